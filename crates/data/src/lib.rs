@@ -1,0 +1,3 @@
+//! Rows of instruction data → token ids, labels and padding-free batches (stages 2–8 of the walk).
+
+pub mod conversation;
