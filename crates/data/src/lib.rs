@@ -1,4 +1,11 @@
 //! Rows of instruction data → token ids, labels and padding-free batches (stages 2–8 of the walk).
 
 pub mod conversation;
+pub mod error;
+pub mod formats;
+pub mod labels;
+pub mod loader;
+pub mod pack;
+pub mod rows;
 pub mod shuffle;
+pub mod tokenize;

@@ -1,0 +1,134 @@
+//! Tools offered and tools called: JSON inside rows, as text or as it is.
+
+use serde_json::{Map, Value};
+
+use super::take_array;
+use crate::conversation::ToolCall;
+use crate::rows::kind_of;
+
+/// Takes the column of tools: an array of descriptions or the JSON text of one (a lone description
+/// counts as an array of one); `None` when there is no tool.
+///
+/// Descriptions are kept as they are, wrapped (`{"type": "function", "function": {…}}`) or not.
+pub(super) fn take_tools(
+    columns: &mut Map<String, Value>,
+    name: Option<&str>,
+) -> Result<Option<Value>, String> {
+    let Some(name) = name else {
+        return Ok(None);
+    };
+    let lone = match columns.get(name) {
+        Some(Value::Object(_)) => columns.get_mut(name).map(Value::take),
+        Some(Value::String(text)) if text.trim_start().starts_with('{') => {
+            serde_json::from_str(text).ok()
+        }
+        _ => None,
+    };
+    let tools = match lone {
+        Some(tool) => vec![tool],
+        None => take_array(columns, name)?.unwrap_or_default(),
+    };
+    if let Some((at, other)) = tools.iter().enumerate().find(|(_, tool)| !tool.is_object()) {
+        return Err(format!(
+            "`{name}` item {} is {}, not an object",
+            at + 1,
+            kind_of(other)
+        ));
+    }
+    Ok((!tools.is_empty()).then_some(Value::Array(tools)))
+}
+
+/// The words and the calls of a turn that calls tools (LLaMA-Factory's `function_call`).
+///
+/// The text is the JSON of one call or of an array of calls, `{name, arguments}`; a block of thought
+/// (`<think>…</think>`) may come before it. Calls may also stand in `<tool_call>` blocks within other
+/// text.
+pub(super) fn calls_in_text(text: &str) -> Result<(String, Vec<ToolCall>), String> {
+    if text.contains("<tool_call>") {
+        return tagged_calls(text);
+    }
+    let json_from = match text.trim_start().starts_with("<think>") {
+        true => text.find("</think>").map_or(0, |at| at + "</think>".len()),
+        false => 0,
+    };
+    let (words, json) = text.split_at(json_from);
+    Ok((words.to_owned(), calls_of(parse(json)?)?))
+}
+
+/// The calls in `<tool_call>…</tool_call>` blocks and the text around them.
+fn tagged_calls(mut text: &str) -> Result<(String, Vec<ToolCall>), String> {
+    const OPEN: &str = "<tool_call>";
+    const CLOSE: &str = "</tool_call>";
+    let mut words = String::new();
+    let mut calls = Vec::new();
+    while let Some((before, behind)) = text.split_once(OPEN) {
+        let Some((json, rest)) = behind.split_once(CLOSE) else {
+            return Err(format!("`{OPEN}` is not closed by `{CLOSE}`"));
+        };
+        words += before;
+        calls.extend(calls_of(parse(json)?)?);
+        text = rest;
+    }
+    words += text;
+    Ok((words.trim_end().to_owned(), calls))
+}
+
+fn parse(json: &str) -> Result<Value, String> {
+    serde_json::from_str(json.trim()).map_err(|error| format!("the tool call is not JSON: {error}"))
+}
+
+/// The calls that a value describes: one object, or an array of them.
+pub(super) fn calls_of(value: Value) -> Result<Vec<ToolCall>, String> {
+    let items = match value {
+        Value::Array(items) => items,
+        Value::Null => Vec::new(),
+        Value::String(text) if text.trim().is_empty() => Vec::new(),
+        Value::String(text) => {
+            return calls_of(parse(&text)?).map_err(|reason| format!("{reason} (in text)"));
+        }
+        other => vec![other],
+    };
+    let numbered = items.into_iter().enumerate();
+    numbered
+        .map(|(at, item)| call_of(item).map_err(|reason| format!("tool call {}: {reason}", at + 1)))
+        .collect()
+}
+
+/// One call: `{id, type, function: {name, arguments}}` or `{name, arguments}`.
+fn call_of(item: Value) -> Result<ToolCall, String> {
+    let Value::Object(mut outer) = item else {
+        return Err(format!("it is {}, not an object", kind_of(&item)));
+    };
+    let id = match outer.get_mut("id").map(Value::take) {
+        Some(Value::String(id)) => Some(id),
+        Some(Value::Number(id)) => Some(id.to_string()),
+        _ => None,
+    };
+    let mut function = match outer.get_mut("function").map(Value::take) {
+        Some(Value::Object(function)) => function,
+        _ => outer,
+    };
+    let name = match function.get_mut("name").map(Value::take) {
+        Some(Value::String(name)) if !name.is_empty() => name,
+        _ => return Err("it has no `name`".to_owned()),
+    };
+    let arguments = match function.get_mut("arguments").map(Value::take) {
+        None => return Err("it has no `arguments`".to_owned()),
+        Some(Value::String(text)) if text.trim().is_empty() => Value::Object(Map::new()),
+        Some(Value::String(text)) => serde_json::from_str(&text)
+            .map_err(|error| format!("`arguments` is a text that is no JSON: {error}"))?,
+        Some(Value::Null) => Value::Object(Map::new()),
+        Some(arguments) => arguments,
+    };
+    if !arguments.is_object() {
+        return Err(format!(
+            "`arguments` is {}, not an object",
+            kind_of(&arguments)
+        ));
+    }
+    Ok(ToolCall {
+        id,
+        name,
+        arguments,
+    })
+}

@@ -1,0 +1,90 @@
+//! The format of a data set given as a plain path, told from the columns of its first rows.
+
+use serde_json::Value;
+
+use super::{AlpacaColumns, Format, PlainColumns, TurnColumns, quoted};
+use crate::rows::Row;
+
+/// The format that the first rows of a file are written in; `Err` lists the columns that were found.
+///
+/// `messages`, `conversations` or `conversation` with `role` → openai, with `from` → sharegpt;
+/// `instruction`, `prompt` or `question` with `output`, `response`, `completion` or `answer` → alpaca;
+/// `text` → plain.
+pub fn detect(rows: &[Row]) -> Result<Format, String> {
+    let has = |name: &str| rows.iter().any(|row| row.columns.contains_key(name));
+    let first_of = |names: &[&str]| {
+        names
+            .iter()
+            .find(|name| has(name))
+            .map(|name| (*name).to_owned())
+    };
+    let present = |name: &str| has(name).then(|| name.to_owned());
+
+    if let Some(messages) = first_of(&["messages", "conversations", "conversation"]) {
+        let (system, tools) = (present("system"), present("tools"));
+        let turns: Vec<Value> = rows
+            .iter()
+            .flat_map(|row| turns_of(row, &messages))
+            .collect();
+        if turns.iter().any(|turn| turn.get("role").is_some()) {
+            return Ok(Format::OpenAi(TurnColumns {
+                messages,
+                system,
+                tools,
+                ..TurnColumns::openai()
+            }));
+        }
+        if turns.iter().any(|turn| turn.get("from").is_some()) {
+            let mut names = TurnColumns {
+                messages,
+                system,
+                tools,
+                ..TurnColumns::sharegpt()
+            };
+            let speaks = |word: &str| turns.iter().any(|turn| turn["from"] == word);
+            if speaks("user") && !speaks("human") {
+                names.tags.user = "user".to_owned();
+            }
+            if speaks("assistant") && !speaks("gpt") {
+                names.tags.assistant = "assistant".to_owned();
+            }
+            if speaks("tool") && !speaks("observation") {
+                names.tags.observation = "tool".to_owned();
+            }
+            return Ok(Format::Sharegpt(names));
+        }
+    }
+    let prompt = first_of(&["instruction", "prompt", "question"]);
+    let response = first_of(&["output", "response", "completion", "answer"]);
+    if let (Some(prompt), Some(response)) = (prompt, response) {
+        return Ok(Format::Alpaca(AlpacaColumns {
+            prompt,
+            query: present("input"),
+            response,
+            history: present("history"),
+            system: present("system"),
+            tools: present("tools"),
+        }));
+    }
+    if has("text") {
+        return Ok(Format::Plain(PlainColumns {
+            text: Some("text".to_owned()),
+        }));
+    }
+    let mut columns: Vec<&str> = Vec::new();
+    for name in rows.iter().flat_map(|row| row.columns.keys()) {
+        if !columns.contains(&name.as_str()) && columns.len() < 16 {
+            columns.push(name);
+        }
+    }
+    Err(format!("its columns fit no format: {}", quoted(columns)))
+}
+
+/// The turns of a row, also where a csv or parquet file holds them as JSON text.
+fn turns_of(row: &Row, column: &str) -> Vec<Value> {
+    match row.columns.get(column) {
+        Some(Value::Array(turns)) => turns.clone(),
+        Some(Value::String(text)) => serde_json::from_str(text).unwrap_or_default(),
+        _ => Vec::new(),
+    }
+}

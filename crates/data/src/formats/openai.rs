@@ -1,0 +1,169 @@
+//! OpenAI messages: `{"role": …, "content": …}` with tool calls.
+//!
+//! `{messages: [{role, content, tool_calls, reasoning_content, name, tool_call_id, weight}, …], tools}`.
+//! Roles are system (or developer), user, assistant and tool; the content is a text, a list of text
+//! parts, or absent where the assistant only calls tools. Every result of a tool stays a message of
+//! its own. Parts `{"type": "reasoning" | "tool_call", "value": …}` of newer LLaMA-Factory data are
+//! read as well.
+
+use serde_json::{Map, Value};
+
+use super::calls::{calls_in_text, calls_of};
+use super::turns::{self, Tags, TurnColumns, supervised};
+use super::{Talk, quoted};
+use crate::conversation::{Message, Role, ToolCall};
+use crate::rows::kind_of;
+
+pub(super) fn convert(
+    names: &TurnColumns,
+    columns: &mut Map<String, Value>,
+) -> Result<Talk, String> {
+    turns::convert(names, columns, message_of)
+}
+
+fn message_of(tags: &Tags, mut fields: Map<String, Value>) -> Result<Message, String> {
+    let role_word = match fields.get(&tags.role) {
+        Some(Value::String(role)) => role.clone(),
+        Some(other) => return Err(format!("`{}` is {}, not a text", tags.role, kind_of(other))),
+        None => {
+            return Err(format!(
+                "no `{}` (it has {})",
+                tags.role,
+                quoted(fields.keys().map(String::as_str))
+            ));
+        }
+    };
+    let role = role_of(tags, &role_word)?;
+    let mut message = Message::text(role, "");
+    message.supervised = supervised(&fields)?;
+    let mut take = |key: &str| {
+        fields
+            .get_mut(key)
+            .map(Value::take)
+            .filter(|value| !value.is_null())
+    };
+    for key in ["reasoning_content", "reasoning", "thinking"] {
+        if let Some(Value::String(text)) = take(key).filter(|_| message.reasoning.is_none()) {
+            message.reasoning = Some(text).filter(|text| !text.is_empty());
+        }
+    }
+    let content = take(&tags.content);
+    let has_content = content.is_some();
+    match content {
+        None => {}
+        Some(Value::String(text)) if role_word == tags.function => {
+            (message.content, message.tool_calls) = calls_in_text(&text)?;
+        }
+        Some(Value::String(text)) => message.content = text,
+        Some(Value::Array(parts)) => {
+            for (at, part) in parts.into_iter().enumerate() {
+                add_part(&mut message, part)
+                    .map_err(|reason| format!("part {}: {reason}", at + 1))?;
+            }
+        }
+        Some(other) => {
+            return Err(format!(
+                "`{}` is {}, not a text or a list of parts",
+                tags.content,
+                kind_of(&other)
+            ));
+        }
+    }
+    message.tool_calls.extend(take_calls(&mut take)?);
+    message.name = take("name").and_then(text_of);
+    message.tool_call_id = take("tool_call_id").and_then(text_of);
+    if role != Role::Assistant && !message.tool_calls.is_empty() {
+        return Err(format!("a message of role `{role_word}` cannot call tools"));
+    }
+    if !has_content && message.tool_calls.is_empty() {
+        return Err(format!("no `{}` and no tool calls", tags.content));
+    }
+    Ok(message)
+}
+
+fn role_of(tags: &Tags, word: &str) -> Result<Role, String> {
+    Ok(match word {
+        word if word == tags.user => Role::User,
+        word if word == tags.assistant || word == tags.function => Role::Assistant,
+        word if word == tags.observation => Role::Tool,
+        word if word == tags.system => Role::System,
+        "developer" => Role::System,
+        // OpenAI's older name for the result of a call.
+        "function" => Role::Tool,
+        word => {
+            let known = [&tags.system, &tags.user, &tags.assistant, &tags.observation];
+            let known = quoted(known.into_iter().map(String::as_str));
+            return Err(format!(
+                "`{}` is `{word}`, which is none of {known}",
+                tags.role
+            ));
+        }
+    })
+}
+
+/// Calls in `tool_calls`, and in the older `function_call`.
+fn take_calls(take: &mut impl FnMut(&str) -> Option<Value>) -> Result<Vec<ToolCall>, String> {
+    let mut calls = take("tool_calls").map_or(Ok(Vec::new()), calls_of)?;
+    if let Some(call) = take("function_call") {
+        calls.extend(calls_of(call)?);
+    }
+    Ok(calls)
+}
+
+fn text_of(value: Value) -> Option<String> {
+    match value {
+        Value::String(text) if !text.is_empty() => Some(text),
+        _ => None,
+    }
+}
+
+/// Adds a part of a content list: texts are joined without anything between them.
+fn add_part(message: &mut Message, part: Value) -> Result<(), String> {
+    let mut part = match part {
+        Value::String(text) => {
+            message.content += &text;
+            return Ok(());
+        }
+        Value::Object(part) => part,
+        other => {
+            return Err(format!(
+                "it is {}, not a text or an object",
+                kind_of(&other)
+            ));
+        }
+    };
+    let kind = part
+        .get("type")
+        .and_then(Value::as_str)
+        .unwrap_or("text")
+        .to_owned();
+    let mut take = |keys: &[&str]| {
+        let found = keys
+            .iter()
+            .find(|key| part.get(**key).is_some_and(|value| !value.is_null()));
+        found.and_then(|key| part.get_mut(*key)).map(Value::take)
+    };
+    let text = |value: Option<Value>| match value {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(format!(
+            "the words of a `{kind}` part are {}, not a text",
+            kind_of(&other)
+        )),
+        None => Err(format!("a `{kind}` part without words")),
+    };
+    match kind.as_str() {
+        "text" | "input_text" | "output_text" => {
+            message.content += &text(take(&["text", "value"]))?
+        }
+        "reasoning" | "thinking" => {
+            let words = text(take(&["text", "value", "thinking", "reasoning"]))?;
+            message.reasoning.get_or_insert_default().push_str(&words);
+        }
+        "tool_call" => match take(&["value", "tool_call", "function"]) {
+            Some(call) => message.tool_calls.extend(calls_of(call)?),
+            None => return Err("a `tool_call` part without a call".to_owned()),
+        },
+        _ => return Err(format!("its type is `{kind}`; only text is supported")),
+    }
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! Parquet files, row by row: lists become arrays, structs objects in the order of the schema.
+//!
+//! A row's `line` is its 1-based number in the file. The decoder of the `parquet` crate is not meant
+//! for hostile files and may panic on one; that is caught here and becomes an error.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use parquet::errors::ParquetError;
+use parquet::file::reader::SerializedFileReader;
+use parquet::record::Field;
+use parquet::record::reader::RowIter;
+use serde_json::Value;
+
+use super::{Record, Records};
+use crate::error::DataError;
+
+/// The rows of the file `path`.
+pub(super) fn open(path: &Path) -> Result<Records, DataError> {
+    let unreadable = |source| DataError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    if file.metadata().map_err(unreadable)?.len() == 0 {
+        return Err(DataError::EmptyFile {
+            path: path.to_owned(),
+        });
+    }
+    let rows = guarded(path, 0, || {
+        Ok(RowIter::from_file_into(Box::new(
+            SerializedFileReader::new(file)?,
+        )))
+    })?;
+    Ok(Box::new(ParquetRows {
+        path: path.to_owned(),
+        rows: Some(rows),
+        number: 0,
+    }))
+}
+
+struct ParquetRows {
+    path: PathBuf,
+    /// `None` after an error: the decoder's state is not to be trusted then.
+    rows: Option<RowIter<'static>>,
+    number: u64,
+}
+
+impl Iterator for ParquetRows {
+    type Item = Result<Record, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rows = self.rows.as_mut()?;
+        self.number += 1;
+        match guarded(&self.path, self.number, || rows.next().transpose()) {
+            Ok(row) => {
+                let columns = row?.into_columns().into_iter();
+                let columns = columns
+                    .map(|(name, field)| (name, value_of(field)))
+                    .collect();
+                Some(Ok(Record {
+                    line: self.number,
+                    columns: Ok(columns),
+                }))
+            }
+            Err(error) => {
+                self.rows = None;
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+/// Runs a step of the decoder; its errors and panics name the file and the row.
+fn guarded<T>(
+    path: &Path,
+    row: u64,
+    step: impl FnOnce() -> Result<T, ParquetError>,
+) -> Result<T, DataError> {
+    let reason = match catch_unwind(AssertUnwindSafe(step)) {
+        Ok(Ok(done)) => return Ok(done),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the file is damaged (the decoder gave up)".to_owned(),
+    };
+    Err(DataError::BrokenFile {
+        path: path.to_owned(),
+        line: row,
+        reason,
+        help: "the file is incomplete or damaged: fetch or write it again".to_owned(),
+    })
+}
+
+/// A cell as JSON; dates and decimals as their usual text, bytes as text when they are UTF-8.
+fn value_of(field: Field) -> Value {
+    match field {
+        Field::Null => Value::Null,
+        Field::Bool(value) => Value::Bool(value),
+        Field::Byte(value) => value.into(),
+        Field::Short(value) => value.into(),
+        Field::Int(value) => value.into(),
+        Field::Long(value) => value.into(),
+        Field::UByte(value) => value.into(),
+        Field::UShort(value) => value.into(),
+        Field::UInt(value) => value.into(),
+        Field::ULong(value) => value.into(),
+        Field::Float16(value) => value.to_f64().into(),
+        Field::Float(value) => f64::from(value).into(),
+        Field::Double(value) => value.into(),
+        Field::Str(text) => text.into(),
+        Field::Bytes(ref bytes) => match bytes.as_utf8() {
+            Ok(text) => text.into(),
+            Err(_) => Value::Array(bytes.data().iter().map(|byte| (*byte).into()).collect()),
+        },
+        Field::Group(row) => row
+            .into_columns()
+            .into_iter()
+            .map(|(name, field)| (name, value_of(field)))
+            .collect(),
+        Field::ListInternal(list) => list.elements().iter().cloned().map(value_of).collect(),
+        Field::MapInternal(map) => {
+            let entries = map.entries().iter().map(|(key, value)| {
+                let key = match value_of(key.clone()) {
+                    Value::String(key) => key,
+                    other => other.to_string(),
+                };
+                (key, value_of(value.clone()))
+            });
+            entries.collect()
+        }
+        Field::Decimal(_)
+        | Field::Date(_)
+        | Field::TimeMillis(_)
+        | Field::TimeMicros(_)
+        | Field::TimestampMillis(_)
+        | Field::TimestampMicros(_) => field.to_string().into(),
+    }
+}

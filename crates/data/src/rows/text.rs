@@ -1,0 +1,160 @@
+//! Text files: opening with a look at the first bytes, lines with their numbers, `.txt` rows.
+//!
+//! A `.txt` file is one row per line, in a column named `text`, as in Hugging Face's `text` loader;
+//! blank lines are no rows.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::{MAX_ROW_BYTES, Record, Records};
+use crate::error::DataError;
+
+/// The column that holds the words of a `.txt` file's row.
+pub(super) const TEXT_COLUMN: &str = "text";
+
+/// How many first bytes are looked at.
+const LOOK_BYTES: usize = 8192;
+
+/// Opens a text file behind its byte order mark, if any.
+///
+/// # Errors
+/// When it cannot be read, is empty, or begins like something that is not UTF-8 text.
+pub(super) fn open_checked(path: &Path) -> Result<BufReader<File>, DataError> {
+    let unreadable = |source| DataError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let mut reader = BufReader::with_capacity(1 << 16, File::open(path).map_err(unreadable)?);
+    let start = reader.fill_buf().map_err(unreadable)?;
+    let look = &start[..start.len().min(LOOK_BYTES)];
+    let binary = |found, help| {
+        Err(DataError::Binary {
+            path: path.to_owned(),
+            found,
+            help,
+        })
+    };
+    const DECOMPRESS: &str = "decompress the file first";
+    match look {
+        [] => {
+            return Err(DataError::EmptyFile {
+                path: path.to_owned(),
+            });
+        }
+        [0x1f, 0x8b, ..] => return binary("compressed with gzip", DECOMPRESS),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => return binary("compressed with zstd", DECOMPRESS),
+        [b'P', b'K', 3, 4, ..] => return binary("a zip archive", DECOMPRESS),
+        [b'P', b'A', b'R', b'1', ..] => {
+            return binary("a parquet file", "give it the extension `.parquet`");
+        }
+        [b'A', b'R', b'R', b'O', b'W', b'1', ..] => {
+            return binary("an arrow file", "save the data set as parquet or jsonl");
+        }
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+            return binary("UTF-16", "convert it: `iconv -f UTF-16 -t UTF-8`");
+        }
+        look if look.contains(&0) => {
+            return binary(
+                "binary (it has NUL bytes)",
+                "name a json, jsonl, csv or txt file of UTF-8 text",
+            );
+        }
+        _ => {}
+    }
+    if start.starts_with(b"\xef\xbb\xbf") {
+        reader.consume(3);
+    }
+    Ok(reader)
+}
+
+/// Lines of a reader with their 1-based numbers, without line ends; memory is bounded by
+/// [`MAX_ROW_BYTES`].
+pub(super) struct Lines<R> {
+    path: PathBuf,
+    reader: R,
+    line: u64,
+}
+
+/// A line: its text, or why it cannot be used.
+pub(super) struct Line {
+    pub number: u64,
+    pub text: Result<String, String>,
+}
+
+impl<R: BufRead> Lines<R> {
+    pub(super) fn new(path: &Path, reader: R) -> Self {
+        Self {
+            path: path.to_owned(),
+            reader,
+            line: 0,
+        }
+    }
+
+    fn read(&mut self) -> Result<Option<Line>, DataError> {
+        let unreadable = |source| DataError::Io {
+            path: self.path.clone(),
+            source,
+        };
+        let mut bytes = Vec::new();
+        let limit = MAX_ROW_BYTES as u64 + 1;
+        let read = (&mut self.reader)
+            .take(limit)
+            .read_until(b'\n', &mut bytes)
+            .map_err(unreadable)?;
+        if read == 0 {
+            return Ok(None);
+        }
+        self.line += 1;
+        let number = self.line;
+        if read as u64 == limit && bytes.last() != Some(&b'\n') {
+            self.reader.skip_until(b'\n').map_err(unreadable)?;
+            return Ok(Some(Line {
+                number,
+                text: Err(too_long()),
+            }));
+        }
+        while matches!(bytes.last(), Some(b'\n' | b'\r')) {
+            bytes.pop();
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Some(Line {
+                number,
+                text: Ok(text),
+            })),
+            Err(_) => Err(DataError::NotUtf8 {
+                path: self.path.clone(),
+                line: number,
+            }),
+        }
+    }
+}
+
+/// The reason for a row over [`MAX_ROW_BYTES`].
+pub(super) fn too_long() -> String {
+    format!("the row is longer than {} MiB", MAX_ROW_BYTES >> 20)
+}
+
+impl<R: BufRead> Iterator for Lines<R> {
+    type Item = Result<Line, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.read().transpose()
+    }
+}
+
+/// The rows of a `.txt` file.
+pub(super) fn open(path: &Path) -> Result<Records, DataError> {
+    let lines = Lines::new(path, open_checked(path)?);
+    Ok(Box::new(lines.filter_map(|line| match line {
+        Err(error) => Some(Err(error)),
+        Ok(Line { text: Ok(text), .. }) if text.trim().is_empty() => None,
+        Ok(Line { number, text }) => Some(Ok(Record {
+            line: number,
+            columns:
+                text.map(|text| Map::from_iter([(TEXT_COLUMN.to_owned(), Value::String(text))])),
+        })),
+    })))
+}
