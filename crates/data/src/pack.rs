@@ -1,0 +1,167 @@
+//! Packing (stage 7 of the walk): [`Example`]s → one padding-free [`PackedBatch`].
+//!
+//! Rows are laid end to end. `cu_seqlens` marks where each begins, positions restart at 0, and
+//! nothing else separates them: attention must be causal and block-diagonal by `cu_seqlens`, so rows
+//! never see each other. This is also the one place that shifts labels by one token: a row's last
+//! token has no next token and therefore no target.
+
+use std::collections::BTreeSet;
+
+use crate::labels::{Example, IGNORE_INDEX};
+
+/// Rows that are packed against each other: large enough for a good fill, small enough that rows
+/// stay near their place in the data set.
+pub const WINDOW: usize = 8192;
+
+/// A micro-batch without padding; N is the number of its tokens, B of its rows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PackedBatch {
+    /// Token ids, `[N]`.
+    pub input_ids: Vec<u32>,
+    /// What each token is to predict, `[N]`: the label of the next token of the same row, or
+    /// [`IGNORE_INDEX`] (always so at a row's last token).
+    pub targets: Vec<i32>,
+    /// Place of each token in its row, `[N]`.
+    pub position_ids: Vec<u32>,
+    /// Where each row begins, and N: `[B + 1]`, from 0, strictly increasing.
+    pub cu_seqlens: Vec<u32>,
+    /// Index of each row in the loader's examples, `[B]`.
+    pub rows: Vec<usize>,
+}
+
+impl PackedBatch {
+    /// Lays the given rows end to end; rows without tokens are left out.
+    pub fn new(examples: &[Example], rows: impl IntoIterator<Item = usize>) -> Self {
+        let mut batch = Self {
+            cu_seqlens: vec![0],
+            ..Self::default()
+        };
+        for row in rows {
+            let example = &examples[row];
+            if example.input_ids.is_empty() {
+                continue;
+            }
+            batch.input_ids.extend_from_slice(&example.input_ids);
+            batch.targets.extend_from_slice(&example.labels[1..]);
+            batch.targets.push(IGNORE_INDEX);
+            batch.position_ids.extend(0..example.input_ids.len() as u32);
+            batch.cu_seqlens.push(batch.input_ids.len() as u32);
+            batch.rows.push(row);
+        }
+        batch
+    }
+
+    /// Number of tokens, N.
+    pub fn tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Number of tokens with a target: the ones the loss counts.
+    pub fn supervised(&self) -> usize {
+        self.targets.iter().filter(|&&t| t != IGNORE_INDEX).count()
+    }
+
+    /// Tokens of the longest row.
+    pub fn longest_row(&self) -> usize {
+        let rows = self.cu_seqlens.windows(2);
+        rows.map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0)
+    }
+}
+
+/// Groups rows into bins of at most `capacity` tokens: best fit decreasing inside windows of
+/// [`WINDOW`] rows. The same lengths give the same bins; bins are in the order of their first row,
+/// and rows in a bin keep their order. A row longer than `capacity` has a bin of its own.
+pub fn bins(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
+    let mut all = Vec::new();
+    for start in (0..lengths.len()).step_by(WINDOW) {
+        let window = start..lengths.len().min(start + WINDOW);
+        all.extend(best_fit_decreasing(lengths, window, capacity));
+    }
+    all
+}
+
+fn best_fit_decreasing(
+    lengths: &[usize],
+    window: std::ops::Range<usize>,
+    capacity: usize,
+) -> Vec<Vec<usize>> {
+    let mut rows: Vec<usize> = window.collect();
+    rows.sort_by_key(|&row| (std::cmp::Reverse(lengths[row]), row));
+    let mut bins: Vec<Vec<usize>> = Vec::new();
+    // Open bins by room left, then by age: the first with enough room is the fullest that fits.
+    let mut open: BTreeSet<(usize, usize)> = BTreeSet::new();
+    for row in rows {
+        let need = lengths[row];
+        let (room, bin) = match open.range((need, 0)..).next().copied() {
+            Some(place) => {
+                open.remove(&place);
+                place
+            }
+            None => {
+                bins.push(Vec::new());
+                (capacity.max(need), bins.len() - 1)
+            }
+        };
+        bins[bin].push(row);
+        open.insert((room - need, bin));
+    }
+    for bin in &mut bins {
+        bin.sort_unstable();
+    }
+    bins.sort_unstable_by_key(|bin| bin[0]);
+    bins
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::labels::tests::example;
+
+    #[test]
+    fn targets_are_the_next_label_of_the_same_row() {
+        let rows = [
+            example(&[5, 6, 7, 8], &[-100, -100, 7, 8]),
+            example(&[9, 10], &[9, 10]),
+        ];
+        let batch = PackedBatch::new(&rows, [0, 1]);
+        assert_eq!(batch.input_ids, [5, 6, 7, 8, 9, 10]);
+        assert_eq!(batch.targets, [-100, 7, 8, -100, 10, -100]);
+        assert_eq!(batch.position_ids, [0, 1, 2, 3, 0, 1]);
+        assert_eq!(batch.cu_seqlens, [0, 4, 6]);
+        assert_eq!((batch.tokens(), batch.supervised()), (6, 3));
+        assert_eq!(batch.longest_row(), 4);
+    }
+
+    #[test]
+    fn empty_rows_leave_no_trace() {
+        let rows = [example(&[], &[]), example(&[1], &[1])];
+        let batch = PackedBatch::new(&rows, [0, 1]);
+        assert_eq!(batch.cu_seqlens, [0, 1]);
+        assert_eq!(batch.rows, [1]);
+    }
+
+    #[test]
+    fn every_row_is_in_one_bin_and_no_bin_overflows() {
+        let lengths: Vec<usize> = (0..20_000).map(|i| 1 + (i * 7919) % 700).collect();
+        let bins = bins(&lengths, 1024);
+        let mut seen: Vec<usize> = bins.concat();
+        seen.sort_unstable();
+        assert!(seen.into_iter().eq(0..lengths.len()));
+        for bin in &bins {
+            assert!(bin.iter().map(|&row| lengths[row]).sum::<usize>() <= 1024);
+        }
+    }
+
+    #[test]
+    fn short_rows_fill_bins_to_98_percent() {
+        let lengths: Vec<usize> = (0..1000).map(|i| 20 + (i * i * 31) % 400).collect();
+        let bins = bins(&lengths, 2048);
+        let fill = lengths.iter().sum::<usize>() as f64 / (bins.len() * 2048) as f64;
+        assert!(fill > 0.98, "{fill}");
+    }
+
+    #[test]
+    fn a_row_longer_than_the_bin_stands_alone() {
+        assert_eq!(bins(&[3, 50, 4], 10), [vec![0, 2], vec![1]]);
+    }
+}
