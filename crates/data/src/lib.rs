@@ -1,6 +1,8 @@
 //! Rows of instruction data → token ids, labels and padding-free batches (stages 2–8 of the walk).
 
 pub mod conversation;
+pub mod dataset;
+pub mod dataset_info;
 pub mod error;
 pub mod formats;
 pub mod labels;

@@ -1,0 +1,363 @@
+//! Assembly: the data sets of a run → conversations to train on and to evaluate on.
+//!
+//! In: names and the options of the configuration. Out: [`LoadedData`] with every dropped row counted
+//! and kept with its reason. Data sets are concatenated in the order of their names; the order of an
+//! epoch is the loader's business.
+
+use std::path::PathBuf;
+
+use crate::conversation::Conversation;
+use crate::dataset_info::{self, Entry};
+use crate::error::DataError;
+use crate::formats::{Format, detect};
+use crate::rows::{FileKind, Row, RowProblem, Rows, Source};
+use crate::shuffle::Pcg64;
+
+/// How many first rows tell the format of a plain path.
+const DETECT_ROWS: usize = 32;
+/// How many malformed rows an error lists.
+const LISTED_PROBLEMS: usize = 5;
+/// How many names of unread columns are kept.
+const UNREAD_COLUMNS: usize = 32;
+
+/// What the rows are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Plain text, everything supervised (`stage: pt`).
+    Pt,
+    /// Questions and answers (`stage: sft`).
+    Sft,
+}
+
+/// How much of the training data is held out for evaluation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ValSize {
+    /// So many rows.
+    Rows(usize),
+    /// This part of them, above 0 and below 1; rounded up to whole rows.
+    Fraction(f64),
+}
+
+/// How many malformed rows are dropped before it is an error.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ProblemLimit {
+    /// So many rows over all data sets.
+    Rows(u64),
+    /// This part of all rows read, from 0 to 1.
+    Fraction(f64),
+}
+
+/// What is to be loaded: the keys of the configuration that concern rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DatasetOptions {
+    /// Names or paths of the data sets to train on.
+    pub dataset: Vec<String>,
+    /// Names or paths of the data sets to evaluate on.
+    pub eval_dataset: Vec<String>,
+    /// The folder of `dataset_info.json` and of the files it names.
+    pub dataset_dir: PathBuf,
+    /// What the rows are for.
+    pub stage: Stage,
+    /// Only the first so many rows of each data set.
+    pub max_samples: Option<usize>,
+    /// What is held out of the training data; not together with `eval_dataset`.
+    pub val_size: Option<ValSize>,
+    /// Seed of the held-out choice and of `num_samples`.
+    pub seed: u64,
+    /// When dropped rows are an error.
+    pub problem_limit: ProblemLimit,
+}
+
+/// What was loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadedData {
+    /// Rows to train on.
+    pub train: Vec<Conversation>,
+    /// Rows to evaluate on: held out of the training data, or of `eval_dataset`.
+    pub eval: Vec<Conversation>,
+    /// How each data set was read, those of `dataset` first.
+    pub reports: Vec<DatasetReport>,
+    /// Every row that was dropped, and why.
+    pub problems: Vec<RowProblem>,
+}
+
+/// How a data set was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DatasetReport {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its files, in the order read.
+    pub files: Vec<PathBuf>,
+    /// How its rows are written.
+    pub format: Format,
+    /// Whether the format was told from the columns, not from `dataset_info.json`.
+    pub detected: bool,
+    /// Records read, good and bad.
+    pub rows_read: u64,
+    /// Records dropped as malformed.
+    pub rows_dropped: u64,
+    /// Rows given to the run (with `num_samples` not the difference of the two).
+    pub rows_used: u64,
+    /// Columns that rows have and the format does not read, the first 32 met.
+    pub unread_columns: Vec<String>,
+    /// What a reader of its entry would not expect.
+    pub notes: Vec<String>,
+}
+
+/// Loads all data sets of a run.
+///
+/// # Errors
+/// When a data set cannot be found or read, has no good row, when more rows are malformed than
+/// `problem_limit` allows, or when `val_size` leaves no row on either side.
+pub fn load(options: &DatasetOptions) -> Result<LoadedData, DataError> {
+    if options.dataset.is_empty() && options.eval_dataset.is_empty() {
+        return Err(DataError::Option {
+            key: "dataset",
+            reason: "no data set is named".to_owned(),
+            help: "set `dataset` to an entry of dataset_info.json or to the path of a data file"
+                .to_owned(),
+        });
+    }
+    if options.val_size.is_some() && !options.eval_dataset.is_empty() {
+        return Err(DataError::Option {
+            key: "val_size",
+            reason: "it cannot be set together with `eval_dataset`".to_owned(),
+            help: "remove one of the two".to_owned(),
+        });
+    }
+    let mut loaded = LoadedData {
+        train: Vec::new(),
+        eval: Vec::new(),
+        reports: Vec::new(),
+        problems: Vec::new(),
+    };
+    for name in &options.dataset {
+        loaded.train.extend(read_dataset(
+            name,
+            options,
+            &mut loaded.reports,
+            &mut loaded.problems,
+        )?);
+    }
+    for name in &options.eval_dataset {
+        loaded.eval.extend(read_dataset(
+            name,
+            options,
+            &mut loaded.reports,
+            &mut loaded.problems,
+        )?);
+    }
+    check_limit(options.problem_limit, &loaded)?;
+    if let Some(size) = options.val_size {
+        (loaded.train, loaded.eval) = split(loaded.train, size, options.seed)?;
+    }
+    Ok(loaded)
+}
+
+/// The rows of one data set that count.
+fn read_dataset(
+    name: &str,
+    options: &DatasetOptions,
+    reports: &mut Vec<DatasetReport>,
+    problems: &mut Vec<RowProblem>,
+) -> Result<Vec<Conversation>, DataError> {
+    let entry = dataset_info::find(name, &options.dataset_dir, options.stage)?;
+    let source = Source::open(&entry.path, entry.split.as_deref())?;
+    // Rows are drawn from all of them (`num_samples`) before the first ones are taken.
+    let limit = options.max_samples.unwrap_or(usize::MAX);
+    let mut rows = Rows::open(name, &source).take(if entry.num_samples.is_some() {
+        usize::MAX
+    } else {
+        limit
+    });
+    let first: Vec<_> = rows.by_ref().take(DETECT_ROWS).collect::<Result<_, _>>()?;
+    if first.is_empty() {
+        return Err(DataError::Empty {
+            dataset: name.to_owned(),
+            help: format!("check `{}`", entry.path.display()),
+        });
+    }
+    let detected = entry.format.is_none();
+    let format = format_of(&entry, &source, &first, options.stage)?;
+    let mut report = DatasetReport {
+        name: name.to_owned(),
+        files: source.files,
+        format,
+        detected,
+        rows_read: 0,
+        rows_dropped: 0,
+        rows_used: 0,
+        unread_columns: Vec::new(),
+        notes: entry.notes,
+    };
+    let mut conversations = Vec::new();
+    let dropped_before = problems.len();
+    for row in first.into_iter().map(Ok).chain(rows) {
+        report.rows_read += 1;
+        let converted = row?.and_then(|row| {
+            report.note_unread(&row);
+            report.format.convert(row)
+        });
+        match converted {
+            Ok(conversation) => conversations.push(conversation),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let dropped = &problems[dropped_before..];
+    report.rows_dropped = dropped.len() as u64;
+    if conversations.is_empty() {
+        return Err(too_many(
+            format!(
+                "data set `{name}`: all {} rows are malformed",
+                report.rows_read
+            ),
+            dropped,
+        ));
+    }
+    if let Some(count) = entry.num_samples {
+        conversations = draw(conversations, count, options.seed);
+        conversations.truncate(limit);
+    }
+    report.rows_used = conversations.len() as u64;
+    reports.push(report);
+    Ok(conversations)
+}
+
+/// The format of an entry, or of the first rows of a plain path.
+fn format_of(
+    entry: &Entry,
+    source: &Source,
+    first: &[Result<Row, RowProblem>],
+    stage: Stage,
+) -> Result<Format, DataError> {
+    let unfit = |reason: String, help: &str| {
+        Err(DataError::Format {
+            dataset: entry.name.clone(),
+            reason,
+            help: help.to_owned(),
+        })
+    };
+    const PLAIN: &str =
+        "set `stage: pt` to train on plain text, or name a data set of questions and answers";
+    if source.kind == FileKind::Text && stage == Stage::Sft {
+        return unfit(
+            "a `.txt` file holds plain text, without questions and answers".to_owned(),
+            PLAIN,
+        );
+    }
+    if let Some(format) = &entry.format {
+        return Ok(format.clone());
+    }
+    let good: Vec<Row> = first
+        .iter()
+        .filter_map(|row| row.as_ref().ok().cloned())
+        .collect();
+    if good.is_empty() {
+        let problems: Vec<RowProblem> = first
+            .iter()
+            .filter_map(|row| row.as_ref().err().cloned())
+            .collect();
+        let summary = format!(
+            "data set `{}`: the first {} rows are malformed",
+            entry.name,
+            first.len()
+        );
+        return Err(too_many(summary, &problems));
+    }
+    match detect(&good) {
+        Ok(Format::Plain(_)) => unfit(
+            "its rows hold plain text in the column `text`".to_owned(),
+            PLAIN,
+        ),
+        Ok(format) => Ok(format),
+        Err(reason) => unfit(
+            reason,
+            "make an entry in dataset_info.json whose `columns` say what the columns are, or rename them",
+        ),
+    }
+}
+
+impl DatasetReport {
+    fn note_unread(&mut self, row: &Row) {
+        let read = self.format.columns();
+        for name in row.columns.keys() {
+            if self.unread_columns.len() < UNREAD_COLUMNS
+                && !read.contains(&name.as_str())
+                && !self.unread_columns.contains(name)
+            {
+                self.unread_columns.push(name.clone());
+            }
+        }
+    }
+}
+
+/// `count` rows in random order: each at most once while there are enough, then every row once and
+/// further ones drawn with replacement.
+///
+/// LLaMA-Factory draws the same way from NumPy's global generator; here the seed alone decides.
+fn draw(rows: Vec<Conversation>, count: usize, seed: u64) -> Vec<Conversation> {
+    let mut rng = Pcg64::new(seed);
+    let mut order = rng.permutation(rows.len());
+    order.truncate(count);
+    while order.len() < count {
+        order.push(rng.at_most(rows.len() as u64 - 1) as usize);
+    }
+    order.into_iter().map(|row| rows[row].clone()).collect()
+}
+
+/// Training and held-out rows: `datasets.Dataset.train_test_split(test_size, seed=seed)`, the same
+/// rows in the same order.
+fn split(
+    rows: Vec<Conversation>,
+    size: ValSize,
+    seed: u64,
+) -> Result<(Vec<Conversation>, Vec<Conversation>), DataError> {
+    let total = rows.len();
+    let held_out = match size {
+        ValSize::Rows(count) => count,
+        ValSize::Fraction(part) => (part * total as f64).ceil() as usize,
+    };
+    let fits = match size {
+        ValSize::Fraction(part) => part > 0.0 && part < 1.0,
+        ValSize::Rows(_) => true,
+    };
+    if !fits || held_out == 0 || held_out >= total {
+        return Err(DataError::Option {
+            key: "val_size",
+            reason: format!(
+                "{held_out} of {total} rows would be held out, which leaves nothing to train or to evaluate"
+            ),
+            help: "give a number of rows below the total, or a fraction between 0 and 1".to_owned(),
+        });
+    }
+    let order = Pcg64::new(seed).permutation(total);
+    let mut rows: Vec<Option<Conversation>> = rows.into_iter().map(Some).collect();
+    let mut shuffled = order.into_iter().filter_map(|row| rows[row].take());
+    let eval = shuffled.by_ref().take(held_out).collect();
+    Ok((shuffled.collect(), eval))
+}
+
+fn check_limit(limit: ProblemLimit, loaded: &LoadedData) -> Result<(), DataError> {
+    let read: u64 = loaded.reports.iter().map(|report| report.rows_read).sum();
+    let dropped = loaded.problems.len() as u64;
+    let (over, limit) = match limit {
+        ProblemLimit::Rows(count) => (dropped > count, format!("{count} rows")),
+        ProblemLimit::Fraction(part) => (
+            dropped as f64 > part * read as f64,
+            format!("{} %", part * 100.0),
+        ),
+    };
+    if !over {
+        return Ok(());
+    }
+    let summary = format!("{dropped} of {read} rows are malformed, more than the limit of {limit}");
+    Err(too_many(summary, &loaded.problems))
+}
+
+fn too_many(summary: String, problems: &[RowProblem]) -> DataError {
+    DataError::TooManyProblems {
+        summary,
+        first: problems.iter().take(LISTED_PROBLEMS).cloned().collect(),
+        more: problems.len().saturating_sub(LISTED_PROBLEMS),
+    }
+}

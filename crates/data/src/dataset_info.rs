@@ -1,0 +1,562 @@
+//! `dataset_info.json`: the names of data sets, where their files are and how they are written.
+//!
+//! In: a name of the configuration. Out: an [`Entry`] with a path and a format. The file is
+//! LLaMA-Factory's; what is not supported (hubs, scripts, clouds, preference data, media) is refused
+//! by name. Unlike there, a column or tag that is not listed keeps its default name when others are
+//! listed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::dataset::Stage;
+use crate::error::{DataError, nearby};
+use crate::formats::{AlpacaColumns, Format, PlainColumns, Tags, TurnColumns};
+use crate::rows::{FileKind, kind_of};
+
+/// Name of the file in `dataset_dir`.
+pub const DATASET_INFO: &str = "dataset_info.json";
+
+const HUBS: [&str; 3] = ["hf_hub_url", "ms_hub_url", "om_hub_url"];
+const KEYS: [&str; 14] = [
+    "file_name",
+    "hf_hub_url",
+    "ms_hub_url",
+    "om_hub_url",
+    "script_url",
+    "cloud_file_name",
+    "formatting",
+    "ranking",
+    "subset",
+    "split",
+    "folder",
+    "num_samples",
+    "columns",
+    "tags",
+];
+const COLUMNS: [&str; 13] = [
+    "prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos",
+    "audios", "chosen", "rejected", "kto_tag",
+];
+const TAGS: [&str; 7] = [
+    "role_tag",
+    "content_tag",
+    "user_tag",
+    "assistant_tag",
+    "observation_tag",
+    "function_tag",
+    "system_tag",
+];
+
+/// A data set of local files.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// The name in the configuration.
+    pub name: String,
+    /// File or folder.
+    pub path: PathBuf,
+    /// Only the files of a folder that belong to this split.
+    pub split: Option<String>,
+    /// How the rows are written; `None`: to be told from their columns.
+    pub format: Option<Format>,
+    /// How many rows to draw, if not each once.
+    pub num_samples: Option<usize>,
+    /// What a reader of the entry would not expect.
+    pub notes: Vec<String>,
+}
+
+/// The data set `name`: an entry of `dataset_info.json` in `dataset_dir`, or a path (as it is, or
+/// below `dataset_dir`).
+///
+/// # Errors
+/// When there is no such entry or path, or the entry is wrong or needs what is not supported.
+pub fn find(name: &str, dataset_dir: &Path, stage: Stage) -> Result<Entry, DataError> {
+    let info = read_info(dataset_dir)?;
+    if let Some((path, entries)) = &info
+        && let Some(entry) = entries.get(name)
+    {
+        return EntryReader {
+            path,
+            name,
+            dataset_dir,
+        }
+        .read(entry, stage);
+    }
+    for path in [PathBuf::from(name), dataset_dir.join(name)] {
+        if path.exists() && !name.is_empty() {
+            let format = (stage == Stage::Pt).then(|| Format::Plain(PlainColumns::default()));
+            let (name, notes) = (name.to_owned(), Vec::new());
+            return Ok(Entry {
+                name,
+                path,
+                split: None,
+                format,
+                num_samples: None,
+                notes,
+            });
+        }
+    }
+    Err(unknown(
+        name,
+        dataset_dir,
+        info.as_ref().map(|(_, entries)| entries),
+    ))
+}
+
+/// The path and the entries of a `dataset_info.json`.
+type Info = (PathBuf, Map<String, Value>);
+
+/// `dataset_info.json` of a folder; `None` when the folder has none.
+fn read_info(dataset_dir: &Path) -> Result<Option<Info>, DataError> {
+    let given = dataset_dir.to_string_lossy();
+    if given == "ONLINE" || given.starts_with("REMOTE:") {
+        return Err(DataError::Option {
+            key: "dataset_dir",
+            reason: format!("`{given}` names a hub, and data sets are read from local files only"),
+            help: format!("download the data set, and name a folder with a {DATASET_INFO}"),
+        });
+    }
+    let path = dataset_dir.join(DATASET_INFO);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(DataError::Io { path, source }),
+    };
+    let wrong = |path, reason| DataError::DatasetInfo {
+        path,
+        reason,
+        nearby: Vec::new(),
+        help: r#"the file is one JSON object: {"name": {"file_name": "data.json"}, …}"#.to_owned(),
+    };
+    match serde_json::from_str(text.trim_start_matches('\u{feff}')) {
+        Ok(Value::Object(entries)) => Ok(Some((path, entries))),
+        Ok(other) => Err(wrong(
+            path,
+            format!("the file holds {}, not an object", kind_of(&other)),
+        )),
+        Err(error) => Err(wrong(path, format!("invalid JSON: {error}"))),
+    }
+}
+
+/// The error for a name that is neither an entry nor a path.
+fn unknown(name: &str, dataset_dir: &Path, entries: Option<&Map<String, Value>>) -> DataError {
+    let info = dataset_dir.join(DATASET_INFO);
+    let files: Vec<String> = fs::read_dir(dataset_dir)
+        .map(|found| {
+            found
+                .flatten()
+                .map(|file| file.file_name().to_string_lossy().into_owned())
+                .collect()
+        })
+        .unwrap_or_default();
+    let files = files
+        .iter()
+        .filter(|file| FileKind::of(Path::new(file)).is_ok() && *file != DATASET_INFO);
+    let known = entries.into_iter().flat_map(Map::keys).chain(files);
+    let (place, help) = match entries {
+        Some(_) => (
+            format!("is no entry of `{}`, and no file or folder", info.display()),
+            "check the name; a data set is an entry of that file, or the path of a data file"
+                .to_owned(),
+        ),
+        None => (
+            format!(
+                "is no file or folder, and `{}` does not exist",
+                info.display()
+            ),
+            format!(
+                "set `dataset_dir` to the folder that holds {DATASET_INFO}, or name a data file"
+            ),
+        ),
+    };
+    DataError::UnknownDataset {
+        name: name.to_owned(),
+        reason: place,
+        nearby: nearby(name, known.map(String::as_str)),
+        help,
+    }
+}
+
+/// Reads one entry; knows what to name in a message.
+struct EntryReader<'a> {
+    path: &'a Path,
+    name: &'a str,
+    dataset_dir: &'a Path,
+}
+
+impl EntryReader<'_> {
+    fn read(&self, entry: &Value, stage: Stage) -> Result<Entry, DataError> {
+        let Value::Object(entry) = entry else {
+            return Err(self.wrong("", format!("is {}, not an object", kind_of(entry))));
+        };
+        self.check_keys(entry, "", &KEYS)?;
+        if entry.get("ranking").is_some_and(|ranking| *ranking == true) {
+            return Err(self.preference("ranking"));
+        }
+        let mut notes = Vec::new();
+        let path = self.local_path(entry, &mut notes)?;
+        let split = self.split(entry, &path)?;
+        let columns = self.names(entry, "columns", &COLUMNS)?;
+        let tags = self.names(entry, "tags", &TAGS)?;
+        let format = self.format(entry, &columns, &tags, stage, &mut notes)?;
+        let num_samples = match entry.get("num_samples") {
+            None | Some(Value::Null) => None,
+            Some(value) => match value.as_u64() {
+                Some(count @ 1..) => Some(count as usize),
+                _ => {
+                    return Err(self.wrong(
+                        "num_samples",
+                        format!("is {value}, not a positive whole number"),
+                    ));
+                }
+            },
+        };
+        Ok(Entry {
+            name: self.name.to_owned(),
+            path,
+            split,
+            format: Some(format),
+            num_samples,
+            notes,
+        })
+    }
+
+    /// The file or folder of an entry; hubs, scripts and clouds are refused.
+    fn local_path(
+        &self,
+        entry: &Map<String, Value>,
+        notes: &mut Vec<String>,
+    ) -> Result<PathBuf, DataError> {
+        let file_name = self
+            .text(entry, "file_name")?
+            .map(|name| self.dataset_dir.join(name));
+        for key in HUBS {
+            let Some(hub) = self.text(entry, key)? else {
+                continue;
+            };
+            match file_name.as_ref().filter(|path| path.exists()) {
+                Some(path) => {
+                    notes.push(format!("`{key}` is not used: `{}` is read", path.display()));
+                    break;
+                }
+                None => {
+                    return Err(DataError::Unsupported {
+                        dataset: self.name.to_owned(),
+                        key: key.to_owned(),
+                        reason: format!(
+                            "`{hub}` is on a hub, and data sets are read from local files only"
+                        ),
+                        help: format!(
+                            "download it (for example `hf download --repo-type dataset {hub} --local-dir FOLDER`) and set `file_name` to the file or folder in {}",
+                            self.path.display()
+                        ),
+                    });
+                }
+            }
+        }
+        for (key, what) in [
+            ("script_url", "a loading script would be run"),
+            ("cloud_file_name", "it is in a cloud's store"),
+        ] {
+            if entry.get(key).is_some_and(|value| !value.is_null()) {
+                return Err(DataError::Unsupported {
+                    dataset: self.name.to_owned(),
+                    key: key.to_owned(),
+                    reason: format!("{what}, and data sets are read from local files only"),
+                    help: "save the data as json, jsonl, csv or parquet and set `file_name`"
+                        .to_owned(),
+                });
+            }
+        }
+        let Some(mut path) = file_name else {
+            return Err(self.wrong("file_name", "is missing".to_owned()));
+        };
+        for key in ["folder", "subset"] {
+            if let Some(below) = self.text(entry, key)? {
+                if path.is_file() {
+                    return Err(self.wrong(
+                        key,
+                        format!("is `{below}`, but `file_name` is a single file"),
+                    ));
+                }
+                path.push(below);
+            }
+        }
+        Ok(path)
+    }
+
+    /// The split whose files count; `None`: all files.
+    fn split(&self, entry: &Map<String, Value>, path: &Path) -> Result<Option<String>, DataError> {
+        let Some(split) = self.text(entry, "split")? else {
+            return Ok(None);
+        };
+        if split.contains(['[', '+']) {
+            return Err(DataError::Unsupported {
+                dataset: self.name.to_owned(),
+                key: "split".to_owned(),
+                reason: format!("`{split}` is more than the name of a split"),
+                help: "use `max_samples` for the first rows, or `num_samples` for a random choice"
+                    .to_owned(),
+            });
+        }
+        let starts = |file: &Path| {
+            let file = file
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            file.strip_prefix(split)
+                .is_some_and(|rest| rest.starts_with(['-', '_', '.']))
+        };
+        if path.is_dir() {
+            let mut files = fs::read_dir(path).into_iter().flatten().flatten();
+            // Files that do not tell their split are all `train`, as in Hugging Face's loaders.
+            let told = split != "train" || files.any(|file| starts(&file.path()));
+            return Ok(told.then(|| split.to_owned()));
+        }
+        if path.is_file() && split != "train" && !starts(path) {
+            return Err(self.wrong(
+                "split",
+                format!("is `{split}`, but `file_name` is a single file"),
+            ));
+        }
+        Ok(None)
+    }
+
+    fn format(
+        &self,
+        entry: &Map<String, Value>,
+        columns: &Map<String, Value>,
+        tags: &Map<String, Value>,
+        stage: Stage,
+        notes: &mut Vec<String>,
+    ) -> Result<Format, DataError> {
+        for key in ["images", "videos", "audios"] {
+            if columns.get(key).is_some_and(|column| !column.is_null()) {
+                return Err(DataError::Unsupported {
+                    dataset: self.name.to_owned(),
+                    key: format!("columns.{key}"),
+                    reason: "only text is trained".to_owned(),
+                    help: "leave this data set out of `dataset`".to_owned(),
+                });
+            }
+        }
+        for key in ["chosen", "rejected", "kto_tag"] {
+            if columns.get(key).is_some_and(|column| !column.is_null()) {
+                return Err(self.preference(&format!("columns.{key}")));
+            }
+        }
+        let formatting = self.text(entry, "formatting")?.unwrap_or("alpaca");
+        let (format, reads, uses_tags): (Format, &[&str], bool) = match (formatting, stage) {
+            ("alpaca", Stage::Pt) => {
+                let text = columns
+                    .get("prompt")
+                    .and_then(Value::as_str)
+                    .map(str::to_owned);
+                (Format::Plain(PlainColumns { text }), &["prompt"], false)
+            }
+            ("alpaca", Stage::Sft) => {
+                let reads = &["prompt", "query", "response", "history", "system", "tools"];
+                (Format::Alpaca(self.alpaca(columns)?), reads, false)
+            }
+            ("sharegpt" | "openai", Stage::Pt) => {
+                return Err(DataError::Format {
+                    dataset: self.name.to_owned(),
+                    reason: format!(
+                        "`stage: pt` reads plain text, and the data set's formatting is {formatting}"
+                    ),
+                    help: "set `stage: sft`, or name a data set with a column of text".to_owned(),
+                });
+            }
+            ("sharegpt", Stage::Sft) => {
+                let names = turn_columns(TurnColumns::sharegpt(), columns, tags);
+                (
+                    Format::Sharegpt(names),
+                    &["messages", "system", "tools"],
+                    true,
+                )
+            }
+            ("openai", Stage::Sft) => {
+                let names = turn_columns(TurnColumns::openai(), columns, tags);
+                (
+                    Format::OpenAi(names),
+                    &["messages", "system", "tools"],
+                    true,
+                )
+            }
+            (other, _) => {
+                return Err(DataError::DatasetInfo {
+                    path: self.path.to_owned(),
+                    reason: format!("`{}`: `formatting` is `{other}`", self.name),
+                    nearby: nearby(other, ["alpaca", "sharegpt", "openai"]),
+                    help: "it is one of alpaca, sharegpt, openai".to_owned(),
+                });
+            }
+        };
+        let unread = columns.keys().filter(|key| !reads.contains(&key.as_str()));
+        let mut unread: Vec<String> = unread.map(|key| format!("`columns.{key}`")).collect();
+        if !uses_tags && !tags.is_empty() {
+            unread.push("`tags`".to_owned());
+        }
+        if !unread.is_empty() {
+            notes.push(format!(
+                "{} not read: formatting is {formatting}",
+                unread.join(", ")
+            ));
+        }
+        Ok(format)
+    }
+
+    fn alpaca(&self, columns: &Map<String, Value>) -> Result<AlpacaColumns, DataError> {
+        let mut names = AlpacaColumns::default();
+        for (key, name) in [
+            ("prompt", &mut names.prompt),
+            ("response", &mut names.response),
+        ] {
+            match columns.get(key) {
+                None => {}
+                Some(Value::String(column)) => *name = column.clone(),
+                Some(_) => {
+                    return Err(self.wrong(
+                        &format!("columns.{key}"),
+                        "is null, but every row needs it".to_owned(),
+                    ));
+                }
+            }
+        }
+        for (key, name) in [
+            ("query", &mut names.query),
+            ("history", &mut names.history),
+            ("system", &mut names.system),
+            ("tools", &mut names.tools),
+        ] {
+            if let Some(column) = columns.get(key) {
+                *name = column.as_str().map(str::to_owned);
+            }
+        }
+        Ok(names)
+    }
+
+    /// An object of names (`columns`, `tags`) with known keys, each a text or null.
+    fn names(
+        &self,
+        entry: &Map<String, Value>,
+        key: &str,
+        known: &[&str],
+    ) -> Result<Map<String, Value>, DataError> {
+        let names = match entry.get(key) {
+            None | Some(Value::Null) => return Ok(Map::new()),
+            Some(Value::Object(names)) => names,
+            Some(other) => {
+                return Err(self.wrong(key, format!("is {}, not an object", kind_of(other))));
+            }
+        };
+        self.check_keys(names, key, known)?;
+        for (inner, value) in names {
+            if !value.is_string() && !value.is_null() {
+                return Err(self.wrong(
+                    &format!("{key}.{inner}"),
+                    format!("is {}, not a name", kind_of(value)),
+                ));
+            }
+        }
+        Ok(names.clone())
+    }
+
+    fn check_keys(
+        &self,
+        object: &Map<String, Value>,
+        within: &str,
+        known: &[&str],
+    ) -> Result<(), DataError> {
+        match object.keys().find(|key| !known.contains(&key.as_str())) {
+            None => Ok(()),
+            Some(key) => Err(DataError::DatasetInfo {
+                path: self.path.to_owned(),
+                reason: match within {
+                    "" => format!("`{}`: unknown key `{key}`", self.name),
+                    within => format!("`{}`: unknown key `{key}` in `{within}`", self.name),
+                },
+                nearby: nearby(key, known.iter().copied()),
+                help: format!("known are {}", known.join(", ")),
+            }),
+        }
+    }
+
+    fn text<'a>(
+        &self,
+        entry: &'a Map<String, Value>,
+        key: &str,
+    ) -> Result<Option<&'a str>, DataError> {
+        match entry.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.wrong(key, format!("is {}, not a text", kind_of(other)))),
+        }
+    }
+
+    fn wrong(&self, key: &str, reason: String) -> DataError {
+        let key = if key.is_empty() {
+            String::new()
+        } else {
+            format!(" `{key}`")
+        };
+        DataError::DatasetInfo {
+            path: self.path.to_owned(),
+            reason: format!("`{}`:{key} {reason}", self.name),
+            nearby: Vec::new(),
+            help: "mend the entry".to_owned(),
+        }
+    }
+
+    fn preference(&self, key: &str) -> DataError {
+        DataError::Unsupported {
+            dataset: self.name.to_owned(),
+            key: key.to_owned(),
+            reason: "preference data trains reward models, DPO and KTO, not supervised fine-tuning"
+                .to_owned(),
+            help: "name a data set of questions and answers".to_owned(),
+        }
+    }
+}
+
+/// The default columns and tags of a format with those that an entry names.
+fn turn_columns(
+    mut names: TurnColumns,
+    columns: &Map<String, Value>,
+    tags: &Map<String, Value>,
+) -> TurnColumns {
+    if let Some(Value::String(column)) = columns.get("messages") {
+        names.messages = column.clone();
+    }
+    for (key, name) in [("system", &mut names.system), ("tools", &mut names.tools)] {
+        if let Some(column) = columns.get(key) {
+            *name = column.as_str().map(str::to_owned);
+        }
+    }
+    let Tags {
+        role,
+        content,
+        user,
+        assistant,
+        observation,
+        function,
+        system,
+    } = &mut names.tags;
+    let words = [
+        role,
+        content,
+        user,
+        assistant,
+        observation,
+        function,
+        system,
+    ];
+    for (key, word) in TAGS.into_iter().zip(words) {
+        if let Some(Value::String(tag)) = tags.get(key) {
+            *word = tag.clone();
+        }
+    }
+    names
+}
