@@ -1,1 +1,30 @@
-//! TODO
+//! Tensors, threads and the differentiable operations of a decoder: forward and backward side by side.
+//!
+//! In: views of tensors on one [`Device`]. Out: tensors overwritten or accumulated, as each op says.
+//! Stages 9–12 of the walk are made of these ops; this crate knows no model and no configuration:
+//! an op's constants are its arguments.
+//!
+//! # Dimension letters
+//!
+//! | letter | meaning | letter | meaning |
+//! |---|---|---|---|
+//! | `N` | tokens of a micro-batch | `F` | feed-forward width |
+//! | `C` | hidden width | `V` | vocabulary |
+//! | `H` | attention heads | `R` | LoRA rank |
+//! | `K` | key/value heads | `L` | layers |
+//! | `D` | width of a head | `E` | experts |
+//!
+//! # Storage and arithmetic
+//!
+//! Storage is `f32` or `bf16`; arithmetic is `f32` always. Every reduction has a fixed order that depends on
+//! shapes alone, so results do not depend on the number of threads.
+
+pub mod device;
+pub mod dtype;
+pub mod isa;
+pub mod tensor;
+
+pub use device::{CpuOptions, Device, DeviceError};
+pub use dtype::{DType, Element};
+pub use isa::Isa;
+pub use tensor::{Tensor, View, ViewMut};

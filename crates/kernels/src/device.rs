@@ -1,0 +1,158 @@
+//! Where ops run: today the CPU, with its threads and its instruction set.
+//!
+//! Every op takes `&Device` first and looks inside; nobody above this crate asks what is in it.
+
+use rayon::prelude::*;
+use thiserror::Error;
+
+use crate::{DType, Isa, Tensor};
+
+/// Why a device could not be made.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    /// `SFT_CPU` or the caller named an instruction set that this machine lacks.
+    #[error(
+        "the instruction set `{asked}` was asked for, and this CPU has none of it; it has up to `{best}`\nhelp: unset SFT_CPU or set it to `{best}`"
+    )]
+    IsaMissing {
+        /// What was asked for.
+        asked: Isa,
+        /// The strongest one here.
+        best: Isa,
+    },
+    /// `SFT_CPU` holds a word that is no instruction set.
+    #[error("SFT_CPU: {0}")]
+    IsaUnknown(String),
+    /// More threads than cores were asked for, or none.
+    #[error(
+        "threads: {asked}, and this process may use {cores} cores\nhelp: choose 1 to {cores}, or leave `threads` out"
+    )]
+    Threads {
+        /// What was asked for.
+        asked: usize,
+        /// Cores that the process may use.
+        cores: usize,
+    },
+    /// The operating system refused to start the threads.
+    #[error("cannot start the thread pool: {0}")]
+    Pool(#[from] rayon::ThreadPoolBuildError),
+}
+
+/// How to set up a CPU device.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CpuOptions {
+    /// Number of threads; all cores of the process if `None`.
+    pub threads: Option<usize>,
+    /// Instruction set; the environment's `SFT_CPU`, or else the strongest, if `None`.
+    pub isa: Option<Isa>,
+}
+
+/// Where tensors live and ops run.
+#[derive(Debug)]
+pub struct Device {
+    pool: rayon::ThreadPool,
+    isa: Isa,
+}
+
+impl Device {
+    /// A CPU device.
+    ///
+    /// # Errors
+    /// An instruction set that the machine lacks, more threads than cores, no threads to be had.
+    pub fn cpu(options: CpuOptions) -> Result<Self, DeviceError> {
+        let isa = match (options.isa, std::env::var("SFT_CPU")) {
+            (Some(isa), _) => isa,
+            (None, Ok(name)) => name.parse().map_err(DeviceError::IsaUnknown)?,
+            (None, Err(_)) => Isa::best(),
+        };
+        if !isa.is_available() {
+            return Err(DeviceError::IsaMissing {
+                asked: isa,
+                best: Isa::best(),
+            });
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = options.threads.unwrap_or(cores);
+        if threads == 0 || threads > cores {
+            return Err(DeviceError::Threads {
+                asked: threads,
+                cores,
+            });
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("sft-{i}"))
+            .build()?;
+        Ok(Self { pool, isa })
+    }
+
+    /// Runs `f` on one of the device's threads, which saves every op inside it a hand-over.
+    pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(f)
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// A tensor of zeros.
+    pub fn zeros(&self, dtype: DType, shape: &[usize]) -> Tensor {
+        Tensor::zeros(dtype, shape)
+    }
+
+    /// Calls `f(i)` for each `i` below `tasks`, on all threads.
+    ///
+    /// What a task computes must depend on `i` alone: which thread runs it is not fixed.
+    pub fn for_each(&self, tasks: usize, f: impl Fn(usize) + Send + Sync) {
+        if tasks <= 1 || self.threads() == 1 {
+            (0..tasks).for_each(f);
+        } else {
+            self.pool.install(|| (0..tasks).into_par_iter().for_each(f));
+        }
+    }
+
+    /// Splits `out` into chunks of `chunk` elements (the last may be shorter) and calls `f(i, chunk_i)` for each.
+    pub fn for_each_chunk<T: Send>(
+        &self,
+        out: &mut [T],
+        chunk: usize,
+        f: impl Fn(usize, &mut [T]) + Send + Sync,
+    ) {
+        let chunk = chunk.max(1);
+        if out.len() <= chunk || self.threads() == 1 {
+            out.chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i, c));
+        } else {
+            self.pool.install(|| {
+                out.par_chunks_mut(chunk)
+                    .enumerate()
+                    .for_each(|(i, c)| f(i, c))
+            });
+        }
+    }
+
+    /// As [`Device::for_each_chunk`] over two slices in step: chunk `i` of `a` goes with chunk `i` of `b`.
+    pub fn for_each_chunk_pair<T: Send, U: Send>(
+        &self,
+        (a, a_chunk): (&mut [T], usize),
+        (b, b_chunk): (&mut [U], usize),
+        f: impl Fn(usize, &mut [T], &mut [U]) + Send + Sync,
+    ) {
+        let (a_chunk, b_chunk) = (a_chunk.max(1), b_chunk.max(1));
+        debug_assert_eq!(a.len().div_ceil(a_chunk), b.len().div_ceil(b_chunk));
+        if a.len() <= a_chunk || self.threads() == 1 {
+            let pairs = a.chunks_mut(a_chunk).zip(b.chunks_mut(b_chunk));
+            pairs.enumerate().for_each(|(i, (a, b))| f(i, a, b));
+        } else {
+            self.pool.install(|| {
+                let pairs = a.par_chunks_mut(a_chunk).zip(b.par_chunks_mut(b_chunk));
+                pairs.enumerate().for_each(|(i, (a, b))| f(i, a, b));
+            });
+        }
+    }
+}

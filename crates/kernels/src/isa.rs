@@ -1,0 +1,113 @@
+//! Instruction sets of a CPU: which are there, which one is used, and how loops are compiled for it.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// An instruction set that kernels are written for, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// Whatever the compiler targets by default.
+    Portable,
+    /// AVX2 with FMA: 8 `f32` lanes.
+    Avx2,
+    /// AVX-512 F/BW/DQ/VL: 16 `f32` lanes.
+    Avx512,
+    /// AVX-512 with `vdpbf16ps`: products of pairs of `bf16` summed in `f32`.
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// All of them, weakest first.
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+
+    /// The name used by `SFT_CPU` and in the start-up table.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    /// Whether this machine can run it.
+    pub fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            match self {
+                Isa::Portable => true,
+                Isa::Avx2 => avx2,
+                Isa::Avx512 => avx512,
+                Isa::Avx512Bf16 => avx512 && is_x86_feature_detected!("avx512bf16"),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Isa::Portable
+        }
+    }
+
+    /// The strongest one of this machine.
+    pub fn best() -> Isa {
+        let strongest = Isa::ALL.into_iter().rev().find(|isa| isa.is_available());
+        strongest.unwrap_or(Isa::Portable)
+    }
+
+    /// Runs `f` compiled for this instruction set: plain loops inside `f` vectorise for it.
+    ///
+    /// `f` should be small and called once, so that it is inlined.
+    #[inline(always)]
+    pub fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        #[cfg(target_arch = "x86_64")]
+        match self {
+            // SAFETY: an `Isa` other than `Portable` reaches a `Device` only after `is_available`.
+            Isa::Avx512 | Isa::Avx512Bf16 => unsafe { compiled_for_avx512(f) },
+            // SAFETY: as above.
+            Isa::Avx2 => unsafe { compiled_for_avx2(f) },
+            Isa::Portable => f(),
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        f()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[inline]
+fn compiled_for_avx512<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn compiled_for_avx2<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Isa {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let known = Isa::ALL.into_iter().find(|isa| isa.name() == name);
+        known.ok_or_else(|| {
+            let names: Vec<_> = Isa::ALL.iter().map(|isa| isa.name()).collect();
+            format!(
+                "`{name}` is no instruction set known here; one of {}",
+                names.join(", ")
+            )
+        })
+    }
+}
