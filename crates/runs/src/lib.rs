@@ -1,1 +1,51 @@
-//! TODO
+//! What a run leaves behind (stage 14 of the walk): plain structs in, files out.
+//!
+//! The training loop calls three things and knows nothing else of files:
+//!
+//! ```no_run
+//! # use sft_runs::*;
+//! # fn example(options: RecorderOptions, step: StepRecord, summary: Summary) -> Result<()> {
+//! let run = RunFolder::open("saves/run".as_ref(), false, &ResumeFrom::Automatic)?; // locked until dropped
+//! let mut recorder = Recorder::open(&run, options)?;                               // continues when resuming
+//! recorder.record_step(&step)?;
+//! let checkpoint = CheckpointWriter::begin(&run, step.step)?;
+//! // … model, optimizer, cursor into checkpoint.folder() …
+//! recorder.save(&checkpoint)?;
+//! checkpoint.finish()?;
+//! recorder.finish(&summary)?;
+//! # Ok(()) }
+//! ```
+//!
+//! | file | what |
+//! |---|---|
+//! | [`folder`] | the output folder: lock, automatic resume, what is in the way |
+//! | [`atomic`], [`space`] | files that are whole or absent; room on the disk |
+//! | [`checkpoint`] | `checkpoint-N` with a manifest of hashes; list, verify, rotate |
+//! | [`recorder`] | the one façade of the loop |
+//! | [`trainer_log`], [`trainer_state`], [`results`] | `trainer_log.jsonl`, `trainer_state.json`, `*_results.json` |
+
+//! | [`timing`], [`memory`] | elapsed and remaining time; peak memory |
+//!
+//! This crate knows no tensor, no configuration and no data.
+
+pub mod atomic;
+pub mod checkpoint;
+pub mod error;
+pub mod folder;
+pub mod memory;
+pub mod recorder;
+pub mod results;
+pub mod space;
+pub mod timing;
+pub mod trainer_log;
+pub mod trainer_state;
+
+pub use atomic::AtomicFile;
+pub use checkpoint::{Checkpoint, CheckpointWriter, Damaged, Listing};
+pub use error::{Result, RunError};
+pub use folder::{ResumeFrom, RunFolder, Start};
+pub use recorder::{
+    BestMetric, EvalOutcome, EvalRecord, Recorder, RecorderOptions, StepRecord, Summary,
+};
+pub use trainer_log::LogLine;
+pub use trainer_state::TrainerState;

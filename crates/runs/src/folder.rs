@@ -1,0 +1,284 @@
+//! The run's folder: one run at a time, and where it starts.
+//!
+//! In: `output_dir`, `overwrite_output_dir`, `resume_from_checkpoint` → out: a locked [`RunFolder`] that says whether
+//! the run starts fresh or from which checkpoint (stage 14).
+//!
+//! The rule is LLaMA-Factory's (`hparams/parser.py`): without `resume_from_checkpoint` and without
+//! `overwrite_output_dir`, the last checkpoint is resumed; final weights without a checkpoint are an error. Added to it:
+//! a checkpoint must be whole (manifest, sizes, hashes), and checkpoints beyond the starting step, which belong to the
+//! run being overwritten, are set aside and deleted only when the new run has one of its own.
+
+use crate::checkpoint::{self, Checkpoint, Damaged};
+use crate::error::{Result, RunError};
+use crate::space;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const LOCK: &str = ".sft.lock";
+
+/// The weights files whose presence means that a run has ended here (LLaMA-Factory's `CHECKPOINT_NAMES`).
+const FINAL_WEIGHTS: [&str; 6] = [
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
+
+/// The key `resume_from_checkpoint`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ResumeFrom {
+    /// Not given: resume the last checkpoint if there is one and `overwrite_output_dir` is off.
+    #[default]
+    Automatic,
+    /// `true`: the last checkpoint, and an error when there is none.
+    Last,
+    /// A path: this checkpoint, also when it lies in another folder.
+    Path(PathBuf),
+    /// `false`: start from the beginning.
+    Never,
+}
+
+/// Where a run starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// At step 0.
+    Fresh,
+    /// After the step of this checkpoint, whose hashes have been compared.
+    Resume(Checkpoint),
+}
+
+/// An output folder that belongs to this process until the value is dropped.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    start: Start,
+    notes: Vec<String>,
+    /// 1 + the step of the newest checkpoint written by this process; 0 = none yet.
+    written: AtomicU64,
+    // Held for its lock: closing the file releases it.
+    _lock: File,
+}
+
+impl RunFolder {
+    /// Creates or opens `output_dir`, locks it and decides where the run starts.
+    ///
+    /// # Errors
+    /// The folder is in use, not writable or not a folder; it holds a finished model; the checkpoint asked for is
+    /// missing or damaged; no checkpoint is usable. See [`RunError`].
+    pub fn open(
+        output_dir: &Path,
+        overwrite_output_dir: bool,
+        resume_from: &ResumeFrom,
+    ) -> Result<Self> {
+        if output_dir.exists() && !output_dir.is_dir() {
+            return Err(RunError::NotAFolder {
+                path: output_dir.to_path_buf(),
+            });
+        }
+        fs::create_dir_all(output_dir).map_err(|source| match source.kind() {
+            ErrorKind::NotADirectory | ErrorKind::AlreadyExists => RunError::NotAFolder {
+                path: output_dir.to_path_buf(),
+            },
+            _ => RunError::at(output_dir, "create the folder")(source),
+        })?;
+        let mut notes = Vec::new();
+        let lock = lock(output_dir, &mut notes)?;
+        // Safe under the lock: nobody else is at work here.
+        checkpoint::clear_leftovers(output_dir)?;
+        let start = choose_start(output_dir, overwrite_output_dir, resume_from, &mut notes)?;
+        set_aside_later_checkpoints(output_dir, &start, &mut notes)?;
+        Ok(Self {
+            path: output_dir.to_path_buf(),
+            start,
+            notes,
+            written: AtomicU64::new(0),
+            _lock: lock,
+        })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the run starts.
+    pub fn start(&self) -> &Start {
+        &self.start
+    }
+
+    /// Lines for the start of the run: what is resumed, which checkpoints were passed by and why.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Errors when fewer than `needed_bytes` are free here.
+    ///
+    /// # Errors
+    /// [`RunError::NoRoom`], or the file system does not answer.
+    pub fn require_room(&self, needed_bytes: u64) -> Result<()> {
+        space::require_room(&self.path, needed_bytes)
+    }
+
+    /// Remembers a checkpoint of this run; the first one makes those set aside superfluous.
+    pub(crate) fn checkpoint_written(&self, step: u64) -> Result<()> {
+        if self.written.swap(step + 1, Ordering::Relaxed) == 0 {
+            for aside in checkpoint::with_suffix(&self.path, checkpoint::PREVIOUS)? {
+                if checkpoint::is_ours(&aside) {
+                    checkpoint::remove(&aside)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this process wrote the checkpoint of `step` last (its hashes come from its files a moment ago).
+    pub(crate) fn wrote(&self, step: u64) -> bool {
+        self.written.load(Ordering::Relaxed) == step + 1
+    }
+}
+
+fn lock(output_dir: &Path, notes: &mut Vec<String>) -> Result<File> {
+    let path = output_dir.join(LOCK);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(RunError::at(output_dir, "write into the folder"))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // Who holds it is a courtesy of the message: an unreadable file only makes it shorter.
+            let _ = file.take(64).read_to_string(&mut holder);
+            let holder = holder.trim();
+            let holder = if holder.is_empty() { String::new() } else { format!(" ({holder})") };
+            return Err(RunError::FolderInUse { folder: output_dir.to_path_buf(), holder });
+        }
+        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => notes.push(format!(
+            "{}: this file system has no locks; nothing prevents a second run from using the folder",
+            output_dir.display()
+        )),
+        Err(TryLockError::Error(error)) => return Err(RunError::at(output_dir, "lock the folder")(error)),
+    }
+    let write = |file: &mut File| {
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "process {}", std::process::id())
+    };
+    write(&mut file).map_err(RunError::at(output_dir, "write into the folder"))?;
+    Ok(file)
+}
+
+fn choose_start(
+    output_dir: &Path,
+    overwrite_output_dir: bool,
+    resume_from: &ResumeFrom,
+    notes: &mut Vec<String>,
+) -> Result<Start> {
+    let is_required = match resume_from {
+        ResumeFrom::Never => return Ok(Start::Fresh),
+        ResumeFrom::Automatic if overwrite_output_dir => return Ok(Start::Fresh),
+        ResumeFrom::Path(path) => return explicit(path, notes),
+        ResumeFrom::Last => true,
+        ResumeFrom::Automatic => false,
+    };
+    let (good, passed_by) = checkpoint::last_good(output_dir)?;
+    let resumed = good.as_ref().map_or(0, |checkpoint| checkpoint.step);
+    let skipped = passed_by.iter().filter(|damaged| damaged.step > resumed);
+    notes.extend(skipped.map(|damaged| format!("skipped {}", line(damaged))));
+    if let Some(checkpoint) = good {
+        notes.push(format!(
+            "resuming from {} (to start over: `overwrite_output_dir: true` or another `output_dir`)",
+            checkpoint.path.display()
+        ));
+        return Ok(Start::Resume(checkpoint));
+    }
+    let folder = output_dir.to_path_buf();
+    if !passed_by.is_empty() {
+        let reasons = passed_by
+            .iter()
+            .map(|damaged| format!("  {}", line(damaged)))
+            .collect::<Vec<_>>()
+            .join("\n");
+        return Err(RunError::NoUsableCheckpoint { folder, reasons });
+    }
+    if is_required {
+        return Err(RunError::NothingToResume { folder });
+    }
+    match FINAL_WEIGHTS
+        .into_iter()
+        .find(|name| output_dir.join(name).is_file())
+    {
+        Some(weights) => Err(RunError::FinishedModel { folder, weights }),
+        None => Ok(Start::Fresh),
+    }
+}
+
+fn explicit(path: &Path, notes: &mut Vec<String>) -> Result<Start> {
+    let checkpoint = Checkpoint::open(path)?;
+    if !checkpoint.resumable {
+        return Err(RunError::BadCheckpoint {
+            path: path.to_path_buf(),
+            reason: "it holds only the weights (written with `save_only_model: true`)".into(),
+            good: path
+                .parent()
+                .map(checkpoint::complete_names)
+                .unwrap_or_default(),
+        });
+    }
+    checkpoint.verify()?;
+    notes.push(format!("resuming from {}", path.display()));
+    Ok(Start::Resume(checkpoint))
+}
+
+/// Checkpoints after the starting step are not this run's: out of the way of rotation and of the next resume.
+fn set_aside_later_checkpoints(
+    output_dir: &Path,
+    start: &Start,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let step_of_start = match start {
+        Start::Fresh => None,
+        Start::Resume(checkpoint) => Some(checkpoint.step),
+    };
+    let own = match start {
+        // A checkpoint of another folder says nothing about the ones here.
+        Start::Resume(checkpoint) => is_in(&checkpoint.path, output_dir),
+        Start::Fresh => false,
+    };
+    for path in checkpoint::with_suffix(output_dir, "")? {
+        let step =
+            checkpoint::step_of(&path, "").expect("with_suffix returns only names with a step");
+        if own && Some(step) <= step_of_start {
+            continue;
+        }
+        checkpoint::set_aside(&path)?;
+        notes.push(format!(
+            "set aside {} as {} (removed once this run has a checkpoint of its own)",
+            path.display(),
+            checkpoint::PREVIOUS
+        ));
+    }
+    Ok(())
+}
+
+fn is_in(path: &Path, folder: &Path) -> bool {
+    let parent = path
+        .canonicalize()
+        .ok()
+        .and_then(|p| p.parent().map(Path::to_path_buf));
+    parent.is_some() && parent == folder.canonicalize().ok()
+}
+
+fn line(damaged: &Damaged) -> String {
+    format!("{}: {}", damaged.path.display(), damaged.reason)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,537 @@
+//! The recorder: the one thing the training loop tells what happened.
+//!
+//! In: a [`StepRecord`] after every optimizer step, an [`EvalRecord`] after every evaluation, a [`Summary`] at the end →
+//! out: `trainer_log.jsonl`, `trainer_state.json`, `train_results.json`, `all_results.json`, pictures, TensorBoard
+//! events (stage 14). Nothing is printed; a written line is returned so that the caller can show it.
+//!
+//! A resumed recorder continues as if nothing had happened: log, history, sums, best metric, elapsed time and the
+//! TensorBoard folder come from the checkpoint. The training loss is a mean over the steps of all sessions, and rates
+//! are totals over the time of all sessions (transformers divides the totals by the last session's time).
+
+use crate::atomic;
+use crate::checkpoint::CheckpointWriter;
+use crate::error::{Result, RunError};
+use crate::folder::{RunFolder, Start};
+use crate::results::{self, rounded};
+use crate::timing::{self, Stopwatch};
+use crate::trainer_log::{LogLine, TRAINER_LOG, TrainerLog};
+use crate::trainer_state::{TRAINER_STATE, TrainerState};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// The file in a checkpoint that holds what `trainer_state.json` has no field for.
+const RECORDER_STATE: &str = "recorder_state.json";
+
+/// What the recorder has to know of the configuration.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RecorderOptions {
+    /// Optimizer steps of the whole run.
+    pub total_steps: u64,
+    /// `num_train_epochs`, or what `max_steps` amounts to.
+    pub num_train_epochs: f64,
+    /// `logging_steps`: a line every so many steps (at least 1).
+    pub logging_steps: u64,
+    /// `logging_first_step`: a line after step 1 too.
+    pub logging_first_step: bool,
+    /// `save_steps`, for `trainer_state.json`.
+    pub save_steps: u64,
+    /// `eval_steps`, for `trainer_state.json`.
+    pub eval_steps: Option<u64>,
+    /// `per_device_train_batch_size`, for `trainer_state.json`.
+    pub train_batch_size: u64,
+    /// `metric_for_best_model` with `greater_is_better`; absent: no best model is tracked.
+    pub best_metric: Option<BestMetric>,
+}
+
+/// What makes an evaluation the best one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BestMetric {
+    /// The metric's name with or without `eval_`: `loss`, `eval_accuracy`, `eval_<dataset>_loss`, …
+    pub name: String,
+    /// Whether a greater value is better.
+    pub greater_is_better: bool,
+}
+
+/// One optimizer step.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepRecord {
+    /// Number of the step, counted from 1.
+    pub step: u64,
+    /// Epochs done after this step, with the fraction.
+    pub epoch: f64,
+    /// Σ nll / Σ supervised tokens of this step.
+    pub loss: f64,
+    /// Learning rate used in this step.
+    pub learning_rate: f64,
+    /// Gradient norm before clipping.
+    pub grad_norm: Option<f64>,
+    /// Input tokens of this step.
+    pub tokens: u64,
+    /// Supervised tokens of this step.
+    pub supervised_tokens: u64,
+    /// Rows of this step.
+    pub samples: u64,
+    /// Floating-point operations of this step; 0 when not counted.
+    pub flops: f64,
+    /// Peak device memory so far, where the device tells.
+    pub device_peak_bytes: Option<u64>,
+}
+
+/// One evaluation of one data set.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EvalRecord {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Epochs done, with the fraction.
+    pub epoch: f64,
+    /// Name of the data set when there are several (`eval_on_each_dataset`): keys become `eval_<name>_loss`, …
+    pub dataset: Option<String>,
+    /// Σ nll / Σ supervised tokens.
+    pub loss: f64,
+    /// Share of supervised tokens that the model puts first, 0 to 1.
+    pub accuracy: Option<f64>,
+    /// Seconds.
+    pub runtime_s: f64,
+    /// Rows.
+    pub samples: u64,
+    /// Batches.
+    pub batches: u64,
+}
+
+/// The end of a run.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Summary {
+    /// Peak memory of the process or, on a GPU, of the device.
+    pub peak_bytes: Option<u64>,
+    /// Further keys for `train_results.json` and `all_results.json`.
+    pub extra: Map<String, Value>,
+}
+
+/// What an evaluation meant for the run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvalOutcome {
+    /// The line that was written to the log.
+    pub line: LogLine,
+    /// Whether this is the best evaluation so far; false when no best model is tracked.
+    pub is_best: bool,
+    /// Evaluations since the best one; early stopping compares it with its patience.
+    pub evals_since_best: u64,
+}
+
+/// What is carried over a resume beside `trainer_state.json` and the log.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Carried {
+    version: u32,
+    elapsed_s: f64,
+    /// Σ of the finite losses of all steps, and how many they are.
+    loss_sum: f64,
+    loss_steps: u64,
+    /// The same since the last line.
+    window_sum: f64,
+    window_steps: u64,
+    nonfinite_losses: u64,
+    last_logged_step: u64,
+    supervised_tokens: u64,
+    samples: u64,
+    evals_since_best: u64,
+    /// Step of the best evaluation that has a checkpoint.
+    best_checkpoint_step: Option<u64>,
+}
+
+/// Records a run into its folder.
+#[derive(Debug)]
+pub struct Recorder {
+    output_dir: PathBuf,
+    options: RecorderOptions,
+    state: TrainerState,
+    carried: Carried,
+    log: TrainerLog,
+    stopwatch: Stopwatch,
+}
+
+impl Recorder {
+    /// Starts or, when `run` resumes a checkpoint, continues recording.
+    ///
+    /// A fresh start removes the logs and results of an earlier run from the folder.
+    ///
+    /// # Errors
+    /// Any I/O error, or a state in the checkpoint that does not read back, with the path.
+    pub fn open(run: &RunFolder, options: RecorderOptions) -> Result<Self> {
+        let output_dir = run.path().to_path_buf();
+        let (mut state, carried, log) = match run.start() {
+            Start::Fresh => {
+                remove_old_files(&output_dir)?;
+                let carried = Carried {
+                    version: 1,
+                    ..Carried::default()
+                };
+                (
+                    TrainerState::default(),
+                    carried,
+                    TrainerLog::create(&output_dir)?,
+                )
+            }
+            Start::Resume(checkpoint) => {
+                let carried = load_carried(&checkpoint.path)?;
+                let log = TrainerLog::restore(&output_dir, &checkpoint.path)?;
+                (TrainerState::load(&checkpoint.path)?, carried, log)
+            }
+        };
+        state.is_local_process_zero = true;
+        state.is_world_process_zero = true;
+        state.max_steps = options.total_steps;
+        state.num_train_epochs = options.num_train_epochs.ceil() as u64;
+        state.logging_steps = options.logging_steps.max(1);
+        state.save_steps = options.save_steps;
+        state.eval_steps = options.eval_steps;
+        state.train_batch_size = Some(options.train_batch_size);
+        let stopwatch = Stopwatch::start(carried.elapsed_s);
+        Ok(Self {
+            output_dir,
+            options,
+            state,
+            carried,
+            log,
+            stopwatch,
+        })
+    }
+
+    /// Records an optimizer step; returns the line when one is due and was written.
+    ///
+    /// # Errors
+    /// Any I/O error, with the path.
+    pub fn record_step(&mut self, record: &StepRecord) -> Result<Option<LogLine>> {
+        self.state.global_step = record.step;
+        self.state.epoch = record.epoch;
+        self.state.num_input_tokens_seen += record.tokens;
+        self.state.total_flos += record.flops;
+        let carried = &mut self.carried;
+        carried.supervised_tokens += record.supervised_tokens;
+        carried.samples += record.samples;
+        if record.loss.is_finite() {
+            carried.loss_sum += record.loss;
+            carried.loss_steps += 1;
+            carried.window_sum += record.loss;
+            carried.window_steps += 1;
+        } else {
+            carried.nonfinite_losses += 1;
+        }
+        let is_due = record.step.is_multiple_of(self.state.logging_steps)
+            || (record.step == 1 && self.options.logging_first_step);
+        if is_due {
+            self.write_step(record).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    fn write_step(&mut self, record: &StepRecord) -> Result<LogLine> {
+        // 0/0 is NaN: a window in which no loss was finite is written as null.
+        let loss = self.carried.window_sum / self.carried.window_steps as f64;
+        (self.carried.window_sum, self.carried.window_steps) = (0.0, 0);
+        self.carried.last_logged_step = record.step;
+
+        let mut entry = Map::new();
+        entry.insert("loss".into(), loss.into());
+        if let Some(grad_norm) = record.grad_norm {
+            entry.insert("grad_norm".into(), grad_norm.into());
+        }
+        entry.insert("learning_rate".into(), record.learning_rate.into());
+        self.add_history(entry)?;
+
+        let line = LogLine {
+            loss: Some(loss),
+            lr: Some(record.learning_rate),
+            grad_norm: record.grad_norm,
+            vram_allocated: record
+                .device_peak_bytes
+                .map(|b| round2(b as f64 / (1_u64 << 30) as f64)),
+            ..self.progress()
+        };
+        self.log.append(&line)?;
+        Ok(line)
+    }
+
+    /// Records an evaluation and compares it with the best one so far.
+    ///
+    /// # Errors
+    /// Any I/O error, with the path; [`RunError::UnknownMetric`] when `metric_for_best_model` is not among the metrics.
+    pub fn record_eval(&mut self, record: &EvalRecord) -> Result<EvalOutcome> {
+        self.state.global_step = record.step;
+        self.state.epoch = record.epoch;
+        let metrics = eval_metrics(record);
+        let is_best = self.compare_with_best(record, &metrics)?;
+        self.add_history(metrics)?;
+        let line = LogLine {
+            eval_loss: Some(record.loss),
+            eval_accuracy: record.accuracy,
+            eval_perplexity: Some(record.loss.exp()),
+            eval_dataset: record.dataset.clone(),
+            ..self.progress()
+        };
+        self.log.append(&line)?;
+        Ok(EvalOutcome {
+            line,
+            is_best,
+            evals_since_best: self.carried.evals_since_best,
+        })
+    }
+
+    fn compare_with_best(
+        &mut self,
+        record: &EvalRecord,
+        metrics: &Map<String, Value>,
+    ) -> Result<bool> {
+        let Some(wanted) = &self.options.best_metric else {
+            return Ok(false);
+        };
+        let key = if wanted.name.starts_with("eval_") {
+            wanted.name.clone()
+        } else {
+            format!("eval_{}", wanted.name)
+        };
+        let Some(value) = metrics.get(&key) else {
+            if record.dataset.is_some() {
+                return Ok(false); // Another data set of the same evaluation may have it.
+            }
+            let known = metrics.keys().cloned().collect::<Vec<_>>().join(", ");
+            return Err(RunError::UnknownMetric { metric: key, known });
+        };
+        let value = value.as_f64().unwrap_or(f64::NAN);
+        // A comparison with NaN is false: such an evaluation is never the best one.
+        let is_best = value.is_finite()
+            && self.state.best_metric.is_none_or(|best| {
+                if wanted.greater_is_better {
+                    value > best
+                } else {
+                    value < best
+                }
+            });
+        if is_best {
+            self.state.best_metric = Some(value);
+            self.state.best_global_step = Some(record.step);
+            self.carried.evals_since_best = 0;
+        } else {
+            self.carried.evals_since_best += 1;
+        }
+        Ok(is_best)
+    }
+
+    /// Writes the recorder's files into a checkpoint that is being written; resuming that checkpoint continues here.
+    ///
+    /// # Errors
+    /// Any I/O error, with the path.
+    pub fn save(&mut self, checkpoint: &CheckpointWriter<'_>) -> Result<()> {
+        if self.state.best_global_step == Some(checkpoint.step()) {
+            self.state.best_model_checkpoint =
+                Some(checkpoint.final_path().to_string_lossy().into_owned());
+            self.carried.best_checkpoint_step = Some(checkpoint.step());
+        }
+        self.carried.elapsed_s = self.stopwatch.elapsed_s();
+        self.state.save(checkpoint.folder())?;
+        self.log.save(checkpoint.folder())?;
+        atomic::write_json(&checkpoint.folder().join(RECORDER_STATE), &self.carried, 2)
+    }
+
+    /// Ends the run: last line, `train_results.json`, `all_results.json`, `trainer_state.json`.
+    ///
+    /// # Errors
+    /// Any I/O error, with the path.
+    pub fn finish(&mut self, summary: &Summary) -> Result<Map<String, Value>> {
+        let speed = self.speed_metrics();
+        self.add_history(speed.clone())?;
+        self.log.append(&self.progress())?;
+        let mut metrics = speed;
+        metrics.insert("epoch".into(), self.state.epoch.into());
+        self.add_token_metrics(&mut metrics);
+        if let Some(peak_bytes) = summary.peak_bytes {
+            metrics.insert("peak_bytes".into(), peak_bytes.into());
+        }
+        if self.carried.nonfinite_losses > 0 {
+            metrics.insert(
+                "nonfinite_losses".into(),
+                self.carried.nonfinite_losses.into(),
+            );
+        }
+        metrics.extend(summary.extra.clone());
+        results::save(&self.output_dir, "train", &metrics)?;
+        self.state.save(&self.output_dir)?;
+        Ok(metrics)
+    }
+
+    /// Writes `eval_results.json` (an evaluation after training or alone) and merges it into `all_results.json`.
+    ///
+    /// # Errors
+    /// Any I/O error, with the path.
+    pub fn finish_eval(&self, record: &EvalRecord) -> Result<()> {
+        let mut metrics = eval_metrics(record);
+        metrics.insert("epoch".into(), record.epoch.into());
+        results::save(&self.output_dir, "eval", &metrics)
+    }
+
+    /// The state as `trainer_state.json` has it.
+    pub fn state(&self) -> &TrainerState {
+        &self.state
+    }
+
+    /// Step of the best evaluation that has a checkpoint: what `load_best_model_at_end` loads and rotation keeps.
+    pub fn best_checkpoint_step(&self) -> Option<u64> {
+        self.carried.best_checkpoint_step
+    }
+
+    /// Supervised tokens so far.
+    pub fn supervised_tokens(&self) -> u64 {
+        self.carried.supervised_tokens
+    }
+
+    /// Seconds of all sessions so far.
+    pub fn elapsed_s(&self) -> f64 {
+        self.stopwatch.elapsed_s()
+    }
+
+    /// The part of a line that every kind of line has.
+    fn progress(&self) -> LogLine {
+        let (done, total) = (self.state.global_step, self.options.total_steps);
+        let elapsed_s = self.stopwatch.elapsed_s();
+        let tokens = Some(self.state.num_input_tokens_seen).filter(|&tokens| tokens > 0);
+        LogLine {
+            current_steps: done,
+            total_steps: total,
+            epoch: Some(self.state.epoch),
+            percentage: if total == 0 {
+                100.0
+            } else {
+                round2(done as f64 / total as f64 * 100.0)
+            },
+            elapsed_time: timing::format_seconds(elapsed_s),
+            remaining_time: timing::format_seconds(timing::remaining_s(elapsed_s, done, total)),
+            throughput: tokens.map(|tokens| round2(tokens as f64 / elapsed_s.max(1e-9))),
+            total_tokens: tokens,
+            ..LogLine::default()
+        }
+    }
+
+    fn add_history(&mut self, mut entry: Map<String, Value>) -> Result<()> {
+        entry.insert("epoch".into(), self.state.epoch.into());
+        if entry.contains_key("loss") {
+            entry.insert(
+                "num_input_tokens_seen".into(),
+                self.state.num_input_tokens_seen.into(),
+            );
+        }
+        entry.insert("step".into(), self.state.global_step.into());
+        self.state.log_history.push(entry);
+        Ok(())
+    }
+
+    fn speed_metrics(&self) -> Map<String, Value> {
+        let runtime_s = self.stopwatch.elapsed_s().max(1e-9);
+        let mut metrics = Map::new();
+        metrics.insert("train_runtime".into(), rounded(runtime_s, 4));
+        metrics.insert(
+            "train_samples_per_second".into(),
+            rounded(self.carried.samples as f64 / runtime_s, 3),
+        );
+        metrics.insert(
+            "train_steps_per_second".into(),
+            rounded(self.state.global_step as f64 / runtime_s, 3),
+        );
+        metrics.insert("total_flos".into(), self.state.total_flos.into());
+        let loss = if self.carried.loss_steps == 0 && self.carried.nonfinite_losses == 0 {
+            0.0 // No step at all, as transformers reports it.
+        } else {
+            self.carried.loss_sum / self.carried.loss_steps as f64
+        };
+        metrics.insert("train_loss".into(), loss.into());
+        metrics
+    }
+
+    fn add_token_metrics(&self, metrics: &mut Map<String, Value>) {
+        let runtime_s = self.stopwatch.elapsed_s().max(1e-9);
+        let (tokens, supervised) = (
+            self.state.num_input_tokens_seen,
+            self.carried.supervised_tokens,
+        );
+        metrics.insert("num_input_tokens_seen".into(), tokens.into());
+        metrics.insert("num_supervised_tokens_seen".into(), supervised.into());
+        metrics.insert("tokens_per_s".into(), rounded(tokens as f64 / runtime_s, 3));
+        metrics.insert(
+            "supervised_tokens_per_s".into(),
+            rounded(supervised as f64 / runtime_s, 3),
+        );
+    }
+}
+
+/// The metrics of an evaluation under transformers' names, without `epoch` and `step`.
+fn eval_metrics(record: &EvalRecord) -> Map<String, Value> {
+    let prefix = match &record.dataset {
+        Some(dataset) => format!("eval_{dataset}_"),
+        None => "eval_".to_owned(),
+    };
+    let runtime_s = record.runtime_s.max(1e-9);
+    let mut metrics = Map::new();
+    let mut insert = |name: &str, value: Value| metrics.insert(format!("{prefix}{name}"), value);
+    insert("loss", record.loss.into());
+    insert("perplexity", record.loss.exp().into());
+    if let Some(accuracy) = record.accuracy {
+        insert("accuracy", accuracy.into());
+    }
+    insert("runtime", rounded(runtime_s, 4));
+    insert(
+        "samples_per_second",
+        rounded(record.samples as f64 / runtime_s, 3),
+    );
+    insert(
+        "steps_per_second",
+        rounded(record.batches as f64 / runtime_s, 3),
+    );
+    metrics
+}
+
+fn round2(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+/// What a fresh start replaces: an interrupted run must not be read together with an older one's end.
+fn remove_old_files(output_dir: &Path) -> Result<()> {
+    let results = [
+        "train_results.json",
+        "eval_results.json",
+        results::ALL_RESULTS,
+    ];
+    for name in [TRAINER_LOG, TRAINER_STATE].into_iter().chain(results) {
+        let path = output_dir.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(RunError::at(&path, "remove the file of an earlier run")(
+                    error,
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn load_carried(checkpoint: &Path) -> Result<Carried> {
+    let path = checkpoint.join(RECORDER_STATE);
+    let text = fs::read(&path).map_err(RunError::at(&path, "read the state"))?;
+    let carried: Carried = serde_json::from_slice(&text).map_err(|e| RunError::Unreadable {
+        path: path.clone(),
+        reason: e.to_string(),
+    })?;
+    if carried.version != 1 {
+        let reason = format!(
+            "it has layout {}, this program reads layout 1",
+            carried.version
+        );
+        return Err(RunError::Unreadable { path, reason });
+    }
+    Ok(carried)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! `trainer_log.jsonl`: one line a logged step, for people, plots and web pages that follow a run.
+//!
+//! In: [`LogLine`] → out: one whole line, written with one call (stage 14). The keys are LLaMA-Factory's
+//! (`train/callbacks.py`, `LogCallback`), with `grad_norm`, `eval_accuracy` and `eval_perplexity` added; as there,
+//! absent values are left out. A value that is not finite is `null`: JSON has no NaN.
+
+use crate::atomic;
+use crate::error::{Result, RunError};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The file's name.
+pub const TRAINER_LOG: &str = "trainer_log.jsonl";
+
+/// One line of the log.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogLine {
+    /// Optimizer steps done.
+    pub current_steps: u64,
+    /// Optimizer steps of the whole run.
+    pub total_steps: u64,
+    /// Mean training loss of the steps since the last line; `Some(NaN)` is written as `null`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Loss of an evaluation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_loss: Option<f64>,
+    /// Token accuracy of an evaluation, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_accuracy: Option<f64>,
+    /// exp(eval_loss).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_perplexity: Option<f64>,
+    /// Name of the evaluated data set, when there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_dataset: Option<String>,
+    /// Learning rate of the last step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    /// Gradient norm of the last step, before clipping.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grad_norm: Option<f64>,
+    /// Epochs done, with the fraction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<f64>,
+    /// 100 · current_steps / total_steps, two decimals.
+    pub percentage: f64,
+    /// `0:01:23`.
+    pub elapsed_time: String,
+    /// `0:01:23`.
+    pub remaining_time: String,
+    /// Input tokens per second since the run began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throughput: Option<f64>,
+    /// Input tokens since the run began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_tokens: Option<u64>,
+    /// Peak device memory in GiB, two decimals.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vram_allocated: Option<f64>,
+}
+
+/// The open log of a run. At any moment the file is whole lines.
+#[derive(Debug)]
+pub struct TrainerLog {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl TrainerLog {
+    /// Starts an empty log in `output_dir`, replacing an older one.
+    ///
+    /// # Errors
+    /// Any I/O error, with the path.
+    pub fn create(output_dir: &Path) -> Result<Self> {
+        Self::with_content(output_dir, b"")
+    }
+
+    /// Continues from the snapshot that [`save`](TrainerLog::save) wrote into `checkpoint`: what came after it is gone,
+    /// what came before it is there, whatever happened to the file in `output_dir`.
+    ///
+    /// # Errors
+    /// Any I/O error, with the path.
+    pub fn restore(output_dir: &Path, checkpoint: &Path) -> Result<Self> {
+        let snapshot = checkpoint.join(TRAINER_LOG);
+        let content = fs::read(&snapshot).map_err(RunError::at(&snapshot, "read the log"))?;
+        Self::with_content(output_dir, &content)
+    }
+
+    fn with_content(output_dir: &Path, content: &[u8]) -> Result<Self> {
+        let path = output_dir.join(TRAINER_LOG);
+        atomic::write(&path, content)?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(RunError::at(&path, "open the log"))?;
+        Ok(Self {
+            path,
+            file,
+            bytes: content.len() as u64,
+        })
+    }
+
+    /// Appends one line with one write. When that fails half-way (a full disk), the half is taken back.
+    ///
+    /// # Errors
+    /// Any I/O error, with the path.
+    pub fn append(&mut self, line: &LogLine) -> Result<()> {
+        let mut text = serde_json::to_vec(line)
+            .map_err(|e| RunError::at(&self.path, "write the log")(e.into()))?;
+        text.push(b'\n');
+        if let Err(error) = self.file.write_all(&text) {
+            // If even this fails, the error below is the one that matters.
+            let _ = self.file.set_len(self.bytes);
+            return Err(RunError::at(&self.path, "write the log")(error));
+        }
+        self.bytes += text.len() as u64;
+        Ok(())
+    }
+
+    /// Writes a copy of the log so far into the folder of a checkpoint.
+    ///
+    /// # Errors
+    /// Any I/O error, with the path.
+    pub fn save(&self, checkpoint: &Path) -> Result<()> {
+        let mut content = fs::read(&self.path).map_err(RunError::at(&self.path, "read the log"))?;
+        content.truncate(self.bytes as usize);
+        atomic::write(&checkpoint.join(TRAINER_LOG), &content)
+    }
+}
+
+/// Reads a log, ours or LLaMA-Factory's; keys that are not in [`LogLine`] are passed over.
+///
+/// # Errors
+/// Any I/O error, or a line that is not such a JSON object, with path and line number.
+pub fn read(path: &Path) -> Result<Vec<LogLine>> {
+    let text = fs::read_to_string(path).map_err(RunError::at(path, "read the log"))?;
+    let parse = |(index, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|e| RunError::Unreadable {
+            path: path.to_path_buf(),
+            reason: format!("line {}: {e}", index + 1),
+        })
+    };
+    text.lines().enumerate().map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(step: u64) -> LogLine {
+        LogLine {
+            current_steps: step,
+            total_steps: 10,
+            loss: Some(0.5),
+            ..LogLine::default()
+        }
+    }
+
+    #[test]
+    fn a_line_has_llama_factorys_keys_and_leaves_out_what_is_absent() {
+        let line = LogLine {
+            lr: Some(1e-4),
+            epoch: Some(0.25),
+            percentage: 50.0,
+            elapsed_time: "0:00:05".into(),
+            remaining_time: "0:00:05".into(),
+            throughput: Some(12.5),
+            total_tokens: Some(64),
+            ..line(5)
+        };
+        assert_eq!(
+            serde_json::to_string(&line).unwrap(),
+            r#"{"current_steps":5,"total_steps":10,"loss":0.5,"lr":0.0001,"epoch":0.25,"percentage":50.0,"elapsed_time":"0:00:05","remaining_time":"0:00:05","throughput":12.5,"total_tokens":64}"#
+        );
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_is_null_and_the_line_stays_json() {
+        let text = serde_json::to_string(&LogLine {
+            loss: Some(f64::NAN),
+            ..line(1)
+        })
+        .unwrap();
+        assert!(text.contains(r#""loss":null"#), "{text}");
+    }
+
+    #[test]
+    fn every_append_is_on_the_disk_as_a_whole_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = TrainerLog::create(folder.path()).unwrap();
+        for step in 1..=3 {
+            log.append(&line(step)).unwrap();
+            assert_eq!(
+                read(&folder.path().join(TRAINER_LOG)).unwrap().len(),
+                step as usize
+            );
+        }
+    }
+
+    #[test]
+    fn a_restored_log_continues_without_gap_or_repeat() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = tempfile::tempdir().unwrap();
+        let mut log = TrainerLog::create(folder.path()).unwrap();
+        log.append(&line(1)).unwrap();
+        log.append(&line(2)).unwrap();
+        log.save(checkpoint.path()).unwrap();
+        log.append(&line(3)).unwrap();
+        drop(log);
+        let mut log = TrainerLog::restore(folder.path(), checkpoint.path()).unwrap();
+        log.append(&line(3)).unwrap();
+        let steps: Vec<_> = read(&folder.path().join(TRAINER_LOG))
+            .unwrap()
+            .iter()
+            .map(|l| l.current_steps)
+            .collect();
+        assert_eq!(steps, [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_llama_factory_line_reads_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(TRAINER_LOG);
+        fs::write(&path, "{\"current_steps\": 10, \"total_steps\": 96, \"loss\": 1.25, \"reward\": 1, \"percentage\": 10.42, \"elapsed_time\": \"0:00:12\", \"remaining_time\": \"0:01:43\"}\n").unwrap();
+        assert_eq!(read(&path).unwrap()[0].loss, Some(1.25));
+    }
+
+    #[test]
+    fn a_broken_line_is_named_by_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(TRAINER_LOG);
+        fs::write(&path, "{\"current_steps\": 1}\n{\"current").unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("line 2"));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_reported_as_such() {
+        let path = PathBuf::from("/dev/full");
+        let file = OpenOptions::new().append(true).open(&path).unwrap();
+        let mut log = TrainerLog {
+            path,
+            file,
+            bytes: 0,
+        };
+        let error = log.append(&line(1)).unwrap_err();
+        assert!(matches!(error, RunError::DiskFull { .. }), "{error}");
+    }
+}
