@@ -8,6 +8,8 @@ pub mod formats;
 pub mod labels;
 pub mod loader;
 pub mod pack;
+pub mod pipeline;
 pub mod rows;
 pub mod shuffle;
+pub mod template;
 pub mod tokenize;

@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokenizers::AddedToken;
 
 use crate::error::DataError;
+use crate::template::{Mark, Part, Rendered, Segment};
 
 /// The tokenizer of a model, with its special tokens and chat templates.
 #[derive(Debug, Clone)]
@@ -179,6 +180,17 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The text that a token stands for inside a text: spaces kept, special tokens as they are
+    /// spelled, bytes that are no character by themselves as U+FFFD.
+    pub fn text_of(&self, id: u32) -> String {
+        // Decoded after another token, so that nothing at the beginning of a text is stripped.
+        let twice = self.decode(&[id, id], false);
+        match twice.len() % 2 == 0 && twice[..twice.len() / 2] == twice[twice.len() / 2..] {
+            true => twice[twice.len() / 2..].to_owned(),
+            false => twice.strip_prefix(&self.decode(&[id], false)).unwrap_or(&twice).to_owned(),
+        }
+    }
+
     /// The id of a token as the vocabulary spells it.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
@@ -269,6 +281,70 @@ impl Tokenizer {
             help: "the vocabulary has no token for a character and no unknown token; use a tokenizer with byte fallback".into(),
         }
     }
+}
+
+/// A token of a rendered conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MarkedToken {
+    /// Its id.
+    pub id: u32,
+    /// Its turn, and what it is.
+    pub mark: Mark,
+    /// Whether it belongs to what the model answers, not to what it is given.
+    pub is_target: bool,
+}
+
+/// The tokens of a rendered conversation, each segment tokenised by itself.
+///
+/// A token that lies in two parts is an answer where both are learned, else a [`Part::Border`].
+///
+/// # Errors
+/// As [`Tokenizer::encode`].
+pub fn tokens(tokenizer: &Tokenizer, rendered: &Rendered) -> Result<Vec<MarkedToken>, DataError> {
+    let marked = |id, mark: Mark| MarkedToken {
+        id,
+        mark,
+        is_target: mark.part != Part::Prompt,
+    };
+    let mut out = Vec::new();
+    for segment in &rendered.segments {
+        match segment {
+            Segment::Token { id, mark } => out.push(marked(*id, *mark)),
+            Segment::Text { text, spans } => match spans.as_slice() {
+                [(_, mark)] => {
+                    let ids = tokenizer.encode(text)?;
+                    out.extend(ids.into_iter().map(|id| marked(id, *mark)));
+                }
+                spans => {
+                    let tokens = tokenizer.encode_with_ranges(text)?;
+                    let mut first = 0;
+                    out.extend(tokens.into_iter().map(|token| {
+                        let (mark, is_target) = mark_of(&token.range, spans, &mut first);
+                        MarkedToken { id: token.id, mark, is_target }
+                    }));
+                }
+            },
+        }
+    }
+    Ok(out)
+}
+
+/// The mark of a range of text. `first` is the span where the last search ended: tokens come in order.
+fn mark_of(range: &Range<usize>, spans: &[(Range<usize>, Mark)], first: &mut usize) -> (Mark, bool) {
+    while *first + 1 < spans.len() && spans[*first].0.end <= range.start {
+        *first += 1;
+    }
+    let (_, begins) = spans[*first];
+    let overlapped = spans[*first..].iter().take_while(|(span, _)| span.start < range.end.max(range.start + 1));
+    let is_target = begins.part != Part::Prompt;
+    let mut part = begins.part;
+    for (_, other) in overlapped {
+        let learned = |part| matches!(part, Part::Answer | Part::End);
+        if other.part != part && !(learned(other.part) && learned(part)) {
+            part = Part::Border;
+        }
+    }
+    (Mark { part, ..begins }, is_target)
 }
 
 /// Turns ids into text as they come; what it returns is always valid UTF-8.

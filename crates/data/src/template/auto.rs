@@ -1,0 +1,468 @@
+//! The model's own chat template (`template: auto`): one text, tokenised once, with exact spans.
+//!
+//! Spans are found from outside, whatever the template does:
+//! - an answer begins where the prompt that inference renders (the messages before it, with
+//!   `add_generation_prompt`) ends. Where that prompt is no prefix of the whole text, because the
+//!   template shows history otherwise, it begins where the text changes when the answer changes;
+//! - it ends before the text that changes when the message after it changes, and there at the last
+//!   end-of-turn token, which is learned with it. What stands between that token and the next message
+//!   (a line break, a header) belongs to the next prompt.
+//!
+//! The end-of-turn token is the first special token after the answer of a short conversation. Where a
+//! template has none, the end-of-sequence token is put after the last answer, so that the model learns
+//! to stop.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use minijinja::Value as JinjaValue;
+use serde_json::{Map, Value, json};
+
+use super::jinja::{JinjaTemplate, value_of};
+use super::tools::wrapped;
+use super::{Mark, Part, Rendered, Segment, TemplateOptions, Turn};
+use crate::conversation::{Message, Role, ToolCall};
+use crate::error::DataError;
+use crate::tokenize::Tokenizer;
+
+/// Stands in for a message to see where the text changes: a private character no text begins with.
+const STAND_IN: &str = "\u{f8ff}\u{f8fe}";
+
+/// The model's own chat template.
+#[derive(Debug, Clone)]
+pub struct AutoTemplate {
+    templates: BTreeMap<String, JinjaTemplate>,
+    /// Variables that every rendering has: special tokens, `enable_thinking`.
+    variables: Vec<(String, JinjaValue)>,
+    default_system: Option<String>,
+    end: TurnEnd,
+    stop_ids: Vec<u32>,
+}
+
+/// How the template ends an answer.
+#[derive(Debug, Clone, Default)]
+struct TurnEnd {
+    /// The end-of-turn token as text.
+    token: Option<String>,
+    /// What stands between an answer and the words of the next question.
+    between: String,
+    /// What stands after the last answer.
+    tail: String,
+}
+
+impl AutoTemplate {
+    /// The chat template of the tokenizer's model.
+    ///
+    /// # Errors
+    /// There is none, or it does not parse.
+    pub fn load(tokenizer: &Tokenizer, options: &TemplateOptions) -> Result<Self, DataError> {
+        let error = |reason: String, help: &str| DataError::Template {
+            name: "auto".into(),
+            reason,
+            help: help.into(),
+        };
+        if options.tool_format.is_some() {
+            return Err(error(
+                "`tool_format` changes named templates only; the model's own writes tools in its own way".into(),
+                "take `tool_format` out, or set `template` to a name",
+            ));
+        }
+        let mut templates = BTreeMap::new();
+        for (name, source) in tokenizer.chat_templates() {
+            let template = JinjaTemplate::new(source, options.clock).map_err(|reason| {
+                error(
+                    format!("chat template `{name}`: {reason}"),
+                    "set `template` to the name of this model family",
+                )
+            })?;
+            templates.insert(name.clone(), template);
+        }
+        if templates.is_empty() {
+            return Err(error(
+                format!("{} has no chat template", tokenizer.dir().display()),
+                "set `template` to a name (a base model has none of its own: `template: chatml` or `default` will do)",
+            ));
+        }
+        if templates.len() > 1 && !templates.contains_key("default") {
+            let names: Vec<&str> = templates.keys().map(String::as_str).collect();
+            return Err(error(
+                format!(
+                    "the model has the chat templates {} and none called `default`",
+                    names.join(", ")
+                ),
+                "rename the wanted one in tokenizer_config.json",
+            ));
+        }
+        let special = tokenizer.special_tokens().iter();
+        let mut variables: Vec<(String, JinjaValue)> = special
+            .map(|(name, text)| (name.clone(), JinjaValue::from(text.as_str())))
+            .collect();
+        if let Some(thinking) = options.enable_thinking {
+            variables.push(("enable_thinking".into(), JinjaValue::from(thinking)));
+        }
+        if options.preserve_thinking {
+            variables.push(("preserve_thinking".into(), JinjaValue::from(true)));
+        }
+        let mut template = Self {
+            templates,
+            variables,
+            default_system: options.default_system.clone(),
+            end: TurnEnd::default(),
+            stop_ids: Vec::new(),
+        };
+        template.end = template.find_turn_end(tokenizer);
+        let end = template.end.token.as_deref();
+        template.stop_ids = end
+            .and_then(|token| tokenizer.token_id(token))
+            .into_iter()
+            .collect();
+        Ok(template)
+    }
+
+    /// The end-of-turn token's id, if the template has one.
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+
+    /// The whole conversation as text, nothing asked.
+    ///
+    /// # Errors
+    /// What the template refuses.
+    pub fn text(&self, messages: &[Message], tools: Option<&Value>) -> Result<String, String> {
+        Scene::new(self, messages, tools).all()
+    }
+
+    /// See [`super::Template::render_prompt`].
+    pub(super) fn render_prompt(
+        &self,
+        messages: &[Message],
+        tools: Option<&Value>,
+    ) -> Result<Rendered, String> {
+        let text = Scene::new(self, messages, tools).prompt()?;
+        let mark = Mark {
+            turn: 0,
+            part: Part::Prompt,
+        };
+        let spans = vec![(0..text.len(), mark)];
+        Ok(Rendered {
+            segments: vec![Segment::Text { text, spans }],
+            ..Rendered::default()
+        })
+    }
+
+    /// See [`super::Template::render`].
+    pub(super) fn render(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        tools: Option<&Value>,
+    ) -> Result<Rendered, String> {
+        let scene = Scene::new(self, messages, tools);
+        let text = scene.all()?;
+        let mut spans = Vec::new();
+        let mut turns = Vec::new();
+        let mut done = 0;
+        for place in scene.answers() {
+            let found = self.find_answer(&scene, &text, place, done)?;
+            let turn = turns.len() as u32;
+            let parts = [
+                (done..found.answer.start, Part::Prompt),
+                (found.answer.clone(), Part::Answer),
+                (found.answer.end..found.end, Part::End),
+            ];
+            let parts = parts.into_iter().filter(|(range, _)| !range.is_empty());
+            spans.extend(parts.map(|(range, part)| (range, Mark { turn, part })));
+            turns.push(Turn {
+                supervised: scene.supervised(place),
+                rewritten: found.rewritten,
+            });
+            done = found.end;
+        }
+        if turns.is_empty() {
+            return Err("there is no answer to train".into());
+        }
+        let last = turns.len() as u32 - 1;
+        let ends_here = self.end.token.is_none() && scene.answers().last() == Some(scene.len() - 1);
+        let end = tokenizer
+            .eos_id()
+            .filter(|_| ends_here)
+            .map(|id| Segment::Token {
+                id,
+                mark: Mark {
+                    turn: last,
+                    part: Part::End,
+                },
+            });
+        if done < text.len() && end.is_some() {
+            spans.push((
+                done..text.len(),
+                Mark {
+                    turn: last,
+                    part: Part::Border,
+                },
+            ));
+        } else if done < text.len() {
+            // What follows the last end token: a line break, or a question without an answer.
+            spans.push((
+                done..text.len(),
+                Mark {
+                    turn: last + 1,
+                    part: Part::Prompt,
+                },
+            ));
+            turns.push(Turn {
+                supervised: None,
+                rewritten: false,
+            });
+        }
+        let mut segments = vec![Segment::Text { text, spans }];
+        segments.extend(end);
+        Ok(Rendered {
+            segments,
+            turns,
+            shared_end: None,
+        })
+    }
+
+    /// Finds the answer that is message `place`, not before byte `from`.
+    fn find_answer(
+        &self,
+        scene: &Scene<'_>,
+        text: &str,
+        place: usize,
+        from: usize,
+    ) -> Result<Found, String> {
+        let prompt = scene.before(place).prompt();
+        let is_prefix = prompt
+            .as_ref()
+            .is_ok_and(|prompt| text.starts_with(prompt.as_str()));
+        let start = match prompt {
+            Ok(prompt) if is_prefix => prompt.len(),
+            _ => common_prefix(&scene.with_stand_in(place).all()?, text),
+        };
+        let start = start.max(from);
+        let is_last = place + 1 == scene.len();
+        let limit = if is_last {
+            text.len()
+        } else {
+            common_prefix(&scene.with_stand_in(place + 1).all()?, text)
+        };
+        if limit < start {
+            return Err(format!(
+                "the chat template does not show message {} where an answer belongs",
+                place + 1
+            ));
+        }
+        let region = &text[start..limit];
+        let (answer, end) = self.end.split(region, is_last);
+        // What the model itself wrote at this point, to compare with what the template shows now.
+        let rewritten = !is_prefix
+            || (!is_last
+                && !scene.upto(place).all().is_ok_and(|written| {
+                    written
+                        .get(start..)
+                        .is_some_and(|written| written.starts_with(&region[..answer]))
+                }));
+        Ok(Found {
+            answer: start..start + answer,
+            end: start + end,
+            rewritten,
+        })
+    }
+
+    /// Renders a short conversation to see how an answer ends.
+    fn find_turn_end(&self, tokenizer: &Tokenizer) -> TurnEnd {
+        let user = |text: &str| Message::text(Role::User, text);
+        let assistant = |text: &str| Message::text(Role::Assistant, text);
+        let one = [user("question"), assistant("answerone")];
+        let two = [
+            user("question"),
+            assistant("answerone"),
+            user("otherquestion"),
+            assistant("answertwo"),
+        ];
+        let after = |messages: &[Message], until: Option<&str>| -> Option<String> {
+            let text = self.text(messages, None).ok()?;
+            let (_, after) = text.split_once("answerone")?;
+            Some(match until {
+                Some(until) => after.split_once(until)?.0.to_owned(),
+                None => after.to_owned(),
+            })
+        };
+        let tail = after(&one, None).unwrap_or_default();
+        let between = after(&two, Some("otherquestion")).unwrap_or_default();
+        let tokens = tokenizer.encode_with_ranges(&tail).unwrap_or_default();
+        let special = tokens.iter().find(|token| tokenizer.is_special(token.id));
+        let token = special.and_then(|token| tokenizer.token_text(token.id));
+        TurnEnd {
+            token,
+            between,
+            tail,
+        }
+    }
+}
+
+/// Where an answer and its end token are.
+struct Found {
+    answer: Range<usize>,
+    end: usize,
+    rewritten: bool,
+}
+
+impl TurnEnd {
+    /// Splits what follows a prompt: how many bytes are the answer, how many with its end token.
+    fn split(&self, region: &str, is_last: bool) -> (usize, usize) {
+        if let Some(token) = &self.token
+            && let Some(at) = region.rfind(token.as_str())
+        {
+            return (at, at + token.len());
+        }
+        let rest = if is_last { &self.tail } else { &self.between };
+        let answer = region.strip_suffix(rest.as_str()).unwrap_or(region).len();
+        (answer, answer)
+    }
+}
+
+/// A conversation in front of a template.
+#[derive(Clone)]
+struct Scene<'a> {
+    template: &'a AutoTemplate,
+    messages: Vec<JinjaValue>,
+    sources: Vec<Message>,
+    tools: Option<JinjaValue>,
+}
+
+impl<'a> Scene<'a> {
+    fn new(template: &'a AutoTemplate, messages: &[Message], tools: Option<&Value>) -> Self {
+        let has_system = messages
+            .first()
+            .is_some_and(|first| first.role == Role::System);
+        let system = template.default_system.as_ref().filter(|_| !has_system);
+        let system = system.map(|text| Message::text(Role::System, text));
+        let sources: Vec<Message> = system.into_iter().chain(messages.iter().cloned()).collect();
+        let tools = tools.map(|tools| match tools.as_array() {
+            Some(tools) => value_of(&tools.iter().map(wrapped).collect()),
+            None => value_of(tools),
+        });
+        Self {
+            template,
+            messages: sources
+                .iter()
+                .map(|message| value_of(&message_json(message)))
+                .collect(),
+            sources,
+            tools,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    fn answers(&self) -> impl DoubleEndedIterator<Item = usize> + '_ {
+        (0..self.len()).filter(|&i| self.sources[i].role == Role::Assistant)
+    }
+
+    fn supervised(&self, place: usize) -> Option<bool> {
+        self.sources[place].supervised
+    }
+
+    fn before(&self, place: usize) -> Self {
+        let mut scene = self.clone();
+        scene.messages.truncate(place);
+        scene
+    }
+
+    fn upto(&self, place: usize) -> Self {
+        self.before(place + 1)
+    }
+
+    /// The conversation with other words in one message.
+    fn with_stand_in(&self, place: usize) -> Self {
+        let mut scene = self.clone();
+        let message = Message {
+            content: STAND_IN.to_owned(),
+            reasoning: None,
+            tool_calls: Vec::new(),
+            ..self.sources[place].clone()
+        };
+        scene.messages[place] = value_of(&message_json(&message));
+        scene
+    }
+
+    fn all(&self) -> Result<String, String> {
+        self.render(false)
+    }
+
+    fn prompt(&self) -> Result<String, String> {
+        self.render(true)
+    }
+
+    fn render(&self, add_generation_prompt: bool) -> Result<String, String> {
+        let templates = &self.template.templates;
+        let for_tools = self.tools.as_ref().and_then(|_| templates.get("tool_use"));
+        let template = for_tools
+            .or_else(|| templates.get("default"))
+            .or_else(|| templates.values().next());
+        let Some(template) = template else {
+            return Err("the model has no chat template".into());
+        };
+        let none = || JinjaValue::from(());
+        let own = [
+            ("messages", JinjaValue::from(self.messages.clone())),
+            ("tools", self.tools.clone().unwrap_or_else(none)),
+            ("documents", none()),
+            (
+                "add_generation_prompt",
+                JinjaValue::from(add_generation_prompt),
+            ),
+        ];
+        let shared = self
+            .template
+            .variables
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.clone()));
+        template.render(shared.chain(own).collect())
+    }
+}
+
+/// A message as chat templates expect it.
+fn message_json(message: &Message) -> Value {
+    let role = match message.role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+        Role::Tool => "tool",
+    };
+    let mut map = Map::new();
+    map.insert("role".into(), role.into());
+    map.insert("content".into(), message.content.as_str().into());
+    if let Some(reasoning) = &message.reasoning {
+        map.insert("reasoning_content".into(), reasoning.as_str().into());
+    }
+    if !message.tool_calls.is_empty() {
+        let calls = message.tool_calls.iter().map(call_json);
+        map.insert("tool_calls".into(), calls.collect());
+    }
+    if let Some(name) = &message.name {
+        map.insert("name".into(), name.as_str().into());
+    }
+    if let Some(id) = &message.tool_call_id {
+        map.insert("tool_call_id".into(), id.as_str().into());
+    }
+    Value::Object(map)
+}
+
+fn call_json(call: &ToolCall) -> Value {
+    let function = json!({"name": call.name, "arguments": call.arguments});
+    match &call.id {
+        Some(id) => json!({"id": id, "type": "function", "function": function}),
+        None => json!({"type": "function", "function": function}),
+    }
+}
+
+/// Bytes that two texts begin with alike, whole characters only.
+fn common_prefix(a: &str, b: &str) -> usize {
+    let same = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+    b.floor_char_boundary(same)
+}

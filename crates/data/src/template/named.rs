@@ -1,0 +1,567 @@
+//! LLaMA-Factory's named templates: slots with holes, one data file a template under `named/`.
+//!
+//! Each message is written by the slots of its role, and each slot is tokenised by itself, so tokens
+//! never merge across a slot's border. Turns are pairs: what the model is given (prefix, system and
+//! tools before the first, then the question or a tool's result), and what it answers.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::clock::Clock;
+use super::tools::ToolFormat;
+use super::{Mark, Part, Rendered, Segment, TemplateOptions, Turn};
+use crate::conversation::{Message, Role};
+use crate::error::{DataError, nearby};
+use crate::tokenize::Tokenizer;
+
+/// Every named template and its data file.
+const FILES: [(&str, &str); 12] = [
+    ("alpaca", include_str!("named/alpaca.json")),
+    ("chatml", include_str!("named/chatml.json")),
+    ("default", include_str!("named/default.json")),
+    ("empty", include_str!("named/empty.json")),
+    ("llama2", include_str!("named/llama2.json")),
+    ("llama3", include_str!("named/llama3.json")),
+    ("mistral", include_str!("named/mistral.json")),
+    ("phi", include_str!("named/phi.json")),
+    ("qwen", include_str!("named/qwen.json")),
+    ("qwen3", include_str!("named/qwen3.json")),
+    ("qwen3_nothink", include_str!("named/qwen3_nothink.json")),
+    ("vicuna", include_str!("named/vicuna.json")),
+];
+
+/// The names of all named templates, sorted.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    FILES.iter().map(|(name, _)| *name)
+}
+
+/// A data file. Slots that are not given are `{{content}}`; of the assistant, `{{content}}` and the
+/// end-of-sequence token; of a tool's result, the user's; of a call, the assistant's.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Definition {
+    #[serde(default)]
+    prefix: Vec<Slot>,
+    system: Option<Vec<Slot>>,
+    user: Option<Vec<Slot>>,
+    assistant: Option<Vec<Slot>>,
+    observation: Option<Vec<Slot>>,
+    function: Option<Vec<Slot>>,
+    /// How tools are offered, and called unless `function_format` says otherwise.
+    tool_format: Option<String>,
+    function_format: Option<String>,
+    #[serde(default)]
+    default_system: String,
+    #[serde(default)]
+    stop_words: Vec<String>,
+    thought_words: Option<(String, String)>,
+    #[serde(default)]
+    kind: Kind,
+    /// The end-of-sequence token stands only after the last answer.
+    #[serde(default)]
+    efficient_eos: bool,
+    /// The first stop word becomes the end-of-sequence token.
+    #[serde(default)]
+    replace_eos: bool,
+}
+
+/// A stretch that is tokenised by itself.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Slot {
+    /// Text with at most one `{{content}}` (and `{{idx}}`, the number of the turn).
+    Text(String),
+    /// `bos_token` or `eos_token`, if the tokenizer has it.
+    Special { special: String },
+    /// A token of the vocabulary.
+    Token { token: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    #[default]
+    Plain,
+    /// The system message is part of the first question, inside its slot.
+    SystemInQuestion,
+    /// Answers hold thoughts; an answer without one gets an empty one.
+    Reasoning,
+}
+
+/// A named template, ready for one tokenizer.
+#[derive(Debug, Clone)]
+pub struct NamedTemplate {
+    name: String,
+    prefix: Vec<Slot>,
+    system: Vec<Slot>,
+    user: Vec<Slot>,
+    assistant: Vec<Slot>,
+    observation: Vec<Slot>,
+    function: Vec<Slot>,
+    offer_format: ToolFormat,
+    call_format: ToolFormat,
+    default_system: String,
+    thought_words: (String, String),
+    kind: Kind,
+    shared_end: Option<u32>,
+    enable_thinking: Option<bool>,
+    preserve_thinking: bool,
+    clock: Clock,
+    stop_ids: Vec<u32>,
+}
+
+impl NamedTemplate {
+    /// The template `name`; the tokenizer may get another end-of-sequence token.
+    ///
+    /// # Errors
+    /// An unknown name or tool format, an end token that the vocabulary lacks.
+    pub fn load(
+        name: &str,
+        tokenizer: &mut Tokenizer,
+        options: &TemplateOptions,
+    ) -> Result<Self, DataError> {
+        let Some((_, file)) = FILES.iter().find(|(known, _)| *known == name) else {
+            return Err(unknown_template(name));
+        };
+        let definition: Definition = serde_json::from_str(file).map_err(|error| {
+            template_error(
+                name,
+                format!("its data file is wrong: {error}"),
+                "this is a defect of the program: report it",
+            )
+        })?;
+        definition.ready(name, tokenizer, options)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The stop words' ids.
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+
+    /// Whether turns share their end token (`efficient_eos`).
+    pub fn shares_end(&self) -> bool {
+        self.shared_end.is_some()
+    }
+
+    /// See [`super::Template::render`].
+    pub(super) fn render(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        tools: Option<&Value>,
+        last_turn_only: bool,
+    ) -> Result<Rendered, String> {
+        let (system, mut pairs) = self.pairs(messages)?;
+        if self.kind == Kind::Reasoning {
+            let last = pairs.len() - 1;
+            for (i, pair) in pairs.iter_mut().enumerate() {
+                let drop_history = last_turn_only && !self.preserve_thinking && i < last;
+                if self.enable_thinking == Some(false) || drop_history {
+                    pair.answer.content = self.without_thoughts(&pair.answer.content);
+                }
+            }
+        }
+        let mut writer = Writer::new(self, tokenizer);
+        let last = pairs.len() - 1;
+        for (i, pair) in pairs.iter().enumerate() {
+            writer.question(i, system, tools, pair)?;
+            // Where thoughts of earlier turns are left out, their turns get no empty ones either.
+            let wants_thought = self.lacks_thought(&pair.answer.content)
+                && (i == last || !last_turn_only || self.preserve_thinking);
+            if wants_thought {
+                let part = match self.enable_thinking {
+                    Some(true) => Part::Answer,
+                    _ => Part::Prompt,
+                };
+                writer.text(self.empty_thought(), part, i);
+            }
+            writer.answer(i, &pair.answer)?;
+        }
+        let turns = pairs.iter().map(|pair| Turn {
+            supervised: pair.answer.supervised,
+            rewritten: false,
+        });
+        Ok(Rendered {
+            turns: turns.collect(),
+            segments: writer.segments,
+            shared_end: self.shared_end,
+        })
+    }
+
+    /// See [`super::Template::render_prompt`].
+    pub(super) fn render_prompt(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        tools: Option<&Value>,
+    ) -> Result<Rendered, String> {
+        if messages
+            .last()
+            .is_some_and(|last| last.role == Role::Assistant)
+        {
+            return Err("the last message is the assistant's: nothing is asked".into());
+        }
+        let mut messages = messages.to_vec();
+        messages.push(Message::text(Role::Assistant, ""));
+        let (system, mut pairs) = self.pairs(&messages)?;
+        let last = pairs.len() - 1;
+        let mut writer = Writer::new(self, tokenizer);
+        for (i, pair) in pairs.iter_mut().enumerate() {
+            if self.kind == Kind::Reasoning && !self.preserve_thinking && i < last {
+                pair.answer.content = self.without_thoughts(&pair.answer.content);
+            }
+            writer.question(i, system, tools, pair)?;
+            if i < last {
+                writer.answer(i, &pair.answer)?;
+            } else if self.kind == Kind::Reasoning && self.enable_thinking != Some(true) {
+                writer.text(self.empty_thought(), Part::Prompt, i);
+            }
+        }
+        Ok(Rendered {
+            segments: writer.segments,
+            turns: Vec::new(),
+            shared_end: self.shared_end,
+        })
+    }
+
+    /// The system message and the turns; results of several calls are joined as in LLaMA-Factory.
+    fn pairs<'a>(&'a self, messages: &'a [Message]) -> Result<(&'a str, Vec<Pair>), String> {
+        let (given, rest) = match messages.split_first() {
+            Some((first, rest)) if first.role == Role::System => (first.content.as_str(), rest),
+            _ => ("", messages),
+        };
+        let system = if given.is_empty() {
+            &self.default_system
+        } else {
+            given
+        };
+        let mut pairs: Vec<Pair> = Vec::new();
+        let mut question: Option<Message> = None;
+        for message in rest {
+            match (message.role, &mut question) {
+                (Role::System, _) => {
+                    return Err("a system message stands after the first message".into());
+                }
+                (Role::Tool, Some(open)) if open.role == Role::Tool => {
+                    open.content
+                        .push_str("\n</tool_response>\n<tool_response>\n");
+                    open.content.push_str(&message.content);
+                }
+                (Role::User | Role::Tool, Some(open)) => {
+                    return Err(format!(
+                        "{} is followed by {}: the template needs an answer between them",
+                        speaker(open.role),
+                        speaker(message.role)
+                    ));
+                }
+                (Role::User | Role::Tool, open @ None) => *open = Some(message.clone()),
+                (Role::Assistant, open) => {
+                    let Some(question) = open.take() else {
+                        return Err("an answer of the assistant follows nothing to answer: the template needs a user or tool message before it".into());
+                    };
+                    let mut answer = message.clone();
+                    if let (Kind::Reasoning, Some(reasoning)) = (self.kind, &answer.reasoning) {
+                        let (open, close) = &self.thought_words;
+                        answer.content = format!("{open}{reasoning}{close}{}", answer.content);
+                    }
+                    pairs.push(Pair { question, answer });
+                }
+            }
+        }
+        match question {
+            Some(open) => Err(format!(
+                "the last message is {}: there is no answer to train",
+                speaker(open.role)
+            )),
+            None if pairs.is_empty() => Err("there is no answer to train".into()),
+            None => Ok((system, pairs)),
+        }
+    }
+
+    fn empty_thought(&self) -> String {
+        format!("{}{}", self.thought_words.0, self.thought_words.1)
+    }
+
+    fn lacks_thought(&self, answer: &str) -> bool {
+        let (open, close) = &self.thought_words;
+        self.kind == Kind::Reasoning
+            && !answer.contains(open.trim())
+            && !answer.contains(close.trim())
+    }
+
+    /// The answer without its thoughts, and without the line breaks that followed them.
+    fn without_thoughts(&self, answer: &str) -> String {
+        let (open, close) = &self.thought_words;
+        let mut kept = String::new();
+        let mut rest = answer;
+        while let Some((before, inside)) = rest.split_once(open.as_str()) {
+            let Some((_, after)) = inside.split_once(close.as_str()) else {
+                break;
+            };
+            kept.push_str(before);
+            rest = after;
+        }
+        kept.push_str(rest);
+        kept.trim_start_matches('\n').to_owned()
+    }
+}
+
+/// One turn.
+struct Pair {
+    question: Message,
+    answer: Message,
+}
+
+impl Definition {
+    fn ready(
+        self,
+        name: &str,
+        tokenizer: &mut Tokenizer,
+        options: &TemplateOptions,
+    ) -> Result<NamedTemplate, DataError> {
+        let mut stop_ids = Vec::new();
+        for (i, word) in self.stop_words.iter().enumerate() {
+            match i == 0 && self.replace_eos {
+                true => tokenizer.replace_eos(word)?,
+                false => tokenizer.mark_special(word)?,
+            }
+            stop_ids.extend(tokenizer.token_id(word));
+        }
+        let Some(eos) = tokenizer.eos_id() else {
+            return Err(template_error(
+                name,
+                "the tokenizer has no end-of-sequence token".into(),
+                "set `eos_token` in tokenizer_config.json",
+            ));
+        };
+        let content = || Slot::Text("{{content}}".into());
+        let default_answer = match self.efficient_eos {
+            true => vec![content()],
+            false => vec![
+                content(),
+                Slot::Special {
+                    special: "eos_token".into(),
+                },
+            ],
+        };
+        let format_by_name =
+            |name: &str| ToolFormat::by_name(name).ok_or_else(|| unknown_tool_format(name));
+        let own = format_by_name(self.tool_format.as_deref().unwrap_or("default"))?;
+        let own_calls = match &self.function_format {
+            Some(name) => format_by_name(name)?,
+            None => own,
+        };
+        let user = self.user.unwrap_or_else(|| vec![content()]);
+        let assistant = self.assistant.unwrap_or_else(|| default_answer.clone());
+        let mut function = self.function.unwrap_or_else(|| assistant.clone());
+        let (mut offer_format, mut call_format) = (own, own_calls);
+        if let Some(asked) = &options.tool_format {
+            (offer_format, call_format) = (format_by_name(asked)?, format_by_name(asked)?);
+            function = default_answer;
+        }
+        let think = |word: &str| word.to_owned();
+        Ok(NamedTemplate {
+            name: name.to_owned(),
+            prefix: self.prefix,
+            system: self.system.unwrap_or_else(|| vec![content()]),
+            observation: self.observation.unwrap_or_else(|| user.clone()),
+            user,
+            assistant,
+            function,
+            offer_format,
+            call_format,
+            default_system: options
+                .default_system
+                .clone()
+                .unwrap_or(self.default_system),
+            thought_words: self
+                .thought_words
+                .unwrap_or_else(|| (think("<think>\n"), think("\n</think>\n\n"))),
+            kind: self.kind,
+            shared_end: self.efficient_eos.then_some(eos),
+            enable_thinking: options.enable_thinking,
+            preserve_thinking: options.preserve_thinking,
+            clock: options.clock,
+            stop_ids,
+        })
+    }
+}
+
+/// Writes turns as segments.
+struct Writer<'a> {
+    template: &'a NamedTemplate,
+    tokenizer: &'a Tokenizer,
+    segments: Vec<Segment>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(template: &'a NamedTemplate, tokenizer: &'a Tokenizer) -> Self {
+        Self {
+            template,
+            tokenizer,
+            segments: Vec::new(),
+        }
+    }
+
+    fn question(
+        &mut self,
+        turn: usize,
+        system: &str,
+        tools: Option<&Value>,
+        pair: &Pair,
+    ) -> Result<(), String> {
+        let template = self.template;
+        let mut content = pair.question.content.clone();
+        if turn == 0 {
+            self.slots(&template.prefix, "", turn, Part::Prompt)?;
+            if !system.is_empty() || tools.is_some() {
+                let offer = match tools {
+                    Some(tools) => template.offer_format.offer(tools, template.clock)?,
+                    None => String::new(),
+                };
+                let system = format!("{system}{offer}");
+                if template.kind != Kind::SystemInQuestion {
+                    self.slots(&template.system, &system, turn, Part::Prompt)?;
+                } else if let (Some(Slot::Text(slot)), Role::User) =
+                    (template.system.first(), pair.question.role)
+                {
+                    content = slot.replacen("{{content}}", &system, 1) + &content;
+                }
+            }
+        }
+        let slots = match pair.question.role {
+            Role::Tool => &template.observation,
+            _ => &template.user,
+        };
+        self.slots(slots, &content, turn, Part::Prompt)
+    }
+
+    fn answer(&mut self, turn: usize, answer: &Message) -> Result<(), String> {
+        let template = self.template;
+        if answer.tool_calls.is_empty() {
+            return self.slots(&template.assistant, &answer.content, turn, Part::Answer);
+        }
+        let calls = template.call_format.calls(&answer.tool_calls);
+        let content = format!("{}{calls}", answer.content);
+        self.slots(&template.function, &content, turn, Part::Answer)
+    }
+
+    /// Writes `slots` with `content`; of an answer, what follows its content is its end.
+    fn slots(
+        &mut self,
+        slots: &[Slot],
+        content: &str,
+        turn: usize,
+        part: Part,
+    ) -> Result<(), String> {
+        let ended = if part == Part::Answer {
+            Part::End
+        } else {
+            part
+        };
+        let mut now = part;
+        for slot in slots {
+            match slot {
+                Slot::Text(text) => {
+                    let text = text.replacen("{{idx}}", &turn.to_string(), 1);
+                    match text.split_once("{{content}}") {
+                        Some((before, after)) => {
+                            let whole = format!("{before}{content}{after}");
+                            self.marked(whole, before.len() + content.len(), now, ended, turn);
+                            now = ended;
+                        }
+                        None => self.text(text, now, turn),
+                    }
+                }
+                Slot::Special { special } => {
+                    let id = match special.as_str() {
+                        "bos_token" => self.tokenizer.bos_id(),
+                        _ => self.tokenizer.eos_id(),
+                    };
+                    if let Some(id) = id {
+                        self.token(id, now, turn);
+                    }
+                }
+                Slot::Token { token } => {
+                    let Some(id) = self.tokenizer.token_id(token) else {
+                        return Err(format!("the vocabulary has no `{token}`"));
+                    };
+                    self.token(id, now, turn);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn token(&mut self, id: u32, part: Part, turn: usize) {
+        let mark = Mark {
+            turn: turn as u32,
+            part,
+        };
+        self.segments.push(Segment::Token { id, mark });
+    }
+
+    fn text(&mut self, text: String, part: Part, turn: usize) {
+        let end = text.len();
+        self.marked(text, end, part, part, turn);
+    }
+
+    /// Text that is `first` up to the byte `border`, and `second` from there.
+    fn marked(&mut self, text: String, border: usize, first: Part, second: Part, turn: usize) {
+        let turn = turn as u32;
+        let border = if first == second { text.len() } else { border };
+        let parts = [(0..border, first), (border..text.len(), second)];
+        let spans = parts.into_iter().filter(|(range, _)| !range.is_empty());
+        let spans: Vec<_> = spans
+            .map(|(range, part)| (range, Mark { turn, part }))
+            .collect();
+        if !spans.is_empty() {
+            self.segments.push(Segment::Text { text, spans });
+        }
+    }
+}
+
+fn speaker(role: Role) -> &'static str {
+    match role {
+        Role::System => "a system message",
+        Role::User => "a user message",
+        Role::Assistant => "an answer",
+        Role::Tool => "a tool message",
+    }
+}
+
+fn template_error(name: &str, reason: String, help: &str) -> DataError {
+    DataError::Template {
+        name: name.to_owned(),
+        reason,
+        help: help.to_owned(),
+    }
+}
+
+fn unknown_template(name: &str) -> DataError {
+    let known: Vec<&str> = names().collect();
+    let similar = nearby(name, known.iter().copied());
+    let hint = match similar.first() {
+        Some(similar) => format!("did you mean `{similar}`? "),
+        None => String::new(),
+    };
+    let help = format!(
+        "{hint}named templates are {}; `auto` uses the model's own",
+        known.join(", ")
+    );
+    template_error(name, "there is no such template".into(), &help)
+}
+
+fn unknown_tool_format(name: &str) -> DataError {
+    let known = ToolFormat::ALL.map(|(name, _)| name).join(", ");
+    DataError::Option {
+        key: "tool_format",
+        reason: format!("there is no `{name}`"),
+        help: format!("formats are {known}"),
+    }
+}
