@@ -21,7 +21,9 @@
 
 pub mod device;
 pub mod dtype;
+mod exp;
 pub mod isa;
+pub mod matmul;
 pub mod tensor;
 
 pub use device::{CpuOptions, Device, DeviceError};

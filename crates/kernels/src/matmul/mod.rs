@@ -1,0 +1,143 @@
+//! Matrix product: `C = alpha·op(A)·op(B) (+ C) (+ bias)`.
+//!
+//! In: `A` and `B` in `f32` or `bf16`, each stored straight or transposed. Out: `C` in `f32` or `bf16`,
+//! overwritten, or added to if `accumulate`.
+//!
+//! ```text
+//! C[m, n] = alpha · Σₖ op(A)[m, k] · op(B)[k, n]  (+ C[m, n])  (+ bias[n])
+//! ```
+//!
+//! The three products of a linear layer `y = x·Wᵀ` with `W` stored `[out, in]` have constructors of their own:
+//! [`Matmul::x_wt`] for `y`, [`Matmul::dy_w`] for `dx`, [`Matmul::dyt_x`] for `dW`.
+//!
+//! # Arithmetic
+//! Both operands `f32`: products in `f32`. Otherwise both operands are rounded to `bf16`, products are exact and
+//! are summed in `f32`. The sum over all of `K` stays in `f32` and is rounded to `C`'s type once.
+//! Sums have a fixed order that depends on the shapes and the instruction set alone.
+
+use crate::{Device, View, ViewMut};
+
+mod reference;
+
+/// One matrix product; run it with [`Matmul::run`] or [`run`].
+pub struct Matmul<'a> {
+    /// `op(A)` is `[M, K]`; stored `[K, M]` if `a_transposed`.
+    pub a: View<'a>,
+    /// Whether `a` is stored `[K, M]`.
+    pub a_transposed: bool,
+    /// `op(B)` is `[K, N]`; stored `[N, K]` if `b_transposed`.
+    pub b: View<'a>,
+    /// Whether `b` is stored `[N, K]`.
+    pub b_transposed: bool,
+    /// `[M, N]`, `f32` or `bf16`.
+    pub c: ViewMut<'a>,
+    /// `[N]`, added to every row; not scaled by `alpha`.
+    pub bias: Option<View<'a>>,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// Add to `c` instead of overwriting it.
+    pub accumulate: bool,
+}
+
+impl<'a> Matmul<'a> {
+    /// `c = a·b`, all stored straight.
+    pub fn new(a: View<'a>, b: View<'a>, c: ViewMut<'a>) -> Self {
+        Self {
+            a,
+            a_transposed: false,
+            b,
+            b_transposed: false,
+            c,
+            bias: None,
+            alpha: 1.0,
+            accumulate: false,
+        }
+    }
+
+    /// Forward of a linear layer: `y [N, out] = x [N, in] · Wᵀ`, `w` stored `[out, in]`.
+    pub fn x_wt(x: View<'a>, w: View<'a>, y: ViewMut<'a>) -> Self {
+        Self {
+            b_transposed: true,
+            ..Self::new(x, w, y)
+        }
+    }
+
+    /// Gradient of a linear layer's input: `dx [N, in] = dy [N, out] · W`, `w` stored `[out, in]`.
+    pub fn dy_w(dy: View<'a>, w: View<'a>, dx: ViewMut<'a>) -> Self {
+        Self::new(dy, w, dx)
+    }
+
+    /// Gradient of a linear layer's weight: `dW [out, in] = dyᵀ · x`, `dy` stored `[N, out]`, `x` stored `[N, in]`.
+    pub fn dyt_x(dy: View<'a>, x: View<'a>, dw: ViewMut<'a>) -> Self {
+        Self {
+            a_transposed: true,
+            ..Self::new(dy, x, dw)
+        }
+    }
+
+    /// Adds `bias [N]` to every row of `C`.
+    pub fn bias(self, bias: Option<View<'a>>) -> Self {
+        Self { bias, ..self }
+    }
+
+    /// Scales the product (not the bias, not what is in `C`).
+    pub fn alpha(self, alpha: f32) -> Self {
+        Self { alpha, ..self }
+    }
+
+    /// Adds to `C` instead of overwriting it.
+    pub fn accumulate(self) -> Self {
+        Self {
+            accumulate: true,
+            ..self
+        }
+    }
+
+    /// Runs it.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn run(self, dev: &Device) {
+        run(dev, self);
+    }
+
+    /// `(M, N, K)`, with every shape checked against every other.
+    fn sizes(&self) -> (usize, usize, usize) {
+        let two = |shape: &[usize]| -> [usize; 2] {
+            shape.try_into().unwrap_or_else(|_| {
+                panic!("matmul takes matrices, and one of its operands has shape {shape:?}")
+            })
+        };
+        let ([a0, a1], [b0, b1]) = (two(self.a.shape()), two(self.b.shape()));
+        let (m, k) = if self.a_transposed { (a1, a0) } else { (a0, a1) };
+        let (kb, n) = if self.b_transposed { (b1, b0) } else { (b0, b1) };
+        assert_eq!(
+            k, kb,
+            "matmul: op(A) is [{m}, {k}] and op(B) is [{kb}, {n}]"
+        );
+        assert_eq!(
+            two(self.c.shape()),
+            [m, n],
+            "matmul: op(A) is [{m}, {k}], op(B) is [{k}, {n}], C is {:?}",
+            self.c.shape()
+        );
+        if let Some(bias) = self.bias {
+            assert_eq!(
+                bias.shape(),
+                [n],
+                "matmul: C is [{m}, {n}] and the bias is {:?}",
+                bias.shape()
+            );
+        }
+        (m, n, k)
+    }
+}
+
+/// Runs one matrix product.
+///
+/// # Panics
+/// If the shapes do not fit; the message names them.
+pub fn run(dev: &Device, args: Matmul<'_>) {
+    let (m, n, k) = args.sizes();
+    reference::run(dev, args, (m, n, k));
+}
