@@ -66,18 +66,12 @@ impl Device {
             (None, Err(_)) => Isa::best(),
         };
         if !isa.is_available() {
-            return Err(DeviceError::IsaMissing {
-                asked: isa,
-                best: Isa::best(),
-            });
+            return Err(DeviceError::IsaMissing { asked: isa, best: Isa::best() });
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = options.threads.unwrap_or(cores);
         if threads == 0 || threads > cores {
-            return Err(DeviceError::Threads {
-                asked: threads,
-                cores,
-            });
+            return Err(DeviceError::Threads { asked: threads, cores });
         }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -128,11 +122,7 @@ impl Device {
         if out.len() <= chunk || self.threads() == 1 {
             out.chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i, c));
         } else {
-            self.pool.install(|| {
-                out.par_chunks_mut(chunk)
-                    .enumerate()
-                    .for_each(|(i, c)| f(i, c))
-            });
+            self.pool.install(|| out.par_chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i, c)));
         }
     }
 
@@ -145,14 +135,12 @@ impl Device {
     ) {
         let (a_chunk, b_chunk) = (a_chunk.max(1), b_chunk.max(1));
         debug_assert_eq!(a.len().div_ceil(a_chunk), b.len().div_ceil(b_chunk));
-        if a.len() <= a_chunk || self.threads() == 1 {
-            let pairs = a.chunks_mut(a_chunk).zip(b.chunks_mut(b_chunk));
-            pairs.enumerate().for_each(|(i, (a, b))| f(i, a, b));
-        } else {
-            self.pool.install(|| {
-                let pairs = a.par_chunks_mut(a_chunk).zip(b.par_chunks_mut(b_chunk));
-                pairs.enumerate().for_each(|(i, (a, b))| f(i, a, b));
-            });
-        }
+        let pairs = a.par_chunks_mut(a_chunk).zip(b.par_chunks_mut(b_chunk));
+        self.for_each_item(pairs.enumerate(), |(i, (a, b))| f(i, a, b));
+    }
+
+    /// Calls `f` for every item of a parallel iterator over disjoint parts of tensors.
+    pub fn for_each_item<I: IndexedParallelIterator>(&self, items: I, f: impl Fn(I::Item) + Send + Sync) {
+        self.pool.install(|| items.for_each(f));
     }
 }

@@ -19,12 +19,21 @@
 //! Storage is `f32` or `bf16`; arithmetic is `f32` always. Every reduction has a fixed order that depends on
 //! shapes alone, so results do not depend on the number of threads.
 
+pub mod adamw;
+pub mod cross_entropy;
 pub mod device;
+pub mod dropout;
 pub mod dtype;
 mod exp;
+pub mod gated;
 pub mod isa;
+mod lanes;
 pub mod matmul;
+pub mod rms_norm;
+pub mod rows;
 pub mod tensor;
+#[cfg(test)]
+mod testing;
 
 pub use device::{CpuOptions, Device, DeviceError};
 pub use dtype::{DType, Element};

@@ -1,0 +1,40 @@
+"""Writes the golden values of the small ops, computed by torch in float64. usage: make_goldens.py (needs torch)"""
+import json, os
+import torch
+import torch.nn.functional as F
+
+torch.set_default_dtype(torch.float64)
+torch.manual_seed(0)
+here = os.path.dirname(os.path.abspath(__file__))
+
+
+def write(name, **values):
+    lists = {k: v.detach().flatten().tolist() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+    with open(os.path.join(here, name + ".json"), "w") as f:
+        json.dump(lists, f)
+        f.write("\n")
+
+
+x = torch.tensor([[0.5, -1.0, 2.0, 0.25], [1.5, 0.0, -0.5, 3.0]], requires_grad=True)
+w = torch.tensor([1.1, 0.9, -0.5, 2.0], requires_grad=True)
+y = F.rms_norm(x, (4,), w, 1e-5)
+y.backward(torch.tensor([[1, -1, 2, 0.5], [0.25, 3, -2, 1]]))
+write("rms_norm", y=y, dx=x.grad, dw=w.grad)
+
+x = torch.linspace(-6, 6, 25)
+write("gated", x=x, silu=F.silu(x), gelu_pytorch_tanh=F.gelu(x, approximate="tanh"))
+
+z = torch.randn(3, 6, requires_grad=True)
+t = torch.tensor([5, 0, 3])
+nll = F.cross_entropy(z, t, reduction="none")
+nll.mean().backward()
+write("cross_entropy", logits=z, targets=t.tolist(), nll=nll, gradient=z.grad)
+
+p = torch.nn.Parameter(torch.randn(5))
+start, steps = p.detach().clone(), []
+optimizer = torch.optim.AdamW([p], lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+for _ in range(3):
+    p.grad = torch.randn(5)
+    optimizer.step()
+    steps.append({"gradient": p.grad.tolist(), "parameter": p.tolist()})
+write("adamw", start=start, steps=steps)

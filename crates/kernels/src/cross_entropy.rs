@@ -1,0 +1,133 @@
+//! Cross-entropy of logits against the next token (stages 10 and 11 of the walk).
+//!
+//! Formula, per position with logits z and target t:
+//!
+//! > nll = log Σ_j exp(z_j) − z_t, dz_j = scale · (softmax(z)_j − [j = t])
+//!
+//! `scale` is 1 / (supervised tokens of the optimizer step), the only place where the loss is normalised.
+//! Only supervised positions come here: whoever gathers them decides (see `IGNORE_INDEX` in the data crate).
+//! Logits are f32 and are replaced by their gradient. About 3 passes over the logits, one `exp` each.
+
+use crate::exp::exp;
+use crate::lanes::{max, sum_by};
+use crate::{Device, View, ViewMut};
+
+/// What is known of one position after forward.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Position {
+    /// −log P(target).
+    pub nll: f32,
+    /// log Σ exp(z): kept for backward.
+    pub lse: f32,
+    /// Whether the target has the largest logit (the first of equals wins, as in torch's argmax).
+    pub correct: bool,
+}
+
+/// Fills one [`Position`] for each row of `logits` (f32 [S, V]).
+///
+/// # Panics
+/// If shapes do not fit or a target is outside the vocabulary.
+pub fn forward(dev: &Device, logits: View<'_>, targets: &[u32], positions: &mut [Position]) {
+    let v = logits.dim(1);
+    assert_eq!((logits.dim(0), targets.len()), (positions.len(), positions.len()), "cross_entropy: rows");
+    let logits = logits.as_slice::<f32>();
+    dev.for_each_chunk(positions, 1, |row, position| {
+        let (z, target) = (&logits[row * v..(row + 1) * v], targets[row] as usize);
+        dev.isa().run(|| {
+            let largest = max(z);
+            let lse = largest + sum_by(z, |z| exp(z - largest)).ln();
+            let correct = z[target] == largest && !z[..target].contains(&largest);
+            position[0] = Position { nll: lse - z[target], lse, correct };
+        });
+    });
+}
+
+/// Replaces the logits by scale · (softmax − one-hot).
+///
+/// # Panics
+/// If shapes do not fit or a target is outside the vocabulary.
+pub fn backward(dev: &Device, logits: ViewMut<'_>, targets: &[u32], positions: &[Position], scale: f32) {
+    let v = logits.dim(1);
+    assert_eq!((logits.dim(0), targets.len()), (positions.len(), positions.len()), "cross_entropy: rows");
+    dev.for_each_chunk(logits.as_mut_slice::<f32>(), v, |row, z| {
+        let lse = positions[row].lse;
+        dev.isa().run(|| z.iter_mut().for_each(|z| *z = scale * exp(*z - lse)));
+        z[targets[row] as usize] -= scale;
+    });
+}
+
+#[cfg(test)]
+mod reference {
+    /// (nll of each row, gradient of scale · Σ nll).
+    pub fn loss(logits: &[f64], targets: &[u32], scale: f64) -> (Vec<f64>, Vec<f64>) {
+        let v = logits.len() / targets.len().max(1);
+        let (mut nll, mut dlogits) = (Vec::new(), Vec::new());
+        for (z, target) in logits.chunks(v.max(1)).zip(targets) {
+            let total: f64 = z.iter().map(|z| z.exp()).sum();
+            nll.push(total.ln() - z[*target as usize]);
+            dlogits.extend(
+                z.iter()
+                    .enumerate()
+                    .map(|(j, z)| scale * (z.exp() / total - f64::from(u8::from(j == *target as usize)))),
+            );
+        }
+        (nll, dlogits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Random, assert_close, devices, gradcheck, to_f64};
+    use crate::{DType, Tensor};
+
+    #[test]
+    fn gradcheck_of_the_reference() {
+        let (logits, targets) = (Random::new(4).f64s(3 * 5), [4, 0, 2]);
+        let (_, gradient) = reference::loss(&logits, &targets, 0.25);
+        gradcheck(|z| 0.25 * reference::loss(z, &targets, 1.0).0.iter().sum::<f64>(), &logits, &gradient);
+    }
+
+    #[test]
+    fn matches_torch() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../goldens/cross_entropy.json")).unwrap();
+        let read = |name: &str| -> Vec<f64> { serde_json::from_value(golden[name].clone()).unwrap() };
+        let targets: Vec<u32> = serde_json::from_value(golden["targets"].clone()).unwrap();
+        let (nll, gradient) = reference::loss(&read("logits"), &targets, 1.0 / targets.len() as f64);
+        assert_close("nll", &nll, &read("nll"), 1e-12);
+        assert_close("gradient of the mean", &gradient, &read("gradient"), 1e-12);
+    }
+
+    #[test]
+    fn device_matches_reference() {
+        for dev in devices() {
+            for (s, v) in [(1, 1), (3, 17), (6, 1000)] {
+                let mut logits = Random::new(6).tensor(DType::F32, &[s, v]);
+                let targets: Vec<u32> = (0..s).map(|i| ((i * 7 + v - 1) % v) as u32).collect();
+                let (nll, gradient) = reference::loss(&to_f64(&logits), &targets, 0.5);
+                let mut positions = vec![Position::default(); s];
+                forward(&dev, logits.view(), &targets, &mut positions);
+                let found: Vec<f64> = positions.iter().map(|p| p.nll.into()).collect();
+                assert_close("nll", &found, &nll, 1e-6);
+                backward(&dev, logits.view_mut(), &targets, &positions, 0.5);
+                assert_close("dlogits", &to_f64(&logits), &gradient, 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn edges_large_logits_and_ties() {
+        for dev in devices() {
+            let logits = Tensor::from_slice(&[1e4f32, -1e4, 1e4, f32::NEG_INFINITY], &[2, 2]);
+            let mut positions = [Position::default(); 2];
+            forward(&dev, logits.view(), &[0, 0], &mut positions);
+            assert_eq!(positions.map(|p| (p.nll, p.correct)), [(0.0, true), (0.0, true)]);
+            let ties = Tensor::from_slice(&[1.0f32, 1.0], &[1, 2]);
+            forward(&dev, ties.view(), &[1], &mut positions[..1]);
+            assert!(!positions[0].correct, "the first of equals is the answer");
+            let none = Tensor::zeros(DType::F32, &[0, 2]);
+            forward(&dev, none.view(), &[], &mut []);
+        }
+    }
+}

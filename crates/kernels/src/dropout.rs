@@ -1,0 +1,84 @@
+//! Dropout without a stored mask (stages 9 and 11 of the walk).
+//!
+//! Formula (Srivastava et al., 2014): y = x · keep / (1 − p), with keep drawn for each element. The draw is a hash of
+//! (key, index of the element), so backward draws the same mask again, and results do not depend on threads.
+//! Derivative: dx = dy · keep / (1 − p), the same function.
+
+use crate::{Device, Element, View, ViewMut, with_dtype};
+
+const CHUNK: usize = 4096;
+
+/// The finaliser of SplitMix64 (Steele, Lea & Flood, 2014) over key and index.
+#[inline(always)]
+fn hash(key: u64, index: u64) -> u64 {
+    let mut z = key ^ index.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// A key for one use of dropout, from the seed of the run and what tells this use from others (step, layer, …).
+pub fn key(seed: u64, parts: &[u64]) -> u64 {
+    parts.iter().fold(hash(seed, 1), |key, part| hash(key, part.wrapping_add(1)))
+}
+
+/// y = x · keep / (1 − p) (+ y if `accumulate`); `p` in [0, 1). The same call with the gradients is the backward pass.
+///
+/// # Panics
+/// If shapes or types do not fit, or p is outside.
+pub fn apply(dev: &Device, p: f32, key: u64, x: View<'_>, y: ViewMut<'_>, accumulate: bool) {
+    assert!((0.0..1.0).contains(&p), "dropout: p = {p}");
+    assert_eq!(x.elements(), y.elements(), "dropout: x and y");
+    let scale = 1.0 / (1.0 - p);
+    let threshold = (f64::from(p) * 2f64.powi(32)) as u64;
+    with_dtype!(y.dtype(), E => {
+        let x = x.as_slice::<E>();
+        dev.for_each_chunk(y.as_mut_slice::<E>(), CHUNK, |i, y| {
+            let first = i * CHUNK;
+            dev.isa().run(|| {
+                for (j, (y, x)) in y.iter_mut().zip(&x[first..]).enumerate() {
+                    let keep = (hash(key, (first + j) as u64) >> 32) >= threshold;
+                    let kept = if keep { x.to_f32() * scale } else { 0.0 };
+                    *y = E::from_f32(if accumulate { y.to_f32() + kept } else { kept });
+                }
+            });
+        });
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::devices;
+    use crate::{DType, Tensor};
+
+    #[test]
+    fn a_share_of_p_is_dropped_and_the_mean_stays() {
+        for dev in devices() {
+            let n = 100_000;
+            let ones = Tensor::from_slice(&vec![1.0f32; n], &[n]);
+            let mut y = Tensor::zeros(DType::F32, &[n]);
+            apply(&dev, 0.3, key(42, &[1, 2]), ones.view(), y.view_mut(), false);
+            let y = y.to_f32_vec();
+            let dropped = y.iter().filter(|y| **y == 0.0).count() as f64 / n as f64;
+            let mean = y.iter().map(|y| f64::from(*y)).sum::<f64>() / n as f64;
+            assert!((dropped - 0.3).abs() < 0.01, "dropped {dropped}");
+            assert!((mean - 1.0).abs() < 0.01, "mean {mean}");
+        }
+    }
+
+    #[test]
+    fn the_mask_depends_on_the_key_alone() {
+        let x = Tensor::from_slice(&vec![1.0f32; 10_000], &[10_000]);
+        let masked = |dev: &Device, key| {
+            let mut y = Tensor::zeros(DType::F32, &[10_000]);
+            apply(dev, 0.5, key, x.view(), y.view_mut(), false);
+            y.to_f32_vec()
+        };
+        let devices = devices();
+        let first = masked(&devices[0], key(1, &[0]));
+        assert!(devices.iter().all(|dev| masked(dev, key(1, &[0])) == first));
+        assert_ne!(masked(&devices[0], key(1, &[1])), first);
+        assert_ne!(masked(&devices[0], key(2, &[0])), first);
+    }
+}

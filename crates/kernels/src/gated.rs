@@ -1,0 +1,210 @@
+//! The gated activation of a feed-forward layer (stages 9 and 11 of the walk).
+//!
+//! Formula (Shazeer, 2020): y = act(g) · u, element by element. Derivative:
+//!
+//! > dg = dy · u · act′(g), du = dy · act(g)
+//!
+//! `silu(g) = g·σ(g)`, `silu′(g) = σ(g)·(1 + g·(1 − σ(g)))`;
+//! `gelu_tanh(g) = g·σ(2z)` with z = √(2/π)·(g + 0.044715·g³), since ½(1 + tanh z) = σ(2z).
+//!
+//! Storage f32 or bf16 (one type for all), arithmetic f32. Saved for backward: g and u; y is computed again where
+//! it is needed rather than kept. Memory-bound: 3 tensors forward, 5 backward.
+
+use std::str::FromStr;
+
+use crate::exp::exp;
+use crate::{Device, Element, View, ViewMut, with_dtype};
+
+/// Elements that one task handles.
+const CHUNK: usize = 4096;
+
+/// The function on the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x·σ(x), also called swish.
+    Silu,
+    /// The tanh form of GELU.
+    GeluTanh,
+}
+
+impl FromStr for Activation {
+    type Err = String;
+
+    /// Reads Hugging Face's names (`hidden_act`).
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "silu" | "swish" => Ok(Activation::Silu),
+            "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
+            other => {
+                Err(format!("the activation `{other}` is not known here; silu and gelu_pytorch_tanh are"))
+            }
+        }
+    }
+}
+
+impl Activation {
+    /// (act(x), act′(x)).
+    #[inline(always)]
+    fn value_and_slope(self, x: f32) -> (f32, f32) {
+        match self {
+            Activation::Silu => {
+                let s = sigmoid(x);
+                (x * s, s * (1.0 + x * (1.0 - s)))
+            }
+            Activation::GeluTanh => {
+                const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+                let s = sigmoid(2.0 * SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x));
+                let dz = SQRT_2_OVER_PI * (1.0 + 3.0 * 0.044_715 * x * x);
+                (x * s, s + x * s * (1.0 - s) * 2.0 * dz)
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// y = act(g)·u.
+///
+/// # Panics
+/// If shapes or types do not fit.
+pub fn forward(dev: &Device, act: Activation, g: View<'_>, u: View<'_>, y: ViewMut<'_>) {
+    assert_eq!((g.shape(), u.shape()), (y.shape(), y.shape()), "gated: g, u and y");
+    with_dtype!(y.dtype(), E => {
+        let (g, u) = (g.as_slice::<E>(), u.as_slice::<E>());
+        dev.for_each_chunk(y.as_mut_slice::<E>(), CHUNK, |i, y| {
+            let inputs = g[i * CHUNK..].iter().zip(&u[i * CHUNK..]);
+            dev.isa().run(|| {
+                for (y, (g, u)) in y.iter_mut().zip(inputs) {
+                    *y = E::from_f32(act.value_and_slope(g.to_f32()).0 * u.to_f32());
+                }
+            });
+        });
+    });
+}
+
+/// Replaces g by dg and u by du.
+///
+/// # Panics
+/// If shapes or types do not fit.
+pub fn backward(dev: &Device, act: Activation, dy: View<'_>, g: ViewMut<'_>, u: ViewMut<'_>) {
+    assert_eq!((g.shape(), u.shape()), (dy.shape(), dy.shape()), "gated: g, u and dy");
+    with_dtype!(dy.dtype(), E => {
+        let dy = dy.as_slice::<E>();
+        let (g, u) = (g.as_mut_slice::<E>(), u.as_mut_slice::<E>());
+        dev.for_each_chunk_pair((g, CHUNK), (u, CHUNK), |i, g, u| {
+            let dy = &dy[i * CHUNK..];
+            dev.isa().run(|| {
+                for ((g, u), dy) in g.iter_mut().zip(u).zip(dy) {
+                    let (value, slope) = act.value_and_slope(g.to_f32());
+                    let (up, dy) = (u.to_f32(), dy.to_f32());
+                    *g = E::from_f32(dy * up * slope);
+                    *u = E::from_f32(dy * value);
+                }
+            });
+        });
+    });
+}
+
+#[cfg(test)]
+mod reference {
+    use super::Activation;
+
+    pub fn activation(act: Activation, x: f64) -> f64 {
+        match act {
+            Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::GeluTanh => {
+                let z = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+                0.5 * x * (1.0 + z.tanh())
+            }
+        }
+    }
+
+    pub fn forward(act: Activation, g: &[f64], u: &[f64]) -> Vec<f64> {
+        g.iter().zip(u).map(|(g, u)| activation(act, *g) * u).collect()
+    }
+
+    /// (dg, du), with the slope by the quotient of tiny differences in f64.
+    pub fn backward(act: Activation, g: &[f64], u: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
+        let slope = |x: f64| match act {
+            Activation::Silu => {
+                let s = 1.0 / (1.0 + (-x).exp());
+                s * (1.0 + x * (1.0 - s))
+            }
+            Activation::GeluTanh => {
+                let c = (2.0 / std::f64::consts::PI).sqrt();
+                let t = (c * (x + 0.044715 * x.powi(3))).tanh();
+                0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * 0.044715 * x * x)
+            }
+        };
+        let dg = (0..g.len()).map(|i| dy[i] * u[i] * slope(g[i])).collect();
+        let du = (0..g.len()).map(|i| dy[i] * activation(act, g[i])).collect();
+        (dg, du)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::testing::{Random, assert_close, devices, gradcheck, to_f64};
+
+    const ALL: [Activation; 2] = [Activation::Silu, Activation::GeluTanh];
+
+    #[test]
+    fn gradcheck_of_the_reference() {
+        for act in ALL {
+            let mut random = Random::new(3);
+            let (g, u, dy) = (random.f64s(9), random.f64s(9), random.f64s(9));
+            let (dg, du) = reference::backward(act, &g, &u, &dy);
+            let loss = |g: &[f64], u: &[f64]| -> f64 {
+                reference::forward(act, g, u).iter().zip(&dy).map(|(y, dy)| y * dy).sum()
+            };
+            gradcheck(|g| loss(g, &u), &g, &dg);
+            gradcheck(|u| loss(&g, u), &u, &du);
+        }
+    }
+
+    #[test]
+    fn matches_torch() {
+        let golden: serde_json::Value = serde_json::from_str(include_str!("../goldens/gated.json")).unwrap();
+        let x: Vec<f64> = serde_json::from_value(golden["x"].clone()).unwrap();
+        for (act, name) in ALL.into_iter().zip(["silu", "gelu_pytorch_tanh"]) {
+            assert_eq!(name.parse::<Activation>(), Ok(act));
+            let y: Vec<f64> = x.iter().map(|x| reference::activation(act, *x)).collect();
+            let expected: Vec<f64> = serde_json::from_value(golden[name].clone()).unwrap();
+            assert_close(name, &y, &expected, 1e-12);
+        }
+    }
+
+    #[test]
+    fn device_matches_reference() {
+        for dev in devices() {
+            for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 1e-2)] {
+                for (act, n) in ALL.into_iter().zip([CHUNK + 77, 5]) {
+                    let mut random = Random::new(5);
+                    let mut tensor = || random.tensor(dtype, &[n, 1]);
+                    let (mut g, mut u, dy) = (tensor(), tensor(), tensor());
+                    let mut y = crate::Tensor::zeros(dtype, &[n, 1]);
+                    let (gs, us) = (to_f64(&g), to_f64(&u));
+                    forward(&dev, act, g.view(), u.view(), y.view_mut());
+                    assert_close("y", &to_f64(&y), &reference::forward(act, &gs, &us), tolerance);
+                    let (dg, du) = reference::backward(act, &gs, &us, &to_f64(&dy));
+                    backward(&dev, act, dy.view(), g.view_mut(), u.view_mut());
+                    assert_close("dg", &to_f64(&g), &dg, tolerance);
+                    assert_close("du", &to_f64(&u), &du, tolerance);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn edges_large_magnitudes_saturate() {
+        for act in ALL {
+            assert_eq!(act.value_and_slope(200.0), (200.0, 1.0));
+            assert_eq!(act.value_and_slope(-200.0).0.abs(), 0.0);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Sums over a slice in sixteen lanes.
+//!
+//! A float sum in plain order cannot be vectorised, since its order is its meaning. These sum in sixteen
+//! interleaved lanes that are added up at the end: an order that depends on the length alone, the same on
+//! every instruction set that does not contract products.
+
+use crate::Element;
+
+const LANES: usize = 16;
+
+#[inline(always)]
+fn add_up(lanes: [f32; LANES], tail: f32) -> f32 {
+    let mut lanes = lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0] + tail
+}
+
+/// Σ f(x[i]).
+#[inline(always)]
+pub(crate) fn sum_by<E: Element>(x: &[E], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let mut tail = 0.0;
+    for x in chunks.remainder() {
+        tail += f(x.to_f32());
+    }
+    for x in chunks {
+        for i in 0..LANES {
+            lanes[i] += f(x[i].to_f32());
+        }
+    }
+    add_up(lanes, tail)
+}
+
+/// Σ a[i]·b[i].
+#[inline(always)]
+pub(crate) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
+    let b = &b[..a.len()];
+    let mut lanes = [0.0; LANES];
+    let (chunks_a, chunks_b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let mut tail = 0.0;
+    for (a, b) in chunks_a.remainder().iter().zip(chunks_b.remainder()) {
+        tail += a.to_f32() * b.to_f32();
+    }
+    for (a, b) in chunks_a.zip(chunks_b) {
+        for i in 0..LANES {
+            lanes[i] += a[i].to_f32() * b[i].to_f32();
+        }
+    }
+    add_up(lanes, tail)
+}
+
+/// Σ a[i]·b[i]·(offset + w[i]).
+#[inline(always)]
+pub(crate) fn sum_of_products<A: Element, W: Element>(a: &[A], b: &[A], w: &[W], offset: f32) -> f32 {
+    let (b, w) = (&b[..a.len()], &w[..a.len()]);
+    let mut lanes = [0.0; LANES];
+    let whole = a.len() / LANES * LANES;
+    let term = |i: usize| a[i].to_f32() * b[i].to_f32() * (offset + w[i].to_f32());
+    for start in (0..whole).step_by(LANES) {
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            *lane += term(start + i);
+        }
+    }
+    add_up(lanes, (whole..a.len()).map(term).sum())
+}
+
+/// The largest element; −∞ for none. NaN is ignored, as `f32::max` does.
+#[inline(always)]
+pub(crate) fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let tail = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for x in chunks {
+        for i in 0..LANES {
+            lanes[i] = lanes[i].max(x[i]);
+        }
+    }
+    lanes.into_iter().fold(tail, f32::max)
+}

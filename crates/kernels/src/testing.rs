@@ -1,0 +1,66 @@
+//! What the tests of all ops share: random values, comparisons, finite differences, the devices to test on.
+
+use crate::{CpuOptions, DType, Device, Isa, Tensor};
+
+/// A small reproducible generator (64-bit LCG, upper bits).
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    /// Uniform in [-1, 1).
+    pub fn f64(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+
+    pub fn f64s(&mut self, n: usize) -> Vec<f64> {
+        (0..n).map(|_| self.f64()).collect()
+    }
+
+    pub fn tensor(&mut self, dtype: DType, shape: &[usize]) -> Tensor {
+        let values: Vec<f32> = self.f64s(shape.iter().product()).iter().map(|x| *x as f32).collect();
+        Tensor::from_slice(&values, shape).to_dtype(dtype)
+    }
+}
+
+/// The values of a tensor, in f64.
+pub fn to_f64(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_f32_vec().into_iter().map(f64::from).collect()
+}
+
+/// Every difference is at most `tolerance` of the largest expected magnitude (or of 1, if that is smaller).
+pub fn assert_close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}: number of values");
+    let scale = expected.iter().fold(1.0f64, |m, x| m.max(x.abs()));
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let difference = (found - expected).abs();
+        assert!(difference <= tolerance * scale, "{what}[{i}]: {found} and not {expected}");
+    }
+}
+
+/// `gradient` agrees with central differences of `f` at `x`.
+pub fn gradcheck(f: impl Fn(&[f64]) -> f64, x: &[f64], gradient: &[f64]) {
+    let h = 1e-5;
+    let differences: Vec<f64> = (0..x.len())
+        .map(|i| {
+            let at = |delta: f64| {
+                let mut x = x.to_vec();
+                x[i] += delta;
+                f(&x)
+            };
+            (at(h) - at(-h)) / (2.0 * h)
+        })
+        .collect();
+    assert_close("gradient", gradient, &differences, 1e-7);
+}
+
+/// A device for each instruction set of this machine, and one with two threads.
+pub fn devices() -> Vec<Device> {
+    let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
+    let one_thread = available.map(|isa| CpuOptions { threads: Some(1), isa: Some(isa) });
+    let all_threads = CpuOptions { threads: None, isa: Some(Isa::best()) };
+    one_thread.chain([all_threads]).map(|options| Device::cpu(options).unwrap()).collect()
+}
