@@ -20,6 +20,7 @@
 //! shapes alone, so results do not depend on the number of threads.
 
 pub mod adamw;
+pub mod attention;
 pub mod cross_entropy;
 pub mod device;
 pub mod dropout;
@@ -30,6 +31,7 @@ pub mod isa;
 mod lanes;
 pub mod matmul;
 pub mod rms_norm;
+pub mod rope;
 pub mod rows;
 pub mod tensor;
 #[cfg(test)]
