@@ -1,0 +1,182 @@
+"""Writes a parity case: what transformers and PEFT compute for one model, in float32, for `sft parity CASE` to compare with.
+
+usage:
+  make_parity_case.py OUT --model FOLDER [--text FILE]         a model that exists (real weights)
+  make_parity_case.py OUT --model-type llama [--set KEY=JSON]  a tiny model with random weights
+
+The case folder OUT holds:
+  config.json, model.safetensors   the model as transformers saves it, float32
+  case.safetensors                 input_ids i64 [B,T]; labels i64 [B,T] (Hugging Face alignment: not shifted; -100 ignored);
+                                   logits f32 [B,T,V]; loss f32 [1], the mean over supervised positions
+  grads.safetensors                d loss / d parameter, by transformers' parameter names
+  full_losses.json                 loss at each AdamW step on all weights (lr 1e-3, betas 0.9/0.999, eps 1e-8,
+                                   weight decay 0.01 on everything, no clipping), always the same batch
+  adapter/                         a PEFT LoRA adapter (B random), and lora_losses.json: the same steps on the adapter
+
+needs: torch, transformers, peft, safetensors
+"""
+import argparse
+import copy
+import json
+import os
+import shutil
+import sys
+
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+IGNORE_INDEX = -100
+TINY = dict(
+    vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+
+
+def parse_arguments():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("out", help="folder to write (replaced when it is a case already)")
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="a Hugging Face folder with a causal language model")
+    source.add_argument("--model-type", help="a transformers model_type, given random weights")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="with --model-type: a key of config.json")
+    p.add_argument("--text", help="with --model: take the ids from this text file, by the model's tokenizer")
+    p.add_argument("--rows", type=int, default=2)
+    p.add_argument("--tokens", type=int, default=17, help="tokens a row")
+    p.add_argument("--steps", type=int, default=6, help="AdamW steps of the two training curves")
+    p.add_argument("--lora-rank", type=int, default=4)
+    p.add_argument("--seed", type=int, default=1234)
+    return p.parse_args()
+
+
+def random_model(model_type, settings, generator):
+    """A tiny model in which every parameter matters: norm weights are not 1 and biases are not 0."""
+    keys = dict(TINY)
+    for item in settings:
+        key, _, value = item.partition("=")
+        keys[key] = json.loads(value)
+    config = AutoConfig.for_model(model_type, **keys)
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config).float()
+    with torch.no_grad():
+        for _, parameter in model.named_parameters():
+            if parameter.dim() >= 2:
+                parameter.normal_(0, 0.08, generator=generator)
+            else:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model
+
+
+def switch_dropout_off(config):
+    for key, value in vars(config).items():
+        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, (int, float)) and not isinstance(value, bool):
+            setattr(config, key, 0.0)
+
+
+def draw_batch(args, model, generator):
+    """Ids from the text or at random; a prefix of each row is unsupervised, in odd rows a piece at the end too."""
+    rows, tokens = args.rows, args.tokens
+    if args.text:
+        ids = AutoTokenizer.from_pretrained(args.model)(open(args.text, encoding="utf-8").read())["input_ids"]
+        if len(ids) < rows * tokens:
+            sys.exit(f"{args.text}: {len(ids)} tokens, but --rows {rows} x --tokens {tokens} need {rows * tokens}")
+        input_ids = torch.tensor(ids[: rows * tokens]).reshape(rows, tokens)
+    else:
+        input_ids = torch.randint(3, model.get_input_embeddings().num_embeddings, (rows, tokens), generator=generator)
+    labels = input_ids.clone()
+    for row in range(rows):
+        labels[row, : tokens * (2 + row % 2) // 6] = IGNORE_INDEX
+        if row % 2:
+            labels[row, tokens - tokens // 6 :] = IGNORE_INDEX
+    return input_ids, labels
+
+
+def cross_entropy(logits, labels):
+    shifted = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
+    return torch.nn.functional.cross_entropy(shifted, labels[:, 1:].reshape(-1), ignore_index=IGNORE_INDEX)
+
+
+def train(model, input_ids, labels, steps):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+    losses = []
+    for _ in range(steps):
+        loss = cross_entropy(model(input_ids=input_ids, use_cache=False).logits, labels)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return losses
+
+
+def keep_only(folder, names):
+    for name in os.listdir(folder):
+        if name not in names:
+            os.remove(os.path.join(folder, name))
+
+
+def write_model(model, out):
+    model.config.architectures = [type(model).__name__]
+    model.save_pretrained(out, max_shard_size="1TB")
+    keep_only(out, ("config.json", "model.safetensors"))
+
+
+def write_adapter(model, args, input_ids, labels, generator):
+    adapter = os.path.join(args.out, "adapter")
+    lora = LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0)
+    peft_model = get_peft_model(model, lora)
+    with torch.no_grad():
+        for name, parameter in peft_model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.02, generator=generator)
+    # the adapter must not name a folder of the machine it was made on
+    peft_model.peft_config["default"].base_model_name_or_path = None
+    peft_model.save_pretrained(adapter)
+    keep_only(adapter, ("adapter_config.json", "adapter_model.safetensors"))
+    path = os.path.join(adapter, "adapter_config.json")
+    config = json.load(open(path))
+    config["target_modules"].sort()  # a set in PEFT: without this the file differs from run to run
+    json.dump(config, open(path, "w"), indent=2)
+    losses = train(peft_model, input_ids, labels, args.steps)
+    json.dump(losses, open(os.path.join(adapter, "lora_losses.json"), "w"))
+
+
+def main():
+    args = parse_arguments()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    if args.model:
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, attn_implementation="eager")
+    else:
+        model = random_model(args.model_type, args.set, generator)
+    switch_dropout_off(model.config)
+    model.train()
+    input_ids, labels = draw_batch(args, model, generator)
+
+    if os.path.isdir(args.out):
+        if os.listdir(args.out) and not os.path.exists(os.path.join(args.out, "case.safetensors")):
+            sys.exit(f"{args.out}: exists and is not a parity case; choose another folder")
+        shutil.rmtree(args.out)
+    os.makedirs(args.out)
+    write_model(model, args.out)
+
+    logits = model(input_ids=input_ids, use_cache=False).logits.float()
+    loss = cross_entropy(logits, labels)
+    loss.backward()
+    case = dict(input_ids=input_ids, labels=labels, logits=logits.detach().contiguous(), loss=loss.detach().reshape(1))
+    save_file(case, os.path.join(args.out, "case.safetensors"))
+    grads = {n: p.grad.clone().contiguous() for n, p in model.named_parameters() if p.grad is not None}
+    save_file(grads, os.path.join(args.out, "grads.safetensors"))
+    model.zero_grad()
+    full_losses = train(copy.deepcopy(model), input_ids, labels, args.steps)
+    json.dump(full_losses, open(os.path.join(args.out, "full_losses.json"), "w"))
+    write_adapter(model, args, input_ids, labels, generator)
+    print(f"{args.out}: loss {loss.item():.5f}, {sum(p.numel() for p in model.parameters())} parameters, logits {tuple(logits.shape)}")
+
+
+if __name__ == "__main__":
+    main()
