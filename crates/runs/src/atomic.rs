@@ -30,11 +30,7 @@ impl AtomicFile {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let neighbour = path.with_file_name(format!(".{name}.partial"));
         let file = File::create(&neighbour).map_err(RunError::at(&path, "create the file"))?;
-        Ok(Self {
-            path,
-            neighbour,
-            file: Some(BufWriter::new(file)),
-        })
+        Ok(Self { path, neighbour, file: Some(BufWriter::new(file)) })
     }
 
     /// Flushes, syncs and renames: after this the file at `path` is the new one, also after a power cut.
@@ -42,15 +38,9 @@ impl AtomicFile {
     /// # Errors
     /// Any I/O error, with the path; the old file is then untouched.
     pub fn commit(mut self) -> Result<()> {
-        let writer = self
-            .file
-            .take()
-            .expect("the file is taken only here, and commit takes self by value");
-        let file = writer
-            .into_inner()
-            .map_err(|e| RunError::at(&self.path, "write")(e.into_error()))?;
-        file.sync_all()
-            .map_err(RunError::at(&self.path, "sync to disk"))?;
+        let writer = self.file.take().expect("the file is taken only here, and commit takes self by value");
+        let file = writer.into_inner().map_err(|e| RunError::at(&self.path, "write")(e.into_error()))?;
+        file.sync_all().map_err(RunError::at(&self.path, "sync to disk"))?;
         drop(file);
         fs::rename(&self.neighbour, &self.path)
             .map_err(RunError::at(&self.path, "put the new file in place"))?;
@@ -97,9 +87,7 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T, indent: usize) -> Result
     let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
     let mut text = Vec::new();
     value
-        .serialize(&mut serde_json::Serializer::with_formatter(
-            &mut text, formatter,
-        ))
+        .serialize(&mut serde_json::Serializer::with_formatter(&mut text, formatter))
         .map_err(|e| RunError::at(path, "write")(e.into()))?;
     text.push(b'\n');
     write(path, &text)
@@ -160,11 +148,6 @@ mod tests {
     fn a_missing_folder_is_an_error_that_names_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("none").join("a.json");
-        assert!(
-            write(&path, b"x")
-                .unwrap_err()
-                .to_string()
-                .contains("a.json")
-        );
+        assert!(write(&path, b"x").unwrap_err().to_string().contains("a.json"));
     }
 }

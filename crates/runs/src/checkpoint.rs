@@ -101,8 +101,7 @@ impl Checkpoint {
     /// # Errors
     /// [`RunError::BadCheckpoint`] naming the first file that differs.
     pub fn verify(&self) -> Result<()> {
-        self.damage()
-            .map_or(Ok(()), |reason| Err(bad(&self.path, reason)))
+        self.damage().map_or(Ok(()), |reason| Err(bad(&self.path, reason)))
     }
 
     /// What is wrong with the content, if anything.
@@ -111,17 +110,13 @@ impl Checkpoint {
             Ok(manifest) => manifest,
             Err(reason) => return Some(reason),
         };
-        manifest
-            .files
-            .iter()
-            .find_map(|file| match sha256(&self.path.join(&file.name)) {
-                Ok(found) if found == file.sha256 => None,
-                Ok(_) => Some(format!(
-                    "{} does not have the content that was written (SHA-256 differs)",
-                    file.name
-                )),
-                Err(error) => Some(format!("{} cannot be read: {error}", file.name)),
-            })
+        manifest.files.iter().find_map(|file| match sha256(&self.path.join(&file.name)) {
+            Ok(found) if found == file.sha256 => None,
+            Ok(_) => {
+                Some(format!("{} does not have the content that was written (SHA-256 differs)", file.name))
+            }
+            Err(error) => Some(format!("{} cannot be read: {error}", file.name)),
+        })
     }
 
     /// `checkpoint-500`.
@@ -150,12 +145,7 @@ impl<'run> CheckpointWriter<'run> {
         }
         let partial = run.path().join(format!("{PREFIX}{step}{PARTIAL}"));
         fs::create_dir(&partial).map_err(RunError::at(&partial, "create the folder"))?;
-        Ok(Self {
-            run,
-            step,
-            partial,
-            resumable: true,
-        })
+        Ok(Self { run, step, partial, resumable: true })
     }
 
     /// The folder to write files into (subfolders are allowed).
@@ -199,38 +189,23 @@ impl<'run> CheckpointWriter<'run> {
         for name in files.into_iter().filter(|name| name != MANIFEST) {
             let path = self.partial.join(&name);
             sync_file(&path)?;
-            let bytes = fs::metadata(&path)
-                .map_err(RunError::at(&path, "read the size"))?
-                .len();
+            let bytes = fs::metadata(&path).map_err(RunError::at(&path, "read the size"))?.len();
             let sha256 = sha256(&path).map_err(RunError::at(&path, "read back"))?;
-            manifest.files.push(ManifestFile {
-                name,
-                bytes,
-                sha256,
-            });
+            manifest.files.push(ManifestFile { name, bytes, sha256 });
         }
         sync_folders(&self.partial)?;
         atomic::write_json(&self.partial.join(MANIFEST), &manifest, 2)?;
 
         let path = self.final_path();
-        let replaced = path
-            .exists()
-            .then(|| move_out_of_the_way(&path))
-            .transpose()?;
-        fs::rename(&self.partial, &path)
-            .map_err(RunError::at(&path, "put the checkpoint in place"))?;
+        let replaced = path.exists().then(|| move_out_of_the_way(&path)).transpose()?;
+        fs::rename(&self.partial, &path).map_err(RunError::at(&path, "put the checkpoint in place"))?;
         atomic::sync_folder(self.run.path())?;
         if let Some(replaced) = replaced {
             remove(&replaced)?;
         }
         self.run.checkpoint_written(self.step)?;
         let bytes = manifest.files.iter().map(|file| file.bytes).sum();
-        Ok(Checkpoint {
-            step: self.step,
-            path,
-            bytes,
-            resumable: self.resumable,
-        })
+        Ok(Checkpoint { step: self.step, path, bytes, resumable: self.resumable })
     }
 }
 
@@ -246,10 +221,7 @@ impl Drop for CheckpointWriter<'_> {
 /// # Errors
 /// The folder cannot be read.
 pub fn list(output_dir: &Path) -> Result<Listing> {
-    let mut listing = Listing {
-        partial: with_suffix(output_dir, PARTIAL)?,
-        ..Listing::default()
-    };
+    let mut listing = Listing { partial: with_suffix(output_dir, PARTIAL)?, ..Listing::default() };
     for path in folders(output_dir)? {
         let Some(step) = step_of(&path, "") else {
             continue;
@@ -280,11 +252,7 @@ pub fn last_good(output_dir: &Path) -> Result<(Option<Checkpoint>, Vec<Damaged>)
         };
         match reason {
             None => return Ok((Some(checkpoint), passed_by)),
-            Some(reason) => passed_by.push(Damaged {
-                step: checkpoint.step,
-                path: checkpoint.path,
-                reason,
-            }),
+            Some(reason) => passed_by.push(Damaged { step: checkpoint.step, path: checkpoint.path, reason }),
         }
     }
     passed_by.sort_by_key(|damaged| damaged.step);
@@ -299,11 +267,7 @@ pub fn last_good(output_dir: &Path) -> Result<(Option<Checkpoint>, Vec<Damaged>)
 ///
 /// # Errors
 /// Any I/O error, with the path.
-pub fn rotate(
-    run: &RunFolder,
-    save_total_limit: Option<usize>,
-    best: Option<u64>,
-) -> Result<Vec<u64>> {
+pub fn rotate(run: &RunFolder, save_total_limit: Option<usize>, best: Option<u64>) -> Result<Vec<u64>> {
     let Some(limit) = save_total_limit.filter(|&limit| limit > 0) else {
         return Ok(Vec::new());
     };
@@ -317,10 +281,7 @@ pub fn rotate(
         .find(|checkpoint| run.wrote(checkpoint.step) || checkpoint.damage().is_none())
         .map(|checkpoint| checkpoint.step);
     let is_protected = |step: u64| Some(step) == newest_good || Some(step) == best;
-    let protected = complete
-        .iter()
-        .filter(|checkpoint| is_protected(checkpoint.step))
-        .count();
+    let protected = complete.iter().filter(|checkpoint| is_protected(checkpoint.step)).count();
     let mut room = limit.saturating_sub(protected);
     let mut deleted = Vec::new();
     complete.reverse();
@@ -341,30 +302,18 @@ pub fn rotate(
 
 /// The names of the complete checkpoints in `output_dir`, for messages.
 pub(crate) fn complete_names(output_dir: &Path) -> Vec<String> {
-    list(output_dir)
-        .map(|l| l.complete.iter().map(Checkpoint::name).collect())
-        .unwrap_or_default()
+    list(output_dir).map(|l| l.complete.iter().map(Checkpoint::name).collect()).unwrap_or_default()
 }
 
 /// The step in a folder name `checkpoint-<step><suffix>`.
 pub(crate) fn step_of(path: &Path, suffix: &str) -> Option<u64> {
-    let digits = path
-        .file_name()?
-        .to_str()?
-        .strip_prefix(PREFIX)?
-        .strip_suffix(suffix)?;
-    digits
-        .bytes()
-        .all(|b| b.is_ascii_digit())
-        .then(|| digits.parse().ok())?
+    let digits = path.file_name()?.to_str()?.strip_prefix(PREFIX)?.strip_suffix(suffix)?;
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
 /// The folders `checkpoint-<step><suffix>` in `output_dir`.
 pub(crate) fn with_suffix(output_dir: &Path, suffix: &str) -> Result<Vec<PathBuf>> {
-    Ok(folders(output_dir)?
-        .into_iter()
-        .filter(|path| step_of(path, suffix).is_some())
-        .collect())
+    Ok(folders(output_dir)?.into_iter().filter(|path| step_of(path, suffix).is_some()).collect())
 }
 
 /// Renames `checkpoint-N` out of the way, replacing one of the same name that was set aside before.
@@ -384,11 +333,7 @@ pub(crate) fn is_ours(path: &Path) -> bool {
 /// Deletes a folder so that a kill in between leaves a `.removing` one, never half a checkpoint.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     let is_checkpoint = step_of(path, "").is_some();
-    let doomed = if is_checkpoint {
-        move_out_of_the_way(path)?
-    } else {
-        path.to_path_buf()
-    };
+    let doomed = if is_checkpoint { move_out_of_the_way(path)? } else { path.to_path_buf() };
     fs::remove_dir_all(&doomed).map_err(RunError::at(path, "remove the folder"))
 }
 
@@ -413,11 +358,10 @@ pub(crate) fn clear_leftovers(output_dir: &Path) -> Result<()> {
     for partial in with_suffix(output_dir, PARTIAL)? {
         let step = step_of(&partial, PARTIAL).expect("with_suffix returns only names with a step");
         let path = output_dir.join(format!("{PREFIX}{step}"));
-        let is_whole = read(&partial)
-            .is_ok_and(|checkpoint| checkpoint.step == step && checkpoint.damage().is_none());
+        let is_whole =
+            read(&partial).is_ok_and(|checkpoint| checkpoint.step == step && checkpoint.damage().is_none());
         if is_whole && !path.exists() {
-            fs::rename(&partial, &path)
-                .map_err(RunError::at(&path, "put the checkpoint in place"))?;
+            fs::rename(&partial, &path).map_err(RunError::at(&path, "put the checkpoint in place"))?;
         } else {
             remove(&partial)?;
         }
@@ -431,9 +375,7 @@ pub(crate) fn clear_leftovers(output_dir: &Path) -> Result<()> {
 fn folders(output_dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(output_dir).map_err(RunError::at(output_dir, "read the folder"))? {
-        let path = entry
-            .map_err(RunError::at(output_dir, "read the folder"))?
-            .path();
+        let path = entry.map_err(RunError::at(output_dir, "read the folder"))?.path();
         if path.is_dir() {
             found.push(path);
         }
@@ -447,24 +389,13 @@ fn read(path: &Path) -> std::result::Result<Checkpoint, String> {
     let manifest = read_manifest(path)?;
     let mut bytes = 0;
     for file in &manifest.files {
-        let found =
-            fs::metadata(path.join(&file.name)).map_err(|_| format!("{} is missing", file.name))?;
+        let found = fs::metadata(path.join(&file.name)).map_err(|_| format!("{} is missing", file.name))?;
         if found.len() != file.bytes {
-            return Err(format!(
-                "{} has {} bytes instead of {}",
-                file.name,
-                found.len(),
-                file.bytes
-            ));
+            return Err(format!("{} has {} bytes instead of {}", file.name, found.len(), file.bytes));
         }
         bytes += file.bytes;
     }
-    Ok(Checkpoint {
-        step: manifest.step,
-        path: path.to_path_buf(),
-        bytes,
-        resumable: manifest.resumable,
-    })
+    Ok(Checkpoint { step: manifest.step, path: path.to_path_buf(), bytes, resumable: manifest.resumable })
 }
 
 fn read_manifest(path: &Path) -> std::result::Result<Manifest, String> {
@@ -477,52 +408,33 @@ fn read_manifest(path: &Path) -> std::result::Result<Manifest, String> {
     let manifest: Manifest =
         serde_json::from_slice(&text).map_err(|e| format!("{MANIFEST} is damaged: {e}"))?;
     if manifest.version != 1 {
-        return Err(format!(
-            "{MANIFEST} has layout {}, this program reads layout 1",
-            manifest.version
-        ));
+        return Err(format!("{MANIFEST} has layout {}, this program reads layout 1", manifest.version));
     }
     if let Some(step) = step_of(path, "").filter(|&step| step != manifest.step) {
-        return Err(format!(
-            "{MANIFEST} says step {}, the folder's name says {step}",
-            manifest.step
-        ));
+        return Err(format!("{MANIFEST} says step {}, the folder's name says {step}", manifest.step));
     }
     let inside = |name: &str| {
-        !name.is_empty()
-            && Path::new(name)
-                .components()
-                .all(|part| matches!(part, Component::Normal(_)))
+        !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
     };
     match manifest.files.iter().find(|file| !inside(&file.name)) {
-        Some(file) => Err(format!(
-            "{MANIFEST} names a file outside the checkpoint: {:?}",
-            file.name
-        )),
+        Some(file) => Err(format!("{MANIFEST} names a file outside the checkpoint: {:?}", file.name)),
         None => Ok(manifest),
     }
 }
 
 fn bad(path: &Path, reason: String) -> RunError {
     let good = path.parent().map(complete_names).unwrap_or_default();
-    RunError::BadCheckpoint {
-        path: path.to_path_buf(),
-        reason,
-        good,
-    }
+    RunError::BadCheckpoint { path: path.to_path_buf(), reason, good }
 }
 
 fn collect_files(root: &Path, folder: &Path, names: &mut Vec<String>) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(RunError::at(folder, "read the folder"))? {
-        let path = entry
-            .map_err(RunError::at(folder, "read the folder"))?
-            .path();
+        let path = entry.map_err(RunError::at(folder, "read the folder"))?.path();
         if path.is_dir() {
             collect_files(root, &path, names)?;
         } else {
-            let relative = path
-                .strip_prefix(root)
-                .expect("read_dir yields paths below the folder it was given");
+            let relative =
+                path.strip_prefix(root).expect("read_dir yields paths below the folder it was given");
             let parts: Vec<_> = relative.iter().map(|part| part.to_string_lossy()).collect();
             names.push(parts.join("/"));
         }
@@ -556,11 +468,7 @@ fn sha256(path: &Path) -> std::io::Result<String> {
             count => hasher.update(&buffer[..count]),
         }
     }
-    Ok(hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]

@@ -170,30 +170,17 @@ pub enum RunError {
 
 impl RunError {
     /// For `map_err`: sorts an I/O error at `path` into full disk, not writable, or other.
-    pub(crate) fn at<'a>(
-        path: &'a Path,
-        action: &'static str,
-    ) -> impl Fn(io::Error) -> RunError + 'a {
+    pub(crate) fn at<'a>(path: &'a Path, action: &'static str) -> impl Fn(io::Error) -> RunError + 'a {
         move |source| {
             let path = path.to_path_buf();
             match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => RunError::DiskFull {
-                    path,
-                    action,
-                    source,
-                },
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                    RunError::NotWritable {
-                        path,
-                        action,
-                        source,
-                    }
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    RunError::DiskFull { path, action, source }
                 }
-                _ => RunError::Io {
-                    path,
-                    action,
-                    source,
-                },
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    RunError::NotWritable { path, action, source }
+                }
+                _ => RunError::Io { path, action, source },
             }
         }
     }
@@ -216,11 +203,7 @@ fn bytes(count: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 {
-        format!("{count} bytes")
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
+    if unit == 0 { format!("{count} bytes") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
 #[cfg(test)]
@@ -233,24 +216,14 @@ mod tests {
         let full = RunError::at(path, "write")(io::ErrorKind::StorageFull.into());
         assert!(matches!(full, RunError::DiskFull { .. }), "{full}");
         let read_only = RunError::at(path, "write")(io::ErrorKind::ReadOnlyFilesystem.into());
-        assert!(
-            matches!(read_only, RunError::NotWritable { .. }),
-            "{read_only}"
-        );
+        assert!(matches!(read_only, RunError::NotWritable { .. }), "{read_only}");
     }
 
     #[test]
     fn every_message_about_room_names_the_path_both_amounts_and_what_to_do() {
-        let text = RunError::NoRoom {
-            path: "out".into(),
-            needed_bytes: 3 << 30,
-            free_bytes: 512,
-        }
-        .to_string();
-        assert!(
-            text.starts_with("out: 3.0 GiB are needed here and 512 bytes are free"),
-            "{text}"
-        );
+        let text =
+            RunError::NoRoom { path: "out".into(), needed_bytes: 3 << 30, free_bytes: 512 }.to_string();
+        assert!(text.starts_with("out: 3.0 GiB are needed here and 512 bytes are free"), "{text}");
         assert!(text.contains("help:"), "{text}");
     }
 }

@@ -69,20 +69,14 @@ impl RunFolder {
     /// # Errors
     /// The folder is in use, not writable or not a folder; it holds a finished model; the checkpoint asked for is
     /// missing or damaged; no checkpoint is usable. See [`RunError`].
-    pub fn open(
-        output_dir: &Path,
-        overwrite_output_dir: bool,
-        resume_from: &ResumeFrom,
-    ) -> Result<Self> {
+    pub fn open(output_dir: &Path, overwrite_output_dir: bool, resume_from: &ResumeFrom) -> Result<Self> {
         if output_dir.exists() && !output_dir.is_dir() {
-            return Err(RunError::NotAFolder {
-                path: output_dir.to_path_buf(),
-            });
+            return Err(RunError::NotAFolder { path: output_dir.to_path_buf() });
         }
         fs::create_dir_all(output_dir).map_err(|source| match source.kind() {
-            ErrorKind::NotADirectory | ErrorKind::AlreadyExists => RunError::NotAFolder {
-                path: output_dir.to_path_buf(),
-            },
+            ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+                RunError::NotAFolder { path: output_dir.to_path_buf() }
+            }
             _ => RunError::at(output_dir, "create the folder")(source),
         })?;
         let mut notes = Vec::new();
@@ -91,13 +85,7 @@ impl RunFolder {
         checkpoint::clear_leftovers(output_dir)?;
         let start = choose_start(output_dir, overwrite_output_dir, resume_from, &mut notes)?;
         set_aside_later_checkpoints(output_dir, &start, &mut notes)?;
-        Ok(Self {
-            path: output_dir.to_path_buf(),
-            start,
-            notes,
-            written: AtomicU64::new(0),
-            _lock: lock,
-        })
+        Ok(Self { path: output_dir.to_path_buf(), start, notes, written: AtomicU64::new(0), _lock: lock })
     }
 
     /// The folder.
@@ -201,20 +189,14 @@ fn choose_start(
     }
     let folder = output_dir.to_path_buf();
     if !passed_by.is_empty() {
-        let reasons = passed_by
-            .iter()
-            .map(|damaged| format!("  {}", line(damaged)))
-            .collect::<Vec<_>>()
-            .join("\n");
+        let reasons =
+            passed_by.iter().map(|damaged| format!("  {}", line(damaged))).collect::<Vec<_>>().join("\n");
         return Err(RunError::NoUsableCheckpoint { folder, reasons });
     }
     if is_required {
         return Err(RunError::NothingToResume { folder });
     }
-    match FINAL_WEIGHTS
-        .into_iter()
-        .find(|name| output_dir.join(name).is_file())
-    {
+    match FINAL_WEIGHTS.into_iter().find(|name| output_dir.join(name).is_file()) {
         Some(weights) => Err(RunError::FinishedModel { folder, weights }),
         None => Ok(Start::Fresh),
     }
@@ -226,10 +208,7 @@ fn explicit(path: &Path, notes: &mut Vec<String>) -> Result<Start> {
         return Err(RunError::BadCheckpoint {
             path: path.to_path_buf(),
             reason: "it holds only the weights (written with `save_only_model: true`)".into(),
-            good: path
-                .parent()
-                .map(checkpoint::complete_names)
-                .unwrap_or_default(),
+            good: path.parent().map(checkpoint::complete_names).unwrap_or_default(),
         });
     }
     checkpoint.verify()?;
@@ -238,11 +217,7 @@ fn explicit(path: &Path, notes: &mut Vec<String>) -> Result<Start> {
 }
 
 /// Checkpoints after the starting step are not this run's: out of the way of rotation and of the next resume.
-fn set_aside_later_checkpoints(
-    output_dir: &Path,
-    start: &Start,
-    notes: &mut Vec<String>,
-) -> Result<()> {
+fn set_aside_later_checkpoints(output_dir: &Path, start: &Start, notes: &mut Vec<String>) -> Result<()> {
     let step_of_start = match start {
         Start::Fresh => None,
         Start::Resume(checkpoint) => Some(checkpoint.step),
@@ -253,8 +228,7 @@ fn set_aside_later_checkpoints(
         Start::Fresh => false,
     };
     for path in checkpoint::with_suffix(output_dir, "")? {
-        let step =
-            checkpoint::step_of(&path, "").expect("with_suffix returns only names with a step");
+        let step = checkpoint::step_of(&path, "").expect("with_suffix returns only names with a step");
         if own && Some(step) <= step_of_start {
             continue;
         }
@@ -269,10 +243,7 @@ fn set_aside_later_checkpoints(
 }
 
 fn is_in(path: &Path, folder: &Path) -> bool {
-    let parent = path
-        .canonicalize()
-        .ok()
-        .and_then(|p| p.parent().map(Path::to_path_buf));
+    let parent = path.canonicalize().ok().and_then(|p| p.parent().map(Path::to_path_buf));
     parent.is_some() && parent == folder.canonicalize().ok()
 }
 

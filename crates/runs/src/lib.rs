@@ -24,28 +24,35 @@
 //! | [`recorder`] | the one façade of the loop |
 //! | [`trainer_log`], [`trainer_state`], [`results`] | `trainer_log.jsonl`, `trainer_state.json`, `*_results.json` |
 
+//! | [`curves`], [`plots`] | several named curves in one PNG or SVG; the loss pictures |
+//! | [`tensorboard`] | event files |
+//! | [`model_card`] | `README.md` |
 //! | [`timing`], [`memory`] | elapsed and remaining time; peak memory |
 //!
 //! This crate knows no tensor, no configuration and no data.
 
 pub mod atomic;
 pub mod checkpoint;
+pub mod curves;
 pub mod error;
 pub mod folder;
 pub mod memory;
+pub mod model_card;
+pub mod plots;
 pub mod recorder;
 pub mod results;
 pub mod space;
+pub mod tensorboard;
 pub mod timing;
 pub mod trainer_log;
 pub mod trainer_state;
 
 pub use atomic::AtomicFile;
 pub use checkpoint::{Checkpoint, CheckpointWriter, Damaged, Listing};
+pub use curves::{Curves, Series};
 pub use error::{Result, RunError};
 pub use folder::{ResumeFrom, RunFolder, Start};
-pub use recorder::{
-    BestMetric, EvalOutcome, EvalRecord, Recorder, RecorderOptions, StepRecord, Summary,
-};
+pub use model_card::{Library, ModelCard};
+pub use recorder::{BestMetric, EvalOutcome, EvalRecord, Recorder, RecorderOptions, StepRecord, Summary};
 pub use trainer_log::LogLine;
 pub use trainer_state::TrainerState;

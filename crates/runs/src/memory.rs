@@ -9,9 +9,7 @@ pub fn peak_rss_bytes() -> Option<u64> {
 
 /// The line is `VmHWM:     1234 kB` with 1 kB = 1024 bytes (proc(5)).
 fn parse_high_water_mark(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }

@@ -12,7 +12,9 @@ use crate::atomic;
 use crate::checkpoint::CheckpointWriter;
 use crate::error::{Result, RunError};
 use crate::folder::{RunFolder, Start};
+use crate::plots;
 use crate::results::{self, rounded};
+use crate::tensorboard::{self, EventWriter};
 use crate::timing::{self, Stopwatch};
 use crate::trainer_log::{LogLine, TRAINER_LOG, TrainerLog};
 use crate::trainer_state::{TRAINER_STATE, TrainerState};
@@ -44,6 +46,12 @@ pub struct RecorderOptions {
     pub train_batch_size: u64,
     /// `metric_for_best_model` with `greater_is_better`; absent: no best model is tracked.
     pub best_metric: Option<BestMetric>,
+    /// `plot_loss`: pictures at the end of the run.
+    pub plot_loss: bool,
+    /// `report_to: tensorboard`: event files in `runs/`.
+    pub tensorboard: bool,
+    /// `run_name`: part of the name of the folder in `runs/`.
+    pub run_name: Option<String>,
 }
 
 /// What makes an evaluation the best one.
@@ -139,6 +147,8 @@ struct Carried {
     evals_since_best: u64,
     /// Step of the best evaluation that has a checkpoint.
     best_checkpoint_step: Option<u64>,
+    /// Folder of the event files, relative to the output folder.
+    tensorboard: Option<String>,
 }
 
 /// Records a run into its folder.
@@ -149,6 +159,7 @@ pub struct Recorder {
     state: TrainerState,
     carried: Carried,
     log: TrainerLog,
+    events: Option<EventWriter>,
     stopwatch: Stopwatch,
 }
 
@@ -161,18 +172,11 @@ impl Recorder {
     /// Any I/O error, or a state in the checkpoint that does not read back, with the path.
     pub fn open(run: &RunFolder, options: RecorderOptions) -> Result<Self> {
         let output_dir = run.path().to_path_buf();
-        let (mut state, carried, log) = match run.start() {
+        let (mut state, mut carried, log) = match run.start() {
             Start::Fresh => {
                 remove_old_files(&output_dir)?;
-                let carried = Carried {
-                    version: 1,
-                    ..Carried::default()
-                };
-                (
-                    TrainerState::default(),
-                    carried,
-                    TrainerLog::create(&output_dir)?,
-                )
+                let carried = Carried { version: 1, ..Carried::default() };
+                (TrainerState::default(), carried, TrainerLog::create(&output_dir)?)
             }
             Start::Resume(checkpoint) => {
                 let carried = load_carried(&checkpoint.path)?;
@@ -188,15 +192,13 @@ impl Recorder {
         state.save_steps = options.save_steps;
         state.eval_steps = options.eval_steps;
         state.train_batch_size = Some(options.train_batch_size);
+        let events = if options.tensorboard {
+            Some(open_events(&output_dir, run, &options, &mut carried)?)
+        } else {
+            None
+        };
         let stopwatch = Stopwatch::start(carried.elapsed_s);
-        Ok(Self {
-            output_dir,
-            options,
-            state,
-            carried,
-            log,
-            stopwatch,
-        })
+        Ok(Self { output_dir, options, state, carried, log, events, stopwatch })
     }
 
     /// Records an optimizer step; returns the line when one is due and was written.
@@ -221,11 +223,7 @@ impl Recorder {
         }
         let is_due = record.step.is_multiple_of(self.state.logging_steps)
             || (record.step == 1 && self.options.logging_first_step);
-        if is_due {
-            self.write_step(record).map(Some)
-        } else {
-            Ok(None)
-        }
+        if is_due { self.write_step(record).map(Some) } else { Ok(None) }
     }
 
     fn write_step(&mut self, record: &StepRecord) -> Result<LogLine> {
@@ -246,9 +244,7 @@ impl Recorder {
             loss: Some(loss),
             lr: Some(record.learning_rate),
             grad_norm: record.grad_norm,
-            vram_allocated: record
-                .device_peak_bytes
-                .map(|b| round2(b as f64 / (1_u64 << 30) as f64)),
+            vram_allocated: record.device_peak_bytes.map(|b| round2(b as f64 / (1_u64 << 30) as f64)),
             ..self.progress()
         };
         self.log.append(&line)?;
@@ -273,18 +269,10 @@ impl Recorder {
             ..self.progress()
         };
         self.log.append(&line)?;
-        Ok(EvalOutcome {
-            line,
-            is_best,
-            evals_since_best: self.carried.evals_since_best,
-        })
+        Ok(EvalOutcome { line, is_best, evals_since_best: self.carried.evals_since_best })
     }
 
-    fn compare_with_best(
-        &mut self,
-        record: &EvalRecord,
-        metrics: &Map<String, Value>,
-    ) -> Result<bool> {
+    fn compare_with_best(&mut self, record: &EvalRecord, metrics: &Map<String, Value>) -> Result<bool> {
         let Some(wanted) = &self.options.best_metric else {
             return Ok(false);
         };
@@ -303,13 +291,10 @@ impl Recorder {
         let value = value.as_f64().unwrap_or(f64::NAN);
         // A comparison with NaN is false: such an evaluation is never the best one.
         let is_best = value.is_finite()
-            && self.state.best_metric.is_none_or(|best| {
-                if wanted.greater_is_better {
-                    value > best
-                } else {
-                    value < best
-                }
-            });
+            && self
+                .state
+                .best_metric
+                .is_none_or(|best| if wanted.greater_is_better { value > best } else { value < best });
         if is_best {
             self.state.best_metric = Some(value);
             self.state.best_global_step = Some(record.step);
@@ -326,8 +311,7 @@ impl Recorder {
     /// Any I/O error, with the path.
     pub fn save(&mut self, checkpoint: &CheckpointWriter<'_>) -> Result<()> {
         if self.state.best_global_step == Some(checkpoint.step()) {
-            self.state.best_model_checkpoint =
-                Some(checkpoint.final_path().to_string_lossy().into_owned());
+            self.state.best_model_checkpoint = Some(checkpoint.final_path().to_string_lossy().into_owned());
             self.carried.best_checkpoint_step = Some(checkpoint.step());
         }
         self.carried.elapsed_s = self.stopwatch.elapsed_s();
@@ -336,10 +320,11 @@ impl Recorder {
         atomic::write_json(&checkpoint.folder().join(RECORDER_STATE), &self.carried, 2)
     }
 
-    /// Ends the run: last line, `train_results.json`, `all_results.json`, `trainer_state.json`.
+    /// Ends the run: last line, `train_results.json`, `all_results.json`, `trainer_state.json`, and the pictures with
+    /// `plot_loss`. Returns what `train_results.json` has.
     ///
     /// # Errors
-    /// Any I/O error, with the path.
+    /// Any I/O error, with the path. The pictures come last: when they fail, everything else is written.
     pub fn finish(&mut self, summary: &Summary) -> Result<Map<String, Value>> {
         let speed = self.speed_metrics();
         self.add_history(speed.clone())?;
@@ -351,14 +336,14 @@ impl Recorder {
             metrics.insert("peak_bytes".into(), peak_bytes.into());
         }
         if self.carried.nonfinite_losses > 0 {
-            metrics.insert(
-                "nonfinite_losses".into(),
-                self.carried.nonfinite_losses.into(),
-            );
+            metrics.insert("nonfinite_losses".into(), self.carried.nonfinite_losses.into());
         }
         metrics.extend(summary.extra.clone());
         results::save(&self.output_dir, "train", &metrics)?;
         self.state.save(&self.output_dir)?;
+        if self.options.plot_loss {
+            plots::save(&self.state, &self.output_dir, &plots::keys(&self.state))?;
+        }
         Ok(metrics)
     }
 
@@ -401,11 +386,7 @@ impl Recorder {
             current_steps: done,
             total_steps: total,
             epoch: Some(self.state.epoch),
-            percentage: if total == 0 {
-                100.0
-            } else {
-                round2(done as f64 / total as f64 * 100.0)
-            },
+            percentage: if total == 0 { 100.0 } else { round2(done as f64 / total as f64 * 100.0) },
             elapsed_time: timing::format_seconds(elapsed_s),
             remaining_time: timing::format_seconds(timing::remaining_s(elapsed_s, done, total)),
             throughput: tokens.map(|tokens| round2(tokens as f64 / elapsed_s.max(1e-9))),
@@ -417,12 +398,14 @@ impl Recorder {
     fn add_history(&mut self, mut entry: Map<String, Value>) -> Result<()> {
         entry.insert("epoch".into(), self.state.epoch.into());
         if entry.contains_key("loss") {
-            entry.insert(
-                "num_input_tokens_seen".into(),
-                self.state.num_input_tokens_seen.into(),
-            );
+            entry.insert("num_input_tokens_seen".into(), self.state.num_input_tokens_seen.into());
         }
         entry.insert("step".into(), self.state.global_step.into());
+        if let Some(events) = &mut self.events {
+            let number = |(key, value): (&String, &Value)| Some((tensorboard::tag(key), value.as_f64()?));
+            let scalars: Vec<_> = entry.iter().filter(|(key, _)| *key != "step").filter_map(number).collect();
+            events.scalars(self.state.global_step, &scalars)?;
+        }
         self.state.log_history.push(entry);
         Ok(())
     }
@@ -431,14 +414,10 @@ impl Recorder {
         let runtime_s = self.stopwatch.elapsed_s().max(1e-9);
         let mut metrics = Map::new();
         metrics.insert("train_runtime".into(), rounded(runtime_s, 4));
-        metrics.insert(
-            "train_samples_per_second".into(),
-            rounded(self.carried.samples as f64 / runtime_s, 3),
-        );
-        metrics.insert(
-            "train_steps_per_second".into(),
-            rounded(self.state.global_step as f64 / runtime_s, 3),
-        );
+        metrics
+            .insert("train_samples_per_second".into(), rounded(self.carried.samples as f64 / runtime_s, 3));
+        metrics
+            .insert("train_steps_per_second".into(), rounded(self.state.global_step as f64 / runtime_s, 3));
         metrics.insert("total_flos".into(), self.state.total_flos.into());
         let loss = if self.carried.loss_steps == 0 && self.carried.nonfinite_losses == 0 {
             0.0 // No step at all, as transformers reports it.
@@ -451,17 +430,11 @@ impl Recorder {
 
     fn add_token_metrics(&self, metrics: &mut Map<String, Value>) {
         let runtime_s = self.stopwatch.elapsed_s().max(1e-9);
-        let (tokens, supervised) = (
-            self.state.num_input_tokens_seen,
-            self.carried.supervised_tokens,
-        );
+        let (tokens, supervised) = (self.state.num_input_tokens_seen, self.carried.supervised_tokens);
         metrics.insert("num_input_tokens_seen".into(), tokens.into());
         metrics.insert("num_supervised_tokens_seen".into(), supervised.into());
         metrics.insert("tokens_per_s".into(), rounded(tokens as f64 / runtime_s, 3));
-        metrics.insert(
-            "supervised_tokens_per_s".into(),
-            rounded(supervised as f64 / runtime_s, 3),
-        );
+        metrics.insert("supervised_tokens_per_s".into(), rounded(supervised as f64 / runtime_s, 3));
     }
 }
 
@@ -480,14 +453,8 @@ fn eval_metrics(record: &EvalRecord) -> Map<String, Value> {
         insert("accuracy", accuracy.into());
     }
     insert("runtime", rounded(runtime_s, 4));
-    insert(
-        "samples_per_second",
-        rounded(record.samples as f64 / runtime_s, 3),
-    );
-    insert(
-        "steps_per_second",
-        rounded(record.batches as f64 / runtime_s, 3),
-    );
+    insert("samples_per_second", rounded(record.samples as f64 / runtime_s, 3));
+    insert("steps_per_second", rounded(record.batches as f64 / runtime_s, 3));
     metrics
 }
 
@@ -497,18 +464,12 @@ fn round2(value: f64) -> f64 {
 
 /// What a fresh start replaces: an interrupted run must not be read together with an older one's end.
 fn remove_old_files(output_dir: &Path) -> Result<()> {
-    let results = [
-        "train_results.json",
-        "eval_results.json",
-        results::ALL_RESULTS,
-    ];
+    let results = ["train_results.json", "eval_results.json", results::ALL_RESULTS];
     for name in [TRAINER_LOG, TRAINER_STATE].into_iter().chain(results) {
         let path = output_dir.join(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(RunError::at(&path, "remove the file of an earlier run")(
-                    error,
-                ));
+                return Err(RunError::at(&path, "remove the file of an earlier run")(error));
             }
             _ => {}
         }
@@ -516,18 +477,29 @@ fn remove_old_files(output_dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A fresh run has a folder of its own in `runs/`; a resumed one adds a file to the folder it had.
+fn open_events(
+    output_dir: &Path,
+    run: &RunFolder,
+    options: &RecorderOptions,
+    carried: &mut Carried,
+) -> Result<EventWriter> {
+    let continued_after = match run.start() {
+        Start::Fresh => None,
+        Start::Resume(checkpoint) => Some(checkpoint.step),
+    };
+    let name =
+        carried.tensorboard.get_or_insert_with(|| tensorboard::folder_name(options.run_name.as_deref()));
+    EventWriter::create(&output_dir.join(&*name), continued_after)
+}
+
 fn load_carried(checkpoint: &Path) -> Result<Carried> {
     let path = checkpoint.join(RECORDER_STATE);
     let text = fs::read(&path).map_err(RunError::at(&path, "read the state"))?;
-    let carried: Carried = serde_json::from_slice(&text).map_err(|e| RunError::Unreadable {
-        path: path.clone(),
-        reason: e.to_string(),
-    })?;
+    let carried: Carried = serde_json::from_slice(&text)
+        .map_err(|e| RunError::Unreadable { path: path.clone(), reason: e.to_string() })?;
     if carried.version != 1 {
-        let reason = format!(
-            "it has layout {}, this program reads layout 1",
-            carried.version
-        );
+        let reason = format!("it has layout {}, this program reads layout 1", carried.version);
         return Err(RunError::Unreadable { path, reason });
     }
     Ok(carried)

@@ -30,10 +30,8 @@ pub fn save(output_dir: &Path, split: &str, metrics: &Map<String, Value>) -> Res
 /// Any other I/O error, or content that is not a JSON object.
 pub fn load(path: &Path) -> Result<Map<String, Value>> {
     match fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text).map_err(|e| RunError::Unreadable {
-            path: path.to_path_buf(),
-            reason: e.to_string(),
-        }),
+        Ok(text) => serde_json::from_slice(&text)
+            .map_err(|e| RunError::Unreadable { path: path.to_path_buf(), reason: e.to_string() }),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Map::new()),
         Err(error) => Err(RunError::at(path, "read the results")(error)),
     }
@@ -43,11 +41,7 @@ pub fn load(path: &Path) -> Result<Map<String, Value>> {
 pub(crate) fn rounded(value: f64, decimals: i32) -> Value {
     let factor = 10_f64.powi(decimals);
     let scaled = (value * factor).round() / factor;
-    if scaled.is_finite() {
-        scaled.into()
-    } else {
-        value.into()
-    }
+    if scaled.is_finite() { scaled.into() } else { value.into() }
 }
 
 fn write_sorted(path: &Path, metrics: &Map<String, Value>) -> Result<()> {
@@ -67,18 +61,8 @@ mod tests {
     #[test]
     fn a_split_has_its_own_file_and_its_keys_in_all_results() {
         let folder = tempfile::tempdir().unwrap();
-        save(
-            folder.path(),
-            "train",
-            &metrics(r#"{"train_loss": 1.5, "epoch": 3.0}"#),
-        )
-        .unwrap();
-        save(
-            folder.path(),
-            "eval",
-            &metrics(r#"{"eval_loss": 2.0, "epoch": 3.0}"#),
-        )
-        .unwrap();
+        save(folder.path(), "train", &metrics(r#"{"train_loss": 1.5, "epoch": 3.0}"#)).unwrap();
+        save(folder.path(), "eval", &metrics(r#"{"eval_loss": 2.0, "epoch": 3.0}"#)).unwrap();
         assert_eq!(
             fs::read_to_string(folder.path().join("eval_results.json")).unwrap(),
             "{\n    \"epoch\": 3.0,\n    \"eval_loss\": 2.0\n}\n"
@@ -93,12 +77,7 @@ mod tests {
     fn a_damaged_all_results_is_an_error_with_its_path() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(ALL_RESULTS), "[1").unwrap();
-        assert!(
-            save(folder.path(), "train", &Map::new())
-                .unwrap_err()
-                .to_string()
-                .contains(ALL_RESULTS)
-        );
+        assert!(save(folder.path(), "train", &Map::new()).unwrap_err().to_string().contains(ALL_RESULTS));
     }
 
     #[test]

@@ -26,11 +26,7 @@ pub fn free_bytes(path: &Path) -> Result<u64> {
 pub fn require_room(path: &Path, needed_bytes: u64) -> Result<()> {
     let free_bytes = free_bytes(path)?;
     if free_bytes < needed_bytes {
-        return Err(RunError::NoRoom {
-            path: path.to_path_buf(),
-            needed_bytes,
-            free_bytes,
-        });
+        return Err(RunError::NoRoom { path: path.to_path_buf(), needed_bytes, free_bytes });
     }
     Ok(())
 }
@@ -49,16 +45,6 @@ mod tests {
     fn asking_for_more_than_any_disk_has_is_refused_with_both_amounts() {
         let folder = tempfile::tempdir().unwrap();
         let error = require_room(folder.path(), u64::MAX).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                RunError::NoRoom {
-                    needed_bytes: u64::MAX,
-                    free_bytes: 1..,
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, RunError::NoRoom { needed_bytes: u64::MAX, free_bytes: 1.., .. }), "{error}");
     }
 }

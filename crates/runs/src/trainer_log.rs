@@ -94,15 +94,9 @@ impl TrainerLog {
     fn with_content(output_dir: &Path, content: &[u8]) -> Result<Self> {
         let path = output_dir.join(TRAINER_LOG);
         atomic::write(&path, content)?;
-        let file = OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .map_err(RunError::at(&path, "open the log"))?;
-        Ok(Self {
-            path,
-            file,
-            bytes: content.len() as u64,
-        })
+        let file =
+            OpenOptions::new().append(true).open(&path).map_err(RunError::at(&path, "open the log"))?;
+        Ok(Self { path, file, bytes: content.len() as u64 })
     }
 
     /// Appends one line with one write. When that fails half-way (a full disk), the half is taken back.
@@ -110,8 +104,8 @@ impl TrainerLog {
     /// # Errors
     /// Any I/O error, with the path.
     pub fn append(&mut self, line: &LogLine) -> Result<()> {
-        let mut text = serde_json::to_vec(line)
-            .map_err(|e| RunError::at(&self.path, "write the log")(e.into()))?;
+        let mut text =
+            serde_json::to_vec(line).map_err(|e| RunError::at(&self.path, "write the log")(e.into()))?;
         text.push(b'\n');
         if let Err(error) = self.file.write_all(&text) {
             // If even this fails, the error below is the one that matters.
@@ -153,12 +147,7 @@ mod tests {
     use super::*;
 
     fn line(step: u64) -> LogLine {
-        LogLine {
-            current_steps: step,
-            total_steps: 10,
-            loss: Some(0.5),
-            ..LogLine::default()
-        }
+        LogLine { current_steps: step, total_steps: 10, loss: Some(0.5), ..LogLine::default() }
     }
 
     #[test]
@@ -181,11 +170,7 @@ mod tests {
 
     #[test]
     fn a_loss_that_is_not_finite_is_null_and_the_line_stays_json() {
-        let text = serde_json::to_string(&LogLine {
-            loss: Some(f64::NAN),
-            ..line(1)
-        })
-        .unwrap();
+        let text = serde_json::to_string(&LogLine { loss: Some(f64::NAN), ..line(1) }).unwrap();
         assert!(text.contains(r#""loss":null"#), "{text}");
     }
 
@@ -195,10 +180,7 @@ mod tests {
         let mut log = TrainerLog::create(folder.path()).unwrap();
         for step in 1..=3 {
             log.append(&line(step)).unwrap();
-            assert_eq!(
-                read(&folder.path().join(TRAINER_LOG)).unwrap().len(),
-                step as usize
-            );
+            assert_eq!(read(&folder.path().join(TRAINER_LOG)).unwrap().len(), step as usize);
         }
     }
 
@@ -214,11 +196,8 @@ mod tests {
         drop(log);
         let mut log = TrainerLog::restore(folder.path(), checkpoint.path()).unwrap();
         log.append(&line(3)).unwrap();
-        let steps: Vec<_> = read(&folder.path().join(TRAINER_LOG))
-            .unwrap()
-            .iter()
-            .map(|l| l.current_steps)
-            .collect();
+        let steps: Vec<_> =
+            read(&folder.path().join(TRAINER_LOG)).unwrap().iter().map(|l| l.current_steps).collect();
         assert_eq!(steps, [1, 2, 3]);
     }
 
@@ -243,11 +222,7 @@ mod tests {
     fn a_full_disk_is_reported_as_such() {
         let path = PathBuf::from("/dev/full");
         let file = OpenOptions::new().append(true).open(&path).unwrap();
-        let mut log = TrainerLog {
-            path,
-            file,
-            bytes: 0,
-        };
+        let mut log = TrainerLog { path, file, bytes: 0 };
         let error = log.append(&line(1)).unwrap_err();
         assert!(matches!(error, RunError::DiskFull { .. }), "{error}");
     }

@@ -76,10 +76,7 @@ impl TrainerState {
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(TRAINER_STATE);
         let text = fs::read(&path).map_err(RunError::at(&path, "read the state"))?;
-        serde_json::from_slice(&text).map_err(|e| RunError::Unreadable {
-            path,
-            reason: e.to_string(),
-        })
+        serde_json::from_slice(&text).map_err(|e| RunError::Unreadable { path, reason: e.to_string() })
     }
 
     /// The points `(step, value)` of every log entry that has a finite `key`.
@@ -163,11 +160,6 @@ mod tests {
     fn a_damaged_state_is_an_error_with_its_path() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(TRAINER_STATE), "{\"epoch\": ").unwrap();
-        assert!(
-            TrainerState::load(folder.path())
-                .unwrap_err()
-                .to_string()
-                .contains(TRAINER_STATE)
-        );
+        assert!(TrainerState::load(folder.path()).unwrap_err().to_string().contains(TRAINER_STATE));
     }
 }

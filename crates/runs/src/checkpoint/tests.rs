@@ -9,22 +9,13 @@ fn open(path: &Path) -> RunFolder {
 fn checkpoint(run: &RunFolder, step: u64) -> Checkpoint {
     let writer = CheckpointWriter::begin(run, step).unwrap();
     fs::create_dir(writer.folder().join("rank0")).unwrap();
-    fs::write(
-        writer.folder().join("model.safetensors"),
-        format!("weights {step}"),
-    )
-    .unwrap();
+    fs::write(writer.folder().join("model.safetensors"), format!("weights {step}")).unwrap();
     fs::write(writer.folder().join("rank0/cursor.json"), "{}").unwrap();
     writer.finish().unwrap()
 }
 
 fn steps(path: &Path) -> Vec<u64> {
-    list(path)
-        .unwrap()
-        .complete
-        .iter()
-        .map(|c| c.step)
-        .collect()
+    list(path).unwrap().complete.iter().map(|c| c.step).collect()
 }
 
 #[test]
@@ -34,10 +25,7 @@ fn a_finished_checkpoint_is_complete_and_verifies() {
     let written = checkpoint(&run, 10);
     assert_eq!(
         list(folder.path()).unwrap(),
-        Listing {
-            complete: vec![written.clone()],
-            ..Listing::default()
-        }
+        Listing { complete: vec![written.clone()], ..Listing::default() }
     );
     assert_eq!(written.bytes, 12);
     written.verify().unwrap();
@@ -52,10 +40,7 @@ fn the_manifest_has_the_hashes_that_sha256sum_prints() {
     let path = writer.finish().unwrap().path;
     let text = fs::read_to_string(path.join(MANIFEST)).unwrap();
     // FIPS 180-2, appendix B.1.
-    assert!(
-        text.contains("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
-        "{text}"
-    );
+    assert!(text.contains("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"), "{text}");
 }
 
 #[test]
@@ -84,10 +69,7 @@ fn a_missing_file_is_named() {
     let run = open(folder.path());
     let written = checkpoint(&run, 10);
     fs::remove_file(written.path.join("rank0/cursor.json")).unwrap();
-    assert_eq!(
-        list(folder.path()).unwrap().damaged[0].reason,
-        "rank0/cursor.json is missing"
-    );
+    assert_eq!(list(folder.path()).unwrap().damaged[0].reason, "rank0/cursor.json is missing");
 }
 
 #[test]
@@ -97,10 +79,7 @@ fn a_short_file_is_named_with_both_sizes() {
     let written = checkpoint(&run, 10);
     fs::write(written.path.join("model.safetensors"), "weight").unwrap();
     let damaged = &list(folder.path()).unwrap().damaged[0];
-    assert_eq!(
-        damaged.reason,
-        "model.safetensors has 6 bytes instead of 10"
-    );
+    assert_eq!(damaged.reason, "model.safetensors has 6 bytes instead of 10");
 }
 
 #[test]
@@ -110,13 +89,7 @@ fn a_flipped_bit_is_found_by_verify_and_passed_by_on_resume() {
     checkpoint(&run, 10);
     let newest = checkpoint(&run, 20);
     fs::write(newest.path.join("model.safetensors"), "weights 2!").unwrap();
-    assert!(
-        newest
-            .verify()
-            .unwrap_err()
-            .to_string()
-            .contains("model.safetensors")
-    );
+    assert!(newest.verify().unwrap_err().to_string().contains("model.safetensors"));
     let (good, passed_by) = last_good(folder.path()).unwrap();
     assert_eq!(good.unwrap().step, 10);
     assert_eq!(passed_by[0].step, 20);
@@ -129,11 +102,7 @@ fn a_folder_without_a_manifest_is_damaged_whatever_it_holds() {
     fs::write(folder.path().join("checkpoint-500/optimizer.pt"), "x").unwrap();
     let listing = list(folder.path()).unwrap();
     assert!(listing.complete.is_empty());
-    assert!(
-        listing.damaged[0].reason.contains(MANIFEST),
-        "{}",
-        listing.damaged[0].reason
-    );
+    assert!(listing.damaged[0].reason.contains(MANIFEST), "{}", listing.damaged[0].reason);
 }
 
 #[test]
@@ -142,15 +111,9 @@ fn a_manifest_that_points_outside_the_checkpoint_is_refused() {
     let run = open(folder.path());
     let written = checkpoint(&run, 10);
     let manifest = written.path.join(MANIFEST);
-    let text = fs::read_to_string(&manifest)
-        .unwrap()
-        .replace("rank0/cursor.json", "../../etc/passwd");
+    let text = fs::read_to_string(&manifest).unwrap().replace("rank0/cursor.json", "../../etc/passwd");
     fs::write(&manifest, text).unwrap();
-    assert!(
-        list(folder.path()).unwrap().damaged[0]
-            .reason
-            .contains("outside")
-    );
+    assert!(list(folder.path()).unwrap().damaged[0].reason.contains("outside"));
 }
 
 #[test]
@@ -239,10 +202,7 @@ fn a_large_file_is_hashed_to_its_end() {
     let mut file = File::create(writer.folder().join("big")).unwrap();
     file.write_all(&vec![7; (1 << 20) + 1]).unwrap();
     let written = writer.finish().unwrap();
-    let mut file = OpenOptions::new()
-        .write(true)
-        .open(written.path.join("big"))
-        .unwrap();
+    let mut file = OpenOptions::new().write(true).open(written.path.join("big")).unwrap();
     std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(1 << 20)).unwrap();
     file.write_all(&[8]).unwrap();
     assert!(written.verify().is_err());
@@ -252,11 +212,7 @@ fn a_large_file_is_hashed_to_its_end() {
 fn a_write_that_lacked_only_its_last_rename_is_completed_by_the_next_run() {
     let folder = tempfile::tempdir().unwrap();
     checkpoint(&open(folder.path()), 10);
-    fs::rename(
-        folder.path().join("checkpoint-10"),
-        folder.path().join("checkpoint-10.partial"),
-    )
-    .unwrap();
+    fs::rename(folder.path().join("checkpoint-10"), folder.path().join("checkpoint-10.partial")).unwrap();
     drop(open(folder.path()));
     assert_eq!(steps(folder.path()), [10]);
 }

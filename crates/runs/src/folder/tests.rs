@@ -16,11 +16,7 @@ fn with_checkpoints(steps: &[u64]) -> tempfile::TempDir {
 
 fn write_checkpoint(run: &RunFolder, step: u64) {
     let writer = CheckpointWriter::begin(run, step).unwrap();
-    fs::write(
-        writer.folder().join("model.safetensors"),
-        format!("weights {step}"),
-    )
-    .unwrap();
+    fs::write(writer.folder().join("model.safetensors"), format!("weights {step}")).unwrap();
     writer.finish().unwrap();
 }
 
@@ -43,17 +39,9 @@ fn a_new_folder_is_made_with_its_parents_and_starts_fresh() {
 fn two_runs_never_share_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let first = open(folder.path(), false, ResumeFrom::Automatic).unwrap();
-    let error = open(folder.path(), true, ResumeFrom::Automatic)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains(&folder.path().display().to_string()),
-        "{error}"
-    );
-    assert!(
-        error.contains(&format!("(process {})", std::process::id())),
-        "{error}"
-    );
+    let error = open(folder.path(), true, ResumeFrom::Automatic).unwrap_err().to_string();
+    assert!(error.contains(&folder.path().display().to_string()), "{error}");
+    assert!(error.contains(&format!("(process {})", std::process::id())), "{error}");
     assert!(error.contains("help:"), "{error}");
     drop(first);
     open(folder.path(), false, ResumeFrom::Automatic).unwrap();
@@ -64,52 +52,27 @@ fn the_last_checkpoint_is_resumed_by_number_not_by_name() {
     let folder = with_checkpoints(&[90, 100]);
     let run = open(folder.path(), false, ResumeFrom::Automatic).unwrap();
     assert_eq!(resumed_step(&run), Some(100));
-    assert!(
-        run.notes()[0].contains("resuming from"),
-        "{:?}",
-        run.notes()
-    );
+    assert!(run.notes()[0].contains("resuming from"), "{:?}", run.notes());
 }
 
 #[test]
 fn a_damaged_last_checkpoint_is_named_and_the_one_before_it_resumed() {
     let folder = with_checkpoints(&[10, 20]);
-    fs::write(
-        folder.path().join("checkpoint-20/model.safetensors"),
-        "weights 2!",
-    )
-    .unwrap();
+    fs::write(folder.path().join("checkpoint-20/model.safetensors"), "weights 2!").unwrap();
     let run = open(folder.path(), false, ResumeFrom::Automatic).unwrap();
     assert_eq!(resumed_step(&run), Some(10));
-    assert!(
-        run.notes()[0].contains("checkpoint-20: model.safetensors does not have"),
-        "{:?}",
-        run.notes()
-    );
+    assert!(run.notes()[0].contains("checkpoint-20: model.safetensors does not have"), "{:?}", run.notes());
 }
 
 #[test]
 fn only_damaged_checkpoints_are_an_error_that_names_each() {
     let folder = with_checkpoints(&[10, 20]);
     for step in ["10", "20"] {
-        fs::remove_file(
-            folder
-                .path()
-                .join(format!("checkpoint-{step}/model.safetensors")),
-        )
-        .unwrap();
+        fs::remove_file(folder.path().join(format!("checkpoint-{step}/model.safetensors"))).unwrap();
     }
-    let error = open(folder.path(), false, ResumeFrom::Automatic)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("checkpoint-10: model.safetensors is missing"),
-        "{error}"
-    );
-    assert!(
-        error.contains("checkpoint-20: model.safetensors is missing"),
-        "{error}"
-    );
+    let error = open(folder.path(), false, ResumeFrom::Automatic).unwrap_err().to_string();
+    assert!(error.contains("checkpoint-10: model.safetensors is missing"), "{error}");
+    assert!(error.contains("checkpoint-20: model.safetensors is missing"), "{error}");
     assert!(error.contains("overwrite_output_dir"), "{error}");
 }
 
@@ -117,13 +80,8 @@ fn only_damaged_checkpoints_are_an_error_that_names_each() {
 fn final_weights_without_a_checkpoint_need_overwrite_output_dir() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("adapter_model.safetensors"), "w").unwrap();
-    let error = open(folder.path(), false, ResumeFrom::Automatic)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("adapter_model.safetensors") && error.contains("overwrite_output_dir"),
-        "{error}"
-    );
+    let error = open(folder.path(), false, ResumeFrom::Automatic).unwrap_err().to_string();
+    assert!(error.contains("adapter_model.safetensors") && error.contains("overwrite_output_dir"), "{error}");
     open(folder.path(), true, ResumeFrom::Automatic).unwrap();
 }
 
@@ -131,12 +89,7 @@ fn final_weights_without_a_checkpoint_need_overwrite_output_dir() {
 fn logs_of_a_run_that_died_before_its_first_checkpoint_do_not_stop_the_next() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("trainer_log.jsonl"), "{}\n").unwrap();
-    assert_eq!(
-        open(folder.path(), false, ResumeFrom::Automatic)
-            .unwrap()
-            .start(),
-        &Start::Fresh
-    );
+    assert_eq!(open(folder.path(), false, ResumeFrom::Automatic).unwrap().start(), &Start::Fresh);
 }
 
 #[test]
@@ -144,12 +97,7 @@ fn overwriting_keeps_the_old_checkpoints_until_the_first_new_one_is_complete() {
     let folder = with_checkpoints(&[10, 20]);
     let run = open(folder.path(), true, ResumeFrom::Automatic).unwrap();
     assert_eq!(run.start(), &Start::Fresh);
-    assert!(
-        folder
-            .path()
-            .join("checkpoint-20.previous/model.safetensors")
-            .exists()
-    );
+    assert!(folder.path().join("checkpoint-20.previous/model.safetensors").exists());
     write_checkpoint(&run, 5);
     assert!(!folder.path().join("checkpoint-20.previous").exists());
     drop(run);
@@ -164,32 +112,16 @@ fn overwriting_never_deletes_a_checkpoint_that_another_program_wrote() {
     fs::write(folder.path().join("checkpoint-10/optimizer.pt"), "x").unwrap();
     let run = open(folder.path(), true, ResumeFrom::Automatic).unwrap();
     write_checkpoint(&run, 5);
-    assert!(
-        folder
-            .path()
-            .join("checkpoint-10.previous/optimizer.pt")
-            .exists()
-    );
+    assert!(folder.path().join("checkpoint-10.previous/optimizer.pt").exists());
 }
 
 #[test]
 fn an_explicit_checkpoint_wins_over_overwrite_output_dir() {
     let folder = with_checkpoints(&[10, 20]);
-    let run = open(
-        folder.path(),
-        true,
-        ResumeFrom::Path(folder.path().join("checkpoint-10")),
-    )
-    .unwrap();
+    let run = open(folder.path(), true, ResumeFrom::Path(folder.path().join("checkpoint-10"))).unwrap();
     assert_eq!(resumed_step(&run), Some(10));
-    assert!(
-        folder.path().join("checkpoint-10").exists(),
-        "the checkpoint resumed from stays"
-    );
-    assert!(
-        folder.path().join("checkpoint-20.previous").exists(),
-        "the abandoned future is set aside"
-    );
+    assert!(folder.path().join("checkpoint-10").exists(), "the checkpoint resumed from stays");
+    assert!(folder.path().join("checkpoint-20.previous").exists(), "the abandoned future is set aside");
 }
 
 #[test]
@@ -197,10 +129,7 @@ fn a_wrong_explicit_checkpoint_is_an_error_that_names_the_good_ones() {
     let folder = with_checkpoints(&[10]);
     let wrong = ResumeFrom::Path(folder.path().join("checkpoint-99"));
     let error = open(folder.path(), false, wrong).unwrap_err().to_string();
-    assert!(
-        error.contains("no such folder") && error.contains("checkpoint-10"),
-        "{error}"
-    );
+    assert!(error.contains("no such folder") && error.contains("checkpoint-10"), "{error}");
 }
 
 #[test]

@@ -14,10 +14,7 @@ fn options() -> RecorderOptions {
         save_steps: 4,
         eval_steps: Some(4),
         train_batch_size: 1,
-        best_metric: Some(BestMetric {
-            name: "loss".into(),
-            greater_is_better: false,
-        }),
+        best_metric: Some(BestMetric { name: "loss".into(), greater_is_better: false }),
         ..RecorderOptions::default()
     }
 }
@@ -98,22 +95,10 @@ fn a_line_is_due_every_logging_steps_with_the_mean_loss_since_the_last() {
 fn logging_first_step_writes_step_one_too() {
     let folder = tempfile::tempdir().unwrap();
     let run = open_run(folder.path());
-    let mut recorder = Recorder::open(
-        &run,
-        RecorderOptions {
-            logging_first_step: true,
-            ..options()
-        },
-    )
-    .unwrap();
-    assert_eq!(
-        recorder.record_step(&step(1)).unwrap().unwrap().loss,
-        Some(1.0)
-    );
-    assert_eq!(
-        recorder.record_step(&step(2)).unwrap().unwrap().loss,
-        Some(0.5)
-    );
+    let mut recorder =
+        Recorder::open(&run, RecorderOptions { logging_first_step: true, ..options() }).unwrap();
+    assert_eq!(recorder.record_step(&step(1)).unwrap().unwrap().loss, Some(1.0));
+    assert_eq!(recorder.record_step(&step(2)).unwrap().unwrap().loss, Some(0.5));
 }
 
 #[test]
@@ -137,12 +122,7 @@ fn a_resumed_run_leaves_the_same_log_and_history_as_one_that_was_never_stopped()
     let metrics = recorder.finish(&Summary::default()).unwrap();
 
     assert_eq!(without_times(broken.path()), without_times(whole.path()));
-    for key in [
-        "train_loss",
-        "num_input_tokens_seen",
-        "num_supervised_tokens_seen",
-        "epoch",
-    ] {
+    for key in ["train_loss", "num_input_tokens_seen", "num_supervised_tokens_seen", "epoch"] {
         assert_eq!(metrics[key], whole_metrics[key], "{key}");
     }
 }
@@ -150,10 +130,7 @@ fn a_resumed_run_leaves_the_same_log_and_history_as_one_that_was_never_stopped()
 #[test]
 fn a_checkpoint_between_two_lines_keeps_the_half_window() {
     let folder = tempfile::tempdir().unwrap();
-    let odd = RecorderOptions {
-        logging_steps: 3,
-        ..options()
-    };
+    let odd = RecorderOptions { logging_steps: 3, ..options() };
     {
         let run = open_run(folder.path());
         let mut recorder = Recorder::open(&run, odd.clone()).unwrap();
@@ -192,10 +169,7 @@ fn the_best_evaluation_is_remembered_with_its_checkpoint() {
     assert_eq!(outcome.evals_since_best, 1);
     assert_eq!(recorder.best_checkpoint_step(), Some(4));
     let path = folder.path().join("checkpoint-4");
-    assert_eq!(
-        recorder.state().best_model_checkpoint.as_deref(),
-        path.to_str()
-    );
+    assert_eq!(recorder.state().best_model_checkpoint.as_deref(), path.to_str());
     assert_eq!(recorder.state().best_metric, Some(2.0));
 }
 
@@ -210,20 +184,8 @@ fn patience_is_counted_over_a_resume() {
     }
     let run = open_run(folder.path());
     let mut recorder = Recorder::open(&run, options()).unwrap();
-    assert_eq!(
-        recorder
-            .record_eval(&eval(6, 1.5))
-            .unwrap()
-            .evals_since_best,
-        2
-    );
-    assert_eq!(
-        recorder
-            .record_eval(&eval(8, 0.5))
-            .unwrap()
-            .evals_since_best,
-        0
-    );
+    assert_eq!(recorder.record_eval(&eval(6, 1.5)).unwrap().evals_since_best, 2);
+    assert_eq!(recorder.record_eval(&eval(8, 0.5)).unwrap().evals_since_best, 0);
 }
 
 #[test]
@@ -239,85 +201,31 @@ fn an_evaluation_that_is_not_finite_is_never_the_best() {
 fn a_greater_accuracy_can_be_what_is_best() {
     let folder = tempfile::tempdir().unwrap();
     let run = open_run(folder.path());
-    let best_metric = Some(BestMetric {
-        name: "eval_accuracy".into(),
-        greater_is_better: true,
-    });
-    let mut recorder = Recorder::open(
-        &run,
-        RecorderOptions {
-            best_metric,
-            ..options()
-        },
-    )
-    .unwrap();
-    let with_accuracy = |step, accuracy| EvalRecord {
-        accuracy: Some(accuracy),
-        ..eval(step, 1.0)
-    };
-    assert!(
-        recorder
-            .record_eval(&with_accuracy(2, 0.5))
-            .unwrap()
-            .is_best
-    );
-    assert!(
-        !recorder
-            .record_eval(&with_accuracy(4, 0.4))
-            .unwrap()
-            .is_best
-    );
-    assert!(
-        recorder
-            .record_eval(&with_accuracy(6, 0.6))
-            .unwrap()
-            .is_best
-    );
+    let best_metric = Some(BestMetric { name: "eval_accuracy".into(), greater_is_better: true });
+    let mut recorder = Recorder::open(&run, RecorderOptions { best_metric, ..options() }).unwrap();
+    let with_accuracy = |step, accuracy| EvalRecord { accuracy: Some(accuracy), ..eval(step, 1.0) };
+    assert!(recorder.record_eval(&with_accuracy(2, 0.5)).unwrap().is_best);
+    assert!(!recorder.record_eval(&with_accuracy(4, 0.4)).unwrap().is_best);
+    assert!(recorder.record_eval(&with_accuracy(6, 0.6)).unwrap().is_best);
 }
 
 #[test]
 fn an_unknown_best_metric_is_an_error_that_names_the_known_ones() {
     let folder = tempfile::tempdir().unwrap();
     let run = open_run(folder.path());
-    let best_metric = Some(BestMetric {
-        name: "bleu".into(),
-        greater_is_better: true,
-    });
-    let mut recorder = Recorder::open(
-        &run,
-        RecorderOptions {
-            best_metric,
-            ..options()
-        },
-    )
-    .unwrap();
+    let best_metric = Some(BestMetric { name: "bleu".into(), greater_is_better: true });
+    let mut recorder = Recorder::open(&run, RecorderOptions { best_metric, ..options() }).unwrap();
     let error = recorder.record_eval(&eval(2, 1.0)).unwrap_err().to_string();
-    assert!(
-        error.contains("eval_bleu") && error.contains("eval_perplexity"),
-        "{error}"
-    );
+    assert!(error.contains("eval_bleu") && error.contains("eval_perplexity"), "{error}");
 }
 
 #[test]
 fn one_of_several_data_sets_can_decide_what_is_best() {
     let folder = tempfile::tempdir().unwrap();
     let run = open_run(folder.path());
-    let best_metric = Some(BestMetric {
-        name: "eval_b_loss".into(),
-        greater_is_better: false,
-    });
-    let mut recorder = Recorder::open(
-        &run,
-        RecorderOptions {
-            best_metric,
-            ..options()
-        },
-    )
-    .unwrap();
-    let of = |dataset: &str| EvalRecord {
-        dataset: Some(dataset.into()),
-        ..eval(2, 1.0)
-    };
+    let best_metric = Some(BestMetric { name: "eval_b_loss".into(), greater_is_better: false });
+    let mut recorder = Recorder::open(&run, RecorderOptions { best_metric, ..options() }).unwrap();
+    let of = |dataset: &str| EvalRecord { dataset: Some(dataset.into()), ..eval(2, 1.0) };
     assert!(!recorder.record_eval(&of("a")).unwrap().is_best);
     assert!(recorder.record_eval(&of("b")).unwrap().is_best);
 }
@@ -326,27 +234,12 @@ fn one_of_several_data_sets_can_decide_what_is_best() {
 fn a_loss_that_is_not_finite_is_logged_as_null_counted_and_kept_out_of_the_mean() {
     let folder = tempfile::tempdir().unwrap();
     let run = open_run(folder.path());
-    let mut recorder = Recorder::open(
-        &run,
-        RecorderOptions {
-            logging_steps: 1,
-            ..options()
-        },
-    )
-    .unwrap();
-    recorder
-        .record_step(&StepRecord {
-            loss: f64::NAN,
-            ..step(1)
-        })
-        .unwrap();
+    let mut recorder = Recorder::open(&run, RecorderOptions { logging_steps: 1, ..options() }).unwrap();
+    recorder.record_step(&StepRecord { loss: f64::NAN, ..step(1) }).unwrap();
     recorder.record_step(&step(2)).unwrap();
     let metrics = recorder.finish(&Summary::default()).unwrap();
     let text = fs::read_to_string(folder.path().join(TRAINER_LOG)).unwrap();
-    assert!(
-        text.lines().next().unwrap().contains("\"loss\":null"),
-        "{text}"
-    );
+    assert!(text.lines().next().unwrap().contains("\"loss\":null"), "{text}");
     assert_eq!(metrics["nonfinite_losses"], 1);
     assert_eq!(metrics["train_loss"], 0.5);
 }
@@ -359,12 +252,7 @@ fn the_results_have_transformers_keys_and_the_rates_of_this_program() {
     train(&run, &mut recorder, 1..=4);
     let mut extra = Map::new();
     extra.insert("effective_tokens_per_sec".into(), 7.5.into());
-    recorder
-        .finish(&Summary {
-            peak_bytes: Some(1 << 20),
-            extra,
-        })
-        .unwrap();
+    recorder.finish(&Summary { peak_bytes: Some(1 << 20), extra }).unwrap();
     let written = results::load(&folder.path().join("train_results.json")).unwrap();
     let keys: Vec<_> = written.keys().map(String::as_str).collect();
     assert_eq!(
@@ -384,24 +272,14 @@ fn the_results_have_transformers_keys_and_the_rates_of_this_program() {
             "train_steps_per_second",
         ]
     );
-    assert_eq!(
-        written["train_loss"],
-        (1.0 + 1.0 / 2.0 + 1.0 / 3.0 + 1.0 / 4.0) / 4.0
-    );
-    assert_eq!(
-        results::load(&folder.path().join(results::ALL_RESULTS)).unwrap(),
-        written
-    );
+    assert_eq!(written["train_loss"], (1.0 + 1.0 / 2.0 + 1.0 / 3.0 + 1.0 / 4.0) / 4.0);
+    assert_eq!(results::load(&folder.path().join(results::ALL_RESULTS)).unwrap(), written);
 }
 
 #[test]
 fn a_fresh_start_removes_the_results_of_the_run_before() {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(
-        folder.path().join("all_results.json"),
-        "{\"eval_loss\": 1.0}",
-    )
-    .unwrap();
+    fs::write(folder.path().join("all_results.json"), "{\"eval_loss\": 1.0}").unwrap();
     fs::write(folder.path().join(TRAINER_LOG), "{\"current_steps\": 99}\n").unwrap();
     let run = open_run(folder.path());
     Recorder::open(&run, options()).unwrap();
@@ -414,12 +292,7 @@ fn an_evaluation_has_its_own_results_file() {
     let folder = tempfile::tempdir().unwrap();
     let run = open_run(folder.path());
     let recorder = Recorder::open(&run, options()).unwrap();
-    recorder
-        .finish_eval(&EvalRecord {
-            accuracy: Some(0.5),
-            ..eval(10, 0.0)
-        })
-        .unwrap();
+    recorder.finish_eval(&EvalRecord { accuracy: Some(0.5), ..eval(10, 0.0) }).unwrap();
     let written = results::load(&folder.path().join("eval_results.json")).unwrap();
     assert_eq!(written["eval_perplexity"], 1.0);
     assert_eq!(written["eval_samples_per_second"], 4.0);
