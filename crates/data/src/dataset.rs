@@ -17,6 +17,9 @@ use crate::shuffle::Pcg64;
 const DETECT_ROWS: usize = 32;
 /// How many malformed rows an error lists.
 const LISTED_PROBLEMS: usize = 5;
+/// What to do when no row is good: the rows are rarely to blame.
+const NONE_FITS: &str =
+    "check `formatting`, `columns` and `tags` of the data set's entry, and that `stage` is the right one";
 /// How many names of unread columns are kept.
 const UNREAD_COLUMNS: usize = 32;
 
@@ -114,8 +117,7 @@ pub fn load(options: &DatasetOptions) -> Result<LoadedData, DataError> {
         return Err(DataError::Option {
             key: "dataset",
             reason: "no data set is named".to_owned(),
-            help: "set `dataset` to an entry of dataset_info.json or to the path of a data file"
-                .to_owned(),
+            help: "set `dataset` to an entry of dataset_info.json or to the path of a data file".to_owned(),
         });
     }
     if options.val_size.is_some() && !options.eval_dataset.is_empty() {
@@ -125,27 +127,13 @@ pub fn load(options: &DatasetOptions) -> Result<LoadedData, DataError> {
             help: "remove one of the two".to_owned(),
         });
     }
-    let mut loaded = LoadedData {
-        train: Vec::new(),
-        eval: Vec::new(),
-        reports: Vec::new(),
-        problems: Vec::new(),
-    };
+    let mut loaded =
+        LoadedData { train: Vec::new(), eval: Vec::new(), reports: Vec::new(), problems: Vec::new() };
     for name in &options.dataset {
-        loaded.train.extend(read_dataset(
-            name,
-            options,
-            &mut loaded.reports,
-            &mut loaded.problems,
-        )?);
+        loaded.train.extend(read_dataset(name, options, &mut loaded.reports, &mut loaded.problems)?);
     }
     for name in &options.eval_dataset {
-        loaded.eval.extend(read_dataset(
-            name,
-            options,
-            &mut loaded.reports,
-            &mut loaded.problems,
-        )?);
+        loaded.eval.extend(read_dataset(name, options, &mut loaded.reports, &mut loaded.problems)?);
     }
     check_limit(options.problem_limit, &loaded)?;
     if let Some(size) = options.val_size {
@@ -165,11 +153,8 @@ fn read_dataset(
     let source = Source::open(&entry.path, entry.split.as_deref())?;
     // Rows are drawn from all of them (`num_samples`) before the first ones are taken.
     let limit = options.max_samples.unwrap_or(usize::MAX);
-    let mut rows = Rows::open(name, &source).take(if entry.num_samples.is_some() {
-        usize::MAX
-    } else {
-        limit
-    });
+    let mut rows =
+        Rows::open(name, &source).take(if entry.num_samples.is_some() { usize::MAX } else { limit });
     let first: Vec<_> = rows.by_ref().take(DETECT_ROWS).collect::<Result<_, _>>()?;
     if first.is_empty() {
         return Err(DataError::Empty {
@@ -207,11 +192,9 @@ fn read_dataset(
     report.rows_dropped = dropped.len() as u64;
     if conversations.is_empty() {
         return Err(too_many(
-            format!(
-                "data set `{name}`: all {} rows are malformed",
-                report.rows_read
-            ),
+            format!("data set `{name}`: all {} rows are malformed", report.rows_read),
             dropped,
+            NONE_FITS,
         ));
     }
     if let Some(count) = entry.num_samples {
@@ -231,44 +214,23 @@ fn format_of(
     stage: Stage,
 ) -> Result<Format, DataError> {
     let unfit = |reason: String, help: &str| {
-        Err(DataError::Format {
-            dataset: entry.name.clone(),
-            reason,
-            help: help.to_owned(),
-        })
+        Err(DataError::Format { dataset: entry.name.clone(), reason, help: help.to_owned() })
     };
-    const PLAIN: &str =
-        "set `stage: pt` to train on plain text, or name a data set of questions and answers";
+    const PLAIN: &str = "set `stage: pt` to train on plain text, or name a data set of questions and answers";
     if source.kind == FileKind::Text && stage == Stage::Sft {
-        return unfit(
-            "a `.txt` file holds plain text, without questions and answers".to_owned(),
-            PLAIN,
-        );
+        return unfit("a `.txt` file holds plain text, without questions and answers".to_owned(), PLAIN);
     }
     if let Some(format) = &entry.format {
         return Ok(format.clone());
     }
-    let good: Vec<Row> = first
-        .iter()
-        .filter_map(|row| row.as_ref().ok().cloned())
-        .collect();
+    let good: Vec<Row> = first.iter().filter_map(|row| row.as_ref().ok().cloned()).collect();
     if good.is_empty() {
-        let problems: Vec<RowProblem> = first
-            .iter()
-            .filter_map(|row| row.as_ref().err().cloned())
-            .collect();
-        let summary = format!(
-            "data set `{}`: the first {} rows are malformed",
-            entry.name,
-            first.len()
-        );
-        return Err(too_many(summary, &problems));
+        let problems: Vec<RowProblem> = first.iter().filter_map(|row| row.as_ref().err().cloned()).collect();
+        let summary = format!("data set `{}`: the first {} rows are malformed", entry.name, first.len());
+        return Err(too_many(summary, &problems, NONE_FITS));
     }
     match detect(&good) {
-        Ok(Format::Plain(_)) => unfit(
-            "its rows hold plain text in the column `text`".to_owned(),
-            PLAIN,
-        ),
+        Ok(Format::Plain(_)) => unfit("its rows hold plain text in the column `text`".to_owned(), PLAIN),
         Ok(format) => Ok(format),
         Err(reason) => unfit(
             reason,
@@ -342,22 +304,24 @@ fn check_limit(limit: ProblemLimit, loaded: &LoadedData) -> Result<(), DataError
     let dropped = loaded.problems.len() as u64;
     let (over, limit) = match limit {
         ProblemLimit::Rows(count) => (dropped > count, format!("{count} rows")),
-        ProblemLimit::Fraction(part) => (
-            dropped as f64 > part * read as f64,
-            format!("{} %", part * 100.0),
-        ),
+        ProblemLimit::Fraction(part) => (dropped as f64 > part * read as f64, format!("{} %", part * 100.0)),
     };
     if !over {
         return Ok(());
     }
     let summary = format!("{dropped} of {read} rows are malformed, more than the limit of {limit}");
-    Err(too_many(summary, &loaded.problems))
+    Err(too_many(
+        summary,
+        &loaded.problems,
+        "mend or remove these rows, or raise the limit of malformed rows",
+    ))
 }
 
-fn too_many(summary: String, problems: &[RowProblem]) -> DataError {
+fn too_many(summary: String, problems: &[RowProblem], help: &str) -> DataError {
     DataError::TooManyProblems {
         summary,
         first: problems.iter().take(LISTED_PROBLEMS).cloned().collect(),
         more: problems.len().saturating_sub(LISTED_PROBLEMS),
+        help: help.to_owned(),
     }
 }

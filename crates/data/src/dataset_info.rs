@@ -36,18 +36,11 @@ const KEYS: [&str; 14] = [
     "tags",
 ];
 const COLUMNS: [&str; 13] = [
-    "prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos",
-    "audios", "chosen", "rejected", "kto_tag",
+    "prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios",
+    "chosen", "rejected", "kto_tag",
 ];
-const TAGS: [&str; 7] = [
-    "role_tag",
-    "content_tag",
-    "user_tag",
-    "assistant_tag",
-    "observation_tag",
-    "function_tag",
-    "system_tag",
-];
+const TAGS: [&str; 7] =
+    ["role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"];
 
 /// A data set of local files.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,32 +69,16 @@ pub fn find(name: &str, dataset_dir: &Path, stage: Stage) -> Result<Entry, DataE
     if let Some((path, entries)) = &info
         && let Some(entry) = entries.get(name)
     {
-        return EntryReader {
-            path,
-            name,
-            dataset_dir,
-        }
-        .read(entry, stage);
+        return EntryReader { path, name, dataset_dir }.read(entry, stage);
     }
     for path in [PathBuf::from(name), dataset_dir.join(name)] {
         if path.exists() && !name.is_empty() {
             let format = (stage == Stage::Pt).then(|| Format::Plain(PlainColumns::default()));
             let (name, notes) = (name.to_owned(), Vec::new());
-            return Ok(Entry {
-                name,
-                path,
-                split: None,
-                format,
-                num_samples: None,
-                notes,
-            });
+            return Ok(Entry { name, path, split: None, format, num_samples: None, notes });
         }
     }
-    Err(unknown(
-        name,
-        dataset_dir,
-        info.as_ref().map(|(_, entries)| entries),
-    ))
+    Err(unknown(name, dataset_dir, info.as_ref().map(|(_, entries)| entries)))
 }
 
 /// The path and the entries of a `dataset_info.json`.
@@ -131,10 +108,7 @@ fn read_info(dataset_dir: &Path) -> Result<Option<Info>, DataError> {
     };
     match serde_json::from_str(text.trim_start_matches('\u{feff}')) {
         Ok(Value::Object(entries)) => Ok(Some((path, entries))),
-        Ok(other) => Err(wrong(
-            path,
-            format!("the file holds {}, not an object", kind_of(&other)),
-        )),
+        Ok(other) => Err(wrong(path, format!("the file holds {}, not an object", kind_of(&other)))),
         Err(error) => Err(wrong(path, format!("invalid JSON: {error}"))),
     }
 }
@@ -142,38 +116,35 @@ fn read_info(dataset_dir: &Path) -> Result<Option<Info>, DataError> {
 /// The error for a name that is neither an entry nor a path.
 fn unknown(name: &str, dataset_dir: &Path, entries: Option<&Map<String, Value>>) -> DataError {
     let info = dataset_dir.join(DATASET_INFO);
-    let files: Vec<String> = fs::read_dir(dataset_dir)
-        .map(|found| {
-            found
-                .flatten()
-                .map(|file| file.file_name().to_string_lossy().into_owned())
-                .collect()
-        })
-        .unwrap_or_default();
-    let files = files
-        .iter()
-        .filter(|file| FileKind::of(Path::new(file)).is_ok() && *file != DATASET_INFO);
-    let known = entries.into_iter().flat_map(Map::keys).chain(files);
-    let (place, help) = match entries {
+    let mut known: Vec<String> = entries.into_iter().flat_map(Map::keys).cloned().collect();
+    for path in [PathBuf::from(name), dataset_dir.join(name)] {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let files = fs::read_dir(folder.unwrap_or(Path::new("."))).into_iter().flatten().flatten();
+        let below = Path::new(name).parent().unwrap_or(Path::new(""));
+        known.extend(
+            files
+                .filter(|file| file.path().is_dir() || FileKind::of(&file.path()).is_ok())
+                .map(|file| below.join(file.file_name()))
+                .filter(|file| !file.ends_with(DATASET_INFO))
+                .map(|file| file.to_string_lossy().into_owned()),
+        );
+    }
+    known.sort_unstable();
+    known.dedup();
+    let (reason, help) = match entries {
         Some(_) => (
             format!("is no entry of `{}`, and no file or folder", info.display()),
-            "check the name; a data set is an entry of that file, or the path of a data file"
-                .to_owned(),
+            "check the name; a data set is an entry of that file, or the path of a data file".to_owned(),
         ),
         None => (
-            format!(
-                "is no file or folder, and `{}` does not exist",
-                info.display()
-            ),
-            format!(
-                "set `dataset_dir` to the folder that holds {DATASET_INFO}, or name a data file"
-            ),
+            format!("is no file or folder, and `{}` does not exist", info.display()),
+            format!("set `dataset_dir` to the folder that holds {DATASET_INFO}, or name a data file"),
         ),
     };
     DataError::UnknownDataset {
         name: name.to_owned(),
-        reason: place,
-        nearby: nearby(name, known.map(String::as_str)),
+        reason,
+        nearby: nearby(name, known.iter().map(String::as_str)),
         help,
     }
 }
@@ -205,32 +176,16 @@ impl EntryReader<'_> {
             Some(value) => match value.as_u64() {
                 Some(count @ 1..) => Some(count as usize),
                 _ => {
-                    return Err(self.wrong(
-                        "num_samples",
-                        format!("is {value}, not a positive whole number"),
-                    ));
+                    return Err(self.wrong("num_samples", format!("is {value}, not a positive whole number")));
                 }
             },
         };
-        Ok(Entry {
-            name: self.name.to_owned(),
-            path,
-            split,
-            format: Some(format),
-            num_samples,
-            notes,
-        })
+        Ok(Entry { name: self.name.to_owned(), path, split, format: Some(format), num_samples, notes })
     }
 
     /// The file or folder of an entry; hubs, scripts and clouds are refused.
-    fn local_path(
-        &self,
-        entry: &Map<String, Value>,
-        notes: &mut Vec<String>,
-    ) -> Result<PathBuf, DataError> {
-        let file_name = self
-            .text(entry, "file_name")?
-            .map(|name| self.dataset_dir.join(name));
+    fn local_path(&self, entry: &Map<String, Value>, notes: &mut Vec<String>) -> Result<PathBuf, DataError> {
+        let file_name = self.text(entry, "file_name")?.map(|name| self.dataset_dir.join(name));
         for key in HUBS {
             let Some(hub) = self.text(entry, key)? else {
                 continue;
@@ -244,9 +199,7 @@ impl EntryReader<'_> {
                     return Err(DataError::Unsupported {
                         dataset: self.name.to_owned(),
                         key: key.to_owned(),
-                        reason: format!(
-                            "`{hub}` is on a hub, and data sets are read from local files only"
-                        ),
+                        reason: format!("`{hub}` is on a hub, and data sets are read from local files only"),
                         help: format!(
                             "download it (for example `hf download --repo-type dataset {hub} --local-dir FOLDER`) and set `file_name` to the file or folder in {}",
                             self.path.display()
@@ -255,17 +208,15 @@ impl EntryReader<'_> {
                 }
             }
         }
-        for (key, what) in [
-            ("script_url", "a loading script would be run"),
-            ("cloud_file_name", "it is in a cloud's store"),
-        ] {
+        for (key, what) in
+            [("script_url", "a loading script would be run"), ("cloud_file_name", "it is in a cloud's store")]
+        {
             if entry.get(key).is_some_and(|value| !value.is_null()) {
                 return Err(DataError::Unsupported {
                     dataset: self.name.to_owned(),
                     key: key.to_owned(),
                     reason: format!("{what}, and data sets are read from local files only"),
-                    help: "save the data as json, jsonl, csv or parquet and set `file_name`"
-                        .to_owned(),
+                    help: "save the data as json, jsonl, csv or parquet and set `file_name`".to_owned(),
                 });
             }
         }
@@ -275,10 +226,7 @@ impl EntryReader<'_> {
         for key in ["folder", "subset"] {
             if let Some(below) = self.text(entry, key)? {
                 if path.is_file() {
-                    return Err(self.wrong(
-                        key,
-                        format!("is `{below}`, but `file_name` is a single file"),
-                    ));
+                    return Err(self.wrong(key, format!("is `{below}`, but `file_name` is a single file")));
                 }
                 path.push(below);
             }
@@ -296,18 +244,12 @@ impl EntryReader<'_> {
                 dataset: self.name.to_owned(),
                 key: "split".to_owned(),
                 reason: format!("`{split}` is more than the name of a split"),
-                help: "use `max_samples` for the first rows, or `num_samples` for a random choice"
-                    .to_owned(),
+                help: "use `max_samples` for the first rows, or `num_samples` for a random choice".to_owned(),
             });
         }
         let starts = |file: &Path| {
-            let file = file
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            file.strip_prefix(split)
-                .is_some_and(|rest| rest.starts_with(['-', '_', '.']))
+            let file = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            file.strip_prefix(split).is_some_and(|rest| rest.starts_with(['-', '_', '.']))
         };
         if path.is_dir() {
             let mut files = fs::read_dir(path).into_iter().flatten().flatten();
@@ -316,10 +258,7 @@ impl EntryReader<'_> {
             return Ok(told.then(|| split.to_owned()));
         }
         if path.is_file() && split != "train" && !starts(path) {
-            return Err(self.wrong(
-                "split",
-                format!("is `{split}`, but `file_name` is a single file"),
-            ));
+            return Err(self.wrong("split", format!("is `{split}`, but `file_name` is a single file")));
         }
         Ok(None)
     }
@@ -350,10 +289,7 @@ impl EntryReader<'_> {
         let formatting = self.text(entry, "formatting")?.unwrap_or("alpaca");
         let (format, reads, uses_tags): (Format, &[&str], bool) = match (formatting, stage) {
             ("alpaca", Stage::Pt) => {
-                let text = columns
-                    .get("prompt")
-                    .and_then(Value::as_str)
-                    .map(str::to_owned);
+                let text = columns.get("prompt").and_then(Value::as_str).map(str::to_owned);
                 (Format::Plain(PlainColumns { text }), &["prompt"], false)
             }
             ("alpaca", Stage::Sft) => {
@@ -371,19 +307,11 @@ impl EntryReader<'_> {
             }
             ("sharegpt", Stage::Sft) => {
                 let names = turn_columns(TurnColumns::sharegpt(), columns, tags);
-                (
-                    Format::Sharegpt(names),
-                    &["messages", "system", "tools"],
-                    true,
-                )
+                (Format::Sharegpt(names), &["messages", "system", "tools"], true)
             }
             ("openai", Stage::Sft) => {
                 let names = turn_columns(TurnColumns::openai(), columns, tags);
-                (
-                    Format::OpenAi(names),
-                    &["messages", "system", "tools"],
-                    true,
-                )
+                (Format::OpenAi(names), &["messages", "system", "tools"], true)
             }
             (other, _) => {
                 return Err(DataError::DatasetInfo {
@@ -400,28 +328,21 @@ impl EntryReader<'_> {
             unread.push("`tags`".to_owned());
         }
         if !unread.is_empty() {
-            notes.push(format!(
-                "{} not read: formatting is {formatting}",
-                unread.join(", ")
-            ));
+            notes.push(format!("{} not read: formatting is {formatting}", unread.join(", ")));
         }
         Ok(format)
     }
 
     fn alpaca(&self, columns: &Map<String, Value>) -> Result<AlpacaColumns, DataError> {
         let mut names = AlpacaColumns::default();
-        for (key, name) in [
-            ("prompt", &mut names.prompt),
-            ("response", &mut names.response),
-        ] {
+        for (key, name) in [("prompt", &mut names.prompt), ("response", &mut names.response)] {
             match columns.get(key) {
                 None => {}
                 Some(Value::String(column)) => *name = column.clone(),
                 Some(_) => {
-                    return Err(self.wrong(
-                        &format!("columns.{key}"),
-                        "is null, but every row needs it".to_owned(),
-                    ));
+                    return Err(
+                        self.wrong(&format!("columns.{key}"), "is null, but every row needs it".to_owned())
+                    );
                 }
             }
         }
@@ -455,21 +376,15 @@ impl EntryReader<'_> {
         self.check_keys(names, key, known)?;
         for (inner, value) in names {
             if !value.is_string() && !value.is_null() {
-                return Err(self.wrong(
-                    &format!("{key}.{inner}"),
-                    format!("is {}, not a name", kind_of(value)),
-                ));
+                return Err(
+                    self.wrong(&format!("{key}.{inner}"), format!("is {}, not a name", kind_of(value)))
+                );
             }
         }
         Ok(names.clone())
     }
 
-    fn check_keys(
-        &self,
-        object: &Map<String, Value>,
-        within: &str,
-        known: &[&str],
-    ) -> Result<(), DataError> {
+    fn check_keys(&self, object: &Map<String, Value>, within: &str, known: &[&str]) -> Result<(), DataError> {
         match object.keys().find(|key| !known.contains(&key.as_str())) {
             None => Ok(()),
             Some(key) => Err(DataError::DatasetInfo {
@@ -484,11 +399,7 @@ impl EntryReader<'_> {
         }
     }
 
-    fn text<'a>(
-        &self,
-        entry: &'a Map<String, Value>,
-        key: &str,
-    ) -> Result<Option<&'a str>, DataError> {
+    fn text<'a>(&self, entry: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, DataError> {
         match entry.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -497,11 +408,7 @@ impl EntryReader<'_> {
     }
 
     fn wrong(&self, key: &str, reason: String) -> DataError {
-        let key = if key.is_empty() {
-            String::new()
-        } else {
-            format!(" `{key}`")
-        };
+        let key = if key.is_empty() { String::new() } else { format!(" `{key}`") };
         DataError::DatasetInfo {
             path: self.path.to_owned(),
             reason: format!("`{}`:{key} {reason}", self.name),
@@ -535,24 +442,8 @@ fn turn_columns(
             *name = column.as_str().map(str::to_owned);
         }
     }
-    let Tags {
-        role,
-        content,
-        user,
-        assistant,
-        observation,
-        function,
-        system,
-    } = &mut names.tags;
-    let words = [
-        role,
-        content,
-        user,
-        assistant,
-        observation,
-        function,
-        system,
-    ];
+    let Tags { role, content, user, assistant, observation, function, system } = &mut names.tags;
+    let words = [role, content, user, assistant, observation, function, system];
     for (key, word) in TAGS.into_iter().zip(words) {
         if let Some(Value::String(tag)) = tags.get(key) {
             *word = tag.clone();

@@ -4,7 +4,7 @@
 //! [`DataError::TooManyProblems`] only above the limit.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::rows::RowProblem;
 
@@ -78,12 +78,12 @@ pub enum DataError {
         line: u64,
     },
 
-    /// JSON whose rows cannot be told apart.
-    #[error("{}:{line}: {reason}\nhelp: {help}", path.display())]
+    /// A file whose rows cannot be told apart: broken JSON, a damaged parquet file.
+    #[error("{}: {reason}\nhelp: {help}", place(path, *line))]
     BrokenFile {
         /// The file.
         path: PathBuf,
-        /// 1-based line (parquet: row) where reading stopped.
+        /// 1-based line (parquet: row) where reading stopped; 0: the file as a whole.
         line: u64,
         /// What is wrong there.
         reason: String,
@@ -153,7 +153,7 @@ pub enum DataError {
     },
 
     /// More malformed rows than the limit allows, or no good one.
-    #[error("{summary}:\n{}\nhelp: mend or remove these rows, or raise the limit of malformed rows", listed(first, *more))]
+    #[error("{summary}:\n{}\nhelp: {help}", listed(first, *more))]
     TooManyProblems {
         /// How many of how many rows, and the limit.
         summary: String,
@@ -161,6 +161,8 @@ pub enum DataError {
         first: Vec<RowProblem>,
         /// How many more there are.
         more: usize,
+        /// What to do.
+        help: String,
     },
 
     /// A data set without rows, or all of whose rows were dropped.
@@ -215,6 +217,13 @@ pub enum DataError {
     },
 }
 
+fn place(path: &Path, line: u64) -> String {
+    match line {
+        0 => path.display().to_string(),
+        line => format!("{}:{line}", path.display()),
+    }
+}
+
 fn did_you_mean(nearby: &[String]) -> String {
     match nearby {
         [] => String::new(),
@@ -223,10 +232,7 @@ fn did_you_mean(nearby: &[String]) -> String {
 }
 
 fn listed(problems: &[RowProblem], more: usize) -> String {
-    let mut text: Vec<String> = problems
-        .iter()
-        .map(|problem| format!("  {problem}"))
-        .collect();
+    let mut text: Vec<String> = problems.iter().map(|problem| format!("  {problem}")).collect();
     if more > 0 {
         text.push(format!("  … and {more} more"));
     }
@@ -239,18 +245,9 @@ pub(crate) fn nearby<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -
     let mut scored: Vec<(f64, &str)> = known
         .into_iter()
         .filter(|other| *other != name)
-        .map(|other| {
-            (
-                strsim::normalized_damerau_levenshtein(&lower, &other.to_lowercase()),
-                other,
-            )
-        })
+        .map(|other| (strsim::normalized_damerau_levenshtein(&lower, &other.to_lowercase()), other))
         .filter(|(score, _)| *score >= 0.6)
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
-    scored
-        .into_iter()
-        .take(3)
-        .map(|(_, other)| other.to_owned())
-        .collect()
+    scored.into_iter().take(3).map(|(_, other)| other.to_owned()).collect()
 }

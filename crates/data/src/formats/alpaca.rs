@@ -51,14 +51,8 @@ impl AlpacaColumns {
     }
 }
 
-pub(super) fn convert(
-    names: &AlpacaColumns,
-    columns: &mut Map<String, Value>,
-) -> Result<Talk, String> {
-    let has_query = names
-        .query
-        .as_ref()
-        .is_some_and(|name| columns.contains_key(name));
+pub(super) fn convert(names: &AlpacaColumns, columns: &mut Map<String, Value>) -> Result<Talk, String> {
+    let has_query = names.query.as_ref().is_some_and(|name| columns.contains_key(name));
     if !columns.contains_key(&names.prompt) && !has_query {
         return Err(missing(columns, &names.prompt));
     }
@@ -70,17 +64,9 @@ pub(super) fn convert(
         messages.push(Message::text(Role::System, system));
     }
     if let Some(name) = &names.history {
-        for (at, pair) in take_array(columns, name)?
-            .unwrap_or_default()
-            .into_iter()
-            .enumerate()
-        {
-            let [question, answer] = pair_of(pair).map_err(|found| {
-                format!(
-                    "`{name}` item {} is {found}, not [question, answer]",
-                    at + 1
-                )
-            })?;
+        for (at, pair) in take_array(columns, name)?.unwrap_or_default().into_iter().enumerate() {
+            let [question, answer] = pair_of(pair)
+                .map_err(|found| format!("`{name}` item {} is {found}, not [question, answer]", at + 1))?;
             messages.push(Message::text(Role::User, question));
             messages.push(Message::text(Role::Assistant, answer));
         }
@@ -89,10 +75,7 @@ pub(super) fn convert(
     let query = take_optional(columns, names.query.as_deref())?;
     let question: Vec<String> = prompt.into_iter().chain(query).collect();
     let Some(answer) = take_text(columns, &names.response)? else {
-        return Err(format!(
-            "`{}` is null: there is no answer to train",
-            names.response
-        ));
+        return Err(format!("`{}` is null: there is no answer to train", names.response));
     };
     messages.push(Message::text(Role::User, question.join("\n")));
     messages.push(Message::text(Role::Assistant, answer));
@@ -128,38 +111,20 @@ mod tests {
 
     fn talk(format: &Format, json: &str) -> Vec<(Role, String)> {
         let talk = format.convert(row(json)).expect("a good row");
-        talk.messages
-            .into_iter()
-            .map(|message| (message.role, message.content))
-            .collect()
+        talk.messages.into_iter().map(|message| (message.role, message.content)).collect()
     }
 
     #[test]
     fn question_is_instruction_and_input_where_not_empty() {
         let format = Format::Alpaca(AlpacaColumns::default());
         for (json, question) in [
-            (
-                r#"{"instruction": "Add", "input": "1 2", "output": "3"}"#,
-                "Add\n1 2",
-            ),
-            (
-                r#"{"instruction": "Add", "input": "", "output": "3"}"#,
-                "Add",
-            ),
+            (r#"{"instruction": "Add", "input": "1 2", "output": "3"}"#, "Add\n1 2"),
+            (r#"{"instruction": "Add", "input": "", "output": "3"}"#, "Add"),
             (r#"{"instruction": "Add", "output": "3"}"#, "Add"),
-            (
-                r#"{"instruction": "", "input": "1 2", "output": "3"}"#,
-                "1 2",
-            ),
-            (
-                r#"{"instruction": null, "input": "1 2", "output": "3"}"#,
-                "1 2",
-            ),
+            (r#"{"instruction": "", "input": "1 2", "output": "3"}"#, "1 2"),
+            (r#"{"instruction": null, "input": "1 2", "output": "3"}"#, "1 2"),
         ] {
-            let expected = [
-                (Role::User, question.to_owned()),
-                (Role::Assistant, "3".to_owned()),
-            ];
+            let expected = [(Role::User, question.to_owned()), (Role::Assistant, "3".to_owned())];
             assert_eq!(talk(&format, json), expected, "{json}");
         }
     }
@@ -167,10 +132,7 @@ mod tests {
     #[test]
     fn system_and_history_come_before_the_question() {
         let json = r#"{"instruction": "c", "output": "d", "system": "s", "history": [["a", "b"]]}"#;
-        let texts: Vec<String> = talk(&all_columns(), json)
-            .into_iter()
-            .map(|(_, text)| text)
-            .collect();
+        let texts: Vec<String> = talk(&all_columns(), json).into_iter().map(|(_, text)| text).collect();
         assert_eq!(texts, ["s", "a", "b", "c", "d"]);
     }
 
@@ -184,26 +146,11 @@ mod tests {
     fn malformed_rows_say_what_is_wrong() {
         let format = all_columns();
         for (json, expected) in [
-            (
-                r#"{"instruction": "a"}"#,
-                "no `output` (the row has `instruction`)",
-            ),
-            (
-                r#"{"output": "a"}"#,
-                "no `instruction` (the row has `output`)",
-            ),
-            (
-                r#"{"instruction": "a", "output": null}"#,
-                "`output` is null: there is no answer to train",
-            ),
-            (
-                r#"{"instruction": "a", "output": 42}"#,
-                "`output` is a number, not a text",
-            ),
-            (
-                r#"{"instruction": ["a"], "output": "b"}"#,
-                "`instruction` is an array, not a text",
-            ),
+            (r#"{"instruction": "a"}"#, "no `output` (the row has `instruction`)"),
+            (r#"{"output": "a"}"#, "no `instruction` (the row has `output`)"),
+            (r#"{"instruction": "a", "output": null}"#, "`output` is null: there is no answer to train"),
+            (r#"{"instruction": "a", "output": 42}"#, "`output` is a number, not a text"),
+            (r#"{"instruction": ["a"], "output": "b"}"#, "`instruction` is an array, not a text"),
             (
                 r#"{"instruction": "a", "output": "b", "history": [["x"]]}"#,
                 "`history` item 1 is an array of another length than 2, not [question, answer]",

@@ -19,9 +19,7 @@ pub(super) fn take_tools(
     };
     let lone = match columns.get(name) {
         Some(Value::Object(_)) => columns.get_mut(name).map(Value::take),
-        Some(Value::String(text)) if text.trim_start().starts_with('{') => {
-            serde_json::from_str(text).ok()
-        }
+        Some(Value::String(text)) if text.trim_start().starts_with('{') => serde_json::from_str(text).ok(),
         _ => None,
     };
     let tools = match lone {
@@ -29,11 +27,7 @@ pub(super) fn take_tools(
         None => take_array(columns, name)?.unwrap_or_default(),
     };
     if let Some((at, other)) = tools.iter().enumerate().find(|(_, tool)| !tool.is_object()) {
-        return Err(format!(
-            "`{name}` item {} is {}, not an object",
-            at + 1,
-            kind_of(other)
-        ));
+        return Err(format!("`{name}` item {} is {}, not an object", at + 1, kind_of(other)));
     }
     Ok((!tools.is_empty()).then_some(Value::Array(tools)))
 }
@@ -121,14 +115,7 @@ fn call_of(item: Value) -> Result<ToolCall, String> {
         Some(arguments) => arguments,
     };
     if !arguments.is_object() {
-        return Err(format!(
-            "`arguments` is {}, not an object",
-            kind_of(&arguments)
-        ));
+        return Err(format!("`arguments` is {}, not an object", kind_of(&arguments)));
     }
-    Ok(ToolCall {
-        id,
-        name,
-        arguments,
-    })
+    Ok(ToolCall { id, name, arguments })
 }

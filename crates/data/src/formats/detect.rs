@@ -12,35 +12,17 @@ use crate::rows::Row;
 /// `text` → plain.
 pub fn detect(rows: &[Row]) -> Result<Format, String> {
     let has = |name: &str| rows.iter().any(|row| row.columns.contains_key(name));
-    let first_of = |names: &[&str]| {
-        names
-            .iter()
-            .find(|name| has(name))
-            .map(|name| (*name).to_owned())
-    };
+    let first_of = |names: &[&str]| names.iter().find(|name| has(name)).map(|name| (*name).to_owned());
     let present = |name: &str| has(name).then(|| name.to_owned());
 
     if let Some(messages) = first_of(&["messages", "conversations", "conversation"]) {
         let (system, tools) = (present("system"), present("tools"));
-        let turns: Vec<Value> = rows
-            .iter()
-            .flat_map(|row| turns_of(row, &messages))
-            .collect();
+        let turns: Vec<Value> = rows.iter().flat_map(|row| turns_of(row, &messages)).collect();
         if turns.iter().any(|turn| turn.get("role").is_some()) {
-            return Ok(Format::OpenAi(TurnColumns {
-                messages,
-                system,
-                tools,
-                ..TurnColumns::openai()
-            }));
+            return Ok(Format::OpenAi(TurnColumns { messages, system, tools, ..TurnColumns::openai() }));
         }
         if turns.iter().any(|turn| turn.get("from").is_some()) {
-            let mut names = TurnColumns {
-                messages,
-                system,
-                tools,
-                ..TurnColumns::sharegpt()
-            };
+            let mut names = TurnColumns { messages, system, tools, ..TurnColumns::sharegpt() };
             let speaks = |word: &str| turns.iter().any(|turn| turn["from"] == word);
             if speaks("user") && !speaks("human") {
                 names.tags.user = "user".to_owned();
@@ -67,9 +49,7 @@ pub fn detect(rows: &[Row]) -> Result<Format, String> {
         }));
     }
     if has("text") {
-        return Ok(Format::Plain(PlainColumns {
-            text: Some("text".to_owned()),
-        }));
+        return Ok(Format::Plain(PlainColumns { text: Some("text".to_owned()) }));
     }
     let mut columns: Vec<&str> = Vec::new();
     for name in rows.iter().flat_map(|row| row.columns.keys()) {
@@ -86,5 +66,73 @@ fn turns_of(row: &Row, column: &str) -> Vec<Value> {
         Some(Value::Array(turns)) => turns.clone(),
         Some(Value::String(text)) => serde_json::from_str(text).unwrap_or_default(),
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::row;
+    use super::*;
+
+    fn format(json: &str) -> Format {
+        detect(&[row(json)]).expect("a format")
+    }
+
+    #[test]
+    fn turns_are_told_by_their_keys_and_words() {
+        let openai = |messages: &str| TurnColumns {
+            messages: messages.to_owned(),
+            tools: None,
+            ..TurnColumns::openai()
+        };
+        let role = r#"[{"role": "user", "content": "q"}]"#;
+        assert_eq!(format(&format!(r#"{{"messages": {role}}}"#)), Format::OpenAi(openai("messages")));
+        assert_eq!(
+            format(&format!(r#"{{"conversations": {role}}}"#)),
+            Format::OpenAi(openai("conversations"))
+        );
+        assert_eq!(
+            format(&format!(r#"{{"messages": {}}}"#, Value::from(role))),
+            Format::OpenAi(openai("messages")),
+            "turns as JSON text"
+        );
+        assert_eq!(
+            format(r#"{"conversations": [{"from": "human", "value": "q"}], "id": 1}"#),
+            Format::Sharegpt(TurnColumns::sharegpt())
+        );
+        let mut words = TurnColumns::sharegpt();
+        words.tags.user = "user".to_owned();
+        words.tags.assistant = "assistant".to_owned();
+        assert_eq!(
+            format(
+                r#"{"conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]}"#
+            ),
+            Format::Sharegpt(words)
+        );
+    }
+
+    #[test]
+    fn instructions_with_answers_are_alpaca() {
+        let names = |prompt: &str, query: Option<&str>, response: &str| {
+            Format::Alpaca(AlpacaColumns {
+                prompt: prompt.to_owned(),
+                query: query.map(str::to_owned),
+                response: response.to_owned(),
+                ..AlpacaColumns::default()
+            })
+        };
+        assert_eq!(
+            format(r#"{"instruction": "", "input": "", "output": "", "text": ""}"#),
+            names("instruction", Some("input"), "output")
+        );
+        assert_eq!(format(r#"{"prompt": "", "completion": ""}"#), names("prompt", None, "completion"));
+        assert_eq!(format(r#"{"question": "", "answer": ""}"#), names("question", None, "answer"));
+    }
+
+    #[test]
+    fn text_alone_is_plain_and_the_rest_is_listed() {
+        assert_eq!(format(r#"{"text": "a"}"#), Format::Plain(PlainColumns { text: Some("text".to_owned()) }));
+        let unknown = detect(&[row(r#"{"a": 1, "b": 2}"#), row(r#"{"b": 1, "c": 2}"#)]);
+        assert_eq!(unknown, Err("its columns fit no format: `a`, `b`, `c`".to_owned()));
     }
 }

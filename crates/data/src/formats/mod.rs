@@ -45,10 +45,7 @@ impl Format {
     /// # Errors
     /// The row's problem, when it does not fit the format.
     pub fn convert(&self, row: Row) -> Result<Conversation, RowProblem> {
-        let Row {
-            mut columns,
-            origin,
-        } = row;
+        let Row { mut columns, origin } = row;
         let converted = match self {
             Self::Plain(names) => plain::convert(names, &mut columns),
             Self::Alpaca(names) => alpaca::convert(names, &mut columns),
@@ -56,11 +53,7 @@ impl Format {
             Self::OpenAi(names) => openai::convert(names, &mut columns),
         };
         match converted {
-            Ok(Talk { messages, tools }) => Ok(Conversation {
-                messages,
-                tools,
-                origin,
-            }),
+            Ok(Talk { messages, tools }) => Ok(Conversation { messages, tools, origin }),
             Err(reason) => Err(RowProblem { origin, reason }),
         }
     }
@@ -101,10 +94,7 @@ fn take_text(columns: &mut Map<String, Value>, name: &str) -> Result<Option<Stri
 }
 
 /// [`take_text`] of a column that may not be named, with the empty text as none.
-fn take_optional(
-    columns: &mut Map<String, Value>,
-    name: Option<&str>,
-) -> Result<Option<String>, String> {
+fn take_optional(columns: &mut Map<String, Value>, name: Option<&str>) -> Result<Option<String>, String> {
     match name {
         None => Ok(None),
         Some(name) => Ok(take_text(columns, name)?.filter(|text| !text.is_empty())),
@@ -120,10 +110,7 @@ fn take_array(columns: &mut Map<String, Value>, name: &str) -> Result<Option<Vec
         Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
         Some(Value::String(text)) => match serde_json::from_str(&text) {
             Ok(Value::Array(items)) => Ok(Some(items)),
-            Ok(other) => Err(format!(
-                "`{name}` is {} in text, not an array",
-                kind_of(&other)
-            )),
+            Ok(other) => Err(format!("`{name}` is {} in text, not an array", kind_of(&other))),
             Err(error) => Err(format!("`{name}` is a text that is no JSON array: {error}")),
         },
         Some(other) => Err(format!("`{name}` is {}, not an array", kind_of(&other))),
@@ -138,10 +125,7 @@ fn quoted<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
 
 /// What is in a row whose column is missing.
 fn missing(columns: &Map<String, Value>, name: &str) -> String {
-    format!(
-        "no `{name}` (the row has {})",
-        quoted(columns.keys().take(12).map(String::as_str))
-    )
+    format!("no `{name}` (the row has {})", quoted(columns.keys().take(12).map(String::as_str)))
 }
 
 #[cfg(test)]
@@ -156,19 +140,12 @@ pub(crate) mod testing {
 
     pub(crate) fn row(json: &str) -> Row {
         let columns = serde_json::from_str(json).expect("the test's row is JSON");
-        let origin = Origin {
-            dataset: "test".into(),
-            file: Arc::new(PathBuf::from("test.jsonl")),
-            line: 1,
-            row: 0,
-        };
+        let origin =
+            Origin { dataset: "test".into(), file: Arc::new(PathBuf::from("test.jsonl")), line: 1, row: 0 };
         Row { columns, origin }
     }
 
     pub(crate) fn reason(format: &Format, json: &str) -> String {
-        format
-            .convert(row(json))
-            .expect_err("the row is malformed")
-            .reason
+        format.convert(row(json)).expect_err("the row is malformed").reason
     }
 }

@@ -14,10 +14,7 @@ use super::{Talk, quoted};
 use crate::conversation::{Message, Role, ToolCall};
 use crate::rows::kind_of;
 
-pub(super) fn convert(
-    names: &TurnColumns,
-    columns: &mut Map<String, Value>,
-) -> Result<Talk, String> {
+pub(super) fn convert(names: &TurnColumns, columns: &mut Map<String, Value>) -> Result<Talk, String> {
     turns::convert(names, columns, message_of)
 }
 
@@ -26,22 +23,13 @@ fn message_of(tags: &Tags, mut fields: Map<String, Value>) -> Result<Message, St
         Some(Value::String(role)) => role.clone(),
         Some(other) => return Err(format!("`{}` is {}, not a text", tags.role, kind_of(other))),
         None => {
-            return Err(format!(
-                "no `{}` (it has {})",
-                tags.role,
-                quoted(fields.keys().map(String::as_str))
-            ));
+            return Err(format!("no `{}` (it has {})", tags.role, quoted(fields.keys().map(String::as_str))));
         }
     };
     let role = role_of(tags, &role_word)?;
     let mut message = Message::text(role, "");
     message.supervised = supervised(&fields)?;
-    let mut take = |key: &str| {
-        fields
-            .get_mut(key)
-            .map(Value::take)
-            .filter(|value| !value.is_null())
-    };
+    let mut take = |key: &str| fields.get_mut(key).map(Value::take).filter(|value| !value.is_null());
     for key in ["reasoning_content", "reasoning", "thinking"] {
         if let Some(Value::String(text)) = take(key).filter(|_| message.reasoning.is_none()) {
             message.reasoning = Some(text).filter(|text| !text.is_empty());
@@ -57,16 +45,11 @@ fn message_of(tags: &Tags, mut fields: Map<String, Value>) -> Result<Message, St
         Some(Value::String(text)) => message.content = text,
         Some(Value::Array(parts)) => {
             for (at, part) in parts.into_iter().enumerate() {
-                add_part(&mut message, part)
-                    .map_err(|reason| format!("part {}: {reason}", at + 1))?;
+                add_part(&mut message, part).map_err(|reason| format!("part {}: {reason}", at + 1))?;
             }
         }
         Some(other) => {
-            return Err(format!(
-                "`{}` is {}, not a text or a list of parts",
-                tags.content,
-                kind_of(&other)
-            ));
+            return Err(format!("`{}` is {}, not a text or a list of parts", tags.content, kind_of(&other)));
         }
     }
     message.tool_calls.extend(take_calls(&mut take)?);
@@ -93,10 +76,7 @@ fn role_of(tags: &Tags, word: &str) -> Result<Role, String> {
         word => {
             let known = [&tags.system, &tags.user, &tags.assistant, &tags.observation];
             let known = quoted(known.into_iter().map(String::as_str));
-            return Err(format!(
-                "`{}` is `{word}`, which is none of {known}",
-                tags.role
-            ));
+            return Err(format!("`{}` is `{word}`, which is none of {known}", tags.role));
         }
     })
 }
@@ -126,35 +106,21 @@ fn add_part(message: &mut Message, part: Value) -> Result<(), String> {
         }
         Value::Object(part) => part,
         other => {
-            return Err(format!(
-                "it is {}, not a text or an object",
-                kind_of(&other)
-            ));
+            return Err(format!("it is {}, not a text or an object", kind_of(&other)));
         }
     };
-    let kind = part
-        .get("type")
-        .and_then(Value::as_str)
-        .unwrap_or("text")
-        .to_owned();
+    let kind = part.get("type").and_then(Value::as_str).unwrap_or("text").to_owned();
     let mut take = |keys: &[&str]| {
-        let found = keys
-            .iter()
-            .find(|key| part.get(**key).is_some_and(|value| !value.is_null()));
+        let found = keys.iter().find(|key| part.get(**key).is_some_and(|value| !value.is_null()));
         found.and_then(|key| part.get_mut(*key)).map(Value::take)
     };
     let text = |value: Option<Value>| match value {
         Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(format!(
-            "the words of a `{kind}` part are {}, not a text",
-            kind_of(&other)
-        )),
+        Some(other) => Err(format!("the words of a `{kind}` part are {}, not a text", kind_of(&other))),
         None => Err(format!("a `{kind}` part without words")),
     };
     match kind.as_str() {
-        "text" | "input_text" | "output_text" => {
-            message.content += &text(take(&["text", "value"]))?
-        }
+        "text" | "input_text" | "output_text" => message.content += &text(take(&["text", "value"]))?,
         "reasoning" | "thinking" => {
             let words = text(take(&["text", "value", "thinking", "reasoning"]))?;
             message.reasoning.get_or_insert_default().push_str(&words);
@@ -166,4 +132,120 @@ fn add_part(message: &mut Message, part: Value) -> Result<(), String> {
         _ => return Err(format!("its type is `{kind}`; only text is supported")),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::Format;
+    use super::super::testing::{reason, row};
+    use super::*;
+
+    fn messages(list: &str) -> Vec<Message> {
+        let format = Format::OpenAi(TurnColumns::openai());
+        let row = row(&format!(r#"{{"messages": [{list}]}}"#));
+        format.convert(row).expect("a good row").messages
+    }
+
+    const USER: &str = r#"{"role": "user", "content": "q"}"#;
+
+    #[test]
+    fn nothing_is_added_to_or_made_up_for_the_system_message() {
+        let answer = r#"{"role": "assistant", "content": "a"}"#;
+        assert_eq!(messages(&format!("{USER}, {answer}")).len(), 2);
+        let system = r#"{"role": "developer", "content": "Be brief."}"#;
+        let found = messages(&format!("{system}, {USER}, {answer}"));
+        assert_eq!(found[0], Message::text(Role::System, "Be brief."));
+    }
+
+    #[test]
+    fn calls_and_every_result_stay_messages_of_their_own() {
+        let found = messages(
+            r#"{"role": "user", "content": "q"},
+               {"role": "assistant", "content": null, "reasoning_content": "hm", "tool_calls": [
+                 {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"b\": 1, \"a\": 2}"}},
+                 {"id": "c2", "type": "function", "function": {"name": "g", "arguments": {}}}]},
+               {"role": "tool", "tool_call_id": "c1", "name": "f", "content": "1"},
+               {"role": "tool", "tool_call_id": "c2", "content": "2"},
+               {"role": "assistant", "content": "a"}"#,
+        );
+        let call = |id: &str, name: &str, arguments| ToolCall {
+            id: Some(id.to_owned()),
+            name: name.to_owned(),
+            arguments,
+        };
+        assert_eq!(found[1].content, "");
+        assert_eq!(found[1].reasoning.as_deref(), Some("hm"));
+        let expected = [call("c1", "f", json!({"b": 1, "a": 2})), call("c2", "g", json!({}))];
+        assert_eq!(found[1].tool_calls, expected);
+        assert_eq!(found[1].tool_calls[0].arguments.to_string(), r#"{"b":1,"a":2}"#);
+        let mut first = Message::text(Role::Tool, "1");
+        (first.name, first.tool_call_id) = (Some("f".to_owned()), Some("c1".to_owned()));
+        let mut second = Message::text(Role::Tool, "2");
+        second.tool_call_id = Some("c2".to_owned());
+        assert_eq!(found[2..4], [first, second]);
+    }
+
+    #[test]
+    fn parts_are_joined_and_reasoning_and_calls_kept_apart() {
+        let found = messages(
+            r#"{"role": "user", "content": ["a", {"type": "text", "text": "b"}, {"type": "text", "value": "c"}]},
+               {"role": "assistant", "content": [{"type": "reasoning", "value": "hm"}, {"type": "text", "value": "x"},
+                 {"type": "tool_call", "value": "{\"name\": \"f\", \"arguments\": {}}"}]}"#,
+        );
+        assert_eq!(found[0].content, "abc");
+        assert_eq!((found[1].content.as_str(), found[1].reasoning.as_deref()), ("x", Some("hm")));
+        assert_eq!(found[1].tool_calls[0].name, "f");
+    }
+
+    #[test]
+    fn a_switch_of_a_message_is_kept() {
+        for (switch, expected) in [
+            (r#""weight": 0"#, Some(false)),
+            (r#""weight": 1"#, Some(true)),
+            (r#""loss_weight": 0.0"#, Some(false)),
+            (r#""train": true"#, Some(true)),
+            (r#""loss": false"#, Some(false)),
+            (r#""weight": null"#, None),
+        ] {
+            let found = messages(&format!(r#"{USER}, {{"role": "assistant", "content": "a", {switch}}}"#));
+            assert_eq!(found[1].supervised, expected, "{switch}");
+        }
+    }
+
+    #[test]
+    fn malformed_messages_say_what_is_wrong() {
+        let format = Format::OpenAi(TurnColumns::openai());
+        for (list, expected) in [
+            (
+                r#"{"role": "bot", "content": "a"}"#,
+                "turn 1: `role` is `bot`, which is none of `system`, `user`, `assistant`, `tool`",
+            ),
+            (r#"{"content": "a"}"#, "turn 1: no `role` (it has `content`)"),
+            (r#"{"role": "user"}"#, "turn 1: no `content` and no tool calls"),
+            (
+                r#"{"role": "user", "content": {"a": 1}}"#,
+                "turn 1: `content` is an object, not a text or a list of parts",
+            ),
+            (
+                r#"{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}"#,
+                "turn 1: part 1: its type is `image_url`; only text is supported",
+            ),
+            (
+                r#"{"role": "user", "content": "q", "tool_calls": [{"name": "f", "arguments": {}}]}"#,
+                "turn 1: a message of role `user` cannot call tools",
+            ),
+            (
+                r#"{"role": "user", "content": "q", "weight": 0.5}"#,
+                "turn 1: `weight` is 0.5: only 0, 1, true and false are supported",
+            ),
+            (
+                r#"{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "tool", "content": "r"}"#,
+                "the last message is a tool's, so there is no answer to train at the end",
+            ),
+        ] {
+            assert_eq!(reason(&format, &format!(r#"{{"messages": [{list}]}}"#)), expected, "{list}");
+        }
+    }
 }

@@ -27,10 +27,7 @@ impl PlainColumns {
     }
 }
 
-pub(super) fn convert(
-    names: &PlainColumns,
-    columns: &mut Map<String, Value>,
-) -> Result<Talk, String> {
+pub(super) fn convert(names: &PlainColumns, columns: &mut Map<String, Value>) -> Result<Talk, String> {
     let tried = names.read();
     let Some(name) = tried.iter().find(|name| columns.contains_key(**name)) else {
         return Err(format!(
@@ -40,10 +37,9 @@ pub(super) fn convert(
         ));
     };
     match take_text(columns, name)? {
-        Some(text) if !text.is_empty() => Ok(Talk {
-            messages: vec![Message::text(Role::Assistant, text)],
-            tools: None,
-        }),
+        Some(text) if !text.is_empty() => {
+            Ok(Talk { messages: vec![Message::text(Role::Assistant, text)], tools: None })
+        }
         _ => Err(format!("`{name}` is empty")),
     }
 }
@@ -65,17 +61,9 @@ mod tests {
 
     #[test]
     fn a_named_column_is_the_only_one_tried() {
-        let format = Format::Plain(PlainColumns {
-            text: Some("raw".to_owned()),
-        });
-        assert_eq!(
-            reason(&format, r#"{"text": "a"}"#),
-            "no text column `raw` (the row has `text`)"
-        );
+        let format = Format::Plain(PlainColumns { text: Some("raw".to_owned()) });
+        assert_eq!(reason(&format, r#"{"text": "a"}"#), "no text column `raw` (the row has `text`)");
         assert_eq!(reason(&format, r#"{"raw": ""}"#), "`raw` is empty");
-        assert_eq!(
-            reason(&format, r#"{"raw": 3}"#),
-            "`raw` is a number, not a text"
-        );
+        assert_eq!(reason(&format, r#"{"raw": 3}"#), "`raw` is a number, not a text");
     }
 }

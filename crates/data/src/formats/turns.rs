@@ -70,12 +70,7 @@ impl Tags {
 impl TurnColumns {
     /// The defaults of `formatting: sharegpt`: the column `conversations`.
     pub fn sharegpt() -> Self {
-        Self {
-            messages: "conversations".to_owned(),
-            system: None,
-            tools: None,
-            tags: Tags::sharegpt(),
-        }
+        Self { messages: "conversations".to_owned(), system: None, tools: None, tags: Tags::sharegpt() }
     }
 
     /// The defaults of `formatting: openai`: the columns `messages` and `tools`.
@@ -90,10 +85,7 @@ impl TurnColumns {
 
     pub(super) fn read(&self) -> Vec<&str> {
         let optional = [&self.system, &self.tools].into_iter().flatten();
-        std::iter::once(&self.messages)
-            .chain(optional)
-            .map(String::as_str)
-            .collect()
+        std::iter::once(&self.messages).chain(optional).map(String::as_str).collect()
     }
 }
 
@@ -115,9 +107,7 @@ pub(super) fn convert(
         };
         messages.push(message.map_err(|reason| format!("turn {}: {reason}", at + 1))?);
     }
-    if messages
-        .first()
-        .is_none_or(|first| first.role != Role::System)
+    if messages.first().is_none_or(|first| first.role != Role::System)
         && let Some(system) = take_optional(columns, names.system.as_deref())?
     {
         messages.insert(0, Message::text(Role::System, system));
@@ -130,19 +120,12 @@ pub(super) fn convert(
 /// A system message first, if any; then in turn a question (the user's, or one or more results of
 /// tools) and an answer; an answer last.
 fn check_order(messages: &[Message]) -> Result<(), String> {
-    let first = usize::from(
-        messages
-            .first()
-            .is_some_and(|message| message.role == Role::System),
-    );
+    let first = usize::from(messages.first().is_some_and(|message| message.role == Role::System));
     let mut last: Option<Role> = None;
     for (at, message) in messages.iter().enumerate().skip(first) {
         let fits = match (last, message.role) {
             (_, Role::System) => {
-                return Err(format!(
-                    "message {}: a system message is only allowed as the first",
-                    at + 1
-                ));
+                return Err(format!("message {}: a system message is only allowed as the first", at + 1));
             }
             (None | Some(Role::Assistant), Role::User | Role::Tool) => true,
             (Some(Role::Tool), Role::Tool) => true,
@@ -165,10 +148,9 @@ fn check_order(messages: &[Message]) -> Result<(), String> {
     match last {
         Some(Role::Assistant) => Ok(()),
         None => Err("there are no turns".to_owned()),
-        Some(role) => Err(format!(
-            "the last message is {}, so there is no answer to train at the end",
-            whose(role)
-        )),
+        Some(role) => {
+            Err(format!("the last message is {}, so there is no answer to train at the end", whose(role)))
+        }
     }
 }
 
@@ -190,9 +172,7 @@ pub(super) fn supervised(turn: &Map<String, Value>) -> Result<Option<bool>, Stri
             Some(Value::Number(weight)) if weight.as_f64() == Some(0.0) => return Ok(Some(false)),
             Some(Value::Number(weight)) if weight.as_f64() == Some(1.0) => return Ok(Some(true)),
             Some(other) => {
-                return Err(format!(
-                    "`{key}` is {other}: only 0, 1, true and false are supported"
-                ));
+                return Err(format!("`{key}` is {other}: only 0, 1, true and false are supported"));
             }
         }
     }

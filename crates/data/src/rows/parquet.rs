@@ -18,26 +18,13 @@ use crate::error::DataError;
 
 /// The rows of the file `path`.
 pub(super) fn open(path: &Path) -> Result<Records, DataError> {
-    let unreadable = |source| DataError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let unreadable = |source| DataError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(unreadable)?;
     if file.metadata().map_err(unreadable)?.len() == 0 {
-        return Err(DataError::EmptyFile {
-            path: path.to_owned(),
-        });
+        return Err(DataError::EmptyFile { path: path.to_owned() });
     }
-    let rows = guarded(path, 0, || {
-        Ok(RowIter::from_file_into(Box::new(
-            SerializedFileReader::new(file)?,
-        )))
-    })?;
-    Ok(Box::new(ParquetRows {
-        path: path.to_owned(),
-        rows: Some(rows),
-        number: 0,
-    }))
+    let rows = guarded(path, 0, || Ok(RowIter::from_file_into(Box::new(SerializedFileReader::new(file)?))))?;
+    Ok(Box::new(ParquetRows { path: path.to_owned(), rows: Some(rows), number: 0 }))
 }
 
 struct ParquetRows {
@@ -53,17 +40,16 @@ impl Iterator for ParquetRows {
     fn next(&mut self) -> Option<Self::Item> {
         let rows = self.rows.as_mut()?;
         self.number += 1;
-        match guarded(&self.path, self.number, || rows.next().transpose()) {
-            Ok(row) => {
-                let columns = row?.into_columns().into_iter();
-                let columns = columns
-                    .map(|(name, field)| (name, value_of(field)))
-                    .collect();
-                Some(Ok(Record {
-                    line: self.number,
-                    columns: Ok(columns),
-                }))
-            }
+        // Writing a value as text may overflow as well (a date in the year 10^9), so it is guarded too.
+        let columns = guarded(&self.path, self.number, || {
+            let row = rows.next().transpose()?;
+            Ok(row.map(|row| {
+                let columns = row.into_columns().into_iter();
+                columns.map(|(name, field)| (name, value_of(field))).collect()
+            }))
+        });
+        match columns {
+            Ok(columns) => Some(Ok(Record { line: self.number, columns: Ok(columns?) })),
             Err(error) => {
                 self.rows = None;
                 Some(Err(error))
@@ -73,11 +59,7 @@ impl Iterator for ParquetRows {
 }
 
 /// Runs a step of the decoder; its errors and panics name the file and the row.
-fn guarded<T>(
-    path: &Path,
-    row: u64,
-    step: impl FnOnce() -> Result<T, ParquetError>,
-) -> Result<T, DataError> {
+fn guarded<T>(path: &Path, row: u64, step: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, DataError> {
     let reason = match catch_unwind(AssertUnwindSafe(step)) {
         Ok(Ok(done)) => return Ok(done),
         Ok(Err(error)) => error.to_string(),
@@ -112,11 +94,9 @@ fn value_of(field: Field) -> Value {
             Ok(text) => text.into(),
             Err(_) => Value::Array(bytes.data().iter().map(|byte| (*byte).into()).collect()),
         },
-        Field::Group(row) => row
-            .into_columns()
-            .into_iter()
-            .map(|(name, field)| (name, value_of(field)))
-            .collect(),
+        Field::Group(row) => {
+            row.into_columns().into_iter().map(|(name, field)| (name, value_of(field))).collect()
+        }
         Field::ListInternal(list) => list.elements().iter().cloned().map(value_of).collect(),
         Field::MapInternal(map) => {
             let entries = map.entries().iter().map(|(key, value)| {
@@ -134,5 +114,61 @@ fn value_of(field: Field) -> Value {
         | Field::TimeMicros(_)
         | Field::TimestampMillis(_)
         | Field::TimestampMicros(_) => field.to_string().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// Written by pyarrow; `tests/data/README.md` says how.
+    const TURNS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/turns.parquet");
+
+    #[test]
+    fn nested_columns_are_read_as_their_writer_meant_them() {
+        let records = open(Path::new(TURNS)).expect("a parquet file");
+        let found: Vec<(u64, Value)> = records
+            .map(|record| record.expect("a good row"))
+            .map(|row| (row.line, Value::Object(row.columns.expect("a good row"))))
+            .collect();
+        let turn = |role: &str, content: Value, calls: Value| json!({"role": role, "content": content, "tool_calls": calls});
+        let call = json!([{"name": "f", "arguments": "{\"b\": 1}"}]);
+        let first = json!({
+            "messages": [
+                turn("user", "q0".into(), Value::Null),
+                turn("assistant", Value::Null, call),
+                turn("tool", "r".into(), Value::Null),
+                turn("assistant", "ä0".into(), Value::Null),
+            ],
+            "n": 1, "f": 0.5, "day": "2020-01-02", "dec": "1.25",
+        });
+        let second = json!({
+            "messages": [turn("user", "q1".into(), Value::Null), turn("assistant", "a1".into(), Value::Null)],
+            "n": null, "f": null, "day": null, "dec": null,
+        });
+        let third = json!({"messages": null, "n": 3, "f": null, "day": null, "dec": null});
+        assert_eq!(found, [(1, first), (2, second), (3, third)]);
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_and_never_a_panic() {
+        let good = fs::read(TURNS).expect("the file of the test");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("damaged.parquet");
+        let mut errors = 0;
+        for at in (0..good.len()).step_by(5) {
+            let mut bytes = good.clone();
+            bytes[at] ^= 0x5a;
+            fs::write(&path, bytes).expect("room for the file");
+            let read = open(&path).and_then(|records| records.collect::<Result<Vec<_>, _>>());
+            errors += usize::from(matches!(read, Err(DataError::BrokenFile { .. })));
+        }
+        assert!(errors > good.len() / 20, "{errors}");
+        fs::write(&path, &good[..good.len() / 2]).expect("room for the file");
+        assert!(matches!(open(&path), Err(DataError::BrokenFile { line: 0, .. })));
     }
 }

@@ -30,11 +30,7 @@ impl FileKind {
     /// # Errors
     /// When files of that name are not read.
     pub fn of(path: &Path) -> Result<Self, DataError> {
-        let extension = path
-            .extension()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .to_lowercase();
+        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         let help = match extension.as_str() {
             "json" => return Ok(Self::Json),
             "jsonl" | "ndjson" => return Ok(Self::JsonLines),
@@ -42,7 +38,10 @@ impl FileKind {
             "tsv" => return Ok(Self::Tsv),
             "parquet" => return Ok(Self::Parquet),
             "txt" => return Ok(Self::Text),
-            "arrow" => "arrow files are not read: save the data set as parquet (`Dataset.to_parquet` in Python)".to_owned(),
+            "arrow" => {
+                "arrow files are not read: save the data set as parquet (`Dataset.to_parquet` in Python)"
+                    .to_owned()
+            }
             "gz" | "zst" | "zip" | "bz2" | "xz" | "tgz" | "tar" => "decompress the file first".to_owned(),
             _ => Self::READ.to_owned(),
         };
@@ -50,11 +49,7 @@ impl FileKind {
             "" => "the name has no extension that tells the type of the file".to_owned(),
             extension => format!("files of type `.{extension}` are not read"),
         };
-        Err(DataError::FileType {
-            path: path.to_owned(),
-            reason,
-            help,
-        })
+        Err(DataError::FileType { path: path.to_owned(), reason, help })
     }
 }
 
@@ -83,10 +78,7 @@ impl Source {
                 return Err(missing(path));
             }
             Err(source) => {
-                return Err(DataError::Io {
-                    path: path.to_owned(),
-                    source,
-                });
+                return Err(DataError::Io { path: path.to_owned(), source });
             }
         };
         let kind = FileKind::of(&files[0])?;
@@ -109,10 +101,7 @@ impl Source {
 
 /// The regular, visible files of a folder by name; never empty.
 fn files_of(folder: &Path, split: Option<&str>) -> Result<Vec<PathBuf>, DataError> {
-    let unreadable = |source| DataError::Io {
-        path: folder.to_owned(),
-        source,
-    };
+    let unreadable = |source| DataError::Io { path: folder.to_owned(), source };
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
@@ -124,29 +113,20 @@ fn files_of(folder: &Path, split: Option<&str>) -> Result<Vec<PathBuf>, DataErro
     let all: Vec<String> = files.iter().map(|file| name_of(file)).collect();
     if let Some(split) = split {
         files.retain(|file| {
-            name_of(file)
-                .strip_prefix(split)
-                .is_some_and(|rest| rest.starts_with(['-', '_', '.']))
+            name_of(file).strip_prefix(split).is_some_and(|rest| rest.starts_with(['-', '_', '.']))
         });
     }
     if files.is_empty() {
         let (detail, help) = match split {
             Some(split) if !all.is_empty() => (
-                format!(
-                    " of the split `{split}`, only: {}",
-                    all[..all.len().min(8)].join(", ")
-                ),
+                format!(" of the split `{split}`, only: {}", all[..all.len().min(8)].join(", ")),
                 format!(
                     "files of a split are named `{split}-….parquet` or `{split}.jsonl`; change `split`, or leave it out to read all"
                 ),
             ),
             _ => (String::new(), FileKind::READ.to_owned()),
         };
-        return Err(DataError::EmptyFolder {
-            path: folder.to_owned(),
-            detail,
-            help,
-        });
+        return Err(DataError::EmptyFolder { path: folder.to_owned(), detail, help });
     }
     Ok(files)
 }
@@ -161,17 +141,11 @@ fn missing(path: &Path) -> DataError {
     let help = if folder.is_dir() {
         "check the name, and that relative names are meant from `dataset_dir`".to_owned()
     } else {
-        format!(
-            "the folder `{}` does not exist either; check `dataset_dir`",
-            folder.display()
-        )
+        format!("the folder `{}` does not exist either; check `dataset_dir`", folder.display())
     };
     let names: Vec<String> = fs::read_dir(folder)
         .map(|entries| {
-            entries
-                .flatten()
-                .map(|entry| entry.file_name().to_string_lossy().into_owned())
-                .collect()
+            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
         })
         .unwrap_or_default();
     DataError::MissingFile {
@@ -182,8 +156,52 @@ fn missing(path: &Path) -> DataError {
 }
 
 fn name_of(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(names: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for name in names {
+            fs::write(folder.path().join(name), "x").expect("room for the file");
+        }
+        folder
+    }
+
+    fn names(source: &Source) -> Vec<String> {
+        source.files.iter().map(|file| name_of(file)).collect()
+    }
+
+    #[test]
+    fn a_folder_is_its_visible_files_by_name() {
+        let folder = folder(&["b.jsonl", "a.jsonl", ".hidden"]);
+        let source = Source::open(folder.path(), None).expect("files of one type");
+        assert_eq!(
+            (names(&source), source.kind),
+            (vec!["a.jsonl".to_owned(), "b.jsonl".to_owned()], FileKind::JsonLines)
+        );
+    }
+
+    #[test]
+    fn a_split_is_the_files_whose_names_begin_with_it() {
+        let folder =
+            folder(&["train-00001.parquet", "train-00000.parquet", "test-00000.parquet", "training.parquet"]);
+        let source = Source::open(folder.path(), Some("train")).expect("files of the split");
+        assert_eq!(names(&source), ["train-00000.parquet", "train-00001.parquet"]);
+        let error = Source::open(folder.path(), Some("validation")).expect_err("no such split").to_string();
+        assert!(error.contains("of the split `validation`, only: test-00000.parquet"), "{error}");
+    }
+
+    #[test]
+    fn mixed_foreign_and_missing_files_are_refused_with_what_to_do() {
+        let folder = folder(&["a.json", "b.csv", "c.arrow"]);
+        let error = |path: &Path| Source::open(path, None).expect_err("refused").to_string();
+        assert!(error(folder.path()).contains("mixes types of files: `a.json` and `b.csv`"));
+        assert!(error(&folder.path().join("c.arrow")).contains("save the data set as parquet"));
+        assert!(error(&folder.path().join("aa.json")).contains("did you mean `a.json`?"));
+        assert!(error(&folder.path().join("no/a.json")).contains("does not exist either"));
+    }
 }

@@ -23,26 +23,15 @@ const LOOK_BYTES: usize = 8192;
 /// # Errors
 /// When it cannot be read, is empty, or begins like something that is not UTF-8 text.
 pub(super) fn open_checked(path: &Path) -> Result<BufReader<File>, DataError> {
-    let unreadable = |source| DataError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let unreadable = |source| DataError::Io { path: path.to_owned(), source };
     let mut reader = BufReader::with_capacity(1 << 16, File::open(path).map_err(unreadable)?);
     let start = reader.fill_buf().map_err(unreadable)?;
     let look = &start[..start.len().min(LOOK_BYTES)];
-    let binary = |found, help| {
-        Err(DataError::Binary {
-            path: path.to_owned(),
-            found,
-            help,
-        })
-    };
+    let binary = |found, help| Err(DataError::Binary { path: path.to_owned(), found, help });
     const DECOMPRESS: &str = "decompress the file first";
     match look {
         [] => {
-            return Err(DataError::EmptyFile {
-                path: path.to_owned(),
-            });
+            return Err(DataError::EmptyFile { path: path.to_owned() });
         }
         [0x1f, 0x8b, ..] => return binary("compressed with gzip", DECOMPRESS),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => return binary("compressed with zstd", DECOMPRESS),
@@ -57,10 +46,7 @@ pub(super) fn open_checked(path: &Path) -> Result<BufReader<File>, DataError> {
             return binary("UTF-16", "convert it: `iconv -f UTF-16 -t UTF-8`");
         }
         look if look.contains(&0) => {
-            return binary(
-                "binary (it has NUL bytes)",
-                "name a json, jsonl, csv or txt file of UTF-8 text",
-            );
+            return binary("binary (it has NUL bytes)", "name a json, jsonl, csv or txt file of UTF-8 text");
         }
         _ => {}
     }
@@ -75,7 +61,8 @@ pub(super) fn open_checked(path: &Path) -> Result<BufReader<File>, DataError> {
 pub(super) struct Lines<R> {
     path: PathBuf,
     reader: R,
-    line: u64,
+    /// Number of the line that is read next.
+    next: u64,
 }
 
 /// A line: its text, or why it cannot be used.
@@ -85,51 +72,38 @@ pub(super) struct Line {
 }
 
 impl<R: BufRead> Lines<R> {
-    pub(super) fn new(path: &Path, reader: R) -> Self {
-        Self {
-            path: path.to_owned(),
-            reader,
-            line: 0,
-        }
+    /// `reader` is at the beginning of the line `line`.
+    pub(super) fn new(path: &Path, reader: R, line: u64) -> Self {
+        Self { path: path.to_owned(), reader, next: line }
     }
 
     fn read(&mut self) -> Result<Option<Line>, DataError> {
-        let unreadable = |source| DataError::Io {
-            path: self.path.clone(),
-            source,
-        };
+        let unreadable = |source| DataError::Io { path: self.path.clone(), source };
         let mut bytes = Vec::new();
         let limit = MAX_ROW_BYTES as u64 + 1;
-        let read = (&mut self.reader)
-            .take(limit)
-            .read_until(b'\n', &mut bytes)
-            .map_err(unreadable)?;
+        let read = (&mut self.reader).take(limit).read_until(b'\n', &mut bytes).map_err(unreadable)?;
         if read == 0 {
             return Ok(None);
         }
-        self.line += 1;
-        let number = self.line;
+        let number = self.next;
+        self.next += 1;
         if read as u64 == limit && bytes.last() != Some(&b'\n') {
             self.reader.skip_until(b'\n').map_err(unreadable)?;
-            return Ok(Some(Line {
-                number,
-                text: Err(too_long()),
-            }));
+            return Ok(Some(Line { number, text: Err(too_long()) }));
         }
         while matches!(bytes.last(), Some(b'\n' | b'\r')) {
             bytes.pop();
         }
         match String::from_utf8(bytes) {
-            Ok(text) => Ok(Some(Line {
-                number,
-                text: Ok(text),
-            })),
-            Err(_) => Err(DataError::NotUtf8 {
-                path: self.path.clone(),
-                line: number,
-            }),
+            Ok(text) => Ok(Some(Line { number, text: Ok(text) })),
+            Err(_) => Err(DataError::NotUtf8 { path: self.path.clone(), line: number }),
         }
     }
+}
+
+/// How many line breaks there are.
+pub(super) fn breaks(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
 /// The reason for a row over [`MAX_ROW_BYTES`].
@@ -147,14 +121,64 @@ impl<R: BufRead> Iterator for Lines<R> {
 
 /// The rows of a `.txt` file.
 pub(super) fn open(path: &Path) -> Result<Records, DataError> {
-    let lines = Lines::new(path, open_checked(path)?);
+    let lines = Lines::new(path, open_checked(path)?, 1);
     Ok(Box::new(lines.filter_map(|line| match line {
         Err(error) => Some(Err(error)),
         Ok(Line { text: Ok(text), .. }) if text.trim().is_empty() => None,
         Ok(Line { number, text }) => Some(Ok(Record {
             line: number,
-            columns:
-                text.map(|text| Map::from_iter([(TEXT_COLUMN.to_owned(), Value::String(text))])),
+            columns: text.map(|text| Map::from_iter([(TEXT_COLUMN.to_owned(), Value::String(text))])),
         })),
     })))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Cursor, Write};
+
+    use super::*;
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.write_all(bytes).expect("room for the file");
+        file
+    }
+
+    #[test]
+    fn every_line_that_is_not_blank_is_a_row() {
+        let file = file(b"\xef\xbb\xbfone\r\n\n \t\ntwo \nthree");
+        let records = open(file.path()).expect("a text file");
+        let found: Vec<(u64, Value)> = records
+            .map(|record| record.expect("a good line"))
+            .map(|row| (row.line, row.columns.expect("a good row")["text"].take()))
+            .collect();
+        assert_eq!(found, [(1, "one".into()), (4, "two ".into()), (5, "three".into())]);
+    }
+
+    #[test]
+    fn what_is_not_text_is_said_to_be_what_it_is() {
+        for (bytes, expected) in [
+            (&b"\x1f\x8b\x08\x00"[..], "compressed with gzip"),
+            (b"PAR1....", "a parquet file"),
+            (b"\xff\xfe[\x00", "UTF-16"),
+            (b"{\"a\": \"\x00\"}", "binary (it has NUL bytes)"),
+        ] {
+            match open_checked(file(bytes).path()) {
+                Err(DataError::Binary { found, .. }) => assert_eq!(found, expected),
+                other => panic!("{expected}: {other:?}"),
+            }
+        }
+        assert!(matches!(open_checked(file(b"").path()), Err(DataError::EmptyFile { .. })));
+    }
+
+    #[test]
+    fn a_line_over_the_limit_is_malformed_and_its_bytes_are_passed_over() {
+        let mut bytes = vec![b'a'; MAX_ROW_BYTES + 2];
+        bytes.extend_from_slice(b"\nb\n");
+        let lines = Lines::new(Path::new("t"), Cursor::new(bytes), 1);
+        let found: Vec<Line> = lines.map(|line| line.expect("a readable line")).collect();
+        assert_eq!(found.len(), 2);
+        assert_eq!(found[0].text, Err("the row is longer than 64 MiB".to_owned()));
+        assert_eq!((found[1].number, found[1].text.as_deref()), (2, Ok("b")));
+    }
 }
