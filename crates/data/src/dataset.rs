@@ -325,3 +325,180 @@ fn too_many(summary: String, problems: &[RowProblem], help: &str) -> DataError {
         help: help.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn alpaca(rows: std::ops::Range<usize>) -> String {
+        rows.map(|row| format!("{{\"instruction\": \"q{row}\", \"output\": \"a{row}\"}}\n")).collect()
+    }
+
+    /// A folder with a file of ten rows, one of five, and one whose second row of four is malformed.
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let bad = format!("{}{{\"instruction\": 7}}\n{}", alpaca(0..1), alpaca(2..4));
+        for (name, text) in [("ten.jsonl", alpaca(0..10)), ("five.jsonl", alpaca(10..15)), ("bad.jsonl", bad)]
+        {
+            fs::write(folder.path().join(name), text).expect("room for the file");
+        }
+        folder
+    }
+
+    fn options(folder: &tempfile::TempDir, dataset: &[&str]) -> DatasetOptions {
+        DatasetOptions {
+            dataset: dataset.iter().map(|name| (*name).to_owned()).collect(),
+            eval_dataset: Vec::new(),
+            dataset_dir: folder.path().to_owned(),
+            stage: Stage::Sft,
+            max_samples: None,
+            val_size: None,
+            seed: 42,
+            problem_limit: ProblemLimit::Rows(0),
+        }
+    }
+
+    fn questions(conversations: &[Conversation]) -> Vec<usize> {
+        let number = |talk: &Conversation| talk.messages[0].content[1..].parse().expect("q and a number");
+        conversations.iter().map(number).collect()
+    }
+
+    #[test]
+    fn data_sets_follow_each_other_and_keep_their_origin() {
+        let folder = folder();
+        let loaded = load(&options(&folder, &["five.jsonl", "ten.jsonl"])).expect("good data");
+        assert_eq!(questions(&loaded.train), [10, 11, 12, 13, 14, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        let origin = &loaded.train[6].origin;
+        assert_eq!((&*origin.dataset, origin.line, origin.row), ("ten.jsonl", 2, 1));
+        assert!(loaded.reports.iter().all(|report| report.detected && report.rows_dropped == 0));
+        assert!(loaded.eval.is_empty());
+    }
+
+    #[test]
+    fn max_samples_takes_the_first_rows_of_each() {
+        let folder = folder();
+        let options = DatasetOptions {
+            eval_dataset: vec!["ten.jsonl".to_owned()],
+            max_samples: Some(2),
+            ..options(&folder, &["ten.jsonl", "five.jsonl"])
+        };
+        let loaded = load(&options).expect("good data");
+        assert_eq!(questions(&loaded.train), [0, 1, 10, 11]);
+        assert_eq!(questions(&loaded.eval), [0, 1]);
+    }
+
+    // Printed by datasets 4.0: Dataset.from_list(10 rows).train_test_split(test_size=0.25, seed=42).
+    #[test]
+    fn held_out_rows_are_those_of_train_test_split() {
+        let folder = folder();
+        let mut options = options(&folder, &["ten.jsonl"]);
+        for size in [ValSize::Fraction(0.25), ValSize::Rows(3)] {
+            options.val_size = Some(size);
+            let loaded = load(&options).expect("good data");
+            assert_eq!(questions(&loaded.eval), [5, 6, 0]);
+            assert_eq!(questions(&loaded.train), [7, 3, 2, 4, 9, 1, 8]);
+        }
+    }
+
+    #[test]
+    fn a_held_out_part_that_leaves_nothing_is_refused() {
+        let folder = folder();
+        let mut options = options(&folder, &["ten.jsonl"]);
+        for size in [ValSize::Rows(10), ValSize::Rows(0), ValSize::Fraction(1.0), ValSize::Fraction(f64::NAN)]
+        {
+            options.val_size = Some(size);
+            assert!(matches!(load(&options), Err(DataError::Option { key: "val_size", .. })), "{size:?}");
+        }
+    }
+
+    #[test]
+    fn malformed_rows_are_counted_and_an_error_above_the_limit() {
+        let folder = folder();
+        let mut options = options(&folder, &["ten.jsonl", "bad.jsonl"]);
+        let message = load(&options).expect_err("over the limit").to_string();
+        assert!(
+            message.starts_with("1 of 14 rows are malformed, more than the limit of 0 rows:\n"),
+            "{message}"
+        );
+        assert!(message.contains("bad.jsonl:2: no `output` (the row has `instruction`)"), "{message}");
+        for limit in [ProblemLimit::Rows(1), ProblemLimit::Fraction(0.1)] {
+            options.problem_limit = limit;
+            let loaded = load(&options).expect("within the limit");
+            assert_eq!((loaded.train.len(), loaded.problems.len()), (13, 1));
+            assert_eq!((loaded.reports[1].rows_read, loaded.reports[1].rows_dropped), (4, 1));
+            assert_eq!(loaded.problems[0].origin.line, 2);
+        }
+        options.problem_limit = ProblemLimit::Fraction(0.05);
+        assert!(load(&options).is_err());
+    }
+
+    #[test]
+    fn no_rows_and_no_good_rows_are_errors_whatever_the_limit() {
+        let folder = folder();
+        for (name, text) in [("empty.json", "[]"), ("none.jsonl", "{}\n{}\n")] {
+            fs::write(folder.path().join(name), text).expect("room for the file");
+        }
+        let error = |name: &str| {
+            let options =
+                DatasetOptions { problem_limit: ProblemLimit::Fraction(1.0), ..options(&folder, &[name]) };
+            load(&options).expect_err("no rows").to_string()
+        };
+        assert!(error("empty.json").starts_with("data set `empty.json` has no rows"));
+        let info = r#"{"none": {"file_name": "none.jsonl"}}"#;
+        fs::write(folder.path().join("dataset_info.json"), info).expect("room for the file");
+        assert!(error("none").starts_with("data set `none`: all 2 rows are malformed:"), "{}", error("none"));
+    }
+
+    #[test]
+    fn num_samples_draws_every_row_before_any_twice() {
+        let folder = folder();
+        let info = r#"{"few": {"file_name": "ten.jsonl", "num_samples": 4}, "many": {"file_name": "ten.jsonl", "num_samples": 25}}"#;
+        fs::write(folder.path().join("dataset_info.json"), info).expect("room for the file");
+        let drawn = |name| questions(&load(&options(&folder, &[name])).expect("good data").train);
+        assert_eq!(drawn("few"), [5, 6, 0, 7], "the first of NumPy's permutation");
+        let many = drawn("many");
+        assert_eq!(many.len(), 25);
+        assert!((0..10).all(|row| many[..10].contains(&row)));
+        assert_eq!(many, drawn("many"), "the seed alone decides");
+    }
+
+    #[test]
+    fn columns_that_nothing_reads_are_reported() {
+        let folder = folder();
+        let rows = r#"{"instruction": "q0", "output": "a", "system": "s", "id": 1}"#;
+        fs::write(folder.path().join("more.jsonl"), rows).expect("room for the file");
+        let detected = load(&options(&folder, &["more.jsonl"])).expect("good data");
+        assert_eq!(detected.reports[0].unread_columns, ["id"], "a plain path reads the system column");
+        let info = r#"{"more": {"file_name": "more.jsonl"}}"#;
+        fs::write(folder.path().join("dataset_info.json"), info).expect("room for the file");
+        let listed = load(&options(&folder, &["more"])).expect("good data");
+        assert_eq!(listed.reports[0].unread_columns, ["system", "id"]);
+    }
+
+    #[test]
+    fn plain_text_and_stage_must_agree() {
+        let folder = folder();
+        fs::write(folder.path().join("corpus.txt"), "one\n\ntwo\n").expect("room for the file");
+        fs::write(folder.path().join("corpus.jsonl"), "{\"text\": \"one\"}\n").expect("room for the file");
+        let mut options = options(&folder, &["corpus.txt", "corpus.jsonl"]);
+        assert!(load(&options).expect_err("sft needs answers").to_string().contains("`stage: pt`"));
+        options.stage = Stage::Pt;
+        let loaded = load(&options).expect("plain text");
+        let texts: Vec<&str> = loaded.train.iter().map(|talk| talk.messages[0].content.as_str()).collect();
+        assert_eq!(texts, ["one", "two", "one"]);
+        options.dataset = vec!["ten.jsonl".to_owned()];
+        assert!(load(&options).expect_err("no text").to_string().contains("no text column"));
+    }
+
+    #[test]
+    fn contradicting_and_missing_names_are_refused() {
+        let folder = folder();
+        assert!(matches!(load(&options(&folder, &[])), Err(DataError::Option { key: "dataset", .. })));
+        let mut both = options(&folder, &["ten.jsonl"]);
+        both.eval_dataset = vec!["five.jsonl".to_owned()];
+        both.val_size = Some(ValSize::Rows(1));
+        assert!(matches!(load(&both), Err(DataError::Option { key: "val_size", .. })));
+    }
+}

@@ -451,3 +451,152 @@ fn turn_columns(
     }
     names
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Finds the data set `x` whose entry is `entry`, beside a file `x.json`.
+    fn find_in(entry: Value, stage: Stage) -> Result<Entry, DataError> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::write(folder.path().join("x.json"), "[]").expect("room for the file");
+        let info = json!({"x": entry}).to_string();
+        fs::write(folder.path().join(DATASET_INFO), info).expect("room for the file");
+        find("x", folder.path(), stage)
+    }
+
+    fn format_of(entry: Value, stage: Stage) -> Format {
+        find_in(entry, stage).expect("a good entry").format.expect("entries have a format")
+    }
+
+    /// The message of the error, without the folder in front.
+    fn refusal(entry: Value) -> String {
+        let message = find_in(entry, Stage::Sft).expect_err("refused").to_string();
+        let message = message.split_once("dataset_info.json: ").map_or(message.as_str(), |(_, rest)| rest);
+        message.to_owned()
+    }
+
+    #[test]
+    fn a_column_that_is_not_listed_keeps_its_default_name() {
+        let names = AlpacaColumns { response: "target".to_owned(), ..AlpacaColumns::default() };
+        let entry =
+            json!({"file_name": "x.json", "columns": {"prompt": "instruction", "response": "target"}});
+        assert_eq!(format_of(entry, Stage::Sft), Format::Alpaca(names));
+        let off = json!({"file_name": "x.json", "columns": {"query": null}});
+        let names = AlpacaColumns { query: None, ..AlpacaColumns::default() };
+        assert_eq!(format_of(off, Stage::Sft), Format::Alpaca(names), "null turns an optional column off");
+    }
+
+    #[test]
+    fn a_tag_that_is_not_listed_keeps_its_default_name() {
+        let entry = json!({
+            "file_name": "x.json", "formatting": "sharegpt", "columns": {"messages": "messages"},
+            "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+        });
+        let Format::Sharegpt(names) = format_of(entry, Stage::Sft) else {
+            panic!("the formatting is sharegpt");
+        };
+        assert_eq!((names.messages.as_str(), names.tags.role.as_str()), ("messages", "role"));
+        assert_eq!((names.tags.user.as_str(), names.tags.assistant.as_str()), ("user", "assistant"));
+        let kept =
+            (names.tags.system.as_str(), names.tags.observation.as_str(), names.tags.function.as_str());
+        assert_eq!(kept, ("system", "observation", "function_call"));
+    }
+
+    #[test]
+    fn openai_without_tags_is_openai() {
+        let entry = json!({"file_name": "x.json", "formatting": "openai"});
+        assert_eq!(format_of(entry, Stage::Sft), Format::OpenAi(TurnColumns::openai()));
+    }
+
+    #[test]
+    fn plain_text_is_the_prompt_column() {
+        let entry = json!({"file_name": "x.json", "columns": {"prompt": "raw"}});
+        let named = Format::Plain(PlainColumns { text: Some("raw".to_owned()) });
+        assert_eq!(format_of(entry, Stage::Pt), named);
+        assert_eq!(
+            format_of(json!({"file_name": "x.json"}), Stage::Pt),
+            Format::Plain(PlainColumns::default())
+        );
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        for (entry, expected) in [
+            (json!({"hf_hub_url": "a/b"}), "`hf_hub_url` is not supported: `a/b` is on a hub"),
+            (json!({"ms_hub_url": "a/b", "file_name": "gone.json"}), "`ms_hub_url` is not supported"),
+            (json!({"script_url": "a"}), "`script_url` is not supported"),
+            (json!({"cloud_file_name": "s3://a"}), "`cloud_file_name` is not supported"),
+            (json!({"file_name": "x.json", "ranking": true}), "`ranking` is not supported: preference data"),
+            (
+                json!({"file_name": "x.json", "columns": {"kto_tag": "l"}}),
+                "`columns.kto_tag` is not supported",
+            ),
+            (json!({"file_name": "x.json", "columns": {"images": "i"}}), "`columns.images` is not supported"),
+            (json!({"file_name": "x.json", "split": "train[:10]"}), "`split` is not supported"),
+        ] {
+            let message = refusal(entry);
+            assert!(message.contains(expected) && message.contains("\nhelp: "), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_file_beside_a_hub_name_is_read() {
+        let entry = json!({"hf_hub_url": "a/b", "file_name": "x.json"});
+        let found = find_in(entry, Stage::Sft).expect("the file is there");
+        assert!(found.path.ends_with("x.json"));
+        assert!(found.notes[0].starts_with("`hf_hub_url` is not used"), "{:?}", found.notes);
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_values_say_what_is_meant() {
+        for (entry, expected) in [
+            (json!({"file_nmae": "x.json"}), "`x`: unknown key `file_nmae` (did you mean `file_name`?)"),
+            (
+                json!({"file_name": "x.json", "columns": {"promt": "a"}}),
+                "`x`: unknown key `promt` in `columns` (did you mean `prompt`?)",
+            ),
+            (
+                json!({"file_name": "x.json", "tags": {"user": "a"}}),
+                "`x`: unknown key `user` in `tags` (did you mean `user_tag`?)",
+            ),
+            (
+                json!({"file_name": "x.json", "formatting": "shargpt"}),
+                "`x`: `formatting` is `shargpt` (did you mean `sharegpt`?)",
+            ),
+            (json!({}), "`x`: `file_name` is missing"),
+            (json!([]), "`x`: is an array, not an object"),
+            (json!({"file_name": 3}), "`x`: `file_name` is a number, not a text"),
+            (
+                json!({"file_name": "x.json", "num_samples": 0}),
+                "`x`: `num_samples` is 0, not a positive whole number",
+            ),
+            (
+                json!({"file_name": "x.json", "split": "test"}),
+                "`x`: `split` is `test`, but `file_name` is a single file",
+            ),
+            (
+                json!({"file_name": "x.json", "subset": "en"}),
+                "`x`: `subset` is `en`, but `file_name` is a single file",
+            ),
+        ] {
+            let message = refusal(entry);
+            assert_eq!(message.lines().next(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_nowhere_lists_what_resembles_it() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::write(folder.path().join("alpaca.json"), "[]").expect("room for the file");
+        let message = |name: &str| find(name, folder.path(), Stage::Sft).expect_err("nowhere").to_string();
+        assert!(message("alpaka.json").contains("(did you mean `alpaca.json`?)"));
+        assert!(message("alpaka.json").contains("dataset_info.json` does not exist"));
+        fs::write(folder.path().join(DATASET_INFO), r#"{"identity": {}}"#).expect("room for the file");
+        assert!(message("identiti").contains("(did you mean `identity`?)"));
+        fs::write(folder.path().join(DATASET_INFO), "{").expect("room for the file");
+        assert!(message("identity").contains("invalid JSON"));
+    }
+}

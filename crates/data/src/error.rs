@@ -239,15 +239,16 @@ fn listed(problems: &[RowProblem], more: usize) -> String {
     text.join("\n")
 }
 
-/// The names that resemble `name`, best first, at most three.
+/// The names that resemble `name` or begin with it, best first, at most three.
 pub(crate) fn nearby<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<String> {
-    let lower = name.to_lowercase();
-    let mut scored: Vec<(f64, &str)> = known
-        .into_iter()
-        .filter(|other| *other != name)
-        .map(|other| (strsim::normalized_damerau_levenshtein(&lower, &other.to_lowercase()), other))
-        .filter(|(score, _)| *score >= 0.6)
-        .collect();
+    let name = name.to_lowercase();
+    let likeness = |other: &str| {
+        let other = other.to_lowercase();
+        let begins = name.len() > 2 && other.starts_with(&name);
+        strsim::normalized_damerau_levenshtein(&name, &other).max(if begins { 0.6 } else { 0.0 })
+    };
+    let mut scored: Vec<(f64, &str)> = known.into_iter().map(|other| (likeness(other), other)).collect();
+    scored.retain(|(score, _)| *score >= 0.6);
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
     scored.into_iter().take(3).map(|(_, other)| other.to_owned()).collect()
 }

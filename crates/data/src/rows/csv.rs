@@ -185,7 +185,9 @@ mod tests {
 
     use super::*;
 
-    fn rows(text: &[u8], delimiter: u8) -> Result<Vec<(u64, Result<Value, String>)>, DataError> {
+    type Found = (u64, Result<Value, String>);
+
+    fn rows(text: &[u8], delimiter: u8) -> Result<Vec<Found>, DataError> {
         let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
         file.write_all(text).expect("room for the file");
         let records = open(file.path(), delimiter)?;

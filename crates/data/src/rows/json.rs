@@ -465,12 +465,13 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_is_written_is_read_with_its_line(objects in objects(), buffer in 1..20_usize, layout in 0..4) {
-            let pretty = |value: &Value| format!("{value:#}");
-            let (open, between, close, print): (&str, &str, &str, &dyn Fn(&Value) -> String) = match layout {
-                0 => ("[", ", ", "]", &Value::to_string),
-                1 => ("\n [\n", "\n,\n", "\n]\n", &pretty),
-                2 => ("", "\r\n", "\r\n", &Value::to_string),
-                _ => ("", "\n\n", "", &pretty),
+            let compact: fn(&Value) -> String = Value::to_string;
+            let pretty: fn(&Value) -> String = |value| format!("{value:#}");
+            let (open, between, close, print) = match layout {
+                0 => ("[", ", ", "]", compact),
+                1 => ("\n [\n", "\n,\n", "\n]\n", pretty),
+                2 => ("", "\r\n", "\r\n", compact),
+                _ => ("", "\n\n", "", pretty),
             };
             // Printed over several lines, as the first line tells the layout.
             prop_assume!(layout != 3 || objects[0] != json!({}));
