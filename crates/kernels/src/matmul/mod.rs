@@ -15,9 +15,29 @@
 //! are summed in `f32`. The sum over all of `K` stays in `f32` and is rounded to `C`'s type once.
 //! Sums have a fixed order that depends on the shapes and the instruction set alone.
 
-use crate::{Device, View, ViewMut};
+use crate::{DType, Device, Isa, View, ViewMut, with_dtype};
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
+mod blocked;
+mod kernel;
+mod output;
+mod pack;
+mod portable;
+#[cfg(test)]
 mod reference;
+mod scratch;
+#[cfg(test)]
+mod tests;
+mod vector;
+
+use kernel::MicroKernel;
+use output::{Bias, Finish, Output};
+use pack::Operand;
 
 /// One matrix product; run it with [`Matmul::run`] or [`run`].
 pub struct Matmul<'a> {
@@ -42,24 +62,12 @@ pub struct Matmul<'a> {
 impl<'a> Matmul<'a> {
     /// `c = a·b`, all stored straight.
     pub fn new(a: View<'a>, b: View<'a>, c: ViewMut<'a>) -> Self {
-        Self {
-            a,
-            a_transposed: false,
-            b,
-            b_transposed: false,
-            c,
-            bias: None,
-            alpha: 1.0,
-            accumulate: false,
-        }
+        Self { a, a_transposed: false, b, b_transposed: false, c, bias: None, alpha: 1.0, accumulate: false }
     }
 
     /// Forward of a linear layer: `y [N, out] = x [N, in] · Wᵀ`, `w` stored `[out, in]`.
     pub fn x_wt(x: View<'a>, w: View<'a>, y: ViewMut<'a>) -> Self {
-        Self {
-            b_transposed: true,
-            ..Self::new(x, w, y)
-        }
+        Self { b_transposed: true, ..Self::new(x, w, y) }
     }
 
     /// Gradient of a linear layer's input: `dx [N, in] = dy [N, out] · W`, `w` stored `[out, in]`.
@@ -69,10 +77,7 @@ impl<'a> Matmul<'a> {
 
     /// Gradient of a linear layer's weight: `dW [out, in] = dyᵀ · x`, `dy` stored `[N, out]`, `x` stored `[N, in]`.
     pub fn dyt_x(dy: View<'a>, x: View<'a>, dw: ViewMut<'a>) -> Self {
-        Self {
-            a_transposed: true,
-            ..Self::new(dy, x, dw)
-        }
+        Self { a_transposed: true, ..Self::new(dy, x, dw) }
     }
 
     /// Adds `bias [N]` to every row of `C`.
@@ -87,10 +92,7 @@ impl<'a> Matmul<'a> {
 
     /// Adds to `C` instead of overwriting it.
     pub fn accumulate(self) -> Self {
-        Self {
-            accumulate: true,
-            ..self
-        }
+        Self { accumulate: true, ..self }
     }
 
     /// Runs it.
@@ -111,10 +113,7 @@ impl<'a> Matmul<'a> {
         let ([a0, a1], [b0, b1]) = (two(self.a.shape()), two(self.b.shape()));
         let (m, k) = if self.a_transposed { (a1, a0) } else { (a0, a1) };
         let (kb, n) = if self.b_transposed { (b1, b0) } else { (b0, b1) };
-        assert_eq!(
-            k, kb,
-            "matmul: op(A) is [{m}, {k}] and op(B) is [{kb}, {n}]"
-        );
+        assert_eq!(k, kb, "matmul: op(A) is [{m}, {k}] and op(B) is [{kb}, {n}]");
         assert_eq!(
             two(self.c.shape()),
             [m, n],
@@ -122,12 +121,7 @@ impl<'a> Matmul<'a> {
             self.c.shape()
         );
         if let Some(bias) = self.bias {
-            assert_eq!(
-                bias.shape(),
-                [n],
-                "matmul: C is [{m}, {n}] and the bias is {:?}",
-                bias.shape()
-            );
+            assert_eq!(bias.shape(), [n], "matmul: C is [{m}, {n}] and the bias is {:?}", bias.shape());
         }
         (m, n, k)
     }
@@ -138,6 +132,39 @@ impl<'a> Matmul<'a> {
 /// # Panics
 /// If the shapes do not fit; the message names them.
 pub fn run(dev: &Device, args: Matmul<'_>) {
-    let (m, n, k) = args.sizes();
-    reference::run(dev, args, (m, n, k));
+    let (m, n, _) = args.sizes();
+    if m == 0 || n == 0 {
+        return;
+    }
+    let in_f32 = args.a.dtype() == DType::F32 && args.b.dtype() == DType::F32;
+    match dev.isa() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 if !in_f32 => run_with::<avx512bf16::Avx512Bf16>(dev, args, !in_f32),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 | Isa::Avx512 => run_with::<avx512::Avx512F32>(dev, args, !in_f32),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => run_with::<avx2::Avx2F32>(dev, args, !in_f32),
+        _ => run_with::<portable::PortableF32>(dev, args, !in_f32),
+    }
+}
+
+fn run_with<K: MicroKernel>(dev: &Device, args: Matmul<'_>, round: bool) {
+    let a = Operand {
+        view: args.a,
+        along_k: !args.a_transposed,
+        round,
+    };
+    let b = Operand {
+        view: args.b,
+        along_k: args.b_transposed,
+        round,
+    };
+    let finish = Finish {
+        alpha: args.alpha,
+        accumulate: args.accumulate,
+        bias: args.bias.map(Bias::new),
+    };
+    with_dtype!(args.c.dtype(), E => {
+        blocked::run::<K, E>(dev, a, b, &Output::new(args.c, finish));
+    });
 }

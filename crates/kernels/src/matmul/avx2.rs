@@ -1,0 +1,74 @@
+//! Products with AVX2 and FMA: eight `f32` lanes, sixteen registers.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::kernel::MicroKernel;
+use super::vector::{Vector, f32_tile};
+use crate::Isa;
+
+/// Eight lanes.
+#[derive(Clone, Copy)]
+pub(super) struct Lanes8(__m256);
+
+impl Vector for Lanes8 {
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: the CPU has AVX2, by the trait's contract.
+        Self(unsafe { _mm256_set1_ps(x) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the CPU has AVX2 and the pointer is good for eight floats, by the trait's contract.
+        Self(unsafe { _mm256_loadu_ps(from) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: the CPU has AVX2 and the pointer is good for eight values, by the trait's contract.
+        Self(unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the CPU has AVX2 and the pointer is good for eight floats, by the trait's contract.
+        unsafe { _mm256_storeu_ps(to, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
+        // SAFETY: the CPU has FMA, by the trait's contract.
+        Self(unsafe { _mm256_fmadd_ps(self.0, by.0, plus.0) })
+    }
+}
+
+/// Tiles of 6×16 in `f32`: twelve sums, two registers of columns, one of a row's value.
+pub(super) struct Avx2F32;
+
+impl MicroKernel for Avx2F32 {
+    type Packed = f32;
+    const ISA: Isa = Isa::Avx2;
+    const MR: usize = 6;
+    const NR: usize = 16;
+    const K_UNIT: usize = 1;
+    const KC: usize = 384;
+    const A_PANELS: usize = 16;
+    const B_PANELS: usize = 8;
+
+    unsafe fn tile(k: usize, a: *const f32, b: *const f32, tile: *mut f32, add: bool) {
+        #[target_feature(enable = "avx2,fma")]
+        fn compiled(k: usize, a: *const f32, b: *const f32, tile: *mut f32, add: bool) {
+            // SAFETY: the promise made to `tile`.
+            unsafe { f32_tile::<Lanes8, 6, 2>(k, a, b, tile, add) }
+        }
+        // SAFETY: the CPU has AVX2 and FMA, by the caller's promise.
+        unsafe { compiled(k, a, b, tile, add) }
+    }
+}

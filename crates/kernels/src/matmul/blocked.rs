@@ -1,0 +1,172 @@
+//! The product of two large matrices: both packed into panels, `C` computed block by block.
+//!
+//! ```text
+//! for columns of C, as many as PACKED_B bytes of packed B hold          (all of them, mostly)
+//!     pack op(B)                                                        all threads
+//!     for rows of C, as many as PACKED_A bytes of packed A hold
+//!         pack op(A)                                                    all threads
+//!         for each block of A_PANELS × B_PANELS tiles                   a task
+//!             for each pass of about KC along k
+//!                 for each panel of B in the block                      stays in the first-level cache
+//!                     for each panel of A in the block                  comes from the second-level cache
+//!                         tile (+)= panel · panel                       the micro-kernel
+//!             store the tiles, as part of the last pass
+//! ```
+//!
+//! Every split depends on the shapes alone, and a tile sums along `k` in order: the result does not depend on
+//! the number of threads.
+
+use super::kernel::MicroKernel;
+use super::output::Output;
+use super::pack::{Operand, pack_panels, panel_len};
+use super::scratch::{self, Use};
+use crate::{Device, Element};
+
+/// Bytes of packed `op(A)` at a time.
+const PACKED_A: usize = 8 << 20;
+/// Bytes of packed `op(B)` at a time; a weight of a small model fits, the head does not.
+const PACKED_B: usize = 16 << 20;
+/// Blocks of `C` to aim at, so that many threads get even shares.
+const ENOUGH_BLOCKS: usize = 48;
+
+/// `C = A·B` for packed operands of any size.
+pub(super) fn run<K: MicroKernel, E: Element>(
+    dev: &Device,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    c: &Output<'_, E>,
+) {
+    let depth = a.depth();
+    let a_len = panel_len::<K>(K::MR, depth);
+    let b_len = panel_len::<K>(K::NR, depth);
+    let a_step = share::<K>(c.rows().div_ceil(K::MR), a_len, PACKED_A);
+    let b_step = share::<K>(c.cols().div_ceil(K::NR), b_len, PACKED_B);
+    scratch::with(Use::PackedB, b_step * b_len, |packed_b| {
+        scratch::with(Use::PackedA, a_step * a_len, |packed_a| {
+            let mut a_is = None;
+            for col in (0..c.cols()).step_by(b_step * K::NR) {
+                let b_panels = (c.cols() - col).div_ceil(K::NR).min(b_step);
+                let packed_b = &mut packed_b[..b_panels * b_len];
+                pack_panels::<K>(dev, b, K::NR, col, packed_b);
+                for row in (0..c.rows()).step_by(a_step * K::MR) {
+                    let a_panels = (c.rows() - row).div_ceil(K::MR).min(a_step);
+                    let packed_a = &mut packed_a[..a_panels * a_len];
+                    if a_is != Some(row) {
+                        pack_panels::<K>(dev, a, K::MR, row, packed_a);
+                        a_is = Some(row);
+                    }
+                    let part = Part::<K> {
+                        a: packed_a,
+                        b: packed_b,
+                        a_panels,
+                        b_panels,
+                        depth: depth.next_multiple_of(K::K_UNIT),
+                        row,
+                        col,
+                    };
+                    part.run(dev, c);
+                }
+            }
+        });
+    });
+}
+
+/// Panels to pack at a time: all if they fit into `bytes`, otherwise even shares.
+fn share<K: MicroKernel>(panels: usize, len: usize, bytes: usize) -> usize {
+    let fit = (bytes / (len * size_of::<K::Packed>()).max(1)).max(1);
+    let shares = panels.div_ceil(fit).max(1);
+    panels.div_ceil(shares).max(1)
+}
+
+/// A part of `C` whose operands are packed.
+struct Part<'a, K: MicroKernel> {
+    a: &'a [K::Packed],
+    b: &'a [K::Packed],
+    a_panels: usize,
+    b_panels: usize,
+    /// A multiple of the kernel's unit.
+    depth: usize,
+    /// Where the part begins in `C`.
+    row: usize,
+    col: usize,
+}
+
+impl<K: MicroKernel> Part<'_, K> {
+    fn run<E: Element>(&self, dev: &Device, c: &Output<'_, E>) {
+        let mut tall = K::A_PANELS;
+        let wide = K::B_PANELS.min(self.b_panels);
+        let across = self.b_panels.div_ceil(wide);
+        while tall > 1 && self.a_panels.div_ceil(tall) * across < ENOUGH_BLOCKS {
+            tall = tall.div_ceil(2);
+        }
+        let down = self.a_panels.div_ceil(tall);
+        dev.for_each(down * across, |i| {
+            let (i, j) = (i / across, i % across);
+            self.block(
+                c,
+                (i * tall, self.a_panels.min((i + 1) * tall)),
+                (j * wide, self.b_panels.min((j + 1) * wide)),
+            );
+        });
+    }
+
+    /// One block: the panels `a0..a1` of `A` with `b0..b1` of `B`.
+    fn block<E: Element>(
+        &self,
+        c: &Output<'_, E>,
+        (a0, a1): (usize, usize),
+        (b0, b1): (usize, usize),
+    ) {
+        let tile_len = K::MR * K::NR;
+        let passes = self.depth.div_ceil(K::KC).max(1);
+        let kc = self.depth.div_ceil(passes).next_multiple_of(K::K_UNIT);
+        // With a single pass a tile is stored at once, and they can share one place.
+        let tiles = if passes == 1 { 1 } else { (a1 - a0) * (b1 - b0) };
+        scratch::with(Use::Tiles, tiles * tile_len, |sums: &mut [f32]| {
+            for pass in 0..passes {
+                let k0 = pass * kc;
+                let k = kc.min(self.depth - k0);
+                for j in b0..b1 {
+                    for i in a0..a1 {
+                        let at = ((j - b0) * (a1 - a0) + i - a0) % tiles * tile_len;
+                        let tile = &mut sums[at..][..tile_len];
+                        self.tile(tile, i, j, k0..k0 + k);
+                        if pass + 1 == passes {
+                            self.store(c, tile, i, j);
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Adds the products of the depths `k` to a tile, or sets it if they begin at zero.
+    #[inline(always)]
+    fn tile(&self, tile: &mut [f32], i: usize, j: usize, k: std::ops::Range<usize>) {
+        let a = &self.a[(i * self.depth + k.start) * K::MR..][..k.len() * K::MR];
+        let b = &self.b[(j * self.depth + k.start) * K::NR..][..k.len() * K::NR];
+        // SAFETY: the slices are as long as the kernel reads, `tile` as long as it writes; buffers begin at
+        // multiples of 64 bytes and tiles are whole cache lines; the device's CPU has the kernel's
+        // instruction set, or `matmul::run` would not have chosen it.
+        unsafe { K::tile(k.len(), a.as_ptr(), b.as_ptr(), tile.as_mut_ptr(), k.start > 0) }
+    }
+
+    fn store<E: Element>(&self, c: &Output<'_, E>, tile: &[f32], i: usize, j: usize) {
+        let (row, col) = (self.row + i * K::MR, self.col + j * K::NR);
+        let rows = K::MR.min(c.rows() - row);
+        let cols = K::NR.min(c.cols() - col);
+        K::ISA.run(|| {
+            for (r, sums) in tile.chunks_exact(K::NR).take(rows).enumerate() {
+                // SAFETY: a tile is computed by one task.
+                unsafe {
+                    if cols == K::NR {
+                        // A constant length, which unrolls.
+                        c.store_row(row + r, col, &sums[..K::NR]);
+                    } else {
+                        c.store_row(row + r, col, &sums[..cols]);
+                    }
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,68 @@
+//! Products on any CPU: four lanes that the compiler maps to what it targets by default.
+
+use half::bf16;
+
+use super::kernel::MicroKernel;
+use super::vector::{Vector, f32_tile};
+use crate::{Element, Isa};
+
+/// Four lanes.
+#[derive(Clone, Copy)]
+#[repr(align(16))]
+pub(super) struct Lanes4([f32; 4]);
+
+impl Vector for Lanes4 {
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self([x; 4])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's pointer is good for four floats.
+        Self(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: the caller's pointer is good for four values.
+        Self(unsafe { from.cast::<[bf16; 4]>().read_unaligned() }.map(Element::to_f32))
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's pointer is good for four floats.
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
+        // Two roundings: `f32::mul_add` without the instruction is a library call.
+        let mut out = plus;
+        for i in 0..4 {
+            out.0[i] += self.0[i] * by.0[i];
+        }
+        out
+    }
+}
+
+/// Tiles of 4×8 in `f32`.
+pub(super) struct PortableF32;
+
+impl MicroKernel for PortableF32 {
+    type Packed = f32;
+    const ISA: Isa = Isa::Portable;
+    const MR: usize = 4;
+    const NR: usize = 8;
+    const K_UNIT: usize = 1;
+    const KC: usize = 512;
+    const A_PANELS: usize = 24;
+    const B_PANELS: usize = 16;
+
+    unsafe fn tile(k: usize, a: *const f32, b: *const f32, tile: *mut f32, add: bool) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { f32_tile::<Lanes4, 4, 2>(k, a, b, tile, add) }
+    }
+}

@@ -1,0 +1,68 @@
+//! `f32` lanes of an instruction set, and the kernels that are written once over them.
+
+use half::bf16;
+
+/// A register of `f32` lanes.
+///
+/// # Safety
+/// Every method needs the CPU to have the instruction set, and is meant to be inlined into a function that is
+/// compiled for it. Pointers are good for `LANES` elements and need no alignment.
+pub(super) trait Vector: Copy {
+    /// Lanes of a register.
+    const LANES: usize;
+    /// All lanes `x`.
+    unsafe fn splat(x: f32) -> Self;
+    /// `LANES` floats.
+    unsafe fn load(from: *const f32) -> Self;
+    /// `LANES` values of `bf16`, widened.
+    unsafe fn load_bf16(from: *const bf16) -> Self;
+    /// Writes all lanes.
+    unsafe fn store(self, to: *mut f32);
+    /// `self·by + plus`, in one rounding where the instruction set has it.
+    unsafe fn mul_add(self, by: Self, plus: Self) -> Self;
+}
+
+/// The tile of [`super::kernel::MicroKernel::tile`] for `f32` panels, `V` registers of `MR` rows by `NV`.
+///
+/// # Safety
+/// That of `MicroKernel::tile`, with `NR = NV·LANES`.
+#[inline(always)]
+pub(super) unsafe fn f32_tile<V: Vector, const MR: usize, const NV: usize>(
+    k: usize,
+    mut a: *const f32,
+    mut b: *const f32,
+    tile: *mut f32,
+    add: bool,
+) {
+    // SAFETY: by the caller's promise `a` and `b` hold `k` units of `MR` and `NV·LANES` floats, which is how
+    // far they advance, and `tile` holds `MR·NV·LANES` floats.
+    unsafe {
+        let mut sum = [[V::splat(0.0); NV]; MR];
+        if add {
+            for (i, row) in sum.iter_mut().enumerate() {
+                for (j, sum) in row.iter_mut().enumerate() {
+                    *sum = V::load(tile.add((i * NV + j) * V::LANES));
+                }
+            }
+        }
+        for _ in 0..k {
+            let mut columns = [V::splat(0.0); NV];
+            for (j, column) in columns.iter_mut().enumerate() {
+                *column = V::load(b.add(j * V::LANES));
+            }
+            for (i, row) in sum.iter_mut().enumerate() {
+                let value = V::splat(*a.add(i));
+                for (sum, column) in row.iter_mut().zip(columns) {
+                    *sum = value.mul_add(column, *sum);
+                }
+            }
+            a = a.add(MR);
+            b = b.add(NV * V::LANES);
+        }
+        for (i, row) in sum.into_iter().enumerate() {
+            for (j, sum) in row.into_iter().enumerate() {
+                sum.store(tile.add((i * NV + j) * V::LANES));
+            }
+        }
+    }
+}
