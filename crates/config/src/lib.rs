@@ -1,1 +1,30 @@
-//! TODO
+//! Stage 1 of the walk: a YAML (or JSON) file and `key=value` arguments → one [`RunConfig`].
+//!
+//! In: the path of a configuration with LLaMA-Factory's keys, and overrides. Out: every value
+//! checked and every default worked out, or [`ConfigErrors`] with all that is wrong at once.
+//! Paths are kept as written: they are relative to the working folder, as in LLaMA-Factory.
+//!
+//! The keys stand in `keys/`, one file a group; `docs/config.md` is printed from them.
+
+mod check;
+mod choices;
+mod docs;
+mod keys;
+mod nearest;
+mod problem;
+mod resolve;
+mod resolved;
+mod schedule;
+mod source;
+mod value;
+
+pub use choices::{
+    BestMetric, ComputeDtype, Device, ExportDevice, FinetuningType, InferDtype, IntervalStrategy,
+    LrSchedulerType, MixStrategy, Optim, RampShape, Reporter, RopeScaling, Stage,
+};
+pub use docs::{json_schema, reference};
+pub use keys::RunConfig;
+pub use problem::{ConfigError, ConfigErrors, NoEffect, Place, Problem};
+pub use resolve::{Purpose, load, load_text};
+pub use schedule::{LrSchedule, SchedulerKwargs};
+pub use value::{Amount, Resume, Targets};

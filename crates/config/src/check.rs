@@ -1,0 +1,307 @@
+//! What two or more keys say together: contradictions, and keys that another key makes idle.
+//!
+//! In: a configuration whose values are each fine. Out: every contradiction, at the place of the
+//! first key given, and the idle keys for the list of keys without effect.
+//! The rules are LLaMA-Factory's (`hparams/parser.py`, `*_args.py`, 0.9.5) and transformers'
+//! (`TrainingArguments.__post_init__`, 5.6); where a rule is our own, it says so.
+
+use std::collections::BTreeMap;
+
+use crate::choices::{ComputeDtype, FinetuningType, IntervalStrategy, LrSchedulerType, Stage};
+use crate::keys::RunConfig;
+use crate::problem::{ConfigError, NoEffect, Place, Problem};
+use crate::resolve::Purpose;
+use crate::schedule::{LrSchedule, schedule};
+use crate::value::{Amount, Resume};
+
+/// Keys that were given: where, and whether their value was taken.
+type Given = BTreeMap<String, (Place, bool)>;
+
+/// Checks `config` as a whole and settles what follows from several keys.
+pub(crate) fn check(
+    config: &mut RunConfig,
+    given: &Given,
+    home: &Place,
+    purpose: Purpose,
+) -> (Vec<Problem>, Vec<NoEffect>) {
+    let mut checks = Checks { given, home, problems: Vec::new() };
+    checks.data(config);
+    checks.method(config);
+    checks.precision(config);
+    checks.schedule(config);
+    if purpose == Purpose::Train {
+        checks.evaluation(config);
+        checks.best_model(config);
+    }
+    let problems = checks.problems;
+    let idle = idle_keys(config, given);
+    settle(config);
+    (problems, idle)
+}
+
+/// What LLaMA-Factory and transformers set silently, set here once for every reader.
+fn settle(config: &mut RunConfig) {
+    config.packing |= config.neat_packing;
+    config.do_sample &= config.temperature > 0.0;
+    if config.warmup_ratio.is_some() {
+        config.warmup_steps = config.warmup_amount();
+    }
+    if config.overwrite_output_dir && config.resume_from_checkpoint == Resume::Automatic {
+        config.resume_from_checkpoint = Resume::No;
+    }
+}
+
+impl RunConfig {
+    /// The learning-rate schedule, every parameter set.
+    pub fn lr_schedule(&self) -> LrSchedule {
+        schedule(self.lr_scheduler_type, &self.lr_scheduler_kwargs, self.learning_rate)
+            .expect("load refuses a schedule that cannot be built")
+    }
+
+    /// What `warmup_ratio` makes of `warmup_steps`; 1 is all steps.
+    pub(crate) fn warmup_amount(&self) -> Amount {
+        match self.warmup_ratio {
+            None | Some(0.0) => Amount::Count(0),
+            Some(ratio) => Amount::Fraction(ratio),
+        }
+    }
+}
+
+struct Checks<'a> {
+    given: &'a Given,
+    home: &'a Place,
+    problems: Vec<Problem>,
+}
+
+impl Checks<'_> {
+    /// Reports `message` at the first of `keys` that was given, unless the value of one of them was
+    /// refused already.
+    fn refuse_if(&mut self, wrong: bool, keys: &[&str], message: &str, help: &str) {
+        let refused = keys.iter().any(|key| self.given.get(*key).is_some_and(|(_, taken)| !taken));
+        if !wrong || refused {
+            return;
+        }
+        let mut places = keys.iter().filter_map(|key| self.given.get(*key)).map(|(place, _)| place);
+        let place = places.next().unwrap_or(self.home);
+        let message = places.fold(message.to_string(), |m, other| format!("{m} (and {other})"));
+        self.problems.push(Problem::new(place, ConfigError::Contradiction(message)).help(help));
+    }
+
+    fn data(&mut self, c: &RunConfig) {
+        let folder = c.dataset_dir.to_string_lossy();
+        if folder == "ONLINE" || folder.starts_with("REMOTE:") {
+            let place = self.given.get("dataset_dir").map_or(self.home, |(place, _)| place);
+            let error = ConfigError::NotYet { key: "dataset_dir".into(), value: folder.into_owned() };
+            self.problems.push(Problem::new(place, error).help("download the data and name its folder"));
+        }
+        self.refuse_if(
+            !c.eval_dataset.is_empty() && !c.val_size.is_zero(),
+            &["val_size", "eval_dataset"],
+            "`val_size` holds rows out for evaluation, but `eval_dataset` names them",
+            "keep one of the two",
+        );
+        self.refuse_if(
+            c.mask_history && c.train_on_prompt,
+            &["mask_history", "train_on_prompt"],
+            "`mask_history` trains on the last answer only, `train_on_prompt` on everything",
+            "keep one of the two",
+        );
+        self.refuse_if(
+            c.stage == Stage::Pt && (c.train_on_prompt || c.mask_history),
+            &["stage", "train_on_prompt", "mask_history"],
+            "`stage: pt` knows no prompts, so `train_on_prompt` and `mask_history` cannot hold",
+            "remove them, or use `stage: sft`",
+        );
+    }
+
+    fn method(&mut self, c: &RunConfig) {
+        let adapter = !c.adapter_name_or_path.is_empty();
+        let lora = c.finetuning_type == FinetuningType::Lora;
+        self.refuse_if(
+            adapter && !lora,
+            &["adapter_name_or_path", "finetuning_type"],
+            "`adapter_name_or_path` needs `finetuning_type: lora`",
+            "merge the adapter with `sft export` and tune the result, or use `finetuning_type: lora`",
+        );
+        self.refuse_if(
+            c.create_new_adapter && !adapter,
+            &["create_new_adapter"],
+            "`create_new_adapter` needs `adapter_name_or_path`",
+            "without an adapter to merge the adapter is new anyway: leave `create_new_adapter` out",
+        );
+        self.refuse_if(
+            c.use_rslora && !lora,
+            &["use_rslora", "finetuning_type"],
+            "`use_rslora` needs `finetuning_type: lora`",
+            "remove it, or use `finetuning_type: lora`",
+        );
+        // Our own rule: low-rank matrices beside random frozen weights learn nothing.
+        self.refuse_if(
+            c.train_from_scratch && c.finetuning_type != FinetuningType::Full,
+            &["train_from_scratch", "finetuning_type"],
+            "`train_from_scratch` begins with random weights, most of which would stay as they are",
+            "use `finetuning_type: full`",
+        );
+        self.refuse_if(
+            c.finetuning_type == FinetuningType::Freeze
+                && c.freeze_trainable_layers == 0
+                && c.freeze_extra_modules.is_empty(),
+            &["freeze_trainable_layers", "finetuning_type"],
+            "`freeze_trainable_layers: 0` leaves nothing to train",
+            "train at least one layer, or name `freeze_extra_modules`",
+        );
+    }
+
+    fn precision(&mut self, c: &RunConfig) {
+        self.refuse_if(
+            c.compute_dtype == ComputeDtype::Float32 && (c.bf16 || c.pure_bf16),
+            &["compute_dtype", "bf16", "pure_bf16"],
+            "`compute_dtype: float32` contradicts `bf16` and `pure_bf16`",
+            "keep one of the two",
+        );
+    }
+
+    fn schedule(&mut self, c: &RunConfig) {
+        if let Err(reason) = schedule(c.lr_scheduler_type, &c.lr_scheduler_kwargs, c.learning_rate) {
+            let help = "docs/config.md, `lr_scheduler_kwargs`, lists what each schedule takes";
+            self.refuse_if(
+                true,
+                &["lr_scheduler_kwargs", "lr_scheduler_type", "learning_rate"],
+                &format!("the schedule: {reason}"),
+                help,
+            );
+        }
+        let both = c.warmup_ratio.is_some_and(|ratio| ratio > 0.0)
+            && self.given.contains_key("warmup_steps")
+            && !c.warmup_steps.is_zero();
+        self.refuse_if(
+            both,
+            &["warmup_ratio", "warmup_steps"],
+            "`warmup_ratio` and `warmup_steps` both set the warm-up",
+            "keep one of the two: `warmup_steps` below 1 is a ratio",
+        );
+    }
+
+    fn evaluation(&mut self, c: &RunConfig) {
+        let no_data = c.eval_dataset.is_empty() && c.val_size.is_zero();
+        let help = "name an `eval_dataset`, or hold rows out with `val_size: 0.1`";
+        self.refuse_if(
+            no_data && c.eval_strategy != IntervalStrategy::No,
+            &["eval_strategy", "val_size", "eval_dataset"],
+            "`eval_strategy` asks for evaluations, but there is no data for them",
+            help,
+        );
+        self.refuse_if(
+            no_data && c.do_eval && c.eval_strategy == IntervalStrategy::No,
+            &["do_eval", "val_size", "eval_dataset"],
+            "`do_eval` asks for an evaluation, but there is no data for it",
+            help,
+        );
+        self.refuse_if(
+            no_data && c.eval_on_start,
+            &["eval_on_start", "val_size", "eval_dataset"],
+            "`eval_on_start` asks for an evaluation, but there is no data for it",
+            help,
+        );
+        self.refuse_if(
+            !c.do_train && !c.do_eval,
+            &["do_train", "do_eval"],
+            "`do_train` and `do_eval` are both false: there is nothing to do",
+            "set `do_train: true`",
+        );
+    }
+
+    fn best_model(&mut self, c: &RunConfig) {
+        if c.early_stopping_steps.is_some() {
+            self.refuse_if(
+                c.eval_strategy == IntervalStrategy::No,
+                &["early_stopping_steps", "eval_strategy"],
+                "`early_stopping_steps` counts evaluations, but `eval_strategy` is `no`",
+                "set `eval_strategy: steps` and `eval_steps`",
+            );
+            self.refuse_if(
+                !c.load_best_model_at_end,
+                &["early_stopping_steps", "load_best_model_at_end"],
+                "`early_stopping_steps` needs `load_best_model_at_end: true`: it stops after the best model has passed",
+                "set `load_best_model_at_end: true`",
+            );
+        }
+        if !c.load_best_model_at_end {
+            return;
+        }
+        self.refuse_if(
+            c.save_strategy != c.eval_strategy || c.eval_strategy == IntervalStrategy::No,
+            &["load_best_model_at_end", "save_strategy", "eval_strategy"],
+            &format!(
+                "`load_best_model_at_end` needs a checkpoint for each evaluation, but `save_strategy` is `{}` and `eval_strategy` is `{}`",
+                c.save_strategy, c.eval_strategy
+            ),
+            "give both the same value, `steps` or `epoch`",
+        );
+        let steps = c.save_strategy == IntervalStrategy::Steps && c.eval_strategy == IntervalStrategy::Steps;
+        self.refuse_if(
+            steps && !is_multiple(c.save_steps, c.eval_steps),
+            &["load_best_model_at_end", "save_steps", "eval_steps"],
+            "`load_best_model_at_end` needs `save_steps` to be a multiple of `eval_steps`",
+            "set `save_steps` and `eval_steps` to the same value",
+        );
+    }
+}
+
+/// As in transformers: counts and fractions do not mix, fractions are compared in millionths.
+fn is_multiple(save: Amount, eval: Amount) -> bool {
+    match (save, eval) {
+        (Amount::Count(save), Amount::Count(eval)) => eval > 0 && save % eval == 0,
+        (Amount::Fraction(save), Amount::Fraction(eval)) => {
+            let (save, eval) = ((save * 1e6).round() as u64, (eval * 1e6).round() as u64);
+            eval > 0 && save % eval == 0
+        }
+        _ => false,
+    }
+}
+
+/// Keys that were given but that another key makes idle.
+fn idle_keys(c: &RunConfig, given: &Given) -> Vec<NoEffect> {
+    let mut idle = Vec::new();
+    let mut list = |when: bool, keys: &[&str], reason: String| {
+        for key in keys.iter().filter(|_| when) {
+            if let Some((place, true)) = given.get(*key) {
+                idle.push(NoEffect { key: key.to_string(), place: place.clone(), reason: reason.clone() });
+            }
+        }
+    };
+    let lora = ["lora_rank", "lora_alpha", "lora_dropout", "lora_target", "additional_target"];
+    let not_lora = c.finetuning_type != FinetuningType::Lora;
+    list(
+        not_lora,
+        &lora,
+        format!("read only with `finetuning_type: lora`, and it is `{}`", c.finetuning_type),
+    );
+    let freeze = ["freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"];
+    let not_freeze = c.finetuning_type != FinetuningType::Freeze;
+    list(
+        not_freeze,
+        &freeze,
+        format!("read only with `finetuning_type: freeze`, and it is `{}`", c.finetuning_type),
+    );
+    let not_eval = c.eval_strategy != IntervalStrategy::Steps;
+    list(
+        not_eval,
+        &["eval_steps"],
+        format!("read only with `eval_strategy: steps`, and it is `{}`", c.eval_strategy),
+    );
+    let not_save = c.save_strategy != IntervalStrategy::Steps;
+    list(
+        not_save,
+        &["save_steps"],
+        format!("read only with `save_strategy: steps`, and it is `{}`", c.save_strategy),
+    );
+    list(c.max_steps > 0, &["num_train_epochs"], format!("`max_steps: {}` decides", c.max_steps));
+    let constant = c.lr_scheduler_type == LrSchedulerType::Constant;
+    let reason = "`lr_scheduler_type: constant` has no warm-up; `constant_with_warmup` has";
+    list(constant, &["warmup_ratio", "warmup_steps"], reason.to_string());
+    let keeps_best = c.load_best_model_at_end || c.early_stopping_steps.is_some();
+    let reason = "read only with `load_best_model_at_end: true`";
+    list(!keeps_best, &["metric_for_best_model", "greater_is_better"], reason.to_string());
+    idle
+}

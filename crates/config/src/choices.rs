@@ -1,0 +1,291 @@
+//! The words that keys choose from: one enum per question.
+//!
+//! Each choice stands once, with the text written in a configuration. Words of LLaMA-Factory or
+//! transformers that are not built are named too, each with what to do instead.
+
+use serde_json::{Value as Json, json};
+
+use crate::nearest::nearest;
+use crate::source::{Content, Node};
+use crate::value::{KeyType, Reject, scalar};
+
+macro_rules! choices {
+    ($(
+        $(#[doc = $doc:literal])+
+        $name:ident {
+            $( $(#[doc = $variant_doc:literal])+ $(#[$default:ident])? $variant:ident = $text:literal $(| $alias:literal)*, )+
+        }
+        $( not_yet { $( $($refused:literal)|+ => $help:literal, )+ } )?
+    )*) => { $(
+        $(#[doc = $doc])+
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+        pub enum $name {
+            $( $(#[doc = $variant_doc])+ $(#[$default])? $variant, )+
+        }
+
+        impl $name {
+            /// Every choice, in the order of the documentation.
+            pub const ALL: &[$name] = &[$( $name::$variant ),+];
+
+            /// The word written in a configuration.
+            pub fn as_str(self) -> &'static str {
+                match self { $( $name::$variant => $text, )+ }
+            }
+
+            fn word(text: &str) -> Result<Self, Reject> {
+                match text {
+                    $( $text $(| $alias)* => return Ok($name::$variant), )+
+                    $( $( $($refused)|+ => return Err(Reject::NotYet { value: text.to_string(), help: $help }), )+ )?
+                    _ => {}
+                }
+                let words: &[&str] = &[$( $text $(, $alias)* ),+ ];
+                Err(Reject::Because {
+                    reason: format!("`{text}` is none of {}", words.join(", ")),
+                    help: nearest(text, words.iter().copied()).map(|w| format!("did you mean `{w}`?")),
+                })
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl KeyType for $name {
+            fn parse(node: &Node) -> Result<Self, Reject> {
+                $name::word(scalar(node)?)
+            }
+            fn to_json(&self) -> Json {
+                json!(self.as_str())
+            }
+            fn takes() -> String {
+                let words: Vec<String> = $name::ALL.iter().map(|c| format!("`{c}`")).collect();
+                words.join(", ")
+            }
+            fn schema() -> Json {
+                json!({"enum": [$( $text $(, $alias)* ),+]})
+            }
+        }
+    )* };
+}
+
+choices! {
+    /// What is learnt from.
+    Stage {
+        /// Plain text, every token supervised.
+        Pt = "pt",
+        /// Conversations, the assistant's words supervised.
+        #[default]
+        Sft = "sft",
+    }
+    not_yet {
+        "rm" | "ppo" | "dpo" | "kto" => "preference training is not built; `stage: sft` and `stage: pt` are",
+    }
+
+    /// Which weights are trained.
+    FinetuningType {
+        /// Low-rank matrices beside frozen weights.
+        #[default]
+        Lora = "lora",
+        /// Some layers, the rest frozen.
+        Freeze = "freeze",
+        /// Every weight.
+        Full = "full",
+    }
+    not_yet {
+        "oft" => "use `finetuning_type: lora`",
+    }
+
+    /// Shape of the learning rate over the steps, after the warm-up.
+    LrSchedulerType {
+        /// Straight to 0.
+        #[default]
+        Linear = "linear",
+        /// Half a cosine to 0.
+        Cosine = "cosine",
+        /// Cosines that jump back to the top.
+        CosineWithRestarts = "cosine_with_restarts",
+        /// A power of the remaining share.
+        Polynomial = "polynomial",
+        /// The same throughout, without warm-up.
+        Constant = "constant",
+        /// The same throughout, after a warm-up.
+        ConstantWithWarmup = "constant_with_warmup",
+        /// One over the root of the step.
+        InverseSqrt = "inverse_sqrt",
+        /// Half a cosine to a floor.
+        CosineWithMinLr = "cosine_with_min_lr",
+        /// Warm-up, a plateau, a decay.
+        WarmupStableDecay = "warmup_stable_decay",
+    }
+    not_yet {
+        "reduce_lr_on_plateau" | "greedy" => "use `cosine` or `linear`: a rate that depends on the evaluation is not built",
+        "cosine_warmup_with_min_lr" => "use `cosine_with_min_lr`",
+    }
+
+    /// When something is done.
+    IntervalStrategy {
+        /// Never.
+        #[default]
+        No = "no" | "false" | "False",
+        /// Every so many steps.
+        Steps = "steps",
+        /// At the end of each epoch.
+        Epoch = "epoch",
+    }
+    not_yet {
+        "best" => "use `save_strategy: steps` with `load_best_model_at_end: true`, which keeps the best checkpoint",
+    }
+
+    /// Number format of the weights and of what flows between the layers.
+    ComputeDtype {
+        /// 32 bits throughout.
+        #[default]
+        Float32 = "float32" | "fp32",
+        /// bfloat16 storage, float32 accumulation.
+        Bfloat16 = "bfloat16" | "bf16",
+    }
+    not_yet {
+        "float16" | "fp16" => "use `bfloat16`, which has the range of float32 and needs no loss scaling",
+    }
+
+    /// Number format of the weights in chat and export.
+    InferDtype {
+        /// As the model's files have it.
+        #[default]
+        Auto = "auto",
+        /// 32 bits.
+        Float32 = "float32",
+        /// bfloat16.
+        Bfloat16 = "bfloat16",
+    }
+    not_yet {
+        "float16" => "use `bfloat16` or `auto`",
+    }
+
+    /// How positions beyond the trained length are reached.
+    RopeScaling {
+        /// Positions divided by a factor.
+        #[default]
+        Linear = "linear",
+        /// The base grows with the length.
+        Dynamic = "dynamic",
+        /// Frequencies scaled by band (YaRN).
+        Yarn = "yarn",
+        /// The bands of Llama 3.1.
+        Llama3 = "llama3",
+    }
+
+    /// How several data sets become one.
+    MixStrategy {
+        /// One after the other (then shuffled).
+        #[default]
+        Concat = "concat",
+    }
+    not_yet {
+        "interleave_under" | "interleave_over" | "interleave_once" => "use `concat`, and `num_samples` in dataset_info.json for the proportions",
+    }
+
+    /// The rule that turns gradients into updates.
+    Optim {
+        /// AdamW with decoupled weight decay; both of transformers' names mean the same here.
+        #[default]
+        AdamwTorch = "adamw_torch" | "adamw_torch_fused",
+    }
+    not_yet {
+        "adafactor" | "adamw_torch_4bit" | "adamw_torch_8bit" | "ademamix" | "ademamix_8bit" | "sgd" | "adagrad"
+        | "adamw_bnb_8bit" | "adamw_8bit" | "lion_8bit" | "lion_32bit" | "paged_adamw_8bit" | "paged_adamw_32bit"
+        | "paged_ademamix_32bit" | "paged_ademamix_8bit" | "paged_lion_32bit" | "paged_lion_8bit" | "rmsprop"
+        | "rmsprop_bnb" | "rmsprop_bnb_8bit" | "rmsprop_bnb_32bit" | "galore_adamw" | "galore_adamw_8bit"
+        | "galore_adafactor" | "galore_adamw_layerwise" | "galore_adamw_8bit_layerwise" | "galore_adafactor_layerwise"
+        | "apollo_adamw" | "apollo_adamw_layerwise" | "lomo" | "adalomo" | "grokadamw" | "schedule_free_radam"
+        | "schedule_free_adamw" | "schedule_free_sgd" | "stable_adamw" | "adamw_apex_fused" | "adamw_anyprecision"
+        | "adamw_torch_xla" | "adamw_torch_npu_fused" | "adamw_hf" => "use `adamw_torch`",
+    }
+
+    /// The evaluation figure that says which checkpoint is best.
+    BestMetric {
+        /// Mean negative log-likelihood of the supervised tokens.
+        #[default]
+        EvalLoss = "eval_loss" | "loss",
+        /// Its exponential.
+        EvalPerplexity = "eval_perplexity" | "perplexity",
+        /// Share of supervised tokens whose most likely prediction is right.
+        EvalAccuracy = "eval_accuracy" | "accuracy",
+    }
+    not_yet {
+        "predict_rouge-l" | "rouge-1" | "rouge-2" | "rouge-l" | "bleu-4" => "use `eval_loss` or `eval_accuracy`",
+    }
+
+    /// Where figures go besides the run's own files.
+    Reporter {
+        /// TensorBoard event files.
+        #[default]
+        Tensorboard = "tensorboard",
+    }
+    not_yet {
+        "all" | "wandb" | "swanlab" | "mlflow" | "trackio" | "neptune" | "comet_ml" | "clearml" | "azure_ml"
+        | "codecarbon" | "dagshub" | "dvclive" | "flyte" => "use `tensorboard` or `none`; trainer_log.jsonl is always written",
+    }
+
+    /// The device that computes.
+    Device {
+        /// The best one present.
+        #[default]
+        Auto = "auto",
+        /// The processor.
+        Cpu = "cpu",
+    }
+    not_yet {
+        "cuda" | "cuda:0" | "gpu" => "use `device: auto` or `cpu`",
+    }
+
+    /// The device that merges an adapter for export.
+    ExportDevice {
+        /// The processor.
+        #[default]
+        Cpu = "cpu",
+        /// The best one present.
+        Auto = "auto",
+    }
+
+    /// Shape of the warm-up or the decay of `warmup_stable_decay`.
+    RampShape {
+        /// A straight line.
+        #[default]
+        Linear = "linear",
+        /// A cosine.
+        Cosine = "cosine",
+        /// One minus a root.
+        OneMinusSqrt = "1-sqrt",
+    }
+}
+
+/// Reporters: a word or a list of words, where `none` adds nothing.
+impl KeyType for Vec<Reporter> {
+    fn parse(node: &Node) -> Result<Self, Reject> {
+        let items = match &node.content {
+            _ if node.is_null() => return Ok(Vec::new()),
+            Content::List(items) => items.as_slice(),
+            _ => std::slice::from_ref(node),
+        };
+        let named = items.iter().filter(|item| item.text() != Some("none"));
+        let mut reporters: Vec<Reporter> = named.map(Reporter::parse).collect::<Result<_, _>>()?;
+        reporters.dedup();
+        Ok(reporters)
+    }
+    fn to_json(&self) -> Json {
+        match self.is_empty() {
+            true => json!("none"),
+            false => json!(self.iter().map(|r| r.as_str()).collect::<Vec<_>>()),
+        }
+    }
+    fn takes() -> String {
+        "`none`, `tensorboard`, or a list of them".into()
+    }
+    fn schema() -> Json {
+        let word = json!({"enum": ["none", "tensorboard"]});
+        json!({"anyOf": [word, {"type": "array", "items": word}, {"type": "null"}]})
+    }
+}

@@ -1,0 +1,64 @@
+//! Keys about data: which rows, how they become text, which tokens are trained.
+
+macro_rules! data_keys {
+    ($next:ident $($rest:ident)* ; $($rows:tt)*) => { $next! { $($rest)* ; $($rows)* group "Data" {
+        /// Chat template. `auto` is the model's own (`chat_template.jinja` or `tokenizer_config.json`);
+        /// otherwise a name of LLaMA-Factory such as `qwen3_nothink`.
+        template: String {
+            auto: "`auto`, the model's own" = |_| "auto".to_string(),
+            read_by: "data::template",
+        }
+        /// Data sets to train on: names in `dataset_info.json`, or paths of files or folders.
+        dataset: Vec<String> { required: [Train, Data], read_by: "data::dataset" }
+        /// Data sets to evaluate on, named like `dataset`.
+        eval_dataset: Vec<String> { read_by: "data::dataset" }
+        /// Folder that holds `dataset_info.json` and the files it names.
+        dataset_dir: PathBuf { default: PathBuf::from("data"), read_by: "data::dataset_info" }
+        /// Longest row in tokens. A longer one is cut by LLaMA-Factory's rule, or dropped when packing;
+        /// both are counted and shown.
+        cutoff_len: usize { default: 2048, range: Range::at_least(1.0), read_by: "data::labels" }
+        /// Train on the prompt too, not only on the answers.
+        train_on_prompt: bool { read_by: "data::labels" }
+        /// Train on the last answer of a conversation only.
+        mask_history: bool { read_by: "data::labels" }
+        /// Use the first so many rows of each data set; null uses all.
+        max_samples: Option<u64> { range: Range::at_least(1.0), read_by: "data::dataset" }
+        /// Rows held out for evaluation: a count, or a fraction of all.
+        val_size: Amount { read_by: "data::dataset" }
+        /// Fill micro-batches up to `cutoff_len` with whole rows. Rows never see each other, packed or not.
+        packing: bool {
+            auto: "true with `neat_packing` or `stage: pt`, else false"
+                = |c| c.neat_packing || c.stage == Stage::Pt,
+            read_by: "data::pack",
+        }
+        /// The same as `packing`: here rows in a pack never see each other. Turns `packing` on.
+        neat_packing: bool { read_by: "data::pack" }
+        /// System prompt of rows that have none; null leaves the template's own.
+        default_system: Option<String> { read_by: "data::template" }
+        /// Thinking models: true trains an empty thought where a row has none, false puts it into the
+        /// prompt, null leaves thoughts as they are.
+        enable_thinking: Option<bool> { default: Some(true), read_by: "data::template" }
+        /// How tools and their calls are written; null is the template's own way.
+        tool_format: Option<String> { read_by: "data::template" }
+        /// How several data sets become one.
+        mix_strategy: MixStrategy { read_by: "data::dataset" }
+    } } };
+}
+
+pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
+    (&["overwrite_cache"], "nothing stale can be read: rows are tokenised anew at each start"),
+    (&["preprocessing_num_workers", "preprocessing_batch_size"], "rows are tokenised on all `threads`"),
+    (&["data_shared_file_system"], "each machine reads its own files"),
+    (&["ignore_pad_token_for_loss"], "batches hold no padding"),
+    (&["buffer_size"], "read only with `streaming`, which is not built yet"),
+    (&["eval_num_beams"], "read only by generation during evaluation, which is not built yet"),
+    (&["media_dir"], "only text is trained on"),
+];
+
+pub(super) const NOT_YET: &[super::NotYetKey] = &[
+    ("streaming", "false", "leave it out: all rows are read before training"),
+    ("interleave_probs", "null", "leave it out and use `mix_strategy: concat`"),
+    ("eval_on_each_dataset", "false", "leave it out: the evaluation sets are evaluated as one"),
+    ("preserve_thinking", "false", "leave it out"),
+    ("tokenized_path", "null", "leave it out: rows are tokenised at each start"),
+];

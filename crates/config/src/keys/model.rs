@@ -1,0 +1,106 @@
+//! Keys about the model: where it comes from and how it is loaded.
+
+macro_rules! model_keys {
+    ($next:ident $($rest:ident)* ; $($rows:tt)*) => { $next! { $($rest)* ; $($rows)* group "Model" {
+        /// Folder of the model: `config.json`, safetensors, tokenizer.
+        model_name_or_path: String { required: [Train, Chat, Export, Data], read_by: "model::load" }
+        /// Adapters to load. When training with LoRA, all but the last are merged into the model and
+        /// the last is trained further; with `create_new_adapter` all are merged.
+        adapter_name_or_path: Vec<String> { read_by: "model::adapter" }
+        /// Reach longer texts than the model was trained on; null leaves the model's own way.
+        rope_scaling: Option<RopeScaling> { read_by: "model::rope" }
+        /// Recomputing each layer in the backward pass saves memory and costs time. true never does it,
+        /// false always; null does it only when the memory plan does not fit. (LLaMA-Factory's default
+        /// is false; the null is deliberate, results are the same.)
+        disable_gradient_checkpointing: Option<bool> { read_by: "train::memory_plan" }
+        /// Begin with random weights of the model's shape instead of its own.
+        train_from_scratch: bool { read_by: "model::load" }
+        /// Number format of the weights in chat and export.
+        infer_dtype: InferDtype { read_by: "infer, export" }
+    } } };
+}
+
+pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
+    (
+        &["cache_dir", "model_revision", "hf_hub_token", "ms_hub_token", "om_hub_token"],
+        "models are read from folders, nothing is downloaded",
+    ),
+    (&["trust_remote_code"], "no code from a model folder is ever run"),
+    (&["use_fast_tokenizer"], "there is one tokenizer, the fast one"),
+    (&["low_cpu_mem_usage", "offload_folder"], "weights are mapped from their files"),
+    (&["flash_attn"], "attention is always computed in tiles, over whole rows"),
+    (
+        &["use_reentrant_gc", "use_unsloth_gc"],
+        "recomputation has one implementation; see disable_gradient_checkpointing",
+    ),
+    (&["use_unsloth", "enable_liger_kernel", "use_v1_kernels"], "sft's own kernels are always used"),
+    (
+        &["upcast_layernorm", "upcast_lmhead_output"],
+        "norms, logits and the loss are always accumulated in float32",
+    ),
+    (&["use_kv_cache"], "chat always keeps its keys and values; answers are the same"),
+    (&["print_param_status"], "the start-up table counts the trained parameters"),
+    (
+        &[
+            "infer_backend",
+            "vllm_maxlen",
+            "vllm_gpu_util",
+            "vllm_enforce_eager",
+            "vllm_max_lora_rank",
+            "vllm_config",
+            "sglang_maxlen",
+            "sglang_mem_fraction",
+            "sglang_tp_size",
+            "sglang_config",
+            "sglang_lora_backend",
+        ],
+        "chat runs on sft's own engine",
+    ),
+    (
+        &["quantization_method", "quantization_type", "double_quantization", "quantization_device_map"],
+        "read only with `quantization_bit`, which is not built yet",
+    ),
+    (&["init_special_tokens"], "read only with new special tokens, which are not built yet"),
+    (
+        &[
+            "image_max_pixels",
+            "image_min_pixels",
+            "image_do_pan_and_scan",
+            "crop_to_patches",
+            "video_max_pixels",
+            "video_min_pixels",
+            "video_fps",
+            "video_maxlen",
+            "use_audio_in_video",
+            "audio_sampling_rate",
+            "image_resolution",
+            "video_resolution",
+            "visual_inputs",
+        ],
+        "only text is trained on",
+    ),
+    (
+        &[
+            "kt_weight_path",
+            "kt_expert_checkpoint_path",
+            "kt_use_lora_experts",
+            "kt_lora_expert_num",
+            "kt_lora_expert_intermediate_size",
+        ],
+        "read only with `use_kt`, which is not built",
+    ),
+];
+
+pub(super) const NOT_YET: &[super::NotYetKey] = &[
+    ("adapter_folder", "null", "write the whole path into `adapter_name_or_path`"),
+    ("resize_vocab", "false", "leave it out: the model's vocabulary is kept as it is"),
+    ("split_special_tokens", "false", "leave it out"),
+    ("add_tokens", "null", "leave it out, or add the tokens to the model folder beforehand"),
+    ("add_special_tokens", "null", "leave it out, or add the tokens to the model folder beforehand"),
+    ("new_special_tokens_config", "null", "leave it out, or add the tokens to the model folder beforehand"),
+    ("shift_attn", "false", "leave it out: attention is exact at any length"),
+    ("mixture_of_depths", "null", "leave it out"),
+    ("moe_aux_loss_coef", "null", "leave it out"),
+    ("quantization_bit", "null", "leave it out: LoRA then trains beside the model's own weights"),
+    ("use_kt", "false", "leave it out"),
+];

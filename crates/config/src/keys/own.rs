@@ -1,0 +1,21 @@
+//! Keys that LLaMA-Factory does not have.
+
+macro_rules! own_keys {
+    ($next:ident $($rest:ident)* ; $($rows:tt)*) => { $next! { $($rest)* ; $($rows)* group "sft's own" {
+        /// Number format of the weights and of what flows between the layers while training.
+        compute_dtype: ComputeDtype {
+            auto: "`bfloat16` with `bf16` or `pure_bf16`, else `float32`" = |c| match c.bf16 || c.pure_bf16 {
+                true => ComputeDtype::Bfloat16,
+                false => ComputeDtype::Float32,
+            },
+            read_by: "train::run",
+        }
+        /// The device that computes.
+        device: Device { read_by: "kernels" }
+        /// Threads; null is one per core. Results do not depend on it.
+        threads: Option<usize> { range: Range::at_least(1.0), read_by: "kernels, data" }
+        /// Malformed rows that are dropped before the run stops: a count, or a fraction of all rows.
+        /// Each one is shown with file and line. (LLaMA-Factory drops any number in silence.)
+        max_malformed: Amount { default: Amount::Fraction(0.01), read_by: "data::dataset" }
+    } } };
+}

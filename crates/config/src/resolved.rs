@@ -1,0 +1,35 @@
+//! The resolved configuration as YAML: what a run writes down so that it can be run again.
+//!
+//! Every supported key with its value, grouped as in the documentation; it is valid input and
+//! resolves to the same [`RunConfig`]. Keys without effect are left out, and with them any token.
+
+use serde_json::Value as Json;
+
+use crate::keys::{KEYS, RunConfig};
+
+impl RunConfig {
+    /// The resolved configuration as YAML, one key a line; reads back to an equal configuration.
+    pub fn resolved_yaml(&self) -> String {
+        let mut yaml = String::new();
+        let mut group = "";
+        for key in KEYS {
+            let value = self.get(key.name).unwrap_or(Json::Null);
+            let unset = match &value {
+                Json::String(text) => text.is_empty() && !key.required.is_empty(),
+                Json::Array(items) => items.is_empty(),
+                _ => false,
+            };
+            // warmup_steps already says what warmup_ratio set.
+            if unset || key.name == "warmup_ratio" {
+                continue;
+            }
+            if group != key.group {
+                group = key.group;
+                yaml.push_str(&format!("# {group}\n"));
+            }
+            // JSON is YAML: strings are quoted as JSON, which no YAML reader takes for anything else.
+            yaml.push_str(&format!("{}: {value}\n", key.name));
+        }
+        yaml
+    }
+}
