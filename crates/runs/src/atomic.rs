@@ -81,7 +81,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Writes `value` to `path` as JSON indented by `indent` spaces with a final newline.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_json<T: Serialize>(path: &Path, value: &T, indent: usize) -> Result<()> {
     let spaces = " ".repeat(indent);
     let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());

@@ -15,42 +15,14 @@
 use crate::atomic;
 use crate::error::{Result, RunError};
 use crate::folder::RunFolder;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use std::fs::{self, File, OpenOptions};
-use std::io::Read;
-use std::path::{Component, Path, PathBuf};
-
-/// The file that makes a checkpoint complete.
-pub const MANIFEST: &str = "manifest.json";
+use crate::manifest::{MANIFEST, Manifest};
+use std::fs;
+use std::path::{Path, PathBuf};
 
 const PREFIX: &str = "checkpoint-";
 const PARTIAL: &str = ".partial";
 const REMOVING: &str = ".removing";
 pub(crate) const PREVIOUS: &str = ".previous";
-
-/// What `manifest.json` says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Manifest {
-    /// Layout of this file.
-    version: u32,
-    /// The optimizer step of the checkpoint.
-    step: u64,
-    /// False when only the weights were saved (`save_only_model`).
-    resumable: bool,
-    /// Every file of the folder, sorted by name.
-    files: Vec<ManifestFile>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct ManifestFile {
-    /// Path relative to the checkpoint, with `/`.
-    name: String,
-    /// Size.
-    bytes: u64,
-    /// SHA-256 in lower-case hexadecimal, as `sha256sum` prints it.
-    sha256: String,
-}
 
 /// A complete checkpoint: its manifest is present and every file has the size that the manifest says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,17 +78,10 @@ impl Checkpoint {
 
     /// What is wrong with the content, if anything.
     fn damage(&self) -> Option<String> {
-        let manifest = match read_manifest(&self.path) {
-            Ok(manifest) => manifest,
-            Err(reason) => return Some(reason),
-        };
-        manifest.files.iter().find_map(|file| match sha256(&self.path.join(&file.name)) {
-            Ok(found) if found == file.sha256 => None,
-            Ok(_) => {
-                Some(format!("{} does not have the content that was written (SHA-256 differs)", file.name))
-            }
-            Err(error) => Some(format!("{} cannot be read: {error}", file.name)),
-        })
+        match Manifest::read(&self.path) {
+            Ok(manifest) => manifest.differing_content(&self.path),
+            Err(reason) => Some(reason),
+        }
     }
 
     /// `checkpoint-500`.
@@ -177,25 +142,7 @@ impl<'run> CheckpointWriter<'run> {
     /// # Errors
     /// Any I/O error, with the path; the temporary folder is then removed and older checkpoints are untouched.
     pub fn finish(self) -> Result<Checkpoint> {
-        let mut files = Vec::new();
-        collect_files(&self.partial, &self.partial, &mut files)?;
-        files.sort();
-        let mut manifest = Manifest {
-            version: 1,
-            step: self.step,
-            resumable: self.resumable,
-            files: Vec::with_capacity(files.len()),
-        };
-        for name in files.into_iter().filter(|name| name != MANIFEST) {
-            let path = self.partial.join(&name);
-            sync_file(&path)?;
-            let bytes = fs::metadata(&path).map_err(RunError::at(&path, "read the size"))?.len();
-            let sha256 = sha256(&path).map_err(RunError::at(&path, "read back"))?;
-            manifest.files.push(ManifestFile { name, bytes, sha256 });
-        }
-        sync_folders(&self.partial)?;
-        atomic::write_json(&self.partial.join(MANIFEST), &manifest, 2)?;
-
+        let manifest = Manifest::write(&self.partial, self.step, self.resumable)?;
         let path = self.final_path();
         let replaced = path.exists().then(|| move_out_of_the_way(&path)).transpose()?;
         fs::rename(&self.partial, &path).map_err(RunError::at(&path, "put the checkpoint in place"))?;
@@ -204,8 +151,7 @@ impl<'run> CheckpointWriter<'run> {
             remove(&replaced)?;
         }
         self.run.checkpoint_written(self.step)?;
-        let bytes = manifest.files.iter().map(|file| file.bytes).sum();
-        Ok(Checkpoint { step: self.step, path, bytes, resumable: self.resumable })
+        Ok(Checkpoint { step: self.step, path, bytes: manifest.bytes(), resumable: self.resumable })
     }
 }
 
@@ -386,89 +332,21 @@ fn folders(output_dir: &Path) -> Result<Vec<PathBuf>> {
 
 /// Manifest and sizes; the error is the reason in words.
 fn read(path: &Path) -> std::result::Result<Checkpoint, String> {
-    let manifest = read_manifest(path)?;
-    let mut bytes = 0;
-    for file in &manifest.files {
-        let found = fs::metadata(path.join(&file.name)).map_err(|_| format!("{} is missing", file.name))?;
-        if found.len() != file.bytes {
-            return Err(format!("{} has {} bytes instead of {}", file.name, found.len(), file.bytes));
-        }
-        bytes += file.bytes;
-    }
-    Ok(Checkpoint { step: manifest.step, path: path.to_path_buf(), bytes, resumable: manifest.resumable })
-}
-
-fn read_manifest(path: &Path) -> std::result::Result<Manifest, String> {
-    if !path.is_dir() {
-        return Err("there is no such folder".into());
-    }
-    let text = fs::read(path.join(MANIFEST)).map_err(|_| {
-        format!("it has no readable {MANIFEST}: it was not finished, or another program wrote it")
-    })?;
-    let manifest: Manifest =
-        serde_json::from_slice(&text).map_err(|e| format!("{MANIFEST} is damaged: {e}"))?;
-    if manifest.version != 1 {
-        return Err(format!("{MANIFEST} has layout {}, this program reads layout 1", manifest.version));
-    }
-    if let Some(step) = step_of(path, "").filter(|&step| step != manifest.step) {
-        return Err(format!("{MANIFEST} says step {}, the folder's name says {step}", manifest.step));
-    }
-    let inside = |name: &str| {
-        !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
-    };
-    match manifest.files.iter().find(|file| !inside(&file.name)) {
-        Some(file) => Err(format!("{MANIFEST} names a file outside the checkpoint: {:?}", file.name)),
-        None => Ok(manifest),
+    let manifest = Manifest::read(path)?;
+    match manifest.differing_size(path) {
+        Some(reason) => Err(reason),
+        None => Ok(Checkpoint {
+            step: manifest.step,
+            path: path.to_path_buf(),
+            bytes: manifest.bytes(),
+            resumable: manifest.resumable,
+        }),
     }
 }
 
 fn bad(path: &Path, reason: String) -> RunError {
     let good = path.parent().map(complete_names).unwrap_or_default();
     RunError::BadCheckpoint { path: path.to_path_buf(), reason, good }
-}
-
-fn collect_files(root: &Path, folder: &Path, names: &mut Vec<String>) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(RunError::at(folder, "read the folder"))? {
-        let path = entry.map_err(RunError::at(folder, "read the folder"))?.path();
-        if path.is_dir() {
-            collect_files(root, &path, names)?;
-        } else {
-            let relative =
-                path.strip_prefix(root).expect("read_dir yields paths below the folder it was given");
-            let parts: Vec<_> = relative.iter().map(|part| part.to_string_lossy()).collect();
-            names.push(parts.join("/"));
-        }
-    }
-    Ok(())
-}
-
-fn sync_folders(folder: &Path) -> Result<()> {
-    for inner in folders(folder)? {
-        sync_folders(&inner)?;
-    }
-    atomic::sync_folder(folder)
-}
-
-fn sync_file(path: &Path) -> Result<()> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(RunError::at(path, "sync to disk"))
-}
-
-fn sha256(path: &Path) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            count => hasher.update(&buffer[..count]),
-        }
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]

@@ -169,8 +169,9 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// For `map_err`: sorts an I/O error at `path` into full disk, not writable, or other.
-    pub(crate) fn at<'a>(path: &'a Path, action: &'static str) -> impl Fn(io::Error) -> RunError + 'a {
+    /// For `map_err`: sorts an I/O error at `path` into full disk, not writable, or other. Public for those who write
+    /// files of their own into a checkpoint; `action` completes "cannot …".
+    pub fn at<'a>(path: &'a Path, action: &'static str) -> impl Fn(io::Error) -> RunError + 'a {
         move |source| {
             let path = path.to_path_buf();
             match source.kind() {

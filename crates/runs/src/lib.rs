@@ -20,8 +20,8 @@
 //! |---|---|
 //! | [`folder`] | the output folder: lock, automatic resume, what is in the way |
 //! | [`atomic`], [`space`] | files that are whole or absent; room on the disk |
-//! | [`checkpoint`] | `checkpoint-N` with a manifest of hashes; list, verify, rotate |
-//! | [`recorder`] | the one façade of the loop |
+//! | [`checkpoint`], [`manifest`] | `checkpoint-N` with a manifest of hashes; list, verify, rotate |
+//! | [`recorder`], [`records`] | the one façade of the loop, and what it is told |
 //! | [`trainer_log`], [`trainer_state`], [`results`] | `trainer_log.jsonl`, `trainer_state.json`, `*_results.json` |
 
 //! | [`curves`], [`plots`] | several named curves in one PNG or SVG; the loss pictures |
@@ -36,10 +36,12 @@ pub mod checkpoint;
 pub mod curves;
 pub mod error;
 pub mod folder;
+pub mod manifest;
 pub mod memory;
 pub mod model_card;
 pub mod plots;
 pub mod recorder;
+pub mod records;
 pub mod results;
 pub mod space;
 pub mod tensorboard;
@@ -53,6 +55,7 @@ pub use curves::{Curves, Series};
 pub use error::{Result, RunError};
 pub use folder::{ResumeFrom, RunFolder, Start};
 pub use model_card::{Library, ModelCard};
-pub use recorder::{BestMetric, EvalOutcome, EvalRecord, Recorder, RecorderOptions, StepRecord, Summary};
+pub use recorder::Recorder;
+pub use records::{BestMetric, EvalOutcome, EvalRecord, RecorderOptions, StepRecord, Summary};
 pub use trainer_log::LogLine;
 pub use trainer_state::TrainerState;

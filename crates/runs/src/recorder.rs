@@ -13,6 +13,7 @@ use crate::checkpoint::CheckpointWriter;
 use crate::error::{Result, RunError};
 use crate::folder::{RunFolder, Start};
 use crate::plots;
+use crate::records::{EvalOutcome, EvalRecord, RecorderOptions, StepRecord, Summary};
 use crate::results::{self, rounded};
 use crate::tensorboard::{self, EventWriter};
 use crate::timing::{self, Stopwatch};
@@ -26,108 +27,6 @@ use std::path::{Path, PathBuf};
 
 /// The file in a checkpoint that holds what `trainer_state.json` has no field for.
 const RECORDER_STATE: &str = "recorder_state.json";
-
-/// What the recorder has to know of the configuration.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct RecorderOptions {
-    /// Optimizer steps of the whole run.
-    pub total_steps: u64,
-    /// `num_train_epochs`, or what `max_steps` amounts to.
-    pub num_train_epochs: f64,
-    /// `logging_steps`: a line every so many steps (at least 1).
-    pub logging_steps: u64,
-    /// `logging_first_step`: a line after step 1 too.
-    pub logging_first_step: bool,
-    /// `save_steps`, for `trainer_state.json`.
-    pub save_steps: u64,
-    /// `eval_steps`, for `trainer_state.json`.
-    pub eval_steps: Option<u64>,
-    /// `per_device_train_batch_size`, for `trainer_state.json`.
-    pub train_batch_size: u64,
-    /// `metric_for_best_model` with `greater_is_better`; absent: no best model is tracked.
-    pub best_metric: Option<BestMetric>,
-    /// `plot_loss`: pictures at the end of the run.
-    pub plot_loss: bool,
-    /// `report_to: tensorboard`: event files in `runs/`.
-    pub tensorboard: bool,
-    /// `run_name`: part of the name of the folder in `runs/`.
-    pub run_name: Option<String>,
-}
-
-/// What makes an evaluation the best one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BestMetric {
-    /// The metric's name with or without `eval_`: `loss`, `eval_accuracy`, `eval_<dataset>_loss`, …
-    pub name: String,
-    /// Whether a greater value is better.
-    pub greater_is_better: bool,
-}
-
-/// One optimizer step.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct StepRecord {
-    /// Number of the step, counted from 1.
-    pub step: u64,
-    /// Epochs done after this step, with the fraction.
-    pub epoch: f64,
-    /// Σ nll / Σ supervised tokens of this step.
-    pub loss: f64,
-    /// Learning rate used in this step.
-    pub learning_rate: f64,
-    /// Gradient norm before clipping.
-    pub grad_norm: Option<f64>,
-    /// Input tokens of this step.
-    pub tokens: u64,
-    /// Supervised tokens of this step.
-    pub supervised_tokens: u64,
-    /// Rows of this step.
-    pub samples: u64,
-    /// Floating-point operations of this step; 0 when not counted.
-    pub flops: f64,
-    /// Peak device memory so far, where the device tells.
-    pub device_peak_bytes: Option<u64>,
-}
-
-/// One evaluation of one data set.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct EvalRecord {
-    /// Optimizer steps done.
-    pub step: u64,
-    /// Epochs done, with the fraction.
-    pub epoch: f64,
-    /// Name of the data set when there are several (`eval_on_each_dataset`): keys become `eval_<name>_loss`, …
-    pub dataset: Option<String>,
-    /// Σ nll / Σ supervised tokens.
-    pub loss: f64,
-    /// Share of supervised tokens that the model puts first, 0 to 1.
-    pub accuracy: Option<f64>,
-    /// Seconds.
-    pub runtime_s: f64,
-    /// Rows.
-    pub samples: u64,
-    /// Batches.
-    pub batches: u64,
-}
-
-/// The end of a run.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Summary {
-    /// Peak memory of the process or, on a GPU, of the device.
-    pub peak_bytes: Option<u64>,
-    /// Further keys for `train_results.json` and `all_results.json`.
-    pub extra: Map<String, Value>,
-}
-
-/// What an evaluation meant for the run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EvalOutcome {
-    /// The line that was written to the log.
-    pub line: LogLine,
-    /// Whether this is the best evaluation so far; false when no best model is tracked.
-    pub is_best: bool,
-    /// Evaluations since the best one; early stopping compares it with its patience.
-    pub evals_since_best: u64,
-}
 
 /// What is carried over a resume beside `trainer_state.json` and the log.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -166,7 +65,7 @@ pub struct Recorder {
 impl Recorder {
     /// Starts or, when `run` resumes a checkpoint, continues recording.
     ///
-    /// A fresh start removes the logs and results of an earlier run from the folder.
+    /// A fresh start removes the logs, results and pictures of an earlier run from the folder.
     ///
     /// # Errors
     /// Any I/O error, or a state in the checkpoint that does not read back, with the path.
@@ -464,8 +363,12 @@ fn round2(value: f64) -> f64 {
 
 /// What a fresh start replaces: an interrupted run must not be read together with an older one's end.
 fn remove_old_files(output_dir: &Path) -> Result<()> {
-    let results = ["train_results.json", "eval_results.json", results::ALL_RESULTS];
-    for name in [TRAINER_LOG, TRAINER_STATE].into_iter().chain(results) {
+    let results = ["train_results.json", "eval_results.json", results::ALL_RESULTS].map(str::to_owned);
+    let pictures = ["loss", "eval_loss", "eval_accuracy"]
+        .into_iter()
+        .flat_map(|key| [format!("training_{key}.png"), format!("training_{key}.svg")]);
+    let names = [TRAINER_LOG, TRAINER_STATE].map(str::to_owned).into_iter().chain(results).chain(pictures);
+    for name in names {
         let path = output_dir.join(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::folder::{ResumeFrom, Start};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 
 fn open(path: &Path) -> RunFolder {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::folder::ResumeFrom;
+use crate::records::BestMetric;
 use crate::trainer_log;
 
 fn open_run(path: &Path) -> RunFolder {
