@@ -78,6 +78,8 @@ pub enum Reason {
     History,
     /// Ignored: the row says that this message is not trained.
     SwitchedOff,
+    /// Ignored: the template leaves out the answer that this ends.
+    NotShown,
     /// Ignored: the token joins characters of an answer with others, so inference never makes it.
     Border,
     /// Not in the row: over `cutoff_len`.
@@ -136,7 +138,10 @@ pub fn label(tokens: &[MarkedToken], rendered: &Rendered, policy: &Policy) -> Ve
             turn: token.mark.turn,
         };
         if let Some(end) = rendered.shared_end
-            && begins_turn && is_kept && turn > 0 && !policy.mask_history
+            && begins_turn
+            && is_kept
+            && turn > 0
+            && !policy.mask_history
         {
             (labelled.label, labelled.reason) = (end as i32, Reason::EndOfLastAnswer);
         }
@@ -162,6 +167,7 @@ fn reason(token: &MarkedToken, turn: Turn, last_turn: u32, policy: &Policy) -> R
         Part::Prompt => Reason::Prompt,
         Part::Border => Reason::Border,
         Part::Answer | Part::End if turn.supervised == Some(false) => Reason::SwitchedOff,
+        Part::Answer | Part::End if turn.hidden => Reason::NotShown,
         Part::Answer | Part::End if policy.mask_history && token.mark.turn != last_turn => Reason::History,
         Part::Answer => Reason::Answer,
         Part::End => Reason::End,
@@ -240,11 +246,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn example(input_ids: &[u32], labels: &[i32]) -> Example {
-        Example {
-            input_ids: input_ids.to_vec(),
-            labels: labels.to_vec(),
-            origin: origin(),
-        }
+        Example { input_ids: input_ids.to_vec(), labels: labels.to_vec(), origin: origin() }
     }
 
     /// Turns of prompts and answers of the given lengths, ids counted from 0; each answer's last
@@ -262,7 +264,7 @@ pub(crate) mod tests {
                 tokens.push(MarkedToken { id: tokens.len() as u32, mark, is_target: i >= given });
             }
         }
-        let turn = Turn { supervised: None, rewritten: false };
+        let turn = Turn { supervised: None, rewritten: false, hidden: false };
         let turns = vec![turn; lengths.len()];
         (tokens, Rendered { turns, ..Rendered::default() })
     }

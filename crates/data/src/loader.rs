@@ -75,10 +75,7 @@ impl Loader {
     ///
     /// # Errors
     /// No examples, or an option that is 0.
-    pub fn new(
-        examples: impl Into<Arc<[Example]>>,
-        options: LoaderOptions,
-    ) -> Result<Self, DataError> {
+    pub fn new(examples: impl Into<Arc<[Example]>>, options: LoaderOptions) -> Result<Self, DataError> {
         let examples = examples.into();
         let positive = |key, value| match value {
             0 => Err(DataError::Option {
@@ -92,9 +89,7 @@ impl Loader {
         positive("gradient_accumulation_steps", options.accumulation)?;
         positive("cutoff_len", options.pack_to.unwrap_or(1))?;
         if examples.is_empty() {
-            return Err(DataError::NothingToTrain {
-                reason: "no row is left after encoding".into(),
-            });
+            return Err(DataError::NothingToTrain { reason: "no row is left after encoding".into() });
         }
         let items = match options.pack_to {
             Some(capacity) => {
@@ -103,13 +98,7 @@ impl Loader {
             }
             None => (0..examples.len()).map(|row| vec![row]).collect(),
         };
-        let mut loader = Self {
-            examples,
-            options,
-            items,
-            cursor: Cursor::default(),
-            order: Vec::new(),
-        };
+        let mut loader = Self { examples, options, items, cursor: Cursor::default(), order: Vec::new() };
         loader.order = loader.epoch_order(0);
         Ok(loader)
     }
@@ -126,8 +115,7 @@ impl Loader {
 
     /// Optimizer steps of an epoch; the last may have fewer micro-batches, as in transformers.
     pub fn steps_per_epoch(&self) -> u64 {
-        self.micro_batches_per_epoch()
-            .div_ceil(self.options.accumulation as u64)
+        self.micro_batches_per_epoch().div_ceil(self.options.accumulation as u64)
     }
 
     /// Part of the packed bins that holds tokens, 0 to 1; `None` without packing.
@@ -158,16 +146,11 @@ impl Loader {
         let per_step = self.options.batch_size * self.options.accumulation;
         let from = at.step_in_epoch as usize * per_step;
         let to = (from + per_step).min(self.order.len());
-        let micro_batches = self.order[from..to]
-            .chunks(self.options.batch_size)
-            .map(|items| self.batch(items))
-            .collect();
+        let micro_batches =
+            self.order[from..to].chunks(self.options.batch_size).map(|items| self.batch(items)).collect();
         self.cursor.step_in_epoch += 1;
         if self.cursor.step_in_epoch == self.steps_per_epoch() {
-            self.cursor = Cursor {
-                epoch: at.epoch + 1,
-                step_in_epoch: 0,
-            };
+            self.cursor = Cursor { epoch: at.epoch + 1, step_in_epoch: 0 };
             self.order = self.epoch_order(self.cursor.epoch);
         }
         StepBatch { at, micro_batches }
@@ -184,9 +167,7 @@ impl Loader {
     }
 
     fn batch(&self, items: &[usize]) -> PackedBatch {
-        let rows = items
-            .iter()
-            .flat_map(|&item| self.items[item].iter().copied());
+        let rows = items.iter().flat_map(|&item| self.items[item].iter().copied());
         PackedBatch::new(&self.examples, rows)
     }
 
@@ -205,26 +186,15 @@ mod tests {
     use crate::labels::tests::example;
 
     fn options() -> LoaderOptions {
-        LoaderOptions {
-            batch_size: 2,
-            accumulation: 2,
-            pack_to: None,
-            in_order: false,
-            seed: 42,
-        }
+        LoaderOptions { batch_size: 2, accumulation: 2, pack_to: None, in_order: false, seed: 42 }
     }
 
     fn rows(n: u32) -> Vec<Example> {
-        (0..n)
-            .map(|id| example(&[id, id], &[-100, id as i32]))
-            .collect()
+        (0..n).map(|id| example(&[id, id], &[-100, id as i32])).collect()
     }
 
     fn rows_of(step: &StepBatch) -> Vec<usize> {
-        step.micro_batches
-            .iter()
-            .flat_map(|m| m.rows.clone())
-            .collect()
+        step.micro_batches.iter().flat_map(|m| m.rows.clone()).collect()
     }
 
     #[test]
@@ -257,9 +227,7 @@ mod tests {
         let mut b = Loader::new(rows(40), options()).unwrap();
         let steps = a.steps_per_epoch();
         let epoch = |loader: &mut Loader| -> Vec<usize> {
-            (0..steps)
-                .flat_map(|_| rows_of(&loader.next_step()))
-                .collect()
+            (0..steps).flat_map(|_| rows_of(&loader.next_step())).collect()
         };
         let first = epoch(&mut a);
         assert_eq!(first, epoch(&mut b));
@@ -268,10 +236,7 @@ mod tests {
 
     #[test]
     fn rows_keep_their_order_when_shuffling_is_off() {
-        let in_order = LoaderOptions {
-            in_order: true,
-            ..options()
-        };
+        let in_order = LoaderOptions { in_order: true, ..options() };
         let mut loader = Loader::new(rows(6), in_order).unwrap();
         assert_eq!(rows_of(&loader.next_step()), [0, 1, 2, 3]);
         assert_eq!(rows_of(&loader.next_step()), [4, 5]);
@@ -281,10 +246,7 @@ mod tests {
     #[test]
     fn a_saved_cursor_continues_the_stream_exactly() {
         for pack_to in [None, Some(5)] {
-            let options = LoaderOptions {
-                pack_to,
-                ..options()
-            };
+            let options = LoaderOptions { pack_to, ..options() };
             let mut whole = Loader::new(rows(23), options.clone()).unwrap();
             for done in 0..9 {
                 let saved = serde_json::to_string(&whole.cursor()).unwrap();
@@ -299,11 +261,7 @@ mod tests {
 
     #[test]
     fn packed_rows_stay_whole() {
-        let options = LoaderOptions {
-            pack_to: Some(5),
-            batch_size: 1,
-            ..options()
-        };
+        let options = LoaderOptions { pack_to: Some(5), batch_size: 1, ..options() };
         let mut loader = Loader::new(rows(4), options).unwrap();
         assert_eq!(loader.fill(), Some(0.8));
         let step = loader.next_step();

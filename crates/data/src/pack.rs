@@ -32,10 +32,7 @@ pub struct PackedBatch {
 impl PackedBatch {
     /// Lays the given rows end to end; rows without tokens are left out.
     pub fn new(examples: &[Example], rows: impl IntoIterator<Item = usize>) -> Self {
-        let mut batch = Self {
-            cu_seqlens: vec![0],
-            ..Self::default()
-        };
+        let mut batch = Self { cu_seqlens: vec![0], ..Self::default() };
         for row in rows {
             let example = &examples[row];
             if example.input_ids.is_empty() {
@@ -119,10 +116,7 @@ mod tests {
 
     #[test]
     fn targets_are_the_next_label_of_the_same_row() {
-        let rows = [
-            example(&[5, 6, 7, 8], &[-100, -100, 7, 8]),
-            example(&[9, 10], &[9, 10]),
-        ];
+        let rows = [example(&[5, 6, 7, 8], &[-100, -100, 7, 8]), example(&[9, 10], &[9, 10])];
         let batch = PackedBatch::new(&rows, [0, 1]);
         assert_eq!(batch.input_ids, [5, 6, 7, 8, 9, 10]);
         assert_eq!(batch.targets, [-100, 7, 8, -100, 10, -100]);

@@ -62,6 +62,9 @@ pub struct EncodeReport {
     /// Rows in which the model's template shows an earlier answer otherwise than it was written
     /// (Qwen3 leaves out earlier thoughts): it is trained as shown.
     pub rewritten_rows: usize,
+    /// Rows in which the model's template leaves out an answer (tool calls that it does not know):
+    /// nothing of that answer is trained.
+    pub hidden_rows: usize,
     /// Tokens of the longest example.
     pub longest: usize,
     /// Number of examples by length: those of `256 * k` tokens or more, below `256 * (k + 1)`.
@@ -78,6 +81,7 @@ struct Encoded {
     cut_end: bool,
     border: bool,
     rewritten: bool,
+    hidden: bool,
 }
 
 impl Pipeline {
@@ -93,9 +97,8 @@ impl Pipeline {
         policy: Policy,
     ) -> Result<Self, DataError> {
         let template = Template::load(template, &mut tokenizer, options)?;
-        let refuse = |key, reason: String, help: &str| {
-            Err(DataError::Option { key, reason, help: help.into() })
-        };
+        let refuse =
+            |key, reason: String, help: &str| Err(DataError::Option { key, reason, help: help.into() });
         if policy.cutoff_len == 0 {
             return refuse("cutoff_len", "is 0, must be at least 1".into(), "2048 is the default");
         }
@@ -182,6 +185,7 @@ impl Pipeline {
                     report.cut_ends += usize::from(encoded.cut_end);
                     report.border_rows += usize::from(encoded.border);
                     report.rewritten_rows += usize::from(encoded.rewritten);
+                    report.hidden_rows += usize::from(encoded.hidden);
                     match encoded.example {
                         None => report.untrained.push(self.untrained(row)),
                         Some(example) => {
@@ -217,7 +221,8 @@ impl Pipeline {
             .template
             .render(&self.tokenizer, &row.messages, row.tools.as_ref(), last_turn_only)
             .map_err(problem)?;
-        let tokens = tokenize::tokens(&self.tokenizer, &rendered).map_err(|error| problem(error.to_string()))?;
+        let tokens =
+            tokenize::tokens(&self.tokenizer, &rendered).map_err(|error| problem(error.to_string()))?;
         let rewritten = rendered.turns.iter().any(|turn| turn.rewritten);
         Ok((labels::label(&tokens, &rendered, &self.policy), rewritten))
     }
@@ -233,6 +238,7 @@ impl Pipeline {
             cut_end: cut_tokens > 0 && trained_whole.is_some_and(is_cut),
             border: tokens.iter().any(|token| token.reason == Reason::Border),
             rewritten,
+            hidden: tokens.iter().any(|token| token.reason == Reason::NotShown),
         })
     }
 

@@ -8,12 +8,13 @@
 //! Nothing is ever added to a text: the beginning-of-sequence token and its like come from the
 //! template alone, so there is never a second one.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tokenizers::AddedToken;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 
 use crate::error::DataError;
 use crate::template::{Mark, Part, Rendered, Segment};
@@ -26,6 +27,8 @@ pub struct Tokenizer {
     /// `bos_token`, `eos_token`, … with their text, as chat templates see them.
     special_tokens: BTreeMap<String, String>,
     special_ids: HashSet<u32>,
+    /// Tokens that are recognised before the text is split, special or not.
+    added: HashMap<u32, String>,
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
@@ -55,21 +58,22 @@ impl Tokenizer {
         if !file.is_file() {
             return Err(no_tokenizer_json(dir));
         }
-        let mut inner = tokenizers::Tokenizer::from_file(&file)
-            .map_err(|error| broken(&file, error.to_string()))?;
+        let mut inner =
+            tokenizers::Tokenizer::from_file(&file).map_err(|error| broken(&file, error.to_string()))?;
         // Offsets are needed as they are; special tokens come from the template.
         inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
         inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|error| broken(&file, error.to_string()))?;
+        inner.with_truncation(None).map_err(|error| broken(&file, error.to_string()))?;
         let config = read_json(&dir.join("tokenizer_config.json"))?;
+        mark_words_as_transformers_does(&mut inner, &config)
+            .map_err(|error| broken(&file, error.to_string()))?;
         let map = read_json(&dir.join("special_tokens_map.json"))?;
         let generation = read_json(&dir.join("generation_config.json"))?;
         let special_tokens = special_tokens(&config, &map);
         let mut tokenizer = Self {
             vocab_size: 0,
             special_ids: HashSet::new(),
+            added: HashMap::new(),
             bos: None,
             eos: None,
             pad: None,
@@ -96,15 +100,13 @@ impl Tokenizer {
             dir: PathBuf::new(),
             special_tokens,
             special_ids: HashSet::new(),
+            added: HashMap::new(),
             bos: None,
             eos: None,
             pad: None,
             add_bos: false,
             generation_stop_ids: Vec::new(),
-            chat_templates: chat_template
-                .map(|text| ("default".to_owned(), text))
-                .into_iter()
-                .collect(),
+            chat_templates: chat_template.map(|text| ("default".to_owned(), text)).into_iter().collect(),
             vocab_size: 0,
         };
         tokenizer.index();
@@ -115,11 +117,8 @@ impl Tokenizer {
         let id = |key: &str| self.inner.token_to_id(self.special_tokens.get(key)?);
         (self.bos, self.eos, self.pad) = (id("bos_token"), id("eos_token"), id("pad_token"));
         let added = self.inner.get_added_tokens_decoder();
-        self.special_ids = added
-            .iter()
-            .filter(|(_, token)| token.special)
-            .map(|(&id, _)| id)
-            .collect();
+        self.special_ids = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        self.added = added.into_iter().map(|(id, token)| (id, token.content)).collect();
         let vocab = self.inner.get_vocab(true);
         self.vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
     }
@@ -130,10 +129,7 @@ impl Tokenizer {
     /// The text has a character that the vocabulary has no token for, not even an unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
         let encoding = self.inner.encode_fast(text, false);
-        Ok(encoding
-            .map_err(|e| self.cannot_encode(text, &e))?
-            .get_ids()
-            .to_vec())
+        Ok(encoding.map_err(|e| self.cannot_encode(text, &e))?.get_ids().to_vec())
     }
 
     /// The ids of a text with the bytes each stands for, nothing added.
@@ -144,30 +140,27 @@ impl Tokenizer {
         let encoding = self.inner.encode(text, false);
         let encoding = encoding.map_err(|e| self.cannot_encode(text, &e))?;
         let pairs = encoding.get_ids().iter().zip(encoding.get_offsets());
-        Ok(pairs
-            .map(|(&id, &(start, end))| Token {
-                id,
-                range: start..end,
-            })
-            .collect())
+        Ok(pairs.map(|(&id, &(start, end))| Token { id, range: start..end }).collect())
+    }
+
+    /// The bytes of a token without the white space that some added tokens swallow around them.
+    fn own_range(&self, token: &Token, text: &str) -> Range<usize> {
+        let added = self.added.get(&token.id);
+        match added.and_then(|own| Some((own, text.get(token.range.clone())?.find(own.as_str())?))) {
+            Some((own, at)) => token.range.start + at..token.range.start + at + own.len(),
+            None => token.range.clone(),
+        }
     }
 
     /// The text of ids. Bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> String {
         // Unknown ids are skipped by the library; it has no other way to fail.
-        self.inner
-            .decode(ids, skip_special_tokens)
-            .unwrap_or_default()
+        self.inner.decode(ids, skip_special_tokens).unwrap_or_default()
     }
 
     /// Decodes a stream of ids piece by piece.
     pub fn stream(&self, skip_special_tokens: bool) -> DecodeStream<'_> {
-        DecodeStream {
-            tokenizer: self,
-            skip_special_tokens,
-            ids: Vec::new(),
-            read: 0,
-        }
+        DecodeStream { tokenizer: self, skip_special_tokens, ids: Vec::new(), read: 0 }
     }
 
     /// One more than the largest id: the smallest vocabulary a model needs.
@@ -185,7 +178,7 @@ impl Tokenizer {
     pub fn text_of(&self, id: u32) -> String {
         // Decoded after another token, so that nothing at the beginning of a text is stripped.
         let twice = self.decode(&[id, id], false);
-        match twice.len() % 2 == 0 && twice[..twice.len() / 2] == twice[twice.len() / 2..] {
+        match twice.len().is_multiple_of(2) && twice[..twice.len() / 2] == twice[twice.len() / 2..] {
             true => twice[twice.len() / 2..].to_owned(),
             false => twice.strip_prefix(&self.decode(&[id], false)).unwrap_or(&twice).to_owned(),
         }
@@ -246,14 +239,17 @@ impl Tokenizer {
     /// # Errors
     /// The vocabulary does not have it.
     pub(crate) fn replace_eos(&mut self, token: &str) -> Result<(), DataError> {
+        if self.special_tokens.get("eos_token").is_some_and(|eos| eos == token) {
+            return Ok(());
+        }
         self.mark_special(token)?;
-        self.special_tokens
-            .insert("eos_token".to_owned(), token.to_owned());
+        self.special_tokens.insert("eos_token".to_owned(), token.to_owned());
         self.eos = self.inner.token_to_id(token);
         Ok(())
     }
 
-    /// Recognises `token` as one special token wherever it stands in a text.
+    /// Recognises `token` as one special token wherever it stands in a text, and leaves the spaces
+    /// around it alone.
     ///
     /// # Errors
     /// The vocabulary does not have it.
@@ -262,14 +258,15 @@ impl Tokenizer {
             return Err(DataError::Tokenizer {
                 path: self.dir.clone(),
                 reason: format!("the template ends turns with `{token}`, which the vocabulary does not have"),
-                help: "choose the template of this model family (`template: auto` uses the model's own)".into(),
+                help: "choose the template of this model family (`template: auto` uses the model's own)"
+                    .into(),
             });
         };
-        if self.special_ids.insert(id) {
-            self.inner
-                .add_special_tokens([AddedToken::from(token, true).normalized(false)])
-                .map_err(|error| broken(&self.dir, error.to_string()))?;
-        }
+        self.special_ids.insert(id);
+        self.added.insert(id, token.to_owned());
+        self.inner
+            .add_special_tokens([AddedToken::from(token, true).normalized(false)])
+            .map_err(|error| broken(&self.dir, error.to_string()))?;
         Ok(())
     }
 
@@ -301,11 +298,7 @@ pub struct MarkedToken {
 /// # Errors
 /// As [`Tokenizer::encode`].
 pub fn tokens(tokenizer: &Tokenizer, rendered: &Rendered) -> Result<Vec<MarkedToken>, DataError> {
-    let marked = |id, mark: Mark| MarkedToken {
-        id,
-        mark,
-        is_target: mark.part != Part::Prompt,
-    };
+    let marked = |id, mark: Mark| MarkedToken { id, mark, is_target: mark.part != Part::Prompt };
     let mut out = Vec::new();
     for segment in &rendered.segments {
         match segment {
@@ -319,7 +312,8 @@ pub fn tokens(tokenizer: &Tokenizer, rendered: &Rendered) -> Result<Vec<MarkedTo
                     let tokens = tokenizer.encode_with_ranges(text)?;
                     let mut first = 0;
                     out.extend(tokens.into_iter().map(|token| {
-                        let (mark, is_target) = mark_of(&token.range, spans, &mut first);
+                        let range = tokenizer.own_range(&token, text);
+                        let (mark, is_target) = mark_of(&range, spans, &mut first);
                         MarkedToken { id: token.id, mark, is_target }
                     }));
                 }
@@ -335,7 +329,8 @@ fn mark_of(range: &Range<usize>, spans: &[(Range<usize>, Mark)], first: &mut usi
         *first += 1;
     }
     let (_, begins) = spans[*first];
-    let overlapped = spans[*first..].iter().take_while(|(span, _)| span.start < range.end.max(range.start + 1));
+    let overlapped =
+        spans[*first..].iter().take_while(|(span, _)| span.start < range.end.max(range.start + 1));
     let is_target = begins.part != Part::Prompt;
     let mut part = begins.part;
     for (_, other) in overlapped {
@@ -385,6 +380,31 @@ impl DecodeStream<'_> {
     }
 }
 
+/// transformers 5 does not take a Llama tokenizer's normalizer from tokenizer.json: it marks the
+/// beginnings of words with `▁` itself, never twice, and unless `legacy` is set only at the very
+/// beginning of a text, not after each special token.
+fn mark_words_as_transformers_does(
+    inner: &mut tokenizers::Tokenizer,
+    config: &Value,
+) -> tokenizers::Result<()> {
+    let class = config["tokenizer_class"].as_str().unwrap_or_default();
+    let is_llama = matches!(class, "LlamaTokenizer" | "LlamaTokenizerFast");
+    let normalizer = serde_json::to_value(inner.get_normalizer()).unwrap_or_default();
+    let steps = normalizer["normalizers"].as_array().cloned().unwrap_or_default();
+    let prepends = steps.iter().any(|step| step["type"] == "Prepend");
+    if !is_llama || !prepends || inner.get_pre_tokenizer().is_some() {
+        return Ok(());
+    }
+    let scheme = match (&config["add_prefix_space"], &config["legacy"]) {
+        (Value::Bool(false), _) => PrependScheme::Never,
+        (_, Value::Bool(true)) => PrependScheme::Always,
+        _ => PrependScheme::First,
+    };
+    inner.with_normalizer(None::<tokenizers::NormalizerWrapper>)?;
+    inner.with_pre_tokenizer(Some(Metaspace::new('▁', scheme, false)));
+    Ok(())
+}
+
 fn broken(path: &Path, reason: String) -> DataError {
     DataError::Tokenizer {
         path: path.to_owned(),
@@ -394,22 +414,11 @@ fn broken(path: &Path, reason: String) -> DataError {
 }
 
 fn no_tokenizer_json(dir: &Path) -> DataError {
-    let others = [
-        "tokenizer.model",
-        "tiktoken.model",
-        "vocab.json",
-        "vocab.txt",
-    ];
-    let found: Vec<&str> = others
-        .into_iter()
-        .filter(|name| dir.join(name).is_file())
-        .collect();
+    let others = ["tokenizer.model", "tiktoken.model", "vocab.json", "vocab.txt"];
+    let found: Vec<&str> = others.into_iter().filter(|name| dir.join(name).is_file()).collect();
     let reason = match found.as_slice() {
         [] => "no tokenizer.json".to_owned(),
-        found => format!(
-            "no tokenizer.json (only {}, which is not read)",
-            found.join(", ")
-        ),
+        found => format!("no tokenizer.json (only {}, which is not read)", found.join(", ")),
     };
     DataError::Tokenizer {
         path: dir.to_owned(),
@@ -428,10 +437,7 @@ fn read_json(path: &Path) -> Result<Value, DataError> {
 }
 
 fn read_text(path: &Path) -> Result<String, DataError> {
-    std::fs::read_to_string(path).map_err(|source| DataError::Io {
-        path: path.to_owned(),
-        source,
-    })
+    std::fs::read_to_string(path).map_err(|source| DataError::Io { path: path.to_owned(), source })
 }
 
 fn ids_of(value: &Value) -> Vec<u32> {

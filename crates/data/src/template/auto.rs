@@ -63,7 +63,8 @@ impl AutoTemplate {
         };
         if options.tool_format.is_some() {
             return Err(error(
-                "`tool_format` changes named templates only; the model's own writes tools in its own way".into(),
+                "`tool_format` changes named templates only; the model's own writes tools in its own way"
+                    .into(),
                 "take `tool_format` out, or set `template` to a name",
             ));
         }
@@ -86,17 +87,13 @@ impl AutoTemplate {
         if templates.len() > 1 && !templates.contains_key("default") {
             let names: Vec<&str> = templates.keys().map(String::as_str).collect();
             return Err(error(
-                format!(
-                    "the model has the chat templates {} and none called `default`",
-                    names.join(", ")
-                ),
+                format!("the model has the chat templates {} and none called `default`", names.join(", ")),
                 "rename the wanted one in tokenizer_config.json",
             ));
         }
         let special = tokenizer.special_tokens().iter();
-        let mut variables: Vec<(String, JinjaValue)> = special
-            .map(|(name, text)| (name.clone(), JinjaValue::from(text.as_str())))
-            .collect();
+        let mut variables: Vec<(String, JinjaValue)> =
+            special.map(|(name, text)| (name.clone(), JinjaValue::from(text.as_str()))).collect();
         if let Some(thinking) = options.enable_thinking {
             variables.push(("enable_thinking".into(), JinjaValue::from(thinking)));
         }
@@ -112,10 +109,7 @@ impl AutoTemplate {
         };
         template.end = template.find_turn_end(tokenizer);
         let end = template.end.token.as_deref();
-        template.stop_ids = end
-            .and_then(|token| tokenizer.token_id(token))
-            .into_iter()
-            .collect();
+        template.stop_ids = end.and_then(|token| tokenizer.token_id(token)).into_iter().collect();
         Ok(template)
     }
 
@@ -139,15 +133,9 @@ impl AutoTemplate {
         tools: Option<&Value>,
     ) -> Result<Rendered, String> {
         let text = Scene::new(self, messages, tools).prompt()?;
-        let mark = Mark {
-            turn: 0,
-            part: Part::Prompt,
-        };
+        let mark = Mark { turn: 0, part: Part::Prompt };
         let spans = vec![(0..text.len(), mark)];
-        Ok(Rendered {
-            segments: vec![Segment::Text { text, spans }],
-            ..Rendered::default()
-        })
+        Ok(Rendered { segments: vec![Segment::Text { text, spans }], ..Rendered::default() })
     }
 
     /// See [`super::Template::render`].
@@ -175,6 +163,7 @@ impl AutoTemplate {
             turns.push(Turn {
                 supervised: scene.supervised(place),
                 rewritten: found.rewritten,
+                hidden: found.answer.is_empty() && !scene.is_empty(place),
             });
             done = found.end;
         }
@@ -186,67 +175,30 @@ impl AutoTemplate {
         let end = tokenizer
             .eos_id()
             .filter(|_| ends_here)
-            .map(|id| Segment::Token {
-                id,
-                mark: Mark {
-                    turn: last,
-                    part: Part::End,
-                },
-            });
+            .map(|id| Segment::Token { id, mark: Mark { turn: last, part: Part::End } });
         if done < text.len() && end.is_some() {
-            spans.push((
-                done..text.len(),
-                Mark {
-                    turn: last,
-                    part: Part::Border,
-                },
-            ));
+            spans.push((done..text.len(), Mark { turn: last, part: Part::Border }));
         } else if done < text.len() {
             // What follows the last end token: a line break, or a question without an answer.
-            spans.push((
-                done..text.len(),
-                Mark {
-                    turn: last + 1,
-                    part: Part::Prompt,
-                },
-            ));
-            turns.push(Turn {
-                supervised: None,
-                rewritten: false,
-            });
+            spans.push((done..text.len(), Mark { turn: last + 1, part: Part::Prompt }));
+            turns.push(Turn { supervised: None, rewritten: false, hidden: false });
         }
         let mut segments = vec![Segment::Text { text, spans }];
         segments.extend(end);
-        Ok(Rendered {
-            segments,
-            turns,
-            shared_end: None,
-        })
+        Ok(Rendered { segments, turns, shared_end: None })
     }
 
     /// Finds the answer that is message `place`, not before byte `from`.
-    fn find_answer(
-        &self,
-        scene: &Scene<'_>,
-        text: &str,
-        place: usize,
-        from: usize,
-    ) -> Result<Found, String> {
+    fn find_answer(&self, scene: &Scene<'_>, text: &str, place: usize, from: usize) -> Result<Found, String> {
         let prompt = scene.before(place).prompt();
-        let is_prefix = prompt
-            .as_ref()
-            .is_ok_and(|prompt| text.starts_with(prompt.as_str()));
+        let is_prefix = prompt.as_ref().is_ok_and(|prompt| text.starts_with(prompt.as_str()));
         let start = match prompt {
             Ok(prompt) if is_prefix => prompt.len(),
             _ => common_prefix(&scene.with_stand_in(place).all()?, text),
         };
         let start = start.max(from);
-        let is_last = place + 1 == scene.len();
-        let limit = if is_last {
-            text.len()
-        } else {
-            common_prefix(&scene.with_stand_in(place + 1).all()?, text)
-        };
+        let limit = scene.limit(place, text)?;
+        let is_last = limit == text.len();
         if limit < start {
             return Err(format!(
                 "the chat template does not show message {} where an answer belongs",
@@ -259,15 +211,9 @@ impl AutoTemplate {
         let rewritten = !is_prefix
             || (!is_last
                 && !scene.upto(place).all().is_ok_and(|written| {
-                    written
-                        .get(start..)
-                        .is_some_and(|written| written.starts_with(&region[..answer]))
+                    written.get(start..).is_some_and(|written| written.starts_with(&region[..answer]))
                 }));
-        Ok(Found {
-            answer: start..start + answer,
-            end: start + end,
-            rewritten,
-        })
+        Ok(Found { answer: start..start + answer, end: start + end, rewritten })
     }
 
     /// Renders a short conversation to see how an answer ends.
@@ -275,12 +221,7 @@ impl AutoTemplate {
         let user = |text: &str| Message::text(Role::User, text);
         let assistant = |text: &str| Message::text(Role::Assistant, text);
         let one = [user("question"), assistant("answerone")];
-        let two = [
-            user("question"),
-            assistant("answerone"),
-            user("otherquestion"),
-            assistant("answertwo"),
-        ];
+        let two = [user("question"), assistant("answerone"), user("otherquestion"), assistant("answertwo")];
         let after = |messages: &[Message], until: Option<&str>| -> Option<String> {
             let text = self.text(messages, None).ok()?;
             let (_, after) = text.split_once("answerone")?;
@@ -294,11 +235,7 @@ impl AutoTemplate {
         let tokens = tokenizer.encode_with_ranges(&tail).unwrap_or_default();
         let special = tokens.iter().find(|token| tokenizer.is_special(token.id));
         let token = special.and_then(|token| tokenizer.token_text(token.id));
-        TurnEnd {
-            token,
-            between,
-            tail,
-        }
+        TurnEnd { token, between, tail }
     }
 }
 
@@ -334,9 +271,7 @@ struct Scene<'a> {
 
 impl<'a> Scene<'a> {
     fn new(template: &'a AutoTemplate, messages: &[Message], tools: Option<&Value>) -> Self {
-        let has_system = messages
-            .first()
-            .is_some_and(|first| first.role == Role::System);
+        let has_system = messages.first().is_some_and(|first| first.role == Role::System);
         let system = template.default_system.as_ref().filter(|_| !has_system);
         let system = system.map(|text| Message::text(Role::System, text));
         let sources: Vec<Message> = system.into_iter().chain(messages.iter().cloned()).collect();
@@ -346,10 +281,7 @@ impl<'a> Scene<'a> {
         });
         Self {
             template,
-            messages: sources
-                .iter()
-                .map(|message| value_of(&message_json(message)))
-                .collect(),
+            messages: sources.iter().map(|message| value_of(&message_json(message))).collect(),
             sources,
             tools,
         }
@@ -365,6 +297,22 @@ impl<'a> Scene<'a> {
 
     fn supervised(&self, place: usize) -> Option<bool> {
         self.sources[place].supervised
+    }
+
+    fn is_empty(&self, place: usize) -> bool {
+        let message = &self.sources[place];
+        message.content.is_empty() && message.tool_calls.is_empty()
+    }
+
+    /// Where the words of the first message after `place` begin that the text shows.
+    fn limit(&self, place: usize, text: &str) -> Result<usize, String> {
+        for later in place + 1..self.len() {
+            let other = self.with_stand_in(later).all()?;
+            if other != text {
+                return Ok(common_prefix(&other, text));
+            }
+        }
+        Ok(text.len())
     }
 
     fn before(&self, place: usize) -> Self {
@@ -401,9 +349,7 @@ impl<'a> Scene<'a> {
     fn render(&self, add_generation_prompt: bool) -> Result<String, String> {
         let templates = &self.template.templates;
         let for_tools = self.tools.as_ref().and_then(|_| templates.get("tool_use"));
-        let template = for_tools
-            .or_else(|| templates.get("default"))
-            .or_else(|| templates.values().next());
+        let template = for_tools.or_else(|| templates.get("default")).or_else(|| templates.values().next());
         let Some(template) = template else {
             return Err("the model has no chat template".into());
         };
@@ -412,17 +358,10 @@ impl<'a> Scene<'a> {
             ("messages", JinjaValue::from(self.messages.clone())),
             ("tools", self.tools.clone().unwrap_or_else(none)),
             ("documents", none()),
-            (
-                "add_generation_prompt",
-                JinjaValue::from(add_generation_prompt),
-            ),
+            ("add_generation_prompt", JinjaValue::from(add_generation_prompt)),
         ];
-        let shared = self
-            .template
-            .variables
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.clone()));
-        template.render(shared.chain(own).collect())
+        let shared = self.template.variables.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        template.render(JinjaValue::from_pairs(shared.chain(own)))
     }
 }
 

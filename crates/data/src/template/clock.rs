@@ -28,15 +28,7 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-const DAYS: [&str; 7] = [
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-];
+const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
 impl Clock {
     /// Seconds since 1970-01-01 00:00 UTC.
@@ -100,20 +92,15 @@ impl Civil {
         let shifted = days + 719_468;
         let era = shifted.div_euclid(146_097);
         let day_of_era = shifted.rem_euclid(146_097);
-        let year_of_era =
-            (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
         let from_march = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
         let march_month = (5 * from_march + 2) / 153;
-        let month = if march_month < 10 {
-            march_month + 3
-        } else {
-            march_month - 9
-        };
+        let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
         let year = year_of_era + era * 400 + i64::from(month <= 2);
         let leap = i64::from(year % 4 == 0 && (year % 100 != 0 || year % 400 == 0));
         let day_of_year = match month {
-            1 | 2 => from_march - 305,
-            _ => from_march + 60 + leap,
+            1 | 2 => from_march - 306,
+            _ => from_march + 59 + leap,
         };
         Self {
             year,
@@ -155,12 +142,7 @@ impl Civil {
             'F' => format!("{}-{:02}-{:02}", self.year, self.month + 1, self.day),
             'T' => format!("{hour:02}:{minute:02}:{:02}", self.second_of_day % 60),
             'R' => format!("{hour:02}:{minute:02}"),
-            'D' | 'x' => format!(
-                "{:02}/{:02}/{:02}",
-                self.month + 1,
-                self.day,
-                self.year.rem_euclid(100)
-            ),
+            'D' | 'x' => format!("{:02}/{:02}/{:02}", self.month + 1, self.day, self.year.rem_euclid(100)),
             'n' => "\n".to_owned(),
             't' => "\t".to_owned(),
             '%' => "%".to_owned(),
@@ -193,10 +175,7 @@ mod tests {
     fn formats_of_chat_templates_are_written_as_strftime_writes_them() {
         let clock = Clock::Fixed(1_721_952_000); // 2024-07-26
         assert_eq!(clock.strftime("%d %b %Y"), "26 Jul 2024");
-        assert_eq!(
-            clock.strftime("%B %-d, %Y, %I %p %%"),
-            "July 26, 2024, 12 AM %"
-        );
+        assert_eq!(clock.strftime("%B %-d, %Y, %I %p %%"), "July 26, 2024, 12 AM %");
         assert_eq!(clock.strftime("%Q %-H %"), "%Q 0 %");
     }
 }

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 
 use super::clock::Clock;
@@ -38,17 +38,14 @@ impl JinjaTemplate {
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", move |format: &str| clock.strftime(format));
         environment
             .add_template_owned(NAME, without_generation_tags(source))
             .map_err(|error| describe(&error))?;
-        Ok(Self {
-            environment: Arc::new(environment),
-        })
+        Ok(Self { environment: Arc::new(environment) })
     }
 
     /// Renders with the given variables.
@@ -57,9 +54,7 @@ impl JinjaTemplate {
     /// What the template refuses or gets wrong, in words.
     pub fn render(&self, variables: Value) -> Result<String, String> {
         let template = self.environment.get_template(NAME);
-        template
-            .and_then(|template| template.render(variables))
-            .map_err(|error| describe(&error))
+        template.and_then(|template| template.render(variables)).map_err(|error| describe(&error))
     }
 }
 
@@ -76,10 +71,7 @@ pub fn value_of(json: &serde_json::Value) -> Value {
         },
         Json::String(text) => Value::from(text.as_str()),
         Json::Array(items) => items.iter().map(value_of).collect(),
-        Json::Object(map) => map
-            .iter()
-            .map(|(key, item)| (key.as_str(), value_of(item)))
-            .collect(),
+        Json::Object(map) => Value::from_pairs(map.iter().map(|(key, item)| (key.as_str(), value_of(item)))),
     }
 }
 
@@ -101,8 +93,7 @@ fn json_of(value: &Value) -> Result<serde_json::Value, Error> {
         },
         ValueKind::String => Json::String(value.as_str().ok_or_else(refused)?.to_owned()),
         ValueKind::Seq | ValueKind::Iterable => {
-            let items: Result<Vec<Json>, Error> =
-                value.try_iter()?.map(|item| json_of(&item)).collect();
+            let items: Result<Vec<Json>, Error> = value.try_iter()?.map(|item| json_of(&item)).collect();
             Json::Array(items?)
         }
         ValueKind::Map => {
@@ -122,8 +113,7 @@ fn json_of(value: &Value) -> Result<serde_json::Value, Error> {
 }
 
 /// `tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-fn tojson(value: &Value, arguments: Rest<Value>) -> Result<Value, Error> {
-    let (positional, named): (&[Value], Kwargs) = from_args(&arguments)?;
+fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
     let option = |place: usize, name: &str| -> Result<Option<Value>, Error> {
         let given = match positional.get(place) {
             Some(value) => Some(value.clone()),
@@ -152,10 +142,7 @@ fn tojson(value: &Value, arguments: Rest<Value>) -> Result<Value, Error> {
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {
-    Err(Error::new(
-        ErrorKind::InvalidOperation,
-        format!("{REFUSAL}{message}"),
-    ))
+    Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSAL}{message}")))
 }
 
 /// Marks an error as the template's own words.
@@ -165,9 +152,7 @@ fn describe(error: &Error) -> String {
     if error.kind() == ErrorKind::OutOfFuel {
         return format!("rendering took more than {FUEL} instructions");
     }
-    let detail = error
-        .detail()
-        .map_or_else(|| error.kind().to_string(), str::to_owned);
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     match error.line() {
         _ if detail.starts_with(REFUSAL) => detail,
         Some(line) => format!("line {line} of the template: {}: {detail}", error.kind()),
@@ -185,13 +170,13 @@ fn without_generation_tags(source: &str) -> String {
         let inner = tag.trim_start_matches(['-', '+']);
         let inner = inner.trim_start();
         let lead = &tag[..tag.len() - inner.len()];
-        let replaced = [("endgeneration", "endif"), ("generation", "if true")]
-            .into_iter()
-            .find_map(|(word, replacement)| {
+        let replaced = [("endgeneration", "endif"), ("generation", "if true")].into_iter().find_map(
+            |(word, replacement)| {
                 let after = inner.strip_prefix(word)?;
                 let close = after.trim_start().trim_start_matches(['-', '+']);
                 close.starts_with("%}").then_some((replacement, after))
-            });
+            },
+        );
         out.push_str(lead);
         rest = match replaced {
             Some((replacement, after)) => {
@@ -218,35 +203,22 @@ mod tests {
     // Expected texts rendered by transformers 5.6 (`render_jinja_template`).
     #[test]
     fn blocks_are_trimmed_as_transformers_trims_them() {
-        let source =
-            "{%- if a %}\n  yes\n  {%- endif %}\n\n  {% if b %}\n    no\n  {% endif %}\n{{ a }}\n";
+        let source = "{%- if a %}\n  yes\n  {%- endif %}\n\n  {% if b %}\n    no\n  {% endif %}\n{{ a }}\n";
         assert_eq!(render(source, json!({"a": "x"})).unwrap(), "  yes\nx");
-        assert_eq!(
-            render("{% if true %}\n a\n{% endif %}\nb\n\n", json!({})).unwrap(),
-            " a\nb\n"
-        );
+        assert_eq!(render("{% if true %}\n a\n{% endif %}\nb\n\n", json!({})).unwrap(), " a\nb\n");
     }
 
     #[test]
     fn tojson_is_pythons() {
         let value = json!({"v": {"b": "<ü'>", "a": [1, 2.5, null, true]}});
         let cases = [
-            (
-                "{{ v | tojson }}",
-                r#"{"b": "<ü'>", "a": [1, 2.5, null, true]}"#,
-            ),
-            (
-                "{{ v | tojson(separators=(',', ':')) }}",
-                r#"{"b":"<ü'>","a":[1,2.5,null,true]}"#,
-            ),
+            ("{{ v | tojson }}", r#"{"b": "<ü'>", "a": [1, 2.5, null, true]}"#),
+            ("{{ v | tojson(separators=(',', ':')) }}", r#"{"b":"<ü'>","a":[1,2.5,null,true]}"#),
             (
                 "{{ v | tojson(ensure_ascii=True, sort_keys=True) }}",
                 r#"{"a": [1, 2.5, null, true], "b": "<\u00fc'>"}"#,
             ),
-            (
-                "{{ v.a | tojson(indent=1) }}",
-                "[\n 1,\n 2.5,\n null,\n true\n]",
-            ),
+            ("{{ v.a | tojson(indent=1) }}", "[\n 1,\n 2.5,\n null,\n true\n]"),
         ];
         for (source, expected) in cases {
             assert_eq!(render(source, value.clone()).unwrap(), expected, "{source}");
@@ -259,26 +231,11 @@ mod tests {
         let cases = [
             ("{{ [true, none, 'a'] }}", "[True, None, 'a']"),
             ("{{ none }}{{ true }}{{ missing }}", "NoneTrue"),
-            (
-                "{{ ' x '.strip() ~ 'a-b'.split('-')[-1] ~ 'abc'[1:] }}",
-                "xbbc",
-            ),
-            (
-                "{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}",
-                "13",
-            ),
-            (
-                "{% set n = namespace(x=1) %}{% for i in [1] %}{% set n.x = 5 %}{% endfor %}{{ n.x }}",
-                "5",
-            ),
-            (
-                "{% macro m(a, b=2) %}{{ a }}{{ b }}{% endmacro %}{{ m(1) }}",
-                "12",
-            ),
-            (
-                "{{ {'a': 1}.get('b', 3) }}{% for k, v in {'x': 1}.items() %}{{ k }}{{ v }}{% endfor %}",
-                "3x1",
-            ),
+            ("{{ ' x '.strip() ~ 'a-b'.split('-')[-1] ~ 'abc'[1:] }}", "xbbc"),
+            ("{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "13"),
+            ("{% set n = namespace(x=1) %}{% for i in [1] %}{% set n.x = 5 %}{% endfor %}{{ n.x }}", "5"),
+            ("{% macro m(a, b=2) %}{{ a }}{{ b }}{% endmacro %}{{ m(1) }}", "12"),
+            ("{{ {'a': 1}.get('b', 3) }}{% for k, v in {'x': 1}.items() %}{{ k }}{{ v }}{% endfor %}", "3x1"),
             ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
         ];
         for (source, expected) in cases {
@@ -288,43 +245,26 @@ mod tests {
 
     #[test]
     fn generation_tags_change_nothing() {
-        let source =
-            "a {%- generation -%} b {%- endgeneration %} c{% generation %}\nd{% endgeneration %}";
+        let source = "a {%- generation -%} b {%- endgeneration %} c{% generation %}\nd{% endgeneration %}";
         assert_eq!(render(source, json!({})).unwrap(), "ab cd");
-        assert_eq!(
-            render("{{ '{% generation x %}' }}", json!({})).unwrap(),
-            "{% generation x %}"
-        );
+        assert_eq!(render("{{ '{% generation x %}' }}", json!({})).unwrap(), "{% generation x %}");
     }
 
     #[test]
     fn a_refusal_is_told_in_the_templates_words() {
-        let refusal =
-            render("{{ raise_exception('roles must alternate') }}", json!({})).unwrap_err();
-        assert_eq!(
-            refusal,
-            "the template refuses the conversation: roles must alternate"
-        );
+        let refusal = render("{{ raise_exception('roles must alternate') }}", json!({})).unwrap_err();
+        assert_eq!(refusal, "the template refuses the conversation: roles must alternate");
     }
 
     #[test]
     fn an_endless_template_is_stopped() {
-        let source =
-            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
-        assert!(
-            render(source, json!({}))
-                .unwrap_err()
-                .contains("instructions")
-        );
+        let source = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+        assert!(render(source, json!({})).unwrap_err().contains("instructions"));
         assert!(render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", json!({})).is_err());
     }
 
     #[test]
     fn a_mistake_is_told_with_its_line() {
-        assert!(
-            render("a\n{% if %}", json!({}))
-                .unwrap_err()
-                .contains("line 2")
-        );
+        assert!(render("a\n{% if %}", json!({})).unwrap_err().contains("line 2"));
     }
 }

@@ -73,6 +73,9 @@ pub struct Turn {
     pub supervised: Option<bool>,
     /// The template shows this answer otherwise than the model wrote it (earlier reasoning left out).
     pub rewritten: bool,
+    /// The template leaves this answer out altogether (tool calls that it does not know): its end
+    /// alone is nothing to learn.
+    pub hidden: bool,
 }
 
 /// A rendered conversation.

@@ -115,11 +115,7 @@ impl NamedTemplate {
     ///
     /// # Errors
     /// An unknown name or tool format, an end token that the vocabulary lacks.
-    pub fn load(
-        name: &str,
-        tokenizer: &mut Tokenizer,
-        options: &TemplateOptions,
-    ) -> Result<Self, DataError> {
+    pub fn load(name: &str, tokenizer: &mut Tokenizer, options: &TemplateOptions) -> Result<Self, DataError> {
         let Some((_, file)) = FILES.iter().find(|(known, _)| *known == name) else {
             return Err(unknown_template(name));
         };
@@ -185,12 +181,9 @@ impl NamedTemplate {
         let turns = pairs.iter().map(|pair| Turn {
             supervised: pair.answer.supervised,
             rewritten: false,
+            hidden: false,
         });
-        Ok(Rendered {
-            turns: turns.collect(),
-            segments: writer.segments,
-            shared_end: self.shared_end,
-        })
+        Ok(Rendered { turns: turns.collect(), segments: writer.segments, shared_end: self.shared_end })
     }
 
     /// See [`super::Template::render_prompt`].
@@ -200,10 +193,7 @@ impl NamedTemplate {
         messages: &[Message],
         tools: Option<&Value>,
     ) -> Result<Rendered, String> {
-        if messages
-            .last()
-            .is_some_and(|last| last.role == Role::Assistant)
-        {
+        if messages.last().is_some_and(|last| last.role == Role::Assistant) {
             return Err("the last message is the assistant's: nothing is asked".into());
         }
         let mut messages = messages.to_vec();
@@ -222,11 +212,7 @@ impl NamedTemplate {
                 writer.text(self.empty_thought(), Part::Prompt, i);
             }
         }
-        Ok(Rendered {
-            segments: writer.segments,
-            turns: Vec::new(),
-            shared_end: self.shared_end,
-        })
+        Ok(Rendered { segments: writer.segments, turns: Vec::new(), shared_end: self.shared_end })
     }
 
     /// The system message and the turns; results of several calls are joined as in LLaMA-Factory.
@@ -235,11 +221,7 @@ impl NamedTemplate {
             Some((first, rest)) if first.role == Role::System => (first.content.as_str(), rest),
             _ => ("", messages),
         };
-        let system = if given.is_empty() {
-            &self.default_system
-        } else {
-            given
-        };
+        let system = if given.is_empty() { &self.default_system } else { given };
         let mut pairs: Vec<Pair> = Vec::new();
         let mut question: Option<Message> = None;
         for message in rest {
@@ -248,8 +230,7 @@ impl NamedTemplate {
                     return Err("a system message stands after the first message".into());
                 }
                 (Role::Tool, Some(open)) if open.role == Role::Tool => {
-                    open.content
-                        .push_str("\n</tool_response>\n<tool_response>\n");
+                    open.content.push_str("\n</tool_response>\n<tool_response>\n");
                     open.content.push_str(&message.content);
                 }
                 (Role::User | Role::Tool, Some(open)) => {
@@ -274,10 +255,9 @@ impl NamedTemplate {
             }
         }
         match question {
-            Some(open) => Err(format!(
-                "the last message is {}: there is no answer to train",
-                speaker(open.role)
-            )),
+            Some(open) => {
+                Err(format!("the last message is {}: there is no answer to train", speaker(open.role)))
+            }
             None if pairs.is_empty() => Err("there is no answer to train".into()),
             None => Ok((system, pairs)),
         }
@@ -289,9 +269,7 @@ impl NamedTemplate {
 
     fn lacks_thought(&self, answer: &str) -> bool {
         let (open, close) = &self.thought_words;
-        self.kind == Kind::Reasoning
-            && !answer.contains(open.trim())
-            && !answer.contains(close.trim())
+        self.kind == Kind::Reasoning && !answer.contains(open.trim()) && !answer.contains(close.trim())
     }
 
     /// The answer without its thoughts, and without the line breaks that followed them.
@@ -342,15 +320,9 @@ impl Definition {
         let content = || Slot::Text("{{content}}".into());
         let default_answer = match self.efficient_eos {
             true => vec![content()],
-            false => vec![
-                content(),
-                Slot::Special {
-                    special: "eos_token".into(),
-                },
-            ],
+            false => vec![content(), Slot::Special { special: "eos_token".into() }],
         };
-        let format_by_name =
-            |name: &str| ToolFormat::by_name(name).ok_or_else(|| unknown_tool_format(name));
+        let format_by_name = |name: &str| ToolFormat::by_name(name).ok_or_else(|| unknown_tool_format(name));
         let own = format_by_name(self.tool_format.as_deref().unwrap_or("default"))?;
         let own_calls = match &self.function_format {
             Some(name) => format_by_name(name)?,
@@ -375,10 +347,7 @@ impl Definition {
             function,
             offer_format,
             call_format,
-            default_system: options
-                .default_system
-                .clone()
-                .unwrap_or(self.default_system),
+            default_system: options.default_system.clone().unwrap_or(self.default_system),
             thought_words: self
                 .thought_words
                 .unwrap_or_else(|| (think("<think>\n"), think("\n</think>\n\n"))),
@@ -401,11 +370,7 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn new(template: &'a NamedTemplate, tokenizer: &'a Tokenizer) -> Self {
-        Self {
-            template,
-            tokenizer,
-            segments: Vec::new(),
-        }
+        Self { template, tokenizer, segments: Vec::new() }
     }
 
     fn question(
@@ -452,18 +417,8 @@ impl<'a> Writer<'a> {
     }
 
     /// Writes `slots` with `content`; of an answer, what follows its content is its end.
-    fn slots(
-        &mut self,
-        slots: &[Slot],
-        content: &str,
-        turn: usize,
-        part: Part,
-    ) -> Result<(), String> {
-        let ended = if part == Part::Answer {
-            Part::End
-        } else {
-            part
-        };
+    fn slots(&mut self, slots: &[Slot], content: &str, turn: usize, part: Part) -> Result<(), String> {
+        let ended = if part == Part::Answer { Part::End } else { part };
         let mut now = part;
         for slot in slots {
             match slot {
@@ -499,10 +454,7 @@ impl<'a> Writer<'a> {
     }
 
     fn token(&mut self, id: u32, part: Part, turn: usize) {
-        let mark = Mark {
-            turn: turn as u32,
-            part,
-        };
+        let mark = Mark { turn: turn as u32, part };
         self.segments.push(Segment::Token { id, mark });
     }
 
@@ -517,9 +469,7 @@ impl<'a> Writer<'a> {
         let border = if first == second { text.len() } else { border };
         let parts = [(0..border, first), (border..text.len(), second)];
         let spans = parts.into_iter().filter(|(range, _)| !range.is_empty());
-        let spans: Vec<_> = spans
-            .map(|(range, part)| (range, Mark { turn, part }))
-            .collect();
+        let spans: Vec<_> = spans.map(|(range, part)| (range, Mark { turn, part })).collect();
         if !spans.is_empty() {
             self.segments.push(Segment::Text { text, spans });
         }
@@ -536,11 +486,7 @@ fn speaker(role: Role) -> &'static str {
 }
 
 fn template_error(name: &str, reason: String, help: &str) -> DataError {
-    DataError::Template {
-        name: name.to_owned(),
-        reason,
-        help: help.to_owned(),
-    }
+    DataError::Template { name: name.to_owned(), reason, help: help.to_owned() }
 }
 
 fn unknown_template(name: &str) -> DataError {
@@ -550,10 +496,7 @@ fn unknown_template(name: &str) -> DataError {
         Some(similar) => format!("did you mean `{similar}`? "),
         None => String::new(),
     };
-    let help = format!(
-        "{hint}named templates are {}; `auto` uses the model's own",
-        known.join(", ")
-    );
+    let help = format!("{hint}named templates are {}; `auto` uses the model's own", known.join(", "));
     template_error(name, "there is no such template".into(), &help)
 }
 

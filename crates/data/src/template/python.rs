@@ -37,11 +37,7 @@ impl Default for JsonStyle {
 impl JsonStyle {
     /// The style with an indent of `spaces`.
     pub fn indented(spaces: usize) -> Self {
-        Self {
-            indent: Some(" ".repeat(spaces)),
-            item_separator: ",".into(),
-            ..Self::default()
-        }
+        Self { indent: Some(" ".repeat(spaces)), item_separator: ",".into(), ..Self::default() }
     }
 }
 
@@ -74,18 +70,11 @@ fn write_json(out: &mut String, value: &Value, style: &JsonStyle, level: usize) 
                 entries.sort_by(|a, b| a.0.cmp(b.0));
             }
             let entries = entries.into_iter();
-            write_list(
-                out,
-                style,
-                level,
-                ('{', '}'),
-                entries,
-                |out, (key, item)| {
-                    write_json_text(out, key, style.ensure_ascii);
-                    out.push_str(&style.key_separator);
-                    write_json(out, item, style, level + 1);
-                },
-            );
+            write_list(out, style, level, ('{', '}'), entries, |out, (key, item)| {
+                write_json_text(out, key, style.ensure_ascii);
+                out.push_str(&style.key_separator);
+                write_json(out, item, style, level + 1);
+            });
         }
     }
 }
@@ -192,9 +181,7 @@ pub fn repr(value: &Value) -> String {
             format!("[{}]", items.join(", "))
         }
         Value::Object(map) => {
-            let items = map
-                .iter()
-                .map(|(key, value)| format!("{}: {}", quoted(key), repr(value)));
+            let items = map.iter().map(|(key, value)| format!("{}: {}", quoted(key), repr(value)));
             format!("{{{}}}", items.collect::<Vec<_>>().join(", "))
         }
     }
@@ -202,11 +189,7 @@ pub fn repr(value: &Value) -> String {
 
 /// `repr` of a text: single quotes unless it holds some and no double ones.
 pub fn quoted(text: &str) -> String {
-    let quote = if text.contains('\'') && !text.contains('"') {
-        '"'
-    } else {
-        '\''
-    };
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     let mut out = String::from(quote);
     for c in text.chars() {
         match c {
@@ -237,22 +220,12 @@ mod tests {
     #[test]
     fn json_is_spaced_as_python_spaces_it() {
         let v = value!({"b": [1, 2.0, "ü\n\"\u{1}"], "a": {}, "c": [], "d": null, "e": true});
+        assert_eq!(json(&v), r#"{"b": [1, 2.0, "ü\n\"\u0001"], "a": {}, "c": [], "d": null, "e": true}"#);
         assert_eq!(
-            json(&v),
-            r#"{"b": [1, 2.0, "ü\n\"\u0001"], "a": {}, "c": [], "d": null, "e": true}"#
-        );
-        assert_eq!(
-            json_styled(
-                &value!({"a": [1, {"b": []}], "c": {}}),
-                &JsonStyle::indented(2)
-            ),
+            json_styled(&value!({"a": [1, {"b": []}], "c": {}}), &JsonStyle::indented(2)),
             "{\n  \"a\": [\n    1,\n    {\n      \"b\": []\n    }\n  ],\n  \"c\": {}\n}"
         );
-        let ascii = JsonStyle {
-            ensure_ascii: true,
-            sort_keys: true,
-            ..JsonStyle::default()
-        };
+        let ascii = JsonStyle { ensure_ascii: true, sort_keys: true, ..JsonStyle::default() };
         assert_eq!(
             json_styled(&value!({"é": "👋", "a": 1}), &ascii),
             r#"{"a": 1, "\u00e9": "\ud83d\udc4b"}"#
@@ -281,9 +254,6 @@ mod tests {
     #[test]
     fn values_print_as_python_prints_them() {
         let v = value!({"a": [null, true, "it's", "\"'", "x\ty"], "b": 1.0});
-        assert_eq!(
-            text(&v),
-            r#"{'a': [None, True, "it's", '"\'', 'x\ty'], 'b': 1.0}"#
-        );
+        assert_eq!(text(&v), r#"{'a': [None, True, "it's", '"\'', 'x\ty'], 'b': 1.0}"#);
     }
 }

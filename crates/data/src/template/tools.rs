@@ -54,10 +54,7 @@ impl ToolFormat {
             Self::Llama3 => Ok(offer_llama3(tools, clock)),
             Self::Mistral => {
                 let wrapped = Value::Array(tools.iter().map(wrapped).collect());
-                Ok(format!(
-                    "[AVAILABLE_TOOLS] {}[/AVAILABLE_TOOLS]",
-                    python::json(&wrapped)
-                ))
+                Ok(format!("[AVAILABLE_TOOLS] {}[/AVAILABLE_TOOLS]", python::json(&wrapped)))
             }
             Self::Qwen => Ok(offer_qwen(tools)),
         }
@@ -101,9 +98,7 @@ pub(crate) fn wrapped(tool: &Value) -> Value {
 }
 
 fn offer_qwen(tools: &[Value]) -> String {
-    let lines = tools
-        .iter()
-        .map(|tool| format!("\n{}", python::json(&wrapped(tool))));
+    let lines = tools.iter().map(|tool| format!("\n{}", python::json(&wrapped(tool))));
     format!(
         "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n\
          You are provided with function signatures within <tools></tools> XML tags:\n<tools>{}\
@@ -116,9 +111,7 @@ fn offer_qwen(tools: &[Value]) -> String {
 
 fn offer_llama3(tools: &[Value], clock: Clock) -> String {
     let style = JsonStyle::indented(4);
-    let blocks = tools
-        .iter()
-        .map(|tool| format!("{}\n\n", python::json_styled(&wrapped(tool), &style)));
+    let blocks = tools.iter().map(|tool| format!("{}\n\n", python::json_styled(&wrapped(tool), &style)));
     format!(
         "Cutting Knowledge Date: December 2023\nToday Date: {}\n\n\
          You have access to the following functions. To call a function, please respond with JSON for a function call. \
@@ -142,9 +135,7 @@ fn offer_default(tools: &[Value]) -> Result<String, String> {
         };
         let required = tool["parameters"]["required"].as_array();
         let none = Map::new();
-        let parameters = tool["parameters"]["properties"]
-            .as_object()
-            .unwrap_or(&none);
+        let parameters = tool["parameters"]["properties"].as_object().unwrap_or(&none);
         let lines = parameters.iter().map(|(name, parameter)| {
             let is_required = required.is_some_and(|names| names.iter().any(|n| n == name));
             parameter_line(name, parameter, is_required)
@@ -213,20 +204,14 @@ mod tests {
     }
 
     fn call(arguments: Value) -> ToolCall {
-        ToolCall {
-            id: None,
-            name: "weather".into(),
-            arguments,
-        }
+        ToolCall { id: None, name: "weather".into(), arguments }
     }
 
     // Expected texts printed by LLaMA-Factory 0.9.5 (`get_tool_utils(name).tool_formatter`).
     #[test]
     fn default_offer_lists_arguments() {
         assert_eq!(
-            ToolFormat::Default
-                .offer(&weather(), Clock::Fixed(0))
-                .unwrap(),
+            ToolFormat::Default.offer(&weather(), Clock::Fixed(0)).unwrap(),
             "You have access to the following tools:\n> Tool Name: weather\nTool Description: Weather of a city\n\
              Tool Args:\n  - city (string, required): City\n\
              \x20 - days (array): Days, where each item should be integer\n\
@@ -262,15 +247,13 @@ mod tests {
 
     #[test]
     fn llama3_offer_states_the_date() {
-        let offer = ToolFormat::Llama3
-            .offer(&weather(), Clock::Fixed(1_721_952_000))
-            .unwrap();
+        let offer = ToolFormat::Llama3.offer(&weather(), Clock::Fixed(1_721_952_000)).unwrap();
+        assert!(offer.starts_with("Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"));
         assert!(
-            offer.starts_with("Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n")
+            offer.contains(
+                "\n    \"type\": \"function\",\n    \"function\": {\n        \"name\": \"weather\""
+            )
         );
-        assert!(offer.contains(
-            "\n    \"type\": \"function\",\n    \"function\": {\n        \"name\": \"weather\""
-        ));
     }
 
     #[test]
