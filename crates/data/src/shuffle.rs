@@ -43,14 +43,9 @@ impl Mt19937 {
         state[0] = seed as u32;
         for i in 1..Self::WORDS {
             let last = state[i - 1];
-            state[i] = 1_812_433_253_u32
-                .wrapping_mul(last ^ (last >> 30))
-                .wrapping_add(i as u32);
+            state[i] = 1_812_433_253_u32.wrapping_mul(last ^ (last >> 30)).wrapping_add(i as u32);
         }
-        Self {
-            state,
-            next: Self::WORDS,
-        }
+        Self { state, next: Self::WORDS }
     }
 
     fn next_u32(&mut self) -> u32 {
@@ -67,8 +62,7 @@ impl Mt19937 {
 
     fn twist(&mut self) {
         for i in 0..Self::WORDS {
-            let joined =
-                (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % Self::WORDS] & 0x7fff_ffff);
+            let joined = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % Self::WORDS] & 0x7fff_ffff);
             let odd = if joined & 1 == 1 { 0x9908_b0df } else { 0 };
             self.state[i] = self.state[(i + Self::SHIFT) % Self::WORDS] ^ (joined >> 1) ^ odd;
         }
@@ -92,11 +86,7 @@ impl Pcg64 {
     pub fn new(seed: u64) -> Self {
         let [a, b, c, d] = seed_sequence(seed);
         let join = |high: u64, low: u64| u128::from(high) << 64 | u128::from(low);
-        let mut rng = Self {
-            state: 0,
-            increment: join(c, d) << 1 | 1,
-            half: None,
-        };
+        let mut rng = Self { state: 0, increment: join(c, d) << 1 | 1, half: None };
         rng.step();
         rng.state = rng.state.wrapping_add(join(a, b));
         rng.step();
@@ -104,10 +94,7 @@ impl Pcg64 {
     }
 
     fn step(&mut self) {
-        self.state = self
-            .state
-            .wrapping_mul(Self::MULTIPLIER)
-            .wrapping_add(self.increment);
+        self.state = self.state.wrapping_mul(Self::MULTIPLIER).wrapping_add(self.increment);
     }
 
     /// The next 64 random bits.
@@ -163,20 +150,13 @@ fn seed_sequence(seed: u64) -> [u64; 4] {
         multiplier = multiplier.wrapping_mul(0x931e_8875);
         fold(value.wrapping_mul(multiplier))
     };
-    let mut pool = [
-        hash(seed as u32),
-        hash((seed >> 32) as u32),
-        hash(0),
-        hash(0),
-    ];
+    let mut pool = [hash(seed as u32), hash((seed >> 32) as u32), hash(0), hash(0)];
     for from in 0..POOL {
         for to in 0..POOL {
             if from != to {
                 let mixed = hash(pool[from]);
                 pool[to] = fold(
-                    0xca01_f9dd_u32
-                        .wrapping_mul(pool[to])
-                        .wrapping_sub(0x4973_f715_u32.wrapping_mul(mixed)),
+                    0xca01_f9dd_u32.wrapping_mul(pool[to]).wrapping_sub(0x4973_f715_u32.wrapping_mul(mixed)),
                 );
             }
         }
@@ -201,26 +181,17 @@ mod tests {
     #[test]
     fn epoch_order_is_torch_randperm() {
         assert_eq!(permutation(10, 42, 0), [2, 6, 1, 8, 4, 5, 0, 9, 3, 7]);
-        assert_eq!(
-            permutation(1000, 42, 1)[..10],
-            [588, 148, 223, 575, 689, 935, 932, 343, 601, 869]
-        );
+        assert_eq!(permutation(1000, 42, 1)[..10], [588, 148, 223, 575, 689, 935, 932, 343, 601, 869]);
         assert_eq!(permutation(5, (1 << 40) + 3, 0), [1, 0, 3, 4, 2]);
     }
 
     // Values printed by numpy 2.4: `numpy.random.default_rng(seed).permutation(n)`.
     #[test]
     fn split_order_is_numpy_default_rng() {
-        assert_eq!(
-            Pcg64::new(42).permutation(10),
-            [5, 6, 0, 7, 3, 2, 4, 9, 1, 8]
-        );
+        assert_eq!(Pcg64::new(42).permutation(10), [5, 6, 0, 7, 3, 2, 4, 9, 1, 8]);
         assert_eq!(Pcg64::new(0).permutation(7), [2, 4, 3, 6, 5, 0, 1]);
         assert_eq!(Pcg64::new((1 << 40) + 3).permutation(5), [0, 2, 1, 3, 4]);
-        assert_eq!(
-            Pcg64::new(42).permutation(1000)[..8],
-            [978, 933, 859, 916, 127, 608, 856, 260]
-        );
+        assert_eq!(Pcg64::new(42).permutation(1000)[..8], [978, 933, 859, 916, 127, 608, 856, 260]);
     }
 
     #[test]
