@@ -4,7 +4,7 @@
 //! the comparison of runs are drawn here and nowhere else.
 //!
 //! PNG text is drawn with the subset font in `fonts/` (no system font is needed); the picture is drawn
-//! [`OVERSAMPLING`] times as large and averaged down, which smooths lines and letters alike. SVG text names
+//! three times as large and averaged down, which smooths lines and letters alike. SVG text names
 //! `sans-serif` and is set by the viewer.
 
 use crate::atomic;

@@ -10,13 +10,10 @@
 
 use crate::checkpoint::{self, Checkpoint, Damaged};
 use crate::error::{Result, RunError};
+use crate::lock::FolderLock;
 use crate::space;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-
-const LOCK: &str = ".sft.lock";
 
 /// The weights files whose presence means that a run has ended here (LLaMA-Factory's `CHECKPOINT_NAMES`).
 const FINAL_WEIGHTS: [&str; 6] = [
@@ -59,8 +56,7 @@ pub struct RunFolder {
     notes: Vec<String>,
     /// 1 + the step of the newest checkpoint written by this process; 0 = none yet.
     written: AtomicU64,
-    // Held for its lock: closing the file releases it.
-    _lock: File,
+    _lock: FolderLock,
 }
 
 impl RunFolder {
@@ -70,17 +66,14 @@ impl RunFolder {
     /// The folder is in use, not writable or not a folder; it holds a finished model; the checkpoint asked for is
     /// missing or damaged; no checkpoint is usable. See [`RunError`].
     pub fn open(output_dir: &Path, overwrite_output_dir: bool, resume_from: &ResumeFrom) -> Result<Self> {
-        if output_dir.exists() && !output_dir.is_dir() {
-            return Err(RunError::NotAFolder { path: output_dir.to_path_buf() });
-        }
-        fs::create_dir_all(output_dir).map_err(|source| match source.kind() {
-            ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
-                RunError::NotAFolder { path: output_dir.to_path_buf() }
-            }
-            _ => RunError::at(output_dir, "create the folder")(source),
-        })?;
+        let lock = FolderLock::acquire(output_dir)?;
         let mut notes = Vec::new();
-        let lock = lock(output_dir, &mut notes)?;
+        if !lock.is_effective() {
+            notes.push(format!(
+                "{}: this file system has no locks; nothing prevents a second run from using the folder",
+                output_dir.display()
+            ));
+        }
         // Safe under the lock: nobody else is at work here.
         checkpoint::clear_leftovers(output_dir)?;
         let start = choose_start(output_dir, overwrite_output_dir, resume_from, &mut notes)?;
@@ -127,40 +120,6 @@ impl RunFolder {
     pub(crate) fn wrote(&self, step: u64) -> bool {
         self.written.load(Ordering::Relaxed) == step + 1
     }
-}
-
-fn lock(output_dir: &Path, notes: &mut Vec<String>) -> Result<File> {
-    let path = output_dir.join(LOCK);
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(RunError::at(output_dir, "write into the folder"))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            // Who holds it is a courtesy of the message: an unreadable file only makes it shorter.
-            let _ = file.take(64).read_to_string(&mut holder);
-            let holder = holder.trim();
-            let holder = if holder.is_empty() { String::new() } else { format!(" ({holder})") };
-            return Err(RunError::FolderInUse { folder: output_dir.to_path_buf(), holder });
-        }
-        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => notes.push(format!(
-            "{}: this file system has no locks; nothing prevents a second run from using the folder",
-            output_dir.display()
-        )),
-        Err(TryLockError::Error(error)) => return Err(RunError::at(output_dir, "lock the folder")(error)),
-    }
-    let write = |file: &mut File| {
-        file.set_len(0)?;
-        file.rewind()?;
-        writeln!(file, "process {}", std::process::id())
-    };
-    write(&mut file).map_err(RunError::at(output_dir, "write into the folder"))?;
-    Ok(file)
 }
 
 fn choose_start(

@@ -18,12 +18,11 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`folder`] | the output folder: lock, automatic resume, what is in the way |
+//! | [`folder`], [`lock`] | the output folder: automatic resume, what is in the way; one program at a time |
 //! | [`atomic`], [`space`] | files that are whole or absent; room on the disk |
 //! | [`checkpoint`], [`manifest`] | `checkpoint-N` with a manifest of hashes; list, verify, rotate |
 //! | [`recorder`], [`records`] | the one façade of the loop, and what it is told |
 //! | [`trainer_log`], [`trainer_state`], [`results`] | `trainer_log.jsonl`, `trainer_state.json`, `*_results.json` |
-
 //! | [`curves`], [`plots`] | several named curves in one PNG or SVG; the loss pictures |
 //! | [`tensorboard`] | event files |
 //! | [`model_card`] | `README.md` |
@@ -36,6 +35,7 @@ pub mod checkpoint;
 pub mod curves;
 pub mod error;
 pub mod folder;
+pub mod lock;
 pub mod manifest;
 pub mod memory;
 pub mod model_card;
@@ -54,6 +54,7 @@ pub use checkpoint::{Checkpoint, CheckpointWriter, Damaged, Listing};
 pub use curves::{Curves, Series};
 pub use error::{Result, RunError};
 pub use folder::{ResumeFrom, RunFolder, Start};
+pub use lock::FolderLock;
 pub use model_card::{Library, ModelCard};
 pub use recorder::Recorder;
 pub use records::{BestMetric, EvalOutcome, EvalRecord, RecorderOptions, StepRecord, Summary};

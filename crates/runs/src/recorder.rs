@@ -40,7 +40,6 @@ struct Carried {
     window_sum: f64,
     window_steps: u64,
     nonfinite_losses: u64,
-    last_logged_step: u64,
     supervised_tokens: u64,
     samples: u64,
     evals_since_best: u64,
@@ -129,7 +128,6 @@ impl Recorder {
         // 0/0 is NaN: a window in which no loss was finite is written as null.
         let loss = self.carried.window_sum / self.carried.window_steps as f64;
         (self.carried.window_sum, self.carried.window_steps) = (0.0, 0);
-        self.carried.last_logged_step = record.step;
 
         let mut entry = Map::new();
         entry.insert("loss".into(), loss.into());
@@ -157,7 +155,7 @@ impl Recorder {
     pub fn record_eval(&mut self, record: &EvalRecord) -> Result<EvalOutcome> {
         self.state.global_step = record.step;
         self.state.epoch = record.epoch;
-        let metrics = eval_metrics(record);
+        let metrics = record.metrics();
         let is_best = self.compare_with_best(record, &metrics)?;
         self.add_history(metrics)?;
         let line = LogLine {
@@ -246,16 +244,6 @@ impl Recorder {
         Ok(metrics)
     }
 
-    /// Writes `eval_results.json` (an evaluation after training or alone) and merges it into `all_results.json`.
-    ///
-    /// # Errors
-    /// Any I/O error, with the path.
-    pub fn finish_eval(&self, record: &EvalRecord) -> Result<()> {
-        let mut metrics = eval_metrics(record);
-        metrics.insert("epoch".into(), record.epoch.into());
-        results::save(&self.output_dir, "eval", &metrics)
-    }
-
     /// The state as `trainer_state.json` has it.
     pub fn state(&self) -> &TrainerState {
         &self.state
@@ -335,26 +323,6 @@ impl Recorder {
         metrics.insert("tokens_per_s".into(), rounded(tokens as f64 / runtime_s, 3));
         metrics.insert("supervised_tokens_per_s".into(), rounded(supervised as f64 / runtime_s, 3));
     }
-}
-
-/// The metrics of an evaluation under transformers' names, without `epoch` and `step`.
-fn eval_metrics(record: &EvalRecord) -> Map<String, Value> {
-    let prefix = match &record.dataset {
-        Some(dataset) => format!("eval_{dataset}_"),
-        None => "eval_".to_owned(),
-    };
-    let runtime_s = record.runtime_s.max(1e-9);
-    let mut metrics = Map::new();
-    let mut insert = |name: &str, value: Value| metrics.insert(format!("{prefix}{name}"), value);
-    insert("loss", record.loss.into());
-    insert("perplexity", record.loss.exp().into());
-    if let Some(accuracy) = record.accuracy {
-        insert("accuracy", accuracy.into());
-    }
-    insert("runtime", rounded(runtime_s, 4));
-    insert("samples_per_second", rounded(record.samples as f64 / runtime_s, 3));
-    insert("steps_per_second", rounded(record.batches as f64 / runtime_s, 3));
-    metrics
 }
 
 fn round2(value: f64) -> f64 {

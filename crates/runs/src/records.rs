@@ -2,6 +2,7 @@
 //!
 //! In: numbers of a step, an evaluation, a whole run → out: the arguments and results of [`crate::recorder`] (stage 14).
 
+use crate::results::rounded;
 use crate::trainer_log::LogLine;
 use serde_json::{Map, Value};
 
@@ -85,6 +86,28 @@ pub struct EvalRecord {
     pub samples: u64,
     /// Batches.
     pub batches: u64,
+}
+
+impl EvalRecord {
+    /// The metrics under transformers' names: `eval_loss` or, with a data set's name, `eval_<name>_loss`, and so on.
+    pub fn metrics(&self) -> Map<String, Value> {
+        let prefix = match &self.dataset {
+            Some(dataset) => format!("eval_{dataset}_"),
+            None => "eval_".to_owned(),
+        };
+        let runtime_s = self.runtime_s.max(1e-9);
+        let mut metrics = Map::new();
+        let mut insert = |name: &str, value: Value| metrics.insert(format!("{prefix}{name}"), value);
+        insert("loss", self.loss.into());
+        insert("perplexity", self.loss.exp().into());
+        if let Some(accuracy) = self.accuracy {
+            insert("accuracy", accuracy.into());
+        }
+        insert("runtime", rounded(runtime_s, 4));
+        insert("samples_per_second", rounded(self.samples as f64 / runtime_s, 3));
+        insert("steps_per_second", rounded(self.batches as f64 / runtime_s, 3));
+        metrics
+    }
 }
 
 /// The end of a run.

@@ -5,6 +5,7 @@
 
 use crate::atomic;
 use crate::error::{Result, RunError};
+use crate::records::EvalRecord;
 use serde_json::{Map, Value};
 use std::fs;
 use std::io::ErrorKind;
@@ -22,6 +23,16 @@ pub fn save(output_dir: &Path, split: &str, metrics: &Map<String, Value>) -> Res
     let mut all = load(&output_dir.join(ALL_RESULTS))?;
     all.extend(metrics.clone());
     write_sorted(&output_dir.join(ALL_RESULTS), &all)
+}
+
+/// Writes `eval_results.json` of an evaluation after training or without any, and merges it into `all_results.json`.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_eval(output_dir: &Path, record: &EvalRecord) -> Result<()> {
+    let mut metrics = record.metrics();
+    metrics.insert("epoch".into(), record.epoch.into());
+    save(output_dir, "eval", &metrics)
 }
 
 /// Reads a results file; empty when there is none.
@@ -71,6 +82,23 @@ mod tests {
             load(&folder.path().join(ALL_RESULTS)).unwrap(),
             metrics(r#"{"train_loss": 1.5, "eval_loss": 2.0, "epoch": 3.0}"#)
         );
+    }
+
+    #[test]
+    fn an_evaluation_has_its_own_results_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = EvalRecord {
+            accuracy: Some(0.5),
+            runtime_s: 2.0,
+            samples: 8,
+            batches: 4,
+            ..EvalRecord::default()
+        };
+        save_eval(folder.path(), &record).unwrap();
+        let written = load(&folder.path().join("eval_results.json")).unwrap();
+        let expected = r#"{"epoch": 0.0, "eval_accuracy": 0.5, "eval_loss": 0.0, "eval_perplexity": 1.0,
+            "eval_runtime": 2.0, "eval_samples_per_second": 4.0, "eval_steps_per_second": 2.0}"#;
+        assert_eq!(written, metrics(expected));
     }
 
     #[test]

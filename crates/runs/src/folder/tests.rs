@@ -1,5 +1,6 @@
 use super::*;
 use crate::checkpoint::CheckpointWriter;
+use std::fs;
 
 fn open(path: &Path, overwrite: bool, resume: ResumeFrom) -> Result<RunFolder> {
     RunFolder::open(path, overwrite, &resume)
@@ -145,15 +146,4 @@ fn never_starts_over_and_sets_the_old_ones_aside() {
     let run = open(folder.path(), false, ResumeFrom::Never).unwrap();
     assert_eq!(run.start(), &Start::Fresh);
     assert!(folder.path().join("checkpoint-10.previous").exists());
-}
-
-#[test]
-fn a_file_in_the_place_of_the_folder_is_named() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("out");
-    fs::write(&file, "x").unwrap();
-    for path in [file.clone(), file.join("run")] {
-        let error = open(&path, false, ResumeFrom::Automatic).unwrap_err();
-        assert!(matches!(error, RunError::NotAFolder { .. }), "{error}");
-    }
 }

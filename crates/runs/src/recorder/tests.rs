@@ -287,15 +287,3 @@ fn a_fresh_start_removes_the_results_of_the_run_before() {
     assert!(!folder.path().join("all_results.json").exists());
     assert!(lines(folder.path()).is_empty());
 }
-
-#[test]
-fn an_evaluation_has_its_own_results_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let run = open_run(folder.path());
-    let recorder = Recorder::open(&run, options()).unwrap();
-    recorder.finish_eval(&EvalRecord { accuracy: Some(0.5), ..eval(10, 0.0) }).unwrap();
-    let written = results::load(&folder.path().join("eval_results.json")).unwrap();
-    assert_eq!(written["eval_perplexity"], 1.0);
-    assert_eq!(written["eval_samples_per_second"], 4.0);
-    assert_eq!(written["eval_accuracy"], 0.5);
-}
