@@ -212,20 +212,21 @@ impl Checks<'_> {
     }
 
     fn best_model(&mut self, c: &RunConfig) {
-        if c.early_stopping_steps.is_some() {
-            self.refuse_if(
-                c.eval_strategy == IntervalStrategy::No,
+        let stops_early = c.early_stopping_steps.is_some();
+        if stops_early && c.eval_strategy == IntervalStrategy::No {
+            return self.refuse_if(
+                true,
                 &["early_stopping_steps", "eval_strategy"],
                 "`early_stopping_steps` counts evaluations, but `eval_strategy` is `no`",
                 "set `eval_strategy: steps` and `eval_steps`",
             );
-            self.refuse_if(
-                !c.load_best_model_at_end,
-                &["early_stopping_steps", "load_best_model_at_end"],
-                "`early_stopping_steps` needs `load_best_model_at_end: true`: it stops after the best model has passed",
-                "set `load_best_model_at_end: true`",
-            );
         }
+        self.refuse_if(
+            stops_early && !c.load_best_model_at_end,
+            &["early_stopping_steps", "load_best_model_at_end"],
+            "`early_stopping_steps` needs `load_best_model_at_end: true`: it stops after the best model has passed",
+            "set `load_best_model_at_end: true`",
+        );
         if !c.load_best_model_at_end {
             return;
         }

@@ -1,0 +1,200 @@
+//! Keys that cannot hold together, and schedules that cannot be built.
+
+use sft_config::{LrSchedule, Purpose, RampShape, load_text};
+
+const GOOD: &str = "model_name_or_path: m\ndataset: d\noutput_dir: o\n";
+
+fn outcome(lines: &str) -> Result<sft_config::RunConfig, String> {
+    let text = format!("{GOOD}{}\n", lines.replace("; ", "\n"));
+    load_text(&text, "c.yaml", &[], Purpose::Train).map_err(|errors| errors.to_string())
+}
+
+#[track_caller]
+fn refused(lines: &str, part: &str) {
+    match outcome(lines) {
+        Ok(_) => panic!("accepted: {lines}"),
+        Err(errors) => {
+            assert!(errors.contains(part), "`{part}` is not in: {errors}");
+            assert!(errors.contains("1 problem"), "{errors}");
+            assert!(errors.contains("help:"), "{errors}");
+        }
+    }
+}
+
+#[track_caller]
+fn accepted(lines: &str) -> sft_config::RunConfig {
+    outcome(lines).unwrap_or_else(|errors| panic!("{lines}: {errors}"))
+}
+
+#[test]
+fn evaluation_data_comes_from_one_place() {
+    refused("val_size: 0.1; eval_dataset: e", "c.yaml:4: `val_size` holds rows out");
+    accepted("val_size: 0.0; eval_dataset: e");
+}
+
+#[test]
+fn evaluation_needs_data() {
+    refused("eval_strategy: steps", "no data");
+    refused("do_eval: true; do_train: true", "no data");
+    refused("eval_on_start: true", "no data");
+    accepted("eval_strategy: epoch; val_size: 100");
+}
+
+#[test]
+fn mask_history_excludes_train_on_prompt() {
+    refused("mask_history: true; train_on_prompt: true", "last answer only");
+}
+
+#[test]
+fn plain_text_has_no_prompt_to_mask() {
+    refused("stage: pt; train_on_prompt: true", "knows no prompts");
+}
+
+#[test]
+fn float32_excludes_bf16() {
+    refused("bf16: true; compute_dtype: float32", "(and c.yaml:4)");
+    refused("pure_bf16: true; compute_dtype: float32", "contradicts");
+    accepted("compute_dtype: bfloat16; bf16: false");
+}
+
+#[test]
+fn an_adapter_is_for_lora() {
+    refused("adapter_name_or_path: a; finetuning_type: full", "needs `finetuning_type: lora`");
+    refused("adapter_name_or_path: a; finetuning_type: freeze", "needs `finetuning_type: lora`");
+    refused("create_new_adapter: true", "needs `adapter_name_or_path`");
+    accepted("adapter_name_or_path: a,b; create_new_adapter: true");
+}
+
+#[test]
+fn random_weights_are_trained_whole() {
+    refused("train_from_scratch: true", "finetuning_type: full");
+    accepted("train_from_scratch: true; finetuning_type: full; stage: pt");
+}
+
+#[test]
+fn freezing_everything_is_refused() {
+    refused("finetuning_type: freeze; freeze_trainable_layers: 0", "nothing to train");
+    accepted("finetuning_type: freeze; freeze_trainable_layers: -2");
+}
+
+#[test]
+fn the_best_model_needs_a_checkpoint_for_each_evaluation() {
+    refused(
+        "load_best_model_at_end: true; val_size: 0.1",
+        "`save_strategy` is `steps` and `eval_strategy` is `no`",
+    );
+    refused(
+        "load_best_model_at_end: true; val_size: 0.1; eval_strategy: epoch",
+        "needs a checkpoint for each evaluation",
+    );
+    refused(
+        "load_best_model_at_end: true; val_size: 0.1; eval_strategy: steps; eval_steps: 300; save_steps: 500",
+        "multiple",
+    );
+    refused(
+        "load_best_model_at_end: true; val_size: 0.1; eval_strategy: steps; eval_steps: 0.1; save_steps: 500",
+        "multiple",
+    );
+    accepted(
+        "load_best_model_at_end: true; val_size: 0.1; eval_strategy: steps; eval_steps: 0.1; save_steps: 0.3",
+    );
+    accepted("load_best_model_at_end: true; val_size: 0.1; eval_strategy: epoch; save_strategy: epoch");
+}
+
+#[test]
+fn early_stopping_needs_evaluations_and_the_best_model() {
+    refused(
+        "early_stopping_steps: 2; load_best_model_at_end: false; val_size: 9; eval_strategy: epoch",
+        "load_best_model_at_end: true",
+    );
+    refused(
+        "early_stopping_steps: 2; load_best_model_at_end: true; save_strategy: no",
+        "counts evaluations, but",
+    );
+}
+
+#[test]
+fn the_warm_up_is_set_once() {
+    refused("warmup_ratio: 0.1; warmup_steps: 100", "both set the warm-up");
+    accepted("warmup_ratio: 0.1; warmup_steps: 0");
+}
+
+#[test]
+fn there_must_be_something_to_do() {
+    refused("do_train: false", "nothing to do");
+}
+
+#[test]
+fn a_refused_value_makes_no_second_problem() {
+    refused("val_size: often; eval_strategy: steps", "`val_size` takes");
+}
+
+#[test]
+fn steps_and_epochs_may_both_be_given() {
+    let c = accepted("max_steps: 10; num_train_epochs: 3");
+    assert_eq!(c.no_effect[0].key, "num_train_epochs");
+}
+
+#[test]
+fn a_temperature_of_zero_is_greedy() {
+    assert!(!accepted("temperature: 0").do_sample);
+}
+
+#[test]
+fn each_schedule_has_the_defaults_of_transformers() {
+    let of = |lines: &str| accepted(lines).lr_schedule();
+    assert_eq!(of("lr_scheduler_type: linear"), LrSchedule::Linear);
+    assert_eq!(of("lr_scheduler_type: cosine"), LrSchedule::Cosine { num_cycles: 0.5 });
+    assert_eq!(
+        of("lr_scheduler_type: cosine_with_restarts"),
+        LrSchedule::CosineWithRestarts { num_cycles: 1.0 }
+    );
+    assert_eq!(of("lr_scheduler_type: polynomial"), LrSchedule::Polynomial { lr_end: 1e-7, power: 1.0 });
+    assert_eq!(of("lr_scheduler_type: constant"), LrSchedule::Constant);
+    assert_eq!(of("lr_scheduler_type: constant_with_warmup"), LrSchedule::ConstantWithWarmup);
+    assert_eq!(of("lr_scheduler_type: inverse_sqrt"), LrSchedule::InverseSqrt { timescale: None });
+    let floor =
+        "lr_scheduler_type: cosine_with_min_lr; learning_rate: 1e-4; lr_scheduler_kwargs: {min_lr: 1e-5}";
+    assert_eq!(of(floor), LrSchedule::CosineWithMinLr { num_cycles: 0.5, min_lr_rate: 1e-5 / 1e-4 });
+    let plateau = "lr_scheduler_type: warmup_stable_decay; lr_scheduler_kwargs: {num_decay_steps: 50}";
+    let expected = LrSchedule::WarmupStableDecay {
+        num_stable_steps: None,
+        num_decay_steps: 50,
+        warmup_type: RampShape::Linear,
+        decay_type: RampShape::Cosine,
+        min_lr_ratio: 0.0,
+        num_cycles: 0.5,
+    };
+    assert_eq!(of(plateau), expected);
+}
+
+#[test]
+fn a_parameter_that_the_schedule_does_not_take_is_refused() {
+    refused("lr_scheduler_type: linear; lr_scheduler_kwargs: {power: 2}", "`linear` takes no parameter");
+    refused(
+        "lr_scheduler_type: polynomial; lr_scheduler_kwargs: {num_cycles: 2}",
+        "`polynomial` takes lr_end, power",
+    );
+    refused("lr_scheduler_type: cosine; lr_scheduler_kwargs: {num_cycels: 2}", "did you mean `num_cycles`?");
+    refused(
+        "lr_scheduler_type: cosine; lr_scheduler_kwargs: {num_cycles: two}",
+        "`num_cycles` cannot be `two`",
+    );
+    refused("lr_scheduler_type: cosine; lr_scheduler_kwargs: {num_cycles: -1}", "below 0");
+    refused("lr_scheduler_type: cosine; lr_scheduler_kwargs: 3", "a mapping");
+}
+
+#[test]
+fn a_schedule_that_lacks_a_parameter_is_refused() {
+    refused("lr_scheduler_type: cosine_with_min_lr", "needs min_lr or min_lr_rate");
+    refused("lr_scheduler_type: warmup_stable_decay", "needs num_decay_steps");
+    refused(
+        "lr_scheduler_type: cosine_with_min_lr; lr_scheduler_kwargs: {min_lr: 1e-5, min_lr_rate: 0.1}",
+        "give one",
+    );
+    refused(
+        "lr_scheduler_type: cosine_with_min_lr; lr_scheduler_kwargs: {min_lr: 1}",
+        "must not be above learning_rate",
+    );
+    refused("lr_scheduler_type: polynomial; learning_rate: 1e-8", "must be below learning_rate");
+}

@@ -1,0 +1,269 @@
+//! What is wrong with a configuration: each mistake is named with its line and a way out.
+
+use std::fs;
+
+use sft_config::{ConfigError, ConfigErrors, Purpose, load, load_text};
+
+/// A recipe without a fault, to which a test adds one.
+const GOOD: &str = "model_name_or_path: m\ndataset: d\noutput_dir: o\n";
+
+fn errors(text: &str) -> ConfigErrors {
+    match load_text(text, "c.yaml", &[], Purpose::Train) {
+        Ok(_) => panic!("accepted: {text}"),
+        Err(errors) => errors,
+    }
+}
+
+/// The only problem of `GOOD` with `added` as its fourth line.
+fn problem(added: &str) -> String {
+    let errors = errors(&format!("{GOOD}{added}\n"));
+    assert_eq!(errors.problems.len(), 1, "{errors}");
+    errors.problems[0].to_string()
+}
+
+fn accepted(added: &str) {
+    if let Err(errors) = load_text(&format!("{GOOD}{added}\n"), "c.yaml", &[], Purpose::Train) {
+        panic!("{added}: {errors}");
+    }
+}
+
+#[track_caller]
+fn says(problem: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(problem.contains(part), "`{part}` is not in: {problem}");
+    }
+}
+
+#[test]
+fn all_problems_are_reported_at_once_with_their_lines() {
+    let errors = errors("lora_rnak: 8\nlora_dropout: 2\n\nbf16: maybe\nquantization_bit: 4\n");
+    let shown = errors.to_string();
+    let parts = [
+        "7 problems",
+        "c.yaml:1: unknown key `lora_rnak`",
+        "c.yaml:2: `lora_dropout` is 2",
+        "c.yaml:4: `bf16`",
+        "c.yaml:5: `quantization_bit: 4`",
+        "c.yaml: `dataset` is missing",
+        "`model_name_or_path` is missing",
+        "`output_dir` is missing",
+    ];
+    says(&shown, &parts);
+}
+
+#[test]
+fn an_unknown_key_has_a_suggestion() {
+    says(&problem("lora_rnak: 8"), &["c.yaml:4", "unknown key `lora_rnak`", "did you mean `lora_rank`?"]);
+    says(&problem("evaluation_strategy: no"), &["did you mean `eval_strategy`?"]);
+    says(&problem("frobnicate: 1"), &["unknown key", "docs/config.md"]);
+}
+
+#[test]
+fn a_wrong_type_shows_the_value_and_what_is_expected() {
+    says(&problem("lora_rank: eight"), &["c.yaml:4", "whole number", "`eight`", "Default: 8"]);
+    says(&problem("lora_rank: 8.5"), &["whole number", "`8.5`"]);
+    says(&problem("lora_rank: -8"), &["at least 0", "`-8`"]);
+    says(&problem("bf16: maybe"), &["true or false", "`maybe`"]);
+    says(&problem("learning_rate: fast"), &["a number", "`fast`"]);
+    says(&problem("learning_rate: .nan"), &["a number"]);
+    says(&problem("learning_rate: [1, 2]"), &["a number", "a list of 2"]);
+    says(&problem("default_system: {a: b}"), &["a mapping of 1"]);
+    says(&problem("learning_rate:"), &["has no value"]);
+    says(&problem("run_name: None"), &["Python", "null"]);
+}
+
+#[test]
+fn numbers_are_read_as_people_write_them() {
+    for written in ["1e-4", "1.0e-4", "'1e-4'", "\"0.0001\"", "1E-4", ".0001"] {
+        let text = format!("{GOOD}learning_rate: {written}\n");
+        assert_eq!(load_text(&text, "c.yaml", &[], Purpose::Train).unwrap().learning_rate, 1e-4, "{written}");
+    }
+    for written in ["100000", "1e5", "100_000", "100000.0", "'100000'"] {
+        let text = format!("{GOOD}max_samples: {written}\n");
+        assert_eq!(
+            load_text(&text, "c.yaml", &[], Purpose::Train).unwrap().max_samples,
+            Some(100_000),
+            "{written}"
+        );
+    }
+}
+
+#[test]
+fn truth_is_read_as_yaml_1_1_and_1_2_write_it() {
+    for written in ["true", "True", "TRUE", "yes", "on", "'true'"] {
+        let text = format!("{GOOD}packing: {written}\n");
+        assert!(load_text(&text, "c.yaml", &[], Purpose::Train).unwrap().packing, "{written}");
+    }
+}
+
+#[test]
+fn a_number_out_of_range_shows_the_range() {
+    says(&problem("lora_dropout: 1.0"), &["`lora_dropout` is 1", "at least 0 and below 1"]);
+    says(&problem("lora_rank: 0"), &["at least 1"]);
+    says(&problem("warmup_ratio: 1.5"), &["from 0 to 1"]);
+    says(&problem("top_p: 0"), &["above 0 and at most 1"]);
+    says(&problem("val_size: -0.1"), &["below 0"]);
+    says(&problem("val_size: 10.5"), &["not whole"]);
+    says(&problem("logging_steps: 0"), &["above 0"]);
+}
+
+#[test]
+fn a_wrong_choice_lists_the_choices() {
+    says(
+        &problem("lr_scheduler_type: cosin"),
+        &["`cosin` is none of linear, cosine", "did you mean `cosine`?"],
+    );
+    says(&problem("stage: rlhf"), &["none of pt, sft"]);
+}
+
+#[test]
+fn what_is_not_built_is_refused_by_name_with_a_way_out() {
+    let refused = [
+        ("stage: dpo", "`stage: sft`"),
+        ("finetuning_type: oft", "lora"),
+        ("optim: adafactor", "adamw_torch"),
+        ("quantization_bit: 4", "LoRA"),
+        ("use_dora: true", "LoRA"),
+        ("pissa_init: true", "LoRA"),
+        ("use_galore: true", "lora"),
+        ("use_badam: true", "lora"),
+        ("deepspeed: examples/ds_z3.json", "one process"),
+        ("fsdp: full_shard", "one process"),
+        ("neftune_noise_alpha: 5", "leave it out"),
+        ("streaming: true", "leave it out"),
+        ("mix_strategy: interleave_under", "concat"),
+        ("fp16: true", "bf16: true"),
+        ("compute_dtype: float16", "bfloat16"),
+        ("report_to: wandb", "tensorboard"),
+        ("report_to: [tensorboard, swanlab]", "tensorboard"),
+        ("num_beams: 4", "do_sample"),
+        ("resize_vocab: true", "leave it out"),
+        ("do_predict: true", "do_eval"),
+        ("lr_scheduler_type: reduce_lr_on_plateau", "cosine"),
+        ("save_strategy: best", "load_best_model_at_end"),
+        ("export_legacy_format: true", "safetensors"),
+        ("batch_size: 4", "per_device_train_batch_size"),
+        ("dataset_dir: ONLINE", "folder"),
+        ("device: cuda", "cpu"),
+    ];
+    for (line, way_out) in refused {
+        says(&problem(line), &["c.yaml:4", "is not supported yet", "help:", way_out]);
+    }
+}
+
+#[test]
+fn a_key_that_is_not_built_means_nothing_at_its_default() {
+    for line in [
+        "use_dora: false",
+        "deepspeed: null",
+        "quantization_bit:",
+        "num_beams: 1",
+        "streaming: False",
+        "fp16: no",
+        "label_smoothing_factor: 0.0",
+        "export_legacy_format: false",
+        "fsdp: ''",
+        "report_to: []",
+    ] {
+        accepted(line);
+    }
+}
+
+#[test]
+fn a_key_without_effect_is_listed_with_its_place_and_reason() {
+    let text = format!("{GOOD}ddp_timeout: 180000000\n");
+    let c = load_text(&text, "c.yaml", &[], Purpose::Train).unwrap();
+    assert_eq!(c.no_effect.len(), 1);
+    says(&c.no_effect[0].to_string(), &["ddp_timeout", "c.yaml:4", "one process"]);
+}
+
+#[test]
+fn a_key_that_another_key_makes_idle_is_listed() {
+    let text = format!("{GOOD}finetuning_type: full\nlora_rank: 8\nsave_strategy: epoch\nsave_steps: 10\n");
+    let c = load_text(&text, "c.yaml", &[], Purpose::Train).unwrap();
+    let idle: Vec<_> = c.no_effect.iter().map(|n| n.key.as_str()).collect();
+    assert_eq!(idle, ["lora_rank", "save_steps"]);
+}
+
+#[test]
+fn a_duplicate_key_names_both_lines() {
+    says(&problem("dataset: other"), &["c.yaml:4", "`dataset` was already given in line 2"]);
+}
+
+#[test]
+fn text_that_is_not_yaml_is_refused_with_its_line() {
+    says(&errors("model_name_or_path: m\ndataset: [a, b\noutput_dir: o\n").to_string(), &["not valid YAML"]);
+    says(
+        &errors("model_name_or_path: m\nlr_scheduler_kwargs:\n\tmin_lr: 1e-6\n").to_string(),
+        &["c.yaml:3", "tabs"],
+    );
+    says(&errors("model_name_or_path: a: b\n").to_string(), &["c.yaml:1", "quotes"]);
+    says(&errors("a: 1\n---\nb: 2\n").to_string(), &["c.yaml:2", "second document"]);
+    says(&errors("a: *nobody\n").to_string(), &["c.yaml:1", "not valid YAML"]);
+    says(&errors("? [a]\n: 1\n").to_string(), &["a key must be a word"]);
+}
+
+#[test]
+fn a_file_that_is_no_mapping_is_refused() {
+    says(&errors("- a\n- b\n").to_string(), &["c.yaml:1", "a list"]);
+    says(&errors("lora_rank=8\n").to_string(), &["a single value"]);
+    for empty in ["", "\n\n", "# only a comment\n", "---\n", "null\n"] {
+        says(&errors(empty).to_string(), &["the file holds no key"]);
+    }
+}
+
+#[test]
+fn a_missing_file_is_named_with_its_neighbour() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("quickstart.yaml"), GOOD).unwrap();
+    let error = load(Some(&folder.path().join("quikstart.yaml")), &[], Purpose::Train).unwrap_err();
+    assert_eq!(error.problems[0].error, ConfigError::FileMissing);
+    says(&error.to_string(), &["quikstart.yaml: no such file", "did you mean", "quickstart.yaml"]);
+    assert!(load(Some(&folder.path().join("quickstart.yaml")), &[], Purpose::Train).is_ok());
+    says(&load(Some(folder.path()), &[], Purpose::Train).unwrap_err().to_string(), &["cannot read the file"]);
+}
+
+#[test]
+fn a_line_that_is_not_utf8_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("latin1.yaml");
+    fs::write(&path, b"model_name_or_path: m\ndefault_system: gr\xfc\xdfe\n").unwrap();
+    says(&load(Some(&path), &[], Purpose::Train).unwrap_err().to_string(), &["latin1.yaml:2", "UTF-8"]);
+}
+
+#[test]
+fn a_byte_order_mark_and_windows_line_ends_are_read() {
+    let text = format!("\u{feff}{}", GOOD.replace('\n', "\r\n"));
+    assert_eq!(load_text(&text, "c.yaml", &[], Purpose::Train).unwrap().output_dir.to_str(), Some("o"));
+}
+
+#[test]
+fn hostile_text_is_refused_in_bounded_work() {
+    let deep_flow = format!("a: {}", "[".repeat(100_000));
+    let deep_block: String = (0..2000).map(|i| format!("{}a:\n", " ".repeat(i))).collect();
+    let mut bomb = String::from("l0: &l0 [x,x,x,x,x,x,x,x,x,x]\n");
+    for i in 1..12 {
+        let refs = vec![format!("*l{}", i - 1); 10].join(",");
+        bomb.push_str(&format!("l{i}: &l{i} [{refs}]\n"));
+    }
+    let long = format!("dataset: {}\n", "x".repeat(2 << 20));
+    let many: String = (0..60_000).map(|i| format!("k{i}: 1\n")).collect();
+    for text in [deep_flow, deep_block, bomb, long, many] {
+        assert!(errors(&text).problems.len() < 100_000);
+    }
+}
+
+#[test]
+fn each_purpose_needs_its_own_keys() {
+    let missing = |text: &str, purpose| load_text(text, "c.yaml", &[], purpose).unwrap_err().to_string();
+    says(&missing("seed: 1", Purpose::Chat), &["1 problem", "`model_name_or_path` is missing: chat"]);
+    says(
+        &missing("model_name_or_path: m", Purpose::Export),
+        &["1 problem", "`export_dir` is missing: export"],
+    );
+    says(&missing("model_name_or_path: m", Purpose::Data), &["1 problem", "`dataset` is missing"]);
+    says(
+        &missing("model_name_or_path: m\ndataset: d\noutput_dir: null", Purpose::Train),
+        &["1 problem", "`output_dir`"],
+    );
+}
