@@ -4,23 +4,10 @@
 //! (key, index of the element), so backward draws the same mask again, and results do not depend on threads.
 //! Derivative: dx = dy · keep / (1 − p), the same function.
 
+use crate::random::hash;
 use crate::{Device, Element, View, ViewMut, with_dtype};
 
 const CHUNK: usize = 4096;
-
-/// The finaliser of SplitMix64 (Steele, Lea & Flood, 2014) over key and index.
-#[inline(always)]
-fn hash(key: u64, index: u64) -> u64 {
-    let mut z = key ^ index.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
-/// A key for one use of dropout, from the seed of the run and what tells this use from others (step, layer, …).
-pub fn key(seed: u64, parts: &[u64]) -> u64 {
-    parts.iter().fold(hash(seed, 1), |key, part| hash(key, part.wrapping_add(1)))
-}
 
 /// y = x · keep / (1 − p) (+ y if `accumulate`); `p` in [0, 1). The same call with the gradients is the backward pass.
 ///
@@ -49,6 +36,7 @@ pub fn apply(dev: &Device, p: f32, key: u64, x: View<'_>, y: ViewMut<'_>, accumu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::key;
     use crate::testing::devices;
     use crate::{DType, Tensor};
 

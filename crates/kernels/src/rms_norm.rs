@@ -66,19 +66,18 @@ pub fn forward(
 pub struct Saved<'a> {
     /// The input of forward, [rows, C].
     pub x: View<'a>,
-    /// The weight, [C].
-    pub w: View<'a>,
     /// f32 [rows], from forward.
     pub rstd: View<'a>,
 }
 
-/// The gradient of the input; added to what is in `dx` if `accumulate`, as a residual branch wants it.
+/// The gradient of the input, w being the weight [C]; added to what is in `dx` if `accumulate`, as a residual branch wants it.
 ///
 /// # Panics
 /// If shapes or types do not fit.
 pub fn backward_input(
     dev: &Device,
     params: RmsNormParams,
+    w: View<'_>,
     dy: View<'_>,
     saved: Saved<'_>,
     dx: ViewMut<'_>,
@@ -86,8 +85,8 @@ pub fn backward_input(
 ) {
     assert_eq!(dy.shape(), dx.shape(), "rms_norm: dy and dx");
     assert_eq!(dy.elements(), saved.x.elements(), "rms_norm: dy and x");
-    with_dtype!(dy.dtype(), X => with_dtype!(saved.w.dtype(), W => {
-        let (x, w) = (saved.x.as_slice::<X>(), saved.w.as_slice::<W>());
+    with_dtype!(dy.dtype(), X => with_dtype!(w.dtype(), W => {
+        let (x, w) = (saved.x.as_slice::<X>(), w.as_slice::<W>());
         let (dy, rstd, c) = (dy.as_slice::<X>(), saved.rstd.as_slice::<f32>(), w.len());
         dev.for_each_chunk(dx.as_mut_slice::<X>(), c * ROWS_PER_TASK, |task, dx| {
             let first = task * ROWS_PER_TASK;
@@ -216,9 +215,9 @@ mod tests {
                     let expected = reference::forward(&xs, &ws, EPS.into(), 1.0);
                     assert_close("y", &to_f64(&y), &expected, tolerance);
 
-                    let saved = Saved { x: x.view(), w: w.view(), rstd: rstd.view() };
+                    let saved = Saved { x: x.view(), rstd: rstd.view() };
                     let (mut dx, mut dw) = (dy.to_dtype(dtype), Tensor::zeros(DType::F32, &[c]));
-                    backward_input(&dev, params, dy.view(), saved, dx.view_mut(), true);
+                    backward_input(&dev, params, w.view(), dy.view(), saved, dx.view_mut(), true);
                     backward_weight(&dev, dy.view(), saved, dw.view_mut());
                     let (mut dx_ref, dw_ref) = reference::backward(&xs, &ws, &dys, EPS.into(), 1.0);
                     dx_ref.iter_mut().zip(&dys).for_each(|(dx, residual)| *dx += residual);

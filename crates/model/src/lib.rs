@@ -1,1 +1,29 @@
-//! TODO
+//! One decoder described by data, with its weights, forward and backward (stages 9 to 11 of the walk).
+//!
+//! A family maps a `config.json` to a [`spec::DecoderSpec`]; [`decoder::Decoder`] computes any of them. LoRA lives
+//! inside [`linear::Linear`], and nothing else asks which method is on. This crate knows no data set.
+
+pub mod adapter;
+mod arena;
+mod attention;
+mod block;
+pub mod cache;
+pub mod decoder;
+mod error;
+pub mod families;
+pub mod head;
+pub mod hf_config;
+pub mod linear;
+pub mod loading;
+pub mod method;
+mod mlp;
+pub mod parameter;
+pub mod pass;
+pub mod rotary;
+pub mod spec;
+pub mod weights;
+pub mod workspace;
+
+pub use decoder::Decoder;
+pub use error::ModelError;
+pub use pass::Batch;

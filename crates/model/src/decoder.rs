@@ -1,0 +1,243 @@
+//! The decoder (stages 9 to 11 of the walk): a micro-batch through the embedding, the blocks and the head, and back.
+//!
+//! > h₀ = embed_tokens[ids], h_{l+1} = block_l(h_l), loss = head(h_L)
+
+use std::path::Path;
+
+use sft_kernels::attention::RowOffsets;
+use sft_kernels::{DType, Device, Tensor, View, rows};
+
+use crate::ModelError;
+use crate::block::Block;
+use crate::cache::KvCache;
+use crate::families;
+use crate::head::{self, LossSums};
+use crate::linear::Linear;
+use crate::loading::{self, Source};
+use crate::method::{Adapters, Method};
+use crate::parameter::Parameter;
+use crate::pass::{Batch, Pass};
+use crate::spec::DecoderSpec;
+use crate::weights::WeightFiles;
+use crate::workspace::Workspace;
+
+/// A decoder with its weights.
+#[derive(Debug)]
+pub struct Decoder {
+    /// What it is made of.
+    pub spec: DecoderSpec,
+    /// Type of activations and of frozen weights.
+    pub compute: DType,
+    /// [V, C].
+    pub embed_tokens: Parameter,
+    /// The blocks.
+    pub blocks: Vec<Block>,
+    /// The final norm, [C].
+    pub norm: Parameter,
+    /// [V, C]; `None` if the head uses the embedding's.
+    pub lm_head: Option<Parameter>,
+    pub(crate) adapters: Adapters,
+}
+
+impl Decoder {
+    /// Reads a model folder.
+    ///
+    /// # Errors
+    /// Everything that [`families::read_spec`], [`WeightFiles::open_model`] and [`loading::load`] find.
+    pub fn read(
+        dev: &Device,
+        folder: &Path,
+        method: &Method,
+        compute: DType,
+        seed: u64,
+    ) -> Result<Self, ModelError> {
+        let spec = families::read_spec(folder)?;
+        let files = WeightFiles::open_model(folder)?;
+        loading::load(dev, &spec, &Source::Files(&files), method, compute, seed)
+    }
+
+    /// The adapters on it.
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
+    /// h₀ to h_L into the workspace.
+    fn forward_blocks(
+        &self,
+        pass: &Pass<'_>,
+        input_ids: &[u32],
+        work: &mut Workspace,
+        cache: Option<&mut KvCache>,
+    ) {
+        let n = input_ids.len();
+        let mut caches = cache.map(|cache| cache.layers.iter_mut());
+        rows::gather(pass.dev, self.embed_tokens.value(), input_ids, 1.0, work.hidden_mut(0).head_mut(n));
+        for (l, block) in self.blocks.iter().enumerate() {
+            let (x, y, saved, scratch) = work.layer(l);
+            let cache = caches.as_mut().and_then(Iterator::next);
+            block.forward(pass, x.head(n), y.head_mut(n), saved, scratch, cache);
+        }
+    }
+
+    /// The loss of a micro-batch, nothing trained.
+    ///
+    /// # Errors
+    /// A token id outside of the vocabulary.
+    pub fn evaluate(
+        &self,
+        dev: &Device,
+        batch: Batch<'_>,
+        work: &mut Workspace,
+    ) -> Result<LossSums, ModelError> {
+        self.check_ids(batch)?;
+        let rotary = work.take_rotary(batch);
+        let pass = training_pass(dev, &rotary, batch, None);
+        self.forward_blocks(&pass, batch.input_ids, work, None);
+        let weights = (&self.norm, self.lm_head.as_ref().unwrap_or(&self.embed_tokens));
+        let (hidden, head) = work.output(self.blocks.len(), batch.input_ids.len());
+        let sums = head::loss(dev, self.spec.norm, weights, hidden, batch.targets, head);
+        work.give_rotary(rotary);
+        Ok(sums)
+    }
+
+    /// The loss of a micro-batch; the gradient of `scale` · Σ nll is added to the gradients of all trained weights.
+    /// `dropout` is the key of this micro-batch's dropout masks.
+    ///
+    /// # Errors
+    /// A token id outside of the vocabulary.
+    pub fn loss_and_gradients(
+        &mut self,
+        dev: &Device,
+        batch: Batch<'_>,
+        scale: f32,
+        dropout: Option<u64>,
+        work: &mut Workspace,
+    ) -> Result<LossSums, ModelError> {
+        self.check_ids(batch)?;
+        let n = batch.input_ids.len();
+        let rotary = work.take_rotary(batch);
+        let pass = training_pass(dev, &rotary, batch, dropout);
+        self.forward_blocks(&pass, batch.input_ids, work, None);
+
+        let Self { embed_tokens, blocks, norm, lm_head, spec, .. } = self;
+        let (hidden, head, d) = work.output_and_gradient(n);
+        let weights = (norm, lm_head.as_mut().unwrap_or(embed_tokens));
+        let states = (hidden, batch.targets);
+        let sums = head::loss_and_backward(&pass, spec.norm, weights, states, scale, head, d);
+
+        // Below the lowest trained weight no gradient is needed.
+        let embedding_is_trained = embed_tokens.is_trained();
+        let trains = |block: &mut Block| block.parameters_mut().iter().any(|p| p.is_trained());
+        let lowest = blocks.iter_mut().position(trains).unwrap_or(blocks.len());
+        for (l, block) in blocks.iter_mut().enumerate().rev() {
+            if l < lowest && !embedding_is_trained {
+                break;
+            }
+            if work.recomputes() {
+                let (x, y, saved, scratch) = work.layer(l);
+                block.forward(&pass, x.head(n), y.head_mut(n), saved, scratch, None);
+            }
+            let (x, d, saved, scratch) = work.layer_backward(l);
+            let needs_dx = l > lowest || embedding_is_trained;
+            block.backward(&pass, x.head(n), d.head_mut(n), needs_dx, saved, scratch);
+        }
+        let d = work.gradient(n);
+        embed_tokens.accumulate(|_, dw| rows::scatter_add(dev, d, batch.input_ids, 1.0, dw));
+        work.give_rotary(rotary);
+        Ok(sums)
+    }
+
+    /// Logits f32 [N, V] of all positions of a micro-batch, its targets ignored.
+    ///
+    /// # Errors
+    /// A token id outside of the vocabulary.
+    pub fn logits(&self, dev: &Device, batch: Batch<'_>, work: &mut Workspace) -> Result<Tensor, ModelError> {
+        self.check_ids(batch)?;
+        let n = batch.input_ids.len();
+        let rotary = work.take_rotary(batch);
+        let pass = training_pass(dev, &rotary, batch, None);
+        self.forward_blocks(&pass, batch.input_ids, work, None);
+        work.give_rotary(rotary);
+        Ok(self.head_logits(dev, work, 0..n))
+    }
+
+    /// Appends tokens to the row in `cache`; returns the logits f32 [V] that follow the last of them.
+    ///
+    /// # Errors
+    /// A token id outside of the vocabulary.
+    ///
+    /// # Panics
+    /// If there are no tokens, or the cache or the workspace has no room for them.
+    pub fn extend(
+        &self,
+        dev: &Device,
+        input_ids: &[u32],
+        cache: &mut KvCache,
+        work: &mut Workspace,
+    ) -> Result<Vec<f32>, ModelError> {
+        let (n, before) = (input_ids.len() as u32, cache.len() as u32);
+        assert!(n > 0, "a step of generation has a token");
+        let position_ids: Vec<u32> = (before..before + n).collect();
+        let (q, k) = ([0, n], [0, before + n]);
+        let batch = Batch { input_ids, position_ids: &position_ids, cu_seqlens: &q, targets: &[] };
+        self.check_ids(batch)?;
+        let rotary = work.take_rotary(batch);
+        let (cos, sin) = rotary.tables(input_ids.len());
+        let pass = Pass { dev, cos, sin, rows: RowOffsets { q: &q, k: &k }, dropout: None };
+        self.forward_blocks(&pass, input_ids, work, Some(cache));
+        work.give_rotary(rotary);
+        let last = input_ids.len() - 1;
+        Ok(self.head_logits(dev, work, last..last + 1).to_f32_vec())
+    }
+
+    fn head_logits(&self, dev: &Device, work: &mut Workspace, positions: std::ops::Range<usize>) -> Tensor {
+        let mut logits = Tensor::zeros(DType::F32, &[positions.len(), self.spec.vocab_size]);
+        let weights = (&self.norm, self.lm_head.as_ref().unwrap_or(&self.embed_tokens));
+        let (hidden, head) = work.output(self.blocks.len(), positions.end);
+        let hidden: View<'_> = hidden.rows(positions);
+        head::logits(dev, self.spec.norm, weights, hidden, logits.view_mut(), head);
+        logits
+    }
+
+    fn check_ids(&self, batch: Batch<'_>) -> Result<(), ModelError> {
+        let vocab_size = self.spec.vocab_size;
+        let targets = batch.targets.iter().filter_map(|t| u32::try_from(*t).ok());
+        let outside = batch.input_ids.iter().copied().chain(targets).find(|id| *id as usize >= vocab_size);
+        outside.map_or(Ok(()), |id| Err(ModelError::TokenOutside { id, vocab_size }))
+    }
+
+    /// Every weight, adapters included, in a fixed order.
+    pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        let mut all = vec![&mut self.embed_tokens];
+        all.extend(self.blocks.iter_mut().flat_map(Block::parameters_mut));
+        all.push(&mut self.norm);
+        all.extend(&mut self.lm_head);
+        all
+    }
+
+    /// The weights that training changes, in a fixed order.
+    pub fn trained_mut(&mut self) -> Vec<&mut Parameter> {
+        self.parameters_mut().into_iter().filter(|parameter| parameter.is_trained()).collect()
+    }
+
+    /// Every linear layer of the blocks with its full name (`model.layers.0.self_attn.q_proj`).
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = (String, &mut Linear)> {
+        self.blocks.iter_mut().enumerate().flat_map(|(i, block)| {
+            block
+                .linears_mut()
+                .into_iter()
+                .map(move |(name, linear)| (format!("model.layers.{i}.{name}"), linear))
+        })
+    }
+}
+
+/// The pass of a micro-batch whose rows see themselves alone.
+fn training_pass<'a>(
+    dev: &'a Device,
+    rotary: &'a crate::rotary::Rotary,
+    batch: Batch<'a>,
+    dropout: Option<u64>,
+) -> Pass<'a> {
+    let (cos, sin) = rotary.tables(batch.input_ids.len());
+    Pass { dev, cos, sin, rows: RowOffsets { q: batch.cu_seqlens, k: batch.cu_seqlens }, dropout }
+}

@@ -1,0 +1,171 @@
+//! The head: final norm, logits and cross-entropy at the supervised positions alone (stages 10 and 11 of the walk).
+//!
+//! > z = norm(h)·Wᵀ at each position with a target, loss = Σ nll(z, target)
+//!
+//! Positions are taken in chunks, so that logits [N, V] never exist whole; forward and backward of a chunk follow
+//! each other while its logits are there. The gradient of positions without a target is zero.
+
+use sft_kernels::cross_entropy::{self, Position};
+use sft_kernels::matmul::Matmul;
+use sft_kernels::rms_norm::{self, RmsNormParams};
+use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows};
+
+use crate::arena::Arena;
+use crate::block::norm_backward;
+use crate::parameter::Parameter;
+use crate::pass::Pass;
+
+/// Bytes of logits that exist at a time, at most (but for a single row of a huge vocabulary).
+const LOGITS_BYTES: usize = 128 << 20;
+
+/// What a micro-batch adds to the loss.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LossSums {
+    /// Σ −log P(target).
+    pub nll: f64,
+    /// Supervised positions.
+    pub supervised: usize,
+    /// Positions whose target has the largest logit.
+    pub correct: usize,
+}
+
+impl std::ops::AddAssign for LossSums {
+    fn add_assign(&mut self, other: Self) {
+        self.nll += other.nll;
+        self.supervised += other.supervised;
+        self.correct += other.correct;
+    }
+}
+
+/// Workspace of the head.
+#[derive(Debug)]
+pub struct Scratch {
+    /// Hidden states at supervised positions, [S, C].
+    hidden: Tensor,
+    /// After the norm; then its gradient's input, [S, C].
+    normed: Tensor,
+    /// The gradient of `normed`, then of `hidden`, [S, C].
+    d: Tensor,
+    dhidden: Tensor,
+    rstd: Tensor,
+    /// f32 [chunk, V].
+    logits: Tensor,
+    index: Vec<u32>,
+    targets: Vec<u32>,
+    positions: Vec<Position>,
+}
+
+impl Scratch {
+    /// Room for `tokens` supervised tokens.
+    pub fn new(arena: &mut Arena, dtype: DType, tokens: usize, hidden: usize, vocab: usize) -> Self {
+        let chunk = (LOGITS_BYTES / (vocab * 4)).clamp(1, tokens.max(1));
+        Self {
+            hidden: arena.tensor(dtype, &[tokens, hidden]),
+            normed: arena.tensor(dtype, &[tokens, hidden]),
+            d: arena.tensor(dtype, &[tokens, hidden]),
+            dhidden: arena.tensor(dtype, &[tokens, hidden]),
+            rstd: arena.tensor(DType::F32, &[tokens]),
+            logits: arena.tensor(DType::F32, &[chunk, vocab]),
+            index: Vec::with_capacity(tokens),
+            targets: Vec::with_capacity(tokens),
+            positions: Vec::with_capacity(tokens),
+        }
+    }
+
+    /// Gathers the supervised positions; returns how many there are.
+    fn select(&mut self, dev: &Device, hidden: View<'_>, targets: &[i32]) -> usize {
+        self.index.clear();
+        self.targets.clear();
+        for (position, target) in targets.iter().enumerate() {
+            if let Ok(target) = u32::try_from(*target) {
+                self.index.push(position as u32);
+                self.targets.push(target);
+            }
+        }
+        let s = self.index.len();
+        self.positions.clear();
+        self.positions.resize(s, Position::default());
+        rows::gather(dev, hidden, &self.index, 1.0, self.hidden.head_mut(s));
+        s
+    }
+
+    fn sums(&self) -> LossSums {
+        LossSums {
+            nll: self.positions.iter().map(|p| f64::from(p.nll)).sum(),
+            supervised: self.positions.len(),
+            correct: self.positions.iter().filter(|p| p.correct).count(),
+        }
+    }
+}
+
+/// The loss of hidden states [N, C]; `norm` is the final norm's weight, `weight` the head's [V, C].
+pub fn loss(
+    dev: &Device,
+    params: RmsNormParams,
+    (norm, weight): (&Parameter, &Parameter),
+    hidden: View<'_>,
+    targets: &[i32],
+    scratch: &mut Scratch,
+) -> LossSums {
+    let s = scratch.select(dev, hidden, targets);
+    let w = scratch;
+    rms_norm::forward(dev, params, w.hidden.head(s), norm.value(), w.normed.head_mut(s), w.rstd.head_mut(s));
+    let chunk = w.logits.shape()[0];
+    for start in (0..s).step_by(chunk) {
+        let part = start..s.min(start + chunk);
+        let n = part.len();
+        Matmul::x_wt(w.normed.view().rows(part.clone()), weight.value(), w.logits.head_mut(n)).run(dev);
+        cross_entropy::forward(dev, w.logits.head(n), &w.targets[part.clone()], &mut w.positions[part]);
+    }
+    w.sums()
+}
+
+/// The loss as [`loss`], and the gradient of `scale` · Σ nll: of the hidden states into `dhidden` [N, C], of norm and
+/// head added to theirs.
+///
+/// With a tied head `weight` is the embedding's.
+pub fn loss_and_backward(
+    pass: &Pass<'_>,
+    params: RmsNormParams,
+    (norm, weight): (&mut Parameter, &mut Parameter),
+    (hidden, targets): (View<'_>, &[i32]),
+    scale: f32,
+    scratch: &mut Scratch,
+    dhidden: ViewMut<'_>,
+) -> LossSums {
+    let dev = pass.dev;
+    let s = scratch.select(dev, hidden, targets);
+    let w = scratch;
+    rms_norm::forward(dev, params, w.hidden.head(s), norm.value(), w.normed.head_mut(s), w.rstd.head_mut(s));
+    let chunk = w.logits.shape()[0];
+    for start in (0..s).step_by(chunk) {
+        let part = start..s.min(start + chunk);
+        let (n, normed) = (part.len(), w.normed.view().rows(part.clone()));
+        let (targets, positions) = (&w.targets[part.clone()], &mut w.positions[part.clone()]);
+        Matmul::x_wt(normed, weight.value(), w.logits.head_mut(n)).run(dev);
+        cross_entropy::forward(dev, w.logits.head(n), targets, positions);
+        cross_entropy::backward(dev, w.logits.head_mut(n), targets, positions, scale);
+        Matmul::dy_w(w.logits.head(n), weight.value(), w.d.view_mut().into_rows(part)).run(dev);
+        let dlogits = w.logits.head(n);
+        weight.accumulate(|_, dw| Matmul::dyt_x(dlogits, normed, dw).accumulate().run(dev));
+    }
+    w.dhidden.head_mut(s).zero();
+    let saved = (w.hidden.head(s), w.rstd.head(s));
+    norm_backward(pass, params, norm, saved, w.d.head(s), Some(w.dhidden.head_mut(s)));
+    rows::place(dev, w.dhidden.head(s), &w.index, dhidden);
+    w.sums()
+}
+
+/// Logits f32 [N, V] of all the given hidden states [N, C]: for generation and for comparisons, not for training.
+pub fn logits(
+    dev: &Device,
+    params: RmsNormParams,
+    (norm, weight): (&Parameter, &Parameter),
+    hidden: View<'_>,
+    logits: ViewMut<'_>,
+    scratch: &mut Scratch,
+) {
+    let (n, w) = (hidden.dim(0), scratch);
+    rms_norm::forward(dev, params, hidden, norm.value(), w.normed.head_mut(n), w.rstd.head_mut(n));
+    Matmul::x_wt(w.normed.head(n), weight.value(), logits).run(dev);
+}

@@ -1,0 +1,211 @@
+//! Reading `config.json`: typed access that collects every problem instead of stopping at the first.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::ModelError;
+use crate::spec::{RopeScaling, RopeSpec};
+
+/// A model's `config.json`.
+#[derive(Debug)]
+pub struct HfConfig {
+    path: PathBuf,
+    values: Map<String, Value>,
+    problems: RefCell<Vec<String>>,
+}
+
+impl HfConfig {
+    /// Reads `config.json` in a model folder.
+    ///
+    /// # Errors
+    /// If there is none, or it is no JSON object.
+    pub fn read(folder: &Path) -> Result<Self, ModelError> {
+        let path = folder.join("config.json");
+        if !path.exists() {
+            let help = if folder.is_dir() {
+                "name a folder with config.json, tokenizer.json and *.safetensors in it"
+            } else {
+                "no such folder; models are read from local folders: download the model first and give its path"
+            };
+            return Err(ModelError::Missing {
+                folder: folder.to_owned(),
+                what: "config.json".into(),
+                help: help.into(),
+            });
+        }
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| ModelError::File { path: path.clone(), source })?;
+        let values =
+            serde_json::from_str(&text).map_err(|source| ModelError::Json { path: path.clone(), source })?;
+        Ok(Self { path, values, problems: RefCell::default() })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A value that is present and not null.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.values.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Whether the key stands in the file, be it as null.
+    pub fn has(&self, key: &str) -> bool {
+        self.values.contains_key(key)
+    }
+
+    /// Records what is wrong; [`HfConfig::finish`] reports it.
+    pub fn problem(&self, text: impl Into<String>) {
+        self.problems.borrow_mut().push(text.into());
+    }
+
+    fn read_as<T>(&self, key: &str, kind: &str, read: impl Fn(&Value) -> Option<T>) -> Option<T> {
+        let value = self.get(key)?;
+        let found = read(value);
+        if found.is_none() {
+            self.problem(format!("`{key}` is {value} and should be {kind}"));
+        }
+        found
+    }
+
+    /// A size: a whole number from 1, at most 2³² so that products of sizes do not overflow.
+    pub fn size(&self, key: &str) -> usize {
+        self.size_or_none(key).unwrap_or_else(|| {
+            if self.get(key).is_none() {
+                self.problem(format!("`{key}` is missing"));
+            }
+            1
+        })
+    }
+
+    /// A size, or `default` if it is missing.
+    pub fn size_or(&self, key: &str, default: usize) -> usize {
+        self.size_or_none(key).unwrap_or(default)
+    }
+
+    /// A size, if it is there.
+    pub fn size_or_none(&self, key: &str) -> Option<usize> {
+        let size = |v: &Value| v.as_u64().filter(|n| (1..=1 << 32).contains(n)).map(|n| n as usize);
+        self.read_as(key, "a whole number from 1 to 2^32", size)
+    }
+
+    /// A number, or `default` if it is missing.
+    pub fn number_or(&self, key: &str, default: f64) -> f64 {
+        self.read_as(key, "a number", Value::as_f64).unwrap_or(default)
+    }
+
+    /// A switch, or `default` if it is missing.
+    pub fn flag_or(&self, key: &str, default: bool) -> bool {
+        self.read_as(key, "true or false", Value::as_bool).unwrap_or(default)
+    }
+
+    /// A word, if it is there.
+    pub fn word(&self, key: &str) -> Option<&str> {
+        match self.get(key)? {
+            Value::String(word) => Some(word),
+            other => {
+                self.problem(format!("`{key}` is {other} and should be a word"));
+                None
+            }
+        }
+    }
+
+    /// `layer_types`: for each layer whether its attention slides. The rule of `default` where the key is missing.
+    pub fn sliding_layers(&self, layers: usize, default: impl Fn(usize) -> bool) -> Vec<bool> {
+        let Some(Value::Array(types)) = self.get("layer_types") else {
+            return (0..layers).map(default).collect();
+        };
+        if types.len() != layers {
+            self.problem(format!("`layer_types` has {} entries for {layers} layers", types.len()));
+        }
+        let sliding = types.iter().map(|t| match t.as_str() {
+            Some("sliding_attention") => true,
+            Some("full_attention") => false,
+            _ => {
+                self.problem(format!(
+                    "`layer_types` has {t}; known are full_attention and sliding_attention"
+                ));
+                false
+            }
+        });
+        sliding.chain(std::iter::repeat(false)).take(layers).collect()
+    }
+
+    /// RoPE from `rope_parameters`, or from `rope_theta` and `rope_scaling` as older files have it.
+    pub fn rope(&self, head_dim: usize, default_theta: f64) -> RopeSpec {
+        let max = self.size_or("max_position_embeddings", 2048);
+        let nested = self.get("rope_parameters").or_else(|| self.get("rope_scaling"));
+        let nested = nested.and_then(Value::as_object).cloned().unwrap_or_default();
+        let number = |key: &str| nested.get(key).and_then(Value::as_f64);
+        let theta = number("rope_theta").unwrap_or_else(|| self.number_or("rope_theta", default_theta));
+        let partial =
+            number("partial_rotary_factor").unwrap_or_else(|| self.number_or("partial_rotary_factor", 1.0));
+        let rotary_dim = (head_dim as f64 * partial) as usize;
+        if theta <= 1.0 || rotary_dim < 2 || rotary_dim % 2 != 0 || rotary_dim > head_dim {
+            self.problem(format!(
+                "RoPE with theta {theta} over {rotary_dim} of {head_dim} dimensions is impossible"
+            ));
+        }
+        let need = |key: &str| {
+            number(key).unwrap_or_else(|| {
+                self.problem(format!("RoPE scaling needs `{key}`"));
+                1.0
+            })
+        };
+        let original = || {
+            let value = number("original_max_position_embeddings").map(|n| n as usize);
+            value.unwrap_or_else(|| self.size_or("original_max_position_embeddings", max))
+        };
+        let kind = nested.get("rope_type").or_else(|| nested.get("type")).and_then(Value::as_str);
+        let scaling = match kind.unwrap_or("default") {
+            "default" => RopeScaling::Default,
+            "linear" => RopeScaling::Linear { factor: need("factor") },
+            "dynamic" => RopeScaling::Dynamic { factor: need("factor"), max_position_embeddings: max },
+            "yarn" => {
+                let factor = number("factor").unwrap_or_else(|| max as f64 / original() as f64);
+                let scale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+                let inferred = match (number("mscale"), number("mscale_all_dim")) {
+                    (Some(m), Some(all)) if m != 0.0 && all != 0.0 => scale(m) / scale(all),
+                    _ => scale(1.0),
+                };
+                RopeScaling::Yarn {
+                    factor,
+                    original_max_position_embeddings: original(),
+                    beta_fast: number("beta_fast").unwrap_or(32.0),
+                    beta_slow: number("beta_slow").unwrap_or(1.0),
+                    attention_factor: number("attention_factor").unwrap_or(inferred),
+                    truncate: nested.get("truncate").and_then(Value::as_bool).unwrap_or(true),
+                }
+            }
+            "llama3" => RopeScaling::Llama3 {
+                factor: need("factor"),
+                low_freq_factor: need("low_freq_factor"),
+                high_freq_factor: need("high_freq_factor"),
+                original_max_position_embeddings: original(),
+            },
+            other => {
+                self.problem(format!(
+                    "rope_type `{other}` is not supported; default, linear, dynamic, yarn and llama3 are"
+                ));
+                RopeScaling::Default
+            }
+        };
+        RopeSpec { theta, rotary_dim, scaling }
+    }
+
+    /// The result, unless something was wrong.
+    ///
+    /// # Errors
+    /// Everything that [`HfConfig::problem`] and the readers recorded.
+    pub fn finish<T>(&self, value: T) -> Result<T, ModelError> {
+        let problems = self.problems.take();
+        if problems.is_empty() {
+            Ok(value)
+        } else {
+            Err(ModelError::Config { path: self.path.clone(), problems })
+        }
+    }
+}

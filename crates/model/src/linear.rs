@@ -1,0 +1,203 @@
+//! A linear layer, plain or with a LoRA adapter (stages 9 and 11 of the walk).
+//!
+//! Formula, with weight W [out, in], bias b and adapter A [R, in], B [out, R] (Hu et al., 2021):
+//!
+//! > y = x·Wᵀ + b + s·(drop(x)·Aᵀ)·Bᵀ
+//!
+//! Derivative, with xa = drop(x)·Aᵀ (saved) and dxa = s·dy·B:
+//!
+//! > dW = dyᵀ·x, db = Σ dy, dB = s·dyᵀ·xa, dA = dxaᵀ·drop(x), dx = dy·W + drop(dxa·A)
+//!
+//! Nothing outside of this file knows whether a layer carries an adapter.
+
+use sft_kernels::matmul::Matmul;
+use sft_kernels::{DType, Device, Tensor, View, ViewMut, dropout, random, rows};
+
+use crate::arena::Arena;
+use crate::parameter::Parameter;
+
+/// A linear layer.
+#[derive(Debug)]
+pub struct Linear {
+    /// [out, in].
+    pub weight: Parameter,
+    /// [out].
+    pub bias: Option<Parameter>,
+    /// The adapter, if the layer carries one.
+    pub lora: Option<Lora>,
+}
+
+/// A low-rank adapter.
+#[derive(Debug)]
+pub struct Lora {
+    /// A: [R, in].
+    pub a: Parameter,
+    /// B: [out, R].
+    pub b: Parameter,
+    /// s: alpha / R, or alpha / √R with rsLoRA.
+    pub scale: f32,
+    /// Probability that an element of the adapter's input is dropped in training.
+    pub dropout: f32,
+    /// Tells this layer's dropout masks from the others'.
+    pub dropout_id: u64,
+}
+
+/// What forward leaves for backward.
+#[derive(Debug)]
+pub struct Saved {
+    /// drop(x)·Aᵀ, [N, R].
+    xa: Option<Tensor>,
+}
+
+impl Saved {
+    /// Room for `tokens` tokens.
+    pub fn new(arena: &mut Arena, dtype: DType, tokens: usize, rank: Option<usize>) -> Self {
+        Self { xa: rank.map(|rank| arena.tensor(dtype, &[tokens, rank])) }
+    }
+}
+
+/// Workspace that all linear layers share.
+#[derive(Debug)]
+pub struct Scratch {
+    /// drop(x), and the gradient through it: [N · widest input].
+    dropped: Option<Tensor>,
+    /// dxa: [N · largest R].
+    dxa: Option<Tensor>,
+}
+
+impl Scratch {
+    /// Room for `tokens` tokens, inputs of at most `width` and adapters of at most `rank`.
+    pub fn new(
+        arena: &mut Arena,
+        dtype: DType,
+        tokens: usize,
+        width: usize,
+        rank: Option<usize>,
+        dropout: bool,
+    ) -> Self {
+        Self {
+            dropped: (rank.is_some() && dropout).then(|| arena.tensor(dtype, &[tokens * width])),
+            dxa: rank.map(|rank| arena.tensor(dtype, &[tokens * rank])),
+        }
+    }
+}
+
+/// The first elements of a flat buffer as a matrix.
+fn matrix(buffer: &mut Tensor, rows: usize, columns: usize) -> ViewMut<'_> {
+    buffer.head_mut(rows * columns).reshape(&[rows, columns])
+}
+
+impl Linear {
+    /// Width of the output.
+    pub fn outputs(&self) -> usize {
+        self.weight.value().dim(0)
+    }
+
+    /// y = x·Wᵀ + b + adapter. x is [N, in], y is [N, out]. `dropout` is the key of this micro-batch, `None` when
+    /// nothing is trained.
+    pub fn forward(
+        &self,
+        dev: &Device,
+        x: View<'_>,
+        mut y: ViewMut<'_>,
+        saved: &mut Saved,
+        scratch: &mut Scratch,
+        dropout: Option<u64>,
+    ) {
+        let bias = self.bias.as_ref().map(Parameter::value);
+        Matmul::x_wt(x, self.weight.value(), y.reborrow()).bias(bias).run(dev);
+        if let (Some(lora), Some(xa)) = (&self.lora, &mut saved.xa) {
+            let input = lora.dropped(dev, x, scratch, dropout);
+            Matmul::x_wt(input, lora.a.value(), xa.head_mut(x.dim(0))).run(dev);
+            let xa = xa.head(x.dim(0));
+            Matmul::x_wt(xa, lora.b.value(), y).alpha(lora.scale).accumulate().run(dev);
+        }
+    }
+
+    /// Adds to the gradients of what is trained; writes the input's gradient to `dx` if there is one, or adds to it
+    /// with `accumulate`.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "x, dy and dx are the formula's own; the rest is workspace"
+    )]
+    pub fn backward(
+        &mut self,
+        dev: &Device,
+        x: View<'_>,
+        dy: View<'_>,
+        mut dx: Option<ViewMut<'_>>,
+        accumulate: bool,
+        saved: &Saved,
+        scratch: &mut Scratch,
+        dropout: Option<u64>,
+    ) {
+        if let Some(dw) = self.weight.gradient_mut() {
+            Matmul::dyt_x(dy, x, dw).accumulate().run(dev);
+        }
+        if let Some(db) = self.bias.as_mut().and_then(Parameter::gradient_mut) {
+            rows::sum_rows(dev, dy, db);
+        }
+        if let Some(dx) = &mut dx {
+            let product = Matmul::dy_w(dy, self.weight.value(), dx.reborrow());
+            if accumulate { product.accumulate() } else { product }.run(dev);
+        }
+        if let (Some(lora), Some(xa)) = (&mut self.lora, &saved.xa) {
+            lora.backward(dev, x, dy, dx, xa.head(x.dim(0)), scratch, dropout);
+        }
+    }
+}
+
+impl Lora {
+    /// drop(x), in scratch; or x itself where nothing is dropped.
+    fn dropped<'a>(&self, dev: &Device, x: View<'a>, scratch: &'a mut Scratch, key: Option<u64>) -> View<'a> {
+        match (&mut scratch.dropped, self.dropout_key(key)) {
+            (Some(buffer), Some(key)) => {
+                dropout::apply(dev, self.dropout, key, x, matrix(buffer, x.dim(0), x.dim(1)), false);
+                buffer.head(x.elements()).reshape(x.shape())
+            }
+            _ => x,
+        }
+    }
+
+    fn dropout_key(&self, key: Option<u64>) -> Option<u64> {
+        key.filter(|_| self.dropout > 0.0).map(|key| random::key(key, &[self.dropout_id]))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "as Linear::backward")]
+    fn backward(
+        &mut self,
+        dev: &Device,
+        x: View<'_>,
+        dy: View<'_>,
+        dx: Option<ViewMut<'_>>,
+        xa: View<'_>,
+        scratch: &mut Scratch,
+        dropout: Option<u64>,
+    ) {
+        let (n, rank) = (x.dim(0), xa.dim(1));
+        let Some(mut dxa) = scratch.dxa.take() else { return };
+        Matmul::dy_w(dy, self.b.value(), matrix(&mut dxa, n, rank)).alpha(self.scale).run(dev);
+        let dxa_view = dxa.head(n * rank).reshape(&[n, rank]);
+        if let Some(db) = self.b.gradient_mut() {
+            Matmul::dyt_x(dy, xa, db).alpha(self.scale).accumulate().run(dev);
+        }
+        let key = self.dropout_key(dropout);
+        if self.a.is_trained() {
+            let input = self.dropped(dev, x, scratch, dropout);
+            if let Some(da) = self.a.gradient_mut() {
+                Matmul::dyt_x(dxa_view, input, da).accumulate().run(dev);
+            }
+        }
+        if let Some(dx) = dx {
+            match (&mut scratch.dropped, key) {
+                (Some(buffer), Some(key)) => {
+                    Matmul::dy_w(dxa_view, self.a.value(), matrix(buffer, n, x.dim(1))).run(dev);
+                    let through = buffer.head(x.elements()).reshape(x.shape());
+                    dropout::apply(dev, self.dropout, key, through, dx, true);
+                }
+                _ => Matmul::dy_w(dxa_view, self.a.value(), dx).accumulate().run(dev),
+            }
+        }
+        scratch.dxa = Some(dxa);
+    }
+}

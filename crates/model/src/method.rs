@@ -1,0 +1,211 @@
+//! Which weights are trained: all, some, or adapters beside frozen ones.
+
+use std::collections::BTreeMap;
+
+use crate::ModelError;
+use crate::spec::DecoderSpec;
+
+/// Linear layers of a block by their last names, in the model's order.
+pub const LINEAR_MODULES: [&str; 7] =
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// What is trained.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Method {
+    /// Nothing: evaluation and generation.
+    Inference,
+    /// Every weight.
+    Full,
+    /// The weights whose names contain one of these parts (`.11.mlp`, `lm_head`).
+    Freeze {
+        /// Parts of names.
+        trained: Vec<String>,
+    },
+    /// Adapters on linear layers, and whole modules beside them.
+    Lora(LoraOptions),
+}
+
+/// Settings of LoRA; names as in PEFT's `LoraConfig`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraOptions {
+    /// R.
+    pub rank: usize,
+    /// Scale is alpha / R (or alpha / √R).
+    pub alpha: f64,
+    /// Probability of dropping an element of an adapter's input.
+    pub dropout: f32,
+    /// Names of linear layers; empty for all of them.
+    pub targets: Vec<String>,
+    /// Scale by √R (Kalajdzievski, 2023).
+    pub use_rslora: bool,
+    /// PEFT's `modules_to_save`: modules trained whole (`embed_tokens`, `lm_head`, `norm`).
+    pub modules_to_save: Vec<String>,
+}
+
+impl LoraOptions {
+    /// What B·A·x is multiplied by.
+    pub fn scale(&self, rank: usize) -> f32 {
+        let rank = rank as f64;
+        (self.alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32
+    }
+}
+
+impl Method {
+    /// Freeze as LLaMA-Factory has it: the last `layers` blocks (the first, if negative), in them all modules or those
+    /// named, and modules outside of the blocks.
+    ///
+    /// # Errors
+    /// More layers than there are; names of modules that the model lacks.
+    pub fn freeze(
+        spec: &DecoderSpec,
+        layers: i64,
+        modules: &[String],
+        extra: &[String],
+    ) -> Result<Self, ModelError> {
+        const INSIDE: [&str; 4] = ["self_attn", "mlp", "input_layernorm", "post_attention_layernorm"];
+        const OUTSIDE: [&str; 3] = ["embed_tokens", "norm", "lm_head"];
+        let total = spec.layers.len();
+        let count = usize::try_from(layers.unsigned_abs()).unwrap_or(usize::MAX);
+        if count > total || count == 0 {
+            return Err(ModelError::Method {
+                key: "freeze_trainable_layers",
+                reason: format!("{layers} of {total} layers"),
+                help: format!("choose 1 to {total}, or −{total} to −1 for the first ones"),
+            });
+        }
+        let unknown = |key, names: &[String], known: &[&str]| {
+            let bad = names.iter().find(|name| !known.contains(&name.as_str()));
+            bad.map(|name| ModelError::Method {
+                key,
+                reason: format!("the model has no module `{name}`"),
+                help: format!("choose among {}", known.join(", ")),
+            })
+        };
+        let all = modules.is_empty() || modules.iter().any(|name| name == "all");
+        let named: &[String] = if all { &[] } else { modules };
+        if let Some(error) = unknown("freeze_trainable_modules", named, &INSIDE)
+            .or_else(|| unknown("freeze_extra_modules", extra, &OUTSIDE))
+        {
+            return Err(error);
+        }
+        let blocks = if layers > 0 { total - count..total } else { 0..count };
+        let mut trained: Vec<String> = extra
+            .iter()
+            .map(|name| if name == "lm_head" { "lm_head.".to_owned() } else { format!("model.{name}.") })
+            .collect();
+        for block in blocks {
+            if all {
+                trained.push(format!("layers.{block}."));
+            }
+            trained.extend(named.iter().map(|name| format!("layers.{block}.{name}.")));
+        }
+        Ok(Method::Freeze { trained })
+    }
+
+    /// Whether a weight of the base model is trained.
+    pub fn trains(&self, name: &str) -> bool {
+        match self {
+            Method::Inference => false,
+            Method::Full => true,
+            Method::Freeze { trained } => trained.iter().any(|part| name.contains(part.as_str())),
+            Method::Lora(lora) => lora.modules_to_save.iter().any(|module| {
+                name.split('.').any(|part| part == module) || name == format!("{module}.weight")
+            }),
+        }
+    }
+
+    /// The adapters that this method puts on a model.
+    ///
+    /// # Errors
+    /// Names in `lora_target` that fit no linear layer.
+    pub fn adapters(&self, spec: &DecoderSpec) -> Result<Adapters, ModelError> {
+        let Method::Lora(lora) = self else {
+            return Ok(Adapters::none(spec));
+        };
+        let matches = |target: &str, layer: usize, module: &str| {
+            let parent =
+                if module.ends_with("_proj") && ["gate_proj", "up_proj", "down_proj"].contains(&module) {
+                    "mlp"
+                } else {
+                    "self_attn"
+                };
+            let path = format!("model.layers.{layer}.{parent}.{module}");
+            path == target || path.ends_with(&format!(".{target}"))
+        };
+        let mut layers = vec![LayerAdapters::default(); spec.layers.len()];
+        let mut used = vec![false; lora.targets.len()];
+        for (i, layer) in layers.iter_mut().enumerate() {
+            for module in LINEAR_MODULES {
+                let hit = lora.targets.iter().position(|target| matches(target, i, module));
+                if let Some(hit) = hit {
+                    used[hit] = true;
+                }
+                if hit.is_some() || lora.targets.is_empty() {
+                    layer.ranks.insert(module.to_owned(), lora.rank);
+                }
+            }
+        }
+        if let Some(unused) = used.iter().position(|used| !used) {
+            return Err(ModelError::Method {
+                key: "lora_target",
+                reason: format!("no linear layer is called `{}`", lora.targets[unused]),
+                help: format!("choose `all`, or among {}", LINEAR_MODULES.join(", ")),
+            });
+        }
+        Ok(Adapters { layers, dropout: lora.dropout > 0.0 })
+    }
+}
+
+/// Ranks of the adapters of every block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adapters {
+    /// One for each block.
+    pub layers: Vec<LayerAdapters>,
+    dropout: bool,
+}
+
+impl Adapters {
+    /// No adapters.
+    pub fn none(spec: &DecoderSpec) -> Self {
+        Self { layers: vec![LayerAdapters::default(); spec.layers.len()], dropout: false }
+    }
+
+    /// Adapters of given ranks, one entry for each block, without dropout.
+    pub fn of(layers: Vec<LayerAdapters>, dropout: bool) -> Self {
+        Self { layers, dropout }
+    }
+
+    /// The largest rank, if there is any adapter.
+    pub fn largest_rank(&self) -> Option<usize> {
+        self.layers.iter().flat_map(|layer| layer.ranks.values()).copied().max()
+    }
+
+    /// The largest rank of each linear layer over all blocks: for buffers that blocks share.
+    pub fn merged(&self) -> LayerAdapters {
+        let mut ranks = BTreeMap::new();
+        for (name, rank) in self.layers.iter().flat_map(|layer| &layer.ranks) {
+            let largest = ranks.entry(name.clone()).or_insert(*rank);
+            *largest = (*largest).max(*rank);
+        }
+        LayerAdapters { ranks }
+    }
+
+    /// Whether their inputs are dropped in training.
+    pub fn has_dropout(&self) -> bool {
+        self.dropout
+    }
+}
+
+/// Ranks of the adapters of one block, by the linear layer's last name.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LayerAdapters {
+    /// R by name.
+    pub ranks: BTreeMap<String, usize>,
+}
+
+impl LayerAdapters {
+    /// Rank of the adapter on a linear layer, if it carries one.
+    pub fn rank_of(&self, module: &str) -> Option<usize> {
+        self.ranks.get(module).copied()
+    }
+}

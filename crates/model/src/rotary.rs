@@ -1,0 +1,197 @@
+//! cos and sin of every token of a micro-batch, from its position and the length of its row.
+//!
+//! > angle[t, i] = position[t] · inv_freq[i], inv_freq[i] = theta^(−2i / rotary_dim), changed by the scaling rule
+//!
+//! Formulas of the scaling rules as in transformers' `modeling_rope_utils.py`; angles are f32 products as there.
+//! Computed once a micro-batch and shared by all layers.
+
+use std::f64::consts::TAU;
+
+use sft_kernels::{DType, Tensor, View};
+
+use crate::spec::{RopeScaling, RopeSpec};
+
+/// cos and sin of the tokens of one micro-batch, [N, rotary_dim / 2] each, f32.
+#[derive(Debug)]
+pub struct Rotary {
+    spec: RopeSpec,
+    inv_freq: Vec<f32>,
+    factor: f32,
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rotary {
+    /// Room for `max_tokens` tokens.
+    pub fn new(spec: &RopeSpec, max_tokens: usize) -> Self {
+        let shape = [max_tokens, spec.rotary_dim / 2];
+        let (inv_freq, factor) = frequencies(spec, 0);
+        Self {
+            spec: spec.clone(),
+            inv_freq,
+            factor,
+            cos: Tensor::zeros(DType::F32, &shape),
+            sin: Tensor::zeros(DType::F32, &shape),
+        }
+    }
+
+    /// Computes cos and sin for the rows of a micro-batch: row r holds tokens `rows[r]..rows[r + 1]`.
+    ///
+    /// # Panics
+    /// If there are more tokens than there is room for.
+    pub fn fill(&mut self, position_ids: &[u32], rows: &[u32]) {
+        let pairs = self.inv_freq.len();
+        let changes = matches!(self.spec.scaling, RopeScaling::Dynamic { .. });
+        let (mut cos, mut sin) =
+            (self.cos.head_mut(position_ids.len()), self.sin.head_mut(position_ids.len()));
+        let (cos, sin) = (cos.reborrow().as_mut_slice::<f32>(), sin.reborrow().as_mut_slice::<f32>());
+        for row in rows.windows(2) {
+            let row = row[0] as usize..row[1] as usize;
+            if changes {
+                let length = position_ids[row.clone()].iter().max().map_or(0, |last| *last as usize + 1);
+                (self.inv_freq, self.factor) = frequencies(&self.spec, length);
+            }
+            for token in row {
+                let out = token * pairs..(token + 1) * pairs;
+                let position = position_ids[token] as f32;
+                let targets = cos[out.clone()].iter_mut().zip(&mut sin[out]);
+                for ((cos, sin), inv_freq) in targets.zip(&self.inv_freq) {
+                    let (s, c) = (position * inv_freq).sin_cos();
+                    (*cos, *sin) = (c * self.factor, s * self.factor);
+                }
+            }
+        }
+    }
+
+    /// cos and sin of the first `tokens` tokens.
+    pub fn tables(&self, tokens: usize) -> (View<'_>, View<'_>) {
+        (self.cos.head(tokens), self.sin.head(tokens))
+    }
+
+    /// Bytes that it holds for `max_tokens` tokens.
+    pub fn bytes(spec: &RopeSpec, max_tokens: usize) -> usize {
+        2 * max_tokens * spec.rotary_dim / 2 * DType::F32.bytes()
+    }
+}
+
+/// The inverse frequencies, and what cos and sin are multiplied by, for rows of `length` tokens.
+fn frequencies(spec: &RopeSpec, length: usize) -> (Vec<f32>, f32) {
+    let plain = |theta: f64| inverse_powers(theta, spec.rotary_dim);
+    match spec.scaling {
+        RopeScaling::Default => (plain(spec.theta), 1.0),
+        RopeScaling::Linear { factor } => {
+            (plain(spec.theta).into_iter().map(|f| f / factor as f32).collect(), 1.0)
+        }
+        RopeScaling::Dynamic { factor, max_position_embeddings: max } => {
+            let (dim, stretch) = (spec.rotary_dim as f64, length.max(max) as f64 / max as f64);
+            let base = spec.theta * (factor * stretch - (factor - 1.0)).powf(dim / (dim - 2.0));
+            (plain(base), 1.0)
+        }
+        RopeScaling::Yarn { attention_factor, .. } => (yarn(spec), attention_factor as f32),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
+            let original = original_max_position_embeddings as f64;
+            let scaled = plain(spec.theta).into_iter().map(|f| {
+                let wavelength = TAU / f64::from(f);
+                if wavelength < original / high_freq_factor {
+                    return f;
+                }
+                if wavelength > original / low_freq_factor {
+                    return f / factor as f32;
+                }
+                let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                ((1.0 - smooth) * f64::from(f) / factor + smooth * f64::from(f)) as f32
+            });
+            (scaled.collect(), 1.0)
+        }
+    }
+}
+
+fn inverse_powers(theta: f64, dim: usize) -> Vec<f32> {
+    let power = |i: usize| (theta as f32).powf(2.0 * i as f32 / dim as f32);
+    (0..dim / 2).map(|i| 1.0 / power(i)).collect()
+}
+
+fn yarn(spec: &RopeSpec) -> Vec<f32> {
+    let RopeScaling::Yarn {
+        factor, original_max_position_embeddings, beta_fast, beta_slow, truncate, ..
+    } = spec.scaling
+    else {
+        unreachable!("called for YaRN alone");
+    };
+    let dim = spec.rotary_dim as f64;
+    let dimension_of = |rotations: f64| {
+        dim * (original_max_position_embeddings as f64 / (rotations * TAU)).ln() / (2.0 * spec.theta.ln())
+    };
+    let (mut low, mut high) = (dimension_of(beta_fast), dimension_of(beta_slow));
+    if truncate {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    (low, high) = (low.max(0.0), high.min(dim - 1.0));
+    if low == high {
+        high += 0.001;
+    }
+    let blend = |(i, f): (usize, f32)| {
+        let interpolated = (((i as f64 - low) / (high - low)) as f32).clamp(0.0, 1.0);
+        f / factor as f32 * interpolated + f * (1.0 - interpolated)
+    };
+    inverse_powers(spec.theta, spec.rotary_dim).into_iter().enumerate().map(blend).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(theta: f64, rotary_dim: usize, scaling: RopeScaling) -> RopeSpec {
+        RopeSpec { theta, rotary_dim, scaling }
+    }
+
+    fn assert_frequencies(found: Vec<f32>, expected: &[f32]) {
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found / expected - 1.0).abs() < 2e-6, "{found:e} and not {expected:e}");
+        }
+    }
+
+    // Expected values: transformers 5.6, ROPE_INIT_FUNCTIONS, with head_dim 8.
+    #[test]
+    fn yarn_frequencies_are_those_of_transformers() {
+        let scaling = RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_position_embeddings: 16,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: 1.0,
+            truncate: true,
+        };
+        let (found, _) = frequencies(&spec(1e6, 8, scaling), 0);
+        assert_frequencies(found, &YARN);
+    }
+
+    #[test]
+    fn llama3_frequencies_are_those_of_transformers() {
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 16,
+        };
+        let (found, _) = frequencies(&spec(500_000.0, 8, scaling), 0);
+        assert_frequencies(found, &LLAMA3);
+    }
+
+    #[test]
+    fn dynamic_frequencies_change_beyond_the_trained_length_only() {
+        let scaling = RopeScaling::Dynamic { factor: 4.0, max_position_embeddings: 8 };
+        let spec = spec(10_000.0, 8, scaling);
+        assert_eq!(frequencies(&spec, 8), (inverse_powers(10_000.0, 8), 1.0));
+        assert_frequencies(frequencies(&spec, 17).0, &DYNAMIC_17);
+    }
+
+    const YARN: [f32; 4] = [1.00000000e+00, 7.90569466e-03, 2.50000012e-04, 7.90569356e-06];
+    const LLAMA3: [f32; 4] = [5.76056361e-01, 4.70075384e-03, 1.76776681e-04, 6.64786967e-06];
+    const DYNAMIC_17: [f32; 4] = [1.00000000e+00, 5.66516370e-02, 3.20940767e-03, 1.81818177e-04];
+}

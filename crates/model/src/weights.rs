@@ -1,0 +1,274 @@
+//! Weights on disk: safetensors files of a model folder, read by name without a second copy, and written in shards.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, SafeTensors};
+use serde_json::json;
+use sft_kernels::{DType, Device, MappedFile, Tensor, View, map_file};
+
+use crate::ModelError;
+
+/// Name of the index of a sharded model.
+const INDEX: &str = "model.safetensors.index.json";
+
+/// One tensor in a file.
+#[derive(Debug, Clone)]
+struct Entry {
+    file: usize,
+    bytes: Range<usize>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+/// The safetensors files of a folder, opened and indexed by tensor name.
+#[derive(Debug)]
+pub struct WeightFiles {
+    folder: PathBuf,
+    files: Vec<MappedFile>,
+    entries: HashMap<String, Entry>,
+}
+
+impl WeightFiles {
+    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+    ///
+    /// # Errors
+    /// No weights, missing shards, names in the index that lead out of the folder, malformed files.
+    pub fn open_model(folder: &Path) -> Result<Self, ModelError> {
+        let index = folder.join(INDEX);
+        if !index.exists() {
+            let single = folder.join("model.safetensors");
+            if !single.exists() {
+                let other = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+                let help = if other.iter().any(|name| folder.join(name).exists()) {
+                    "only pytorch_model.bin is here; it can run code when read. Convert it to safetensors first"
+                } else {
+                    "download the weights, or set `train_from_scratch: true` to begin with random ones"
+                };
+                return Err(ModelError::Missing {
+                    folder: folder.to_owned(),
+                    what: "model.safetensors".into(),
+                    help: help.into(),
+                });
+            }
+            return Self::open(folder, &[single]);
+        }
+        let text =
+            fs::read_to_string(&index).map_err(|source| ModelError::File { path: index.clone(), source })?;
+        let map: serde_json::Value =
+            serde_json::from_str(&text).map_err(|source| ModelError::Json { path: index.clone(), source })?;
+        let names = map["weight_map"].as_object().into_iter().flatten().filter_map(|(_, file)| file.as_str());
+        let names: BTreeSet<&str> = names.collect();
+        let invalid = |reason: String| ModelError::Safetensors { path: index.clone(), reason };
+        if names.is_empty() {
+            return Err(invalid("its `weight_map` is empty or missing".into()));
+        }
+        for name in &names {
+            let plain = Path::new(name).file_name().is_some_and(|file| file == std::ffi::OsStr::new(name));
+            if !plain {
+                return Err(invalid(format!("it names `{name}`, which is no file of this folder")));
+            }
+            if !folder.join(name).exists() {
+                return Err(ModelError::Missing {
+                    folder: folder.to_owned(),
+                    what: (*name).to_owned(),
+                    help: format!("{INDEX} lists it: the download is incomplete"),
+                });
+            }
+        }
+        let files: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
+        Self::open(folder, &files)
+    }
+
+    /// Opens the given files.
+    ///
+    /// # Errors
+    /// Unreadable or malformed files.
+    pub fn open(folder: &Path, paths: &[PathBuf]) -> Result<Self, ModelError> {
+        let mut weights = Self { folder: folder.to_owned(), files: Vec::new(), entries: HashMap::new() };
+        for path in paths {
+            let file = map_file(path).map_err(|source| ModelError::File { path: path.clone(), source })?;
+            let invalid = |reason: String| ModelError::Safetensors { path: path.clone(), reason };
+            // `deserialize` checks offsets, sizes and overlaps against the length of the file.
+            let tensors = SafeTensors::deserialize(&file).map_err(|e| invalid(e.to_string()))?;
+            for (name, tensor) in tensors.iter() {
+                let start = tensor.data().as_ptr().addr() - file.as_ptr().addr();
+                let entry = Entry {
+                    file: weights.files.len(),
+                    bytes: start..start + tensor.data().len(),
+                    dtype: tensor.dtype(),
+                    shape: tensor.shape().to_vec(),
+                };
+                weights.entries.insert(name.to_owned(), entry);
+            }
+            weights.files.push(file);
+        }
+        Ok(weights)
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.entries.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// Shape of a tensor.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// A tensor in its own element type, in the file where it is aligned, else copied.
+    ///
+    /// # Errors
+    /// One line that says what is wrong: missing, another shape, no floating-point type.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, String> {
+        let Some(entry) = self.entries.get(name) else {
+            return Err(format!("{name}: missing, expected shape {shape:?}"));
+        };
+        if entry.shape != shape {
+            return Err(format!("{name}: found shape {:?}, expected {shape:?}", entry.shape));
+        }
+        let dtype = match entry.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            other => {
+                return Err(format!("{name}: found type {other:?}, expected float32, bfloat16 or float16"));
+            }
+        };
+        let file = &self.files[entry.file];
+        if let Some(tensor) = Tensor::mapped(MappedFile::clone(file), entry.bytes.clone(), dtype, shape) {
+            return Ok(tensor);
+        }
+        let bytes = &file[entry.bytes.clone()];
+        Ok(match dtype {
+            DType::F32 => copy(bytes, shape, |b: [u8; 4]| f32::from_le_bytes(b)),
+            DType::BF16 => copy(bytes, shape, half::bf16::from_le_bytes),
+            DType::F16 => copy(bytes, shape, half::f16::from_le_bytes),
+        })
+    }
+}
+
+/// A tensor from bytes of any alignment.
+fn copy<const B: usize, E: sft_kernels::Element>(
+    bytes: &[u8],
+    shape: &[usize],
+    read: fn([u8; B]) -> E,
+) -> Tensor {
+    let (values, _) = bytes.as_chunks::<B>();
+    Tensor::from_slice(&values.iter().map(|b| read(*b)).collect::<Vec<E>>(), shape)
+}
+
+/// The first element of a tensor that is NaN or infinite.
+pub fn first_non_finite(dev: &Device, tensor: View<'_>) -> Option<usize> {
+    const CHUNK: usize = 1 << 16;
+    let chunks = tensor.elements().div_ceil(CHUNK);
+    let mut found = vec![usize::MAX; chunks];
+    let tensor = tensor.reshape(&[tensor.elements(), 1]);
+    dev.for_each_chunk(&mut found, 1, |i, found| {
+        let range = i * CHUNK..tensor.elements().min((i + 1) * CHUNK);
+        let chunk = tensor.rows(range);
+        let bad = match tensor.dtype() {
+            DType::F32 => chunk.as_slice::<f32>().iter().position(|x| !x.is_finite()),
+            DType::BF16 => chunk.as_slice::<half::bf16>().iter().position(|x| !x.is_finite()),
+            DType::F16 => chunk.as_slice::<half::f16>().iter().position(|x| !x.is_finite()),
+        };
+        found[0] = bad.map_or(usize::MAX, |bad| i * CHUNK + bad);
+    });
+    found.into_iter().find(|found| *found != usize::MAX)
+}
+
+/// Writes tensors as `model.safetensors`, or in shards of at most `shard_bytes` with an index, as transformers does.
+/// Returns the names of the files.
+///
+/// # Errors
+/// What the file system says.
+pub fn write_model(
+    folder: &Path,
+    tensors: &[(String, &Tensor)],
+    shard_bytes: usize,
+) -> Result<Vec<String>, ModelError> {
+    let size = |tensor: &Tensor| tensor.elements() * tensor.dtype().bytes();
+    let mut shards: Vec<Vec<&(String, &Tensor)>> = vec![Vec::new()];
+    let mut filled = 0;
+    for tensor in tensors {
+        let last = shards.len() - 1;
+        if filled + size(tensor.1) > shard_bytes && !shards[last].is_empty() {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += size(tensor.1);
+        let last = shards.len() - 1;
+        shards[last].push(tensor);
+    }
+    if let [only] = shards.as_slice() {
+        let name = "model.safetensors".to_owned();
+        write_file(&folder.join(&name), only.iter().map(|(name, tensor)| (name.as_str(), *tensor)))?;
+        return Ok(vec![name]);
+    }
+    let mut weight_map = BTreeMap::new();
+    let mut names = Vec::new();
+    for (i, shard) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+        write_file(&folder.join(&file), shard.iter().map(|(name, tensor)| (name.as_str(), *tensor)))?;
+        weight_map.extend(shard.iter().map(|(name, _)| (name.clone(), file.clone())));
+        names.push(file);
+    }
+    let total: usize = tensors.iter().map(|(_, tensor)| size(tensor)).sum();
+    let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+    let path = folder.join(INDEX);
+    let text = serde_json::to_string_pretty(&index).unwrap_or_default();
+    fs::write(&path, text).map_err(|source| ModelError::File { path, source })?;
+    names.push(INDEX.to_owned());
+    Ok(names)
+}
+
+/// Writes one safetensors file.
+///
+/// # Errors
+/// What the file system says.
+pub fn write_file<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+) -> Result<(), ModelError> {
+    let views = tensors.into_iter().map(|(name, tensor)| (name, AsSafetensors(tensor)));
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
+        safetensors::SafeTensorError::IoError(source) => ModelError::File { path: path.to_owned(), source },
+        other => ModelError::Safetensors { path: path.to_owned(), reason: other.to_string() },
+    })
+}
+
+struct AsSafetensors<'a>(&'a Tensor);
+
+impl safetensors::View for AsSafetensors<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.0.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::BF16 => Dtype::BF16,
+            DType::F16 => Dtype::F16,
+        }
+    }
+    fn shape(&self) -> &[usize] {
+        self.0.shape()
+    }
+    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+        self.0.view().bytes().into()
+    }
+    fn data_len(&self) -> usize {
+        self.0.elements() * self.0.dtype().bytes()
+    }
+}

@@ -1,0 +1,180 @@
+//! Every buffer that a pass needs, made once: activations, what forward saves, gradients of activations, scratch.
+
+use sft_kernels::{DType, Tensor, View, ViewMut};
+
+use crate::arena::Arena;
+use crate::block;
+use crate::head;
+use crate::method::Adapters;
+use crate::pass::Batch;
+use crate::rotary::Rotary;
+use crate::spec::DecoderSpec;
+
+/// What a workspace is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Forward and backward. With `recompute`, what blocks save is kept for one block at a time and computed again.
+    Training {
+        /// Gradient checkpointing, a block at a time.
+        recompute: bool,
+    },
+    /// Forward alone.
+    Forward,
+}
+
+/// The buffers of a pass of at most `max_tokens` tokens.
+#[derive(Debug)]
+pub struct Workspace {
+    /// h₀ … h_L in training; two in turn for forward alone.
+    hidden: Vec<Tensor>,
+    /// What each block saved; one for all with recomputation or forward alone.
+    saved: Vec<block::Saved>,
+    scratch: block::Scratch,
+    head: head::Scratch,
+    /// The gradient of the current h, [N, C].
+    d: Tensor,
+    rotary: Option<Rotary>,
+    max_tokens: usize,
+    purpose: Purpose,
+}
+
+/// Bytes of a workspace by what they are for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WorkspaceBytes {
+    /// Inputs of the blocks, and what blocks save.
+    pub activations: usize,
+    /// Workspace shared by blocks, gradients of activations, positions.
+    pub scratch: usize,
+    /// The head: logits of a chunk, and states at supervised positions.
+    pub head: usize,
+}
+
+impl WorkspaceBytes {
+    /// The sum.
+    pub fn total(&self) -> usize {
+        self.activations + self.scratch + self.head
+    }
+}
+
+impl Workspace {
+    /// Makes all buffers.
+    pub fn new(
+        spec: &DecoderSpec,
+        adapters: &Adapters,
+        compute: DType,
+        max_tokens: usize,
+        purpose: Purpose,
+    ) -> Self {
+        Self::build(&mut Arena::allocating(), spec, adapters, compute, max_tokens, purpose).0
+    }
+
+    /// What [`Workspace::new`] would take, nothing allocated.
+    pub fn plan(
+        spec: &DecoderSpec,
+        adapters: &Adapters,
+        compute: DType,
+        max_tokens: usize,
+        purpose: Purpose,
+    ) -> WorkspaceBytes {
+        let mut bytes = Self::build(&mut Arena::counting(), spec, adapters, compute, max_tokens, purpose).1;
+        bytes.scratch += Rotary::bytes(&spec.rope, max_tokens);
+        bytes
+    }
+
+    fn build(
+        arena: &mut Arena,
+        spec: &DecoderSpec,
+        adapters: &Adapters,
+        compute: DType,
+        max_tokens: usize,
+        purpose: Purpose,
+    ) -> (Self, WorkspaceBytes) {
+        let (n, c, l) = (max_tokens, spec.hidden_size, spec.layers.len());
+        let (hiddens, saves, backward_tokens) = match purpose {
+            Purpose::Training { recompute } => (l + 1, if recompute { 1 } else { l }, n),
+            Purpose::Forward => (2, 1, 0),
+        };
+        let hidden = (0..hiddens).map(|_| arena.tensor(compute, &[n, c])).collect();
+        // All blocks of one workspace buffer must fit the largest adapters; with a buffer each, their own.
+        let saved = |arena: &mut Arena, i: usize| {
+            let own = &adapters.layers[i];
+            let layer_adapters = if saves == l { own } else { &adapters.merged() };
+            block::Saved::new(arena, compute, (n, c), &spec.layers[i], layer_adapters)
+        };
+        let saved = (0..saves.min(l)).map(|i| saved(arena, i)).collect();
+        let activations = arena.bytes();
+        let scratch = block::Scratch::new(arena, compute, (n, backward_tokens), spec, adapters);
+        let d = arena.tensor(compute, &[backward_tokens, c]);
+        let rotary = Some(Rotary::new(&spec.rope, if arena.is_counting() { 0 } else { n }));
+        let scratch_bytes = arena.bytes() - activations;
+        let head = head::Scratch::new(arena, compute, n, c, spec.vocab_size);
+        let head_bytes = arena.bytes() - activations - scratch_bytes;
+        let bytes = WorkspaceBytes { activations, scratch: scratch_bytes, head: head_bytes };
+        (Self { hidden, saved, scratch, head, d, rotary, max_tokens, purpose }, bytes)
+    }
+
+    /// Tokens that fit.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// Whether blocks are computed again in backward.
+    pub fn recomputes(&self) -> bool {
+        self.purpose == Purpose::Training { recompute: true }
+    }
+
+    /// cos and sin of a micro-batch, lent out for a pass.
+    pub(crate) fn take_rotary(&mut self, batch: Batch<'_>) -> Rotary {
+        let n = batch.input_ids.len();
+        assert!(n <= self.max_tokens, "{n} tokens in a workspace for {}", self.max_tokens);
+        let mut rotary = self.rotary.take().expect("given back after every pass");
+        rotary.fill(batch.position_ids, batch.cu_seqlens);
+        rotary
+    }
+
+    pub(crate) fn give_rotary(&mut self, rotary: Rotary) {
+        self.rotary = Some(rotary);
+    }
+
+    /// h_l.
+    pub(crate) fn hidden_mut(&mut self, l: usize) -> &mut Tensor {
+        let turn = l % self.hidden.len();
+        &mut self.hidden[turn]
+    }
+
+    /// For the forward pass of block l: h_l, h_{l+1}, what it saves, scratch.
+    pub(crate) fn layer(
+        &mut self,
+        l: usize,
+    ) -> (&Tensor, &mut Tensor, &mut block::Saved, &mut block::Scratch) {
+        let (from, to) = (l % self.hidden.len(), (l + 1) % self.hidden.len());
+        let [x, y] = self.hidden.get_disjoint_mut([from, to]).expect("two buffers, both there");
+        let saved = l % self.saved.len();
+        (x, y, &mut self.saved[saved], &mut self.scratch)
+    }
+
+    /// For the backward pass of block l: h_l, the gradient, what it saved, scratch.
+    pub(crate) fn layer_backward(
+        &mut self,
+        l: usize,
+    ) -> (&Tensor, &mut Tensor, &mut block::Saved, &mut block::Scratch) {
+        let saved = l % self.saved.len();
+        (&self.hidden[l], &mut self.d, &mut self.saved[saved], &mut self.scratch)
+    }
+
+    /// h_L of `n` tokens, and the head's workspace.
+    pub(crate) fn output(&mut self, layers: usize, n: usize) -> (View<'_>, &mut head::Scratch) {
+        (self.hidden[layers % self.hidden.len()].head(n), &mut self.head)
+    }
+
+    /// As [`Workspace::output`], and where its gradient goes.
+    pub(crate) fn output_and_gradient(&mut self, n: usize) -> (View<'_>, &mut head::Scratch, ViewMut<'_>) {
+        let last = self.hidden.len() - 1;
+        (self.hidden[last].head(n), &mut self.head, self.d.head_mut(n))
+    }
+
+    /// The gradient of `n` tokens.
+    pub(crate) fn gradient(&self, n: usize) -> View<'_> {
+        self.d.head(n)
+    }
+}
