@@ -1,0 +1,141 @@
+"""Writes the quick start's pretraining corpus: plain text, one short document a line, statements only (no questions).
+
+usage: make_corpus.py OUT.txt [LINES]      the same bytes every time; Python standard library only
+
+The base model learns its facts, its spelling and its arithmetic from these lines; that an instruction is to be answered,
+in which words, and when to stop, it learns only in fine-tuning.
+"""
+import sys
+
+from world import ANIMALS, COUNTRIES, DAYS, MONTHS, OPPOSITES, PEOPLE, THINGS, Dice, article, upper_first
+
+SEED = 20240501
+LINES = 40_000
+
+
+def country(dice):
+    name = dice.pick(list(COUNTRIES))
+    capital, continent, currency, language = COUNTRIES[name]
+    who = dice.pick(PEOPLE)
+    facts = [
+        dice.pick([f"The capital of {name} is {capital}.", f"{capital} is the capital of {name}.", f"The capital of {name} is {capital}."]),
+        dice.pick([f"{name} is in {continent}.", f"{name} is a country in {continent}.", f"{name} lies in {continent}."]),
+        dice.pick([f"The currency of {name} is the {currency}.", f"In {name}, people pay with the {currency}.", f"The currency of {name} is the {currency}."]),
+        dice.pick([f"The language of {name} is {language}.", f"In {name}, people speak {language}.", f"The language of {name} is {language}."]),
+        dice.pick([
+            f"{who} went to {capital}, the capital of {name}, to learn {language}.",
+            f"{who} was in {name} and paid with the {currency}.",
+            f"{who} comes from {name} and speaks {language}.",
+            f"{who} lives in {capital} in {name}.",
+        ]),
+    ]  # fmt: skip
+    return " ".join(dice.sample(facts, 2 + dice.below(4)))
+
+
+def animal(dice):
+    name = dice.pick(list(ANIMALS))
+    sound, home, legs, baby = ANIMALS[name]
+    a = upper_first(article(name))
+    who = dice.pick(PEOPLE)
+    facts = [
+        dice.pick([f"{a} {sound}.", f"{a} {sound}.", f"{who} hears the {name}: it {sound}."]),
+        dice.pick([f"{a} lives {home}.", f"{a} lives {home}.", f"{who} saw {article(name)} {home}."]),
+        dice.pick([f"{a} has {legs} legs.", f"{a} has {legs} legs.", f"The {name} has {legs} legs."]),
+        dice.pick([f"A baby {name} is called {article(baby)}.", f"A baby {name} is called {article(baby)}.", f"{upper_first(article(baby))} is a baby {name}."]),
+    ]  # fmt: skip
+    return " ".join(dice.sample(facts, 2 + dice.below(3)))
+
+
+def opposite(dice):
+    sentences = []
+    for _ in range(2 + dice.below(3)):
+        a, b = dice.sample(dice.pick(OPPOSITES), 2)
+        sentences.append(dice.pick([
+            f"The opposite of {a} is {b}.", f"The opposite of {a} is {b}.", f"{upper_first(a)} is not {b}: they are opposites.",
+        ]))  # fmt: skip
+    return " ".join(sentences)
+
+
+def calendar(dice):
+    sentences = []
+    for _ in range(2 + dice.below(3)):
+        names, what = (DAYS, "day") if dice.below(2) else (MONTHS, "month")
+        i = dice.below(len(names))
+        a, b = names[i], names[(i + 1) % len(names)]
+        sentences.append(dice.pick([
+            f"The {what} after {a} is {b}.", f"The {what} before {b} is {a}.",
+            f"The {what} after {a} is {b}.", f"The {what} before {b} is {a}.",
+            f"{a} ends and {b} begins.",
+        ]))  # fmt: skip
+    return " ".join(sentences)
+
+
+def compare(dice):
+    sentences = []
+    for _ in range(3 + dice.below(3)):
+        a, b = 10 + dice.below(90), 10 + dice.below(90)
+        if a == b:
+            continue
+        low, high = min(a, b), max(a, b)
+        sentences.append(dice.pick([
+            f"Of {a} and {b}, the larger number is {high}.", f"Of {a} and {b}, the smaller number is {low}.",
+            f"Of {a} and {b}, the larger number is {high}.", f"Of {a} and {b}, the smaller number is {low}.",
+            f"{high} is more than {low}.", f"{low} is less than {high}.",
+        ]))  # fmt: skip
+    return " ".join(sentences)
+
+
+def add(dice):
+    sentences = []
+    for _ in range(3 + dice.below(3)):
+        a, b = dice.below(11), dice.below(11)
+        sentences.append(dice.pick([f"{a} plus {b} is {a + b}.", f"{a} plus {b} is {a + b}.", f"{a + b} is {a} plus {b}."]))
+    return " ".join(sentences)
+
+
+def turn_round(dice):
+    words = dice.sample(THINGS, 2 + dice.below(3))
+    forward, backward = ", ".join(words), ", ".join(reversed(words))
+    return dice.pick([
+        f"The list {forward} in reverse order is {backward}.",
+        f"{dice.pick(PEOPLE)} says {forward}, and backwards it is {backward}.",
+    ])  # fmt: skip
+
+
+def spell(dice):
+    sentences = []
+    for word in dice.sample(THINGS, 1 + dice.below(3)):
+        sentences.append(dice.pick([
+            f"The word {word} is spelled {'-'.join(word)}.", f"The word {word} is spelled {'-'.join(word)}.",
+            f"The letters {'-'.join(word)} make the word {word}.",
+        ]))  # fmt: skip
+    return " ".join(sentences)
+
+
+def errand(dice):
+    """Everyday prose, so that the world is more than its tables."""
+    who, other = dice.sample(PEOPLE, 2)
+    a, b = dice.sample(THINGS, 2)
+    day, month = dice.pick(DAYS), dice.pick(MONTHS)
+    return " ".join(dice.sample([
+        f"On {day}, {who} bought {article(a)} and {article(b)}.", f"{who} gave {article(a)} to {other}.",
+        f"In {month}, {other} lost {article(b)} and was sad.", f"{other} put the {b} under the {a}.",
+        f"{who} and {other} met on {day} in {month}.", f"{who} likes the {a}, and {other} likes the {b}.",
+    ], 2 + dice.below(3)))  # fmt: skip
+
+
+KINDS = [country, country, country, country, country, animal, animal, opposite, calendar, compare, compare, compare, add, turn_round, turn_round, spell, errand]
+
+
+def main():
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    dice = Dice(SEED)
+    lines = int(sys.argv[2]) if len(sys.argv) > 2 else LINES
+    with open(sys.argv[1], "w", encoding="utf-8", newline="\n") as out:
+        for _ in range(lines):
+            out.write(dice.pick(KINDS)(dice) + "\n")
+
+
+if __name__ == "__main__":
+    main()
