@@ -115,7 +115,16 @@ fn load(dataset: &str, data: &Path, rows: usize) -> Result<Vec<Conversation>, Pr
         seed: 42,
         problem_limit: ProblemLimit::Rows(0),
     })?;
-    Ok(loaded.train)
+    let mut rows = loaded.train;
+    // LLaMA-Factory takes the text `[]` in the column of tools for an offer and writes an empty system
+    // message; here no tools are no offer. Its way is tried where a row differs for that reason alone.
+    let raw: Value = serde_json::from_str(&std::fs::read_to_string(data.join(format!("{dataset}.json")))?)?;
+    for row in &mut rows {
+        if raw[row.origin.row as usize]["tools"] == "[]" {
+            row.tools = Some(Value::Array(Vec::new()));
+        }
+    }
+    Ok(rows)
 }
 
 /// Shows where a row begins to differ.

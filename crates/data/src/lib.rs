@@ -9,6 +9,7 @@ pub mod labels;
 pub mod loader;
 pub mod pack;
 pub mod pipeline;
+pub mod pretrain;
 pub mod rows;
 pub mod shuffle;
 pub mod template;
