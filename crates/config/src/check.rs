@@ -53,6 +53,10 @@ fn settle(config: &mut RunConfig) {
 
 impl RunConfig {
     /// The learning-rate schedule, every parameter set.
+    ///
+    /// # Panics
+    /// For a configuration that did not come from [`load`](crate::load) and asks for a schedule
+    /// that cannot be built.
     pub fn lr_schedule(&self) -> LrSchedule {
         schedule(self.lr_scheduler_type, &self.lr_scheduler_kwargs, self.learning_rate)
             .expect("load refuses a schedule that cannot be built")

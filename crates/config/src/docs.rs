@@ -32,6 +32,7 @@ pub fn reference() -> String {
         }
         let mut takes = (key.takes)();
         if !key.range.is_any() {
+            takes = takes.replace(" of at least 0", "");
             takes.push_str(&format!("; {}", key.range));
         }
         let mut doc = key.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");

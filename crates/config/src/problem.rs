@@ -144,14 +144,14 @@ pub struct Problem {
     /// Where it stands.
     pub place: Place,
     /// What is wrong.
-    pub error: ConfigError,
+    pub error: Box<ConfigError>,
     /// What to do about it.
     pub help: Option<String>,
 }
 
 impl Problem {
     pub(crate) fn new(place: &Place, error: ConfigError) -> Self {
-        Problem { place: place.clone(), error, help: None }
+        Problem { place: place.clone(), error: Box::new(error), help: None }
     }
 
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {

@@ -143,6 +143,11 @@ impl Resolver {
         self.problems.extend(contradictions);
         self.config.no_effect.extend(no_effect);
         self.require();
+        self.problems.sort_by_key(|problem| match problem.place {
+            Place::Line { line, .. } => (0, line),
+            Place::CommandLine(_) => (1, 0),
+            Place::File(_) | Place::Nowhere => (2, 0),
+        });
         match self.problems.is_empty() {
             true => Ok(self.config),
             false => Err(ConfigErrors { problems: self.problems }),

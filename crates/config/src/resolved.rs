@@ -28,8 +28,17 @@ impl RunConfig {
                 yaml.push_str(&format!("# {group}\n"));
             }
             // JSON is YAML: strings are quoted as JSON, which no YAML reader takes for anything else.
-            yaml.push_str(&format!("{}: {value}\n", key.name));
+            yaml.push_str(&format!("{}: {}\n", key.name, written(&value)));
         }
         yaml
+    }
+}
+
+/// A value as JSON. Exponents get a decimal point: YAML 1.1 readers take `1e-8` for a text.
+fn written(value: &Json) -> String {
+    let text = value.to_string();
+    match value.is_f64() && !text.contains('.') {
+        true => text.replacen('e', ".0e", 1),
+        false => text,
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::choices::{LrSchedulerType, RampShape};
 use crate::nearest::nearest;
-use crate::source::{Content, Node};
+use crate::source::{Content, Node, read_flow};
 use crate::value::{KeyType, Reject};
 
 /// The parameters as given; which of them a schedule takes is checked against its type.
@@ -133,6 +133,10 @@ impl KeyType for SchedulerKwargs {
         let entries = match &node.content {
             _ if node.is_null() => return Ok(Self::default()),
             Content::Map(entries) => entries,
+            // transformers also takes the mapping as a JSON text.
+            Content::Scalar { text, .. } if text.starts_with('{') => {
+                return Self::parse(&read_flow(text, &node.place).map_err(|_| Reject::Type)?);
+            }
             _ => return Err(Reject::Type),
         };
         let mut kwargs = Self::default();
@@ -240,6 +244,7 @@ pub(crate) fn schedule(
         }
         LrSchedulerType::CosineWithMinLr => {
             let min_lr_rate = match (kwargs.min_lr, kwargs.min_lr_rate) {
+                (Some(0.0), None) => 0.0,
                 (Some(min_lr), None) if min_lr <= learning_rate => min_lr / learning_rate,
                 (Some(min_lr), None) => {
                     return Err(format!(

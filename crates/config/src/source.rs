@@ -132,14 +132,12 @@ pub(crate) fn read_override(argument: &str) -> Result<Entry, Problem> {
     };
     let (key, value) = argument.split_once('=').ok_or_else(form)?;
     let key = key.trim().trim_start_matches("--");
-    if key.is_empty() {
+    if key.is_empty() || key.matches('.').count() > MAX_DEPTH {
         return Err(form());
     }
     let value = value.trim();
     let mut node = if value.starts_with('[') || value.starts_with('{') {
-        let mut builder = Builder::new(value, PlaceOf::Argument(place.clone()));
-        let root = builder.document()?;
-        root.unwrap_or_else(|| Node::plain("", &place))
+        read_flow(value, &place)?
     } else {
         match unquoted(value) {
             Some(inner) => Node {
@@ -156,6 +154,16 @@ pub(crate) fn read_override(argument: &str) -> Result<Entry, Problem> {
         node = Node { content: Content::Map(vec![entry]), place: place.clone() };
     }
     Ok(Entry { key: first, place, node })
+}
+
+/// Reads a list or mapping in brackets, all of it standing at `place`.
+pub(crate) fn read_flow(text: &str, place: &Place) -> Result<Node, Problem> {
+    let mut builder = Builder::new(text, PlaceOf::Argument(place.clone()));
+    let root = builder.document()?;
+    match builder.duplicates.pop() {
+        Some(duplicate) => Err(duplicate),
+        None => Ok(root.unwrap_or_else(|| Node::plain("", place))),
+    }
 }
 
 /// The argument as messages show it: what a key of this kind holds is nobody's business.

@@ -89,3 +89,10 @@ fn an_amount_of_a_whole_is_rounded_up() {
     assert_eq!(with(&["warmup_steps=7"]).unwrap().warmup_steps, Amount::Count(7));
     assert_eq!(with(&["warmup_ratio=1"]).unwrap().warmup_steps.of(95), 95);
 }
+
+#[test]
+fn a_mapping_may_be_a_json_text() {
+    let text = format!("{GOOD}lr_scheduler_type: polynomial\nlr_scheduler_kwargs: '{{\"power\": 2}}'\n");
+    let c = load_text(&text, "c.yaml", &[], Purpose::Train).unwrap();
+    assert_eq!(c.lr_scheduler_kwargs.power, Some(2.0));
+}

@@ -217,7 +217,7 @@ fn a_missing_file_is_named_with_its_neighbour() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("quickstart.yaml"), GOOD).unwrap();
     let error = load(Some(&folder.path().join("quikstart.yaml")), &[], Purpose::Train).unwrap_err();
-    assert_eq!(error.problems[0].error, ConfigError::FileMissing);
+    assert_eq!(*error.problems[0].error, ConfigError::FileMissing);
     says(&error.to_string(), &["quikstart.yaml: no such file", "did you mean", "quickstart.yaml"]);
     assert!(load(Some(&folder.path().join("quickstart.yaml")), &[], Purpose::Train).is_ok());
     says(&load(Some(folder.path()), &[], Purpose::Train).unwrap_err().to_string(), &["cannot read the file"]);
@@ -266,4 +266,81 @@ fn each_purpose_needs_its_own_keys() {
         &missing("model_name_or_path: m\ndataset: d\noutput_dir: null", Purpose::Train),
         &["1 problem", "`output_dir`"],
     );
+}
+
+/// Deterministic noise: xorshift64.
+struct Noise(u64);
+
+impl Noise {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % n as u64) as usize
+    }
+}
+
+/// More inputs by hand: `FUZZ_INPUTS=1000000`.
+#[test]
+fn no_mutation_of_a_recipe_panics() {
+    let inputs = std::env::var("FUZZ_INPUTS").ok().and_then(|n| n.parse().ok()).unwrap_or(4000);
+    let seed = "model_name_or_path: m # c\nlr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-6}\n\
+                lora_target: [q_proj, 'v_proj']\ndefault_system: |\n  a: b\n  c\nx: &a [1, *a]\nval_size: 0.1\n";
+    let bits = [
+        "\t",
+        "\n",
+        ": ",
+        "- ",
+        "[",
+        "]",
+        "{",
+        "}",
+        "&a ",
+        "*a",
+        "|",
+        ">",
+        "'",
+        "\"",
+        "\\u",
+        "~",
+        "!!str ",
+        "? ",
+        "---\n",
+        "%YAML 1.2\n",
+        "1e999",
+        "-",
+        "_",
+        ",",
+        "#",
+        "\u{feff}",
+        "\0",
+        "é",
+        "<<: *a\n",
+        ".nan",
+        "=",
+        "9223372036854775808",
+    ];
+    let purposes = [Purpose::Train, Purpose::Chat, Purpose::Export, Purpose::Data];
+    let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
+    for i in 0..inputs {
+        let mut text: Vec<char> = seed.chars().collect();
+        for _ in 0..=noise.below(6) {
+            let at = noise.below(text.len());
+            match noise.below(3) {
+                0 => drop(text.drain(at..(at + 1 + noise.below(12)).min(text.len()))),
+                1 => drop(text.splice(at..at, bits[noise.below(bits.len())].chars())),
+                _ => text[at] = char::from(noise.below(128) as u8),
+            }
+            if text.is_empty() {
+                text.push('a');
+            }
+        }
+        let text: String = text.into_iter().collect();
+        let from = noise.below(text.len());
+        let argument: String = text.bytes().skip(from).take(20).map(char::from).collect();
+        match load_text(&text, "c.yaml", &[argument], purposes[i % 4]) {
+            Ok(config) => assert!(!config.resolved_yaml().is_empty()),
+            Err(errors) => assert!(!errors.problems.is_empty() && !errors.to_string().is_empty()),
+        }
+    }
 }

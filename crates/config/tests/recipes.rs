@@ -149,6 +149,7 @@ fn a_resolved_configuration_reads_back_to_itself() {
         "lr_scheduler_type: cosine",
         "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-6}",
     );
+    assert!(train(&richer).resolved_yaml().contains("adam_epsilon: 1.0e-8\n"), "as YAML 1.1 reads numbers");
     for text in [QWEN3_LORA_SFT, &richer] {
         let mut first = train(text);
         let mut again = train(&first.resolved_yaml());

@@ -35,8 +35,8 @@ macro_rules! data_keys {
         neat_packing: bool { read_by: "data::pack" }
         /// System prompt of rows that have none; null leaves the template's own.
         default_system: Option<String> { read_by: "data::template" }
-        /// Thinking models: true trains an empty thought where a row has none, false puts it into the
-        /// prompt, null leaves thoughts as they are.
+        /// Thinking models, where an answer has no thought: true trains an empty one, false and null put
+        /// it into the prompt; false also removes the thoughts that answers have.
         enable_thinking: Option<bool> { default: Some(true), read_by: "data::template" }
         /// How tools and their calls are written; null is the template's own way.
         tool_format: Option<String> { read_by: "data::template" }

@@ -59,6 +59,10 @@ pub(crate) enum Refusal {
     Range { value: f64, range: Range },
 }
 
+fn worked_out<T>(config: &RunConfig, rule: fn(&RunConfig) -> T) -> T {
+    rule(config)
+}
+
 macro_rules! row_default {
     () => {
         Default::default()
@@ -141,8 +145,7 @@ macro_rules! define_keys {
             pub(crate) fn derive(&mut self, given: &dyn Fn(&str) -> bool) {
                 $( $( $(
                     if !given(stringify!($name)) {
-                        let auto: fn(&RunConfig) -> $type = $auto;
-                        self.$name = auto(self);
+                        self.$name = worked_out(self, $auto);
                     }
                 )? )* )*
             }

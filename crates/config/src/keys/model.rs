@@ -4,7 +4,7 @@ macro_rules! model_keys {
     ($next:ident $($rest:ident)* ; $($rows:tt)*) => { $next! { $($rest)* ; $($rows)* group "Model" {
         /// Folder of the model: `config.json`, safetensors, tokenizer.
         model_name_or_path: String { required: [Train, Chat, Export, Data], read_by: "model::load" }
-        /// Adapters to load. When training with LoRA, all but the last are merged into the model and
+        /// Adapters to load. Chat and export use all of them. When training with LoRA, all but the last are merged into the model and
         /// the last is trained further; with `create_new_adapter` all are merged.
         adapter_name_or_path: Vec<String> { read_by: "model::adapter" }
         /// Reach longer texts than the model was trained on; null leaves the model's own way.
