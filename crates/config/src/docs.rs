@@ -98,7 +98,8 @@ pub fn json_schema() -> Json {
     }
     for (name, default, help) in NOT_YET.iter().flat_map(|(_, rows)| rows.iter()) {
         let default: Json = serde_json::from_str(default).unwrap_or_else(|_| json!(default));
-        let schema = json!({"description": format!("Not supported yet: {help}."), "enum": [default, null]});
+        let allowed = if default.is_null() { json!([null]) } else { json!([default, null]) };
+        let schema = json!({"description": format!("Not supported yet: {help}."), "enum": allowed});
         properties.insert(name.to_string(), schema);
     }
     json!({

@@ -38,6 +38,8 @@ macro_rules! data_keys {
         /// Thinking models, where an answer has no thought: true trains an empty one, false and null put
         /// it into the prompt; false also removes the thoughts that answers have.
         enable_thinking: Option<bool> { default: Some(true), read_by: "data::template" }
+        /// Thinking models: keep the thoughts of earlier turns too, not only the last one's.
+        preserve_thinking: bool { read_by: "data::template" }
         /// How tools and their calls are written; null is the template's own way.
         tool_format: Option<String> { read_by: "data::template" }
         /// How several data sets become one.
@@ -59,6 +61,5 @@ pub(super) const NOT_YET: &[super::NotYetKey] = &[
     ("streaming", "false", "leave it out: all rows are read before training"),
     ("interleave_probs", "null", "leave it out and use `mix_strategy: concat`"),
     ("eval_on_each_dataset", "false", "leave it out: the evaluation sets are evaluated as one"),
-    ("preserve_thinking", "false", "leave it out"),
     ("tokenized_path", "null", "leave it out: rows are tokenised at each start"),
 ];

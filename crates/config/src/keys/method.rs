@@ -5,7 +5,7 @@ macro_rules! method_keys {
         /// What is learnt from: `sft` conversations, `pt` plain text.
         stage: Stage { read_by: "data::labels" }
         /// Which weights are trained.
-        finetuning_type: FinetuningType { read_by: "model::linear, train::run" }
+        finetuning_type: FinetuningType { read_by: "model::method" }
         /// LoRA: rank of the two matrices.
         lora_rank: u32 { default: 8, range: Range::at_least(1.0), read_by: "model::linear" }
         /// LoRA: strength; the product of the matrices is scaled by lora_alpha / lora_rank.
@@ -25,11 +25,11 @@ macro_rules! method_keys {
         /// LoRA: merge the adapters of `adapter_name_or_path` and train a new one.
         create_new_adapter: bool { read_by: "model::adapter" }
         /// Freeze: how many layers are trained, the last ones; negative numbers are the first ones.
-        freeze_trainable_layers: i64 { default: 2, read_by: "model::freeze" }
+        freeze_trainable_layers: i64 { default: 2, read_by: "model::method" }
         /// Freeze: the modules trained in these layers.
-        freeze_trainable_modules: Targets { default: Targets::All, read_by: "model::freeze" }
+        freeze_trainable_modules: Targets { default: Targets::All, read_by: "model::method" }
         /// Freeze: modules outside of the layers that are trained too, such as `embed_tokens`, `norm`, `lm_head`.
-        freeze_extra_modules: Vec<String> { read_by: "model::freeze" }
+        freeze_extra_modules: Vec<String> { read_by: "model::method" }
         /// Keep the trained weights in bfloat16 too (otherwise they are float32).
         pure_bf16: bool { read_by: "train::run" }
         /// Count how often the most likely token is the right one during evaluation.
@@ -39,7 +39,7 @@ macro_rules! method_keys {
         /// Stop after so many evaluations without a better one; null never stops early.
         early_stopping_steps: Option<u64> { range: Range::at_least(1.0), read_by: "train::run" }
         /// Draw the loss into `training_loss.png` and `.svg`.
-        plot_loss: bool { read_by: "runs::plot" }
+        plot_loss: bool { read_by: "runs::plots" }
     } } };
 }
 

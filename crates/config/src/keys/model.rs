@@ -3,18 +3,18 @@
 macro_rules! model_keys {
     ($next:ident $($rest:ident)* ; $($rows:tt)*) => { $next! { $($rest)* ; $($rows)* group "Model" {
         /// Folder of the model: `config.json`, safetensors, tokenizer.
-        model_name_or_path: String { required: [Train, Chat, Export, Data], read_by: "model::load" }
+        model_name_or_path: String { required: [Train, Chat, Export, Data], read_by: "model::loading" }
         /// Adapters to load. Chat and export use all of them. When training with LoRA, all but the last are merged into the model and
         /// the last is trained further; with `create_new_adapter` all are merged.
         adapter_name_or_path: Vec<String> { read_by: "model::adapter" }
         /// Reach longer texts than the model was trained on; null leaves the model's own way.
-        rope_scaling: Option<RopeScaling> { read_by: "model::rope" }
+        rope_scaling: Option<RopeScaling> { read_by: "model::rotary" }
         /// Recomputing each layer in the backward pass saves memory and costs time. true never does it,
         /// false always; null does it only when the memory plan does not fit. (LLaMA-Factory's default
         /// is false; the null is deliberate, results are the same.)
         disable_gradient_checkpointing: Option<bool> { read_by: "train::memory_plan" }
         /// Begin with random weights of the model's shape instead of its own.
-        train_from_scratch: bool { read_by: "model::load" }
+        train_from_scratch: bool { read_by: "model::loading" }
         /// Number format of the weights in chat and export.
         infer_dtype: InferDtype { read_by: "infer, export" }
     } } };

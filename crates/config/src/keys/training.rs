@@ -4,9 +4,9 @@
 macro_rules! training_keys {
     ($next:ident $($rest:ident)* ; $($rows:tt)*) => { $next! { $($rest)* ; $($rows)* group "Training" {
         /// Folder of the run: logs, checkpoints, the trained weights.
-        output_dir: PathBuf { required: [Train], read_by: "runs" }
+        output_dir: PathBuf { required: [Train], read_by: "runs::folder" }
         /// Use an `output_dir` that already holds a run, from the start.
-        overwrite_output_dir: bool { read_by: "runs" }
+        overwrite_output_dir: bool { read_by: "runs::folder" }
         /// Train.
         do_train: bool {
             auto: "true, unless `do_eval: true` alone is asked for" = |c| !c.do_eval,
@@ -59,13 +59,13 @@ macro_rules! training_keys {
         /// Compute in bfloat16 with float32 accumulation.
         bf16: bool { read_by: "train::run, as compute_dtype" }
         /// Log every so many steps: a count, or a fraction of all steps.
-        logging_steps: Amount { default: Amount::Count(500), range: Range::above(0.0), read_by: "runs::log" }
+        logging_steps: Amount { default: Amount::Count(500), range: Range::above(0.0), read_by: "runs::trainer_log" }
         /// Log the first step too.
-        logging_first_step: bool { read_by: "runs::log" }
+        logging_first_step: bool { read_by: "runs::trainer_log" }
         /// Where figures go besides the run's own files.
         report_to: Vec<Reporter> { read_by: "runs::tensorboard" }
         /// Name of the run; null is `output_dir`.
-        run_name: Option<String> { read_by: "runs" }
+        run_name: Option<String> { read_by: "runs::recorder" }
         /// When to evaluate during training.
         eval_strategy: IntervalStrategy { read_by: "train::run" }
         /// Evaluate every so many steps (with `eval_strategy: steps`): a count, or a fraction of all steps.
@@ -99,7 +99,8 @@ macro_rules! training_keys {
         /// Where training begins: at a checkpoint (path), at the newest one of `output_dir` (true), at the
         /// start (false). null takes the newest one if there is any and `overwrite_output_dir` is false.
         resume_from_checkpoint: Resume { default: Resume::Automatic, read_by: "train::run" }
-        /// Seed of weights, dropout and, unless `data_seed` says otherwise, of the order of the rows.
+        /// Seed of new weights, dropout and the rows held out, and of the order of the rows unless
+        /// `data_seed` is given.
         seed: u64 { default: 42, read_by: "train::run" }
         /// Seed of the order of the rows.
         data_seed: u64 { auto: "`seed`" = |c| c.seed, read_by: "data::loader" }
@@ -145,7 +146,7 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
         "batches are prepared inside the process",
     ),
     (&["group_by_length"], "batches hold no padding, so rows of equal length gain nothing"),
-    (&["use_cpu"], "see `device`"),
+    (&["use_cpu"], "`device: cpu` says this here"),
     (&["tf32"], "products are in float32 or bfloat16, as `compute_dtype` says"),
     (
         &["average_tokens_across_devices"],
