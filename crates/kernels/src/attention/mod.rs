@@ -15,9 +15,28 @@
 //! Storage f32 or bf16 (one type for q, k, v, out and their gradients), arithmetic f32, lse and delta f32.
 //! Saved for backward: q, k, v, out, lse. Outputs are overwritten.
 
+mod backward;
+mod forward;
+mod panels;
+mod product;
+#[cfg(test)]
 mod reference;
+mod scratch;
+mod simd;
+mod softmax;
+#[cfg(test)]
+mod tests;
+mod tiling;
 
-use crate::{Device, View, ViewMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use self::scratch::Disjoint;
+use self::tiling::Heads;
+use crate::lanes::dot;
+use crate::{Device, View, ViewMut, with_dtype};
+
+/// Rows of dout·out that one task computes.
+const DELTAS_PER_TASK: usize = 256;
 
 /// Constants of attention. Fields to come have a neutral value in [`AttentionParams::scaled`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -91,27 +110,99 @@ pub struct Backward<'a> {
 ///
 /// # Panics
 /// If shapes, types or offsets do not fit.
-pub fn forward(_dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io: Forward<'_>) {
-    let heads = reference::Heads { query: io.q.dim(1), key: io.k.dim(1), width: io.q.dim(2) };
-    let inputs = [io.q, io.k, io.v].map(View::to_f32_vec);
-    let x = reference::Inputs { q: &inputs[0][..], k: &inputs[1], v: &inputs[2] };
-    let (out, lse) = reference::forward(params, rows, heads, &x);
-    io.out.copy_from(View::of(&out, &[out.len()]));
-    if let Some(to) = io.lse {
-        to.copy_from(View::of(&lse, &[lse.len()]));
+pub fn forward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io: Forward<'_>) {
+    let heads = checked_heads(params, rows, io.q, io.k);
+    assert_eq!(io.k.shape(), io.v.shape(), "attention: k and v");
+    assert_eq!(io.q.shape(), io.out.shape(), "attention: q and out");
+    if let Some(lse) = &io.lse {
+        assert_eq!(io.q.shape()[..2], *lse.shape(), "attention: q and lse");
     }
+    with_dtype!(io.q.dtype(), E => {
+        let call = forward::Call {
+            params,
+            rows,
+            heads,
+            q: io.q.as_slice::<E>(),
+            k: io.k.as_slice::<E>(),
+            v: io.v.as_slice::<E>(),
+            out: Disjoint::of(io.out.as_mut_slice::<E>()),
+            lse: io.lse.map(|lse| Disjoint::of(lse.as_mut_slice::<f32>())),
+        };
+        forward::forward(dev, &call);
+    });
 }
 
 /// dq, dk and dv.
 ///
 /// # Panics
 /// If shapes, types or offsets do not fit.
-pub fn backward(_dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io: Backward<'_>) {
-    let heads = reference::Heads { query: io.q.dim(1), key: io.k.dim(1), width: io.q.dim(2) };
-    let inputs = [io.q, io.k, io.v, io.dout].map(View::to_f32_vec);
-    let x = reference::Inputs { q: &inputs[0][..], k: &inputs[1], v: &inputs[2] };
-    let (dq, dk, dv) = reference::backward(params, rows, heads, &x, &inputs[3]);
-    io.dq.copy_from(View::of(&dq, &[dq.len()]));
-    io.dk.copy_from(View::of(&dk, &[dk.len()]));
-    io.dv.copy_from(View::of(&dv, &[dv.len()]));
+pub fn backward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io: Backward<'_>) {
+    let heads = checked_heads(params, rows, io.q, io.k);
+    for (name, view) in [("out", io.out), ("dout", io.dout), ("dq", io.dq.as_view())] {
+        assert_eq!(io.q.shape(), view.shape(), "attention: q and {name}");
+    }
+    for (name, view) in [("v", io.v), ("dk", io.dk.as_view()), ("dv", io.dv.as_view())] {
+        assert_eq!(io.k.shape(), view.shape(), "attention: k and {name}");
+    }
+    for (name, view) in [("lse", io.lse), ("delta", io.delta.as_view())] {
+        assert_eq!(io.q.shape()[..2], *view.shape(), "attention: q and {name}");
+    }
+    let width = heads.width.max(1);
+    with_dtype!(io.q.dtype(), E => {
+        let (out, dout) = (io.out.as_slice::<E>(), io.dout.as_slice::<E>());
+        let delta = io.delta.as_mut_slice::<f32>();
+        dev.for_each_chunk(delta, DELTAS_PER_TASK, |task, delta| {
+            let pairs = out.chunks_exact(width).zip(dout.chunks_exact(width));
+            dev.isa().run(|| {
+                for (delta, (out, dout)) in delta.iter_mut().zip(pairs.skip(task * DELTAS_PER_TASK)) {
+                    *delta = dot(out, dout);
+                }
+            });
+        });
+        let call = backward::Call {
+            params,
+            rows,
+            heads,
+            q: io.q.as_slice::<E>(),
+            k: io.k.as_slice::<E>(),
+            v: io.v.as_slice::<E>(),
+            dout,
+            lse: io.lse.as_slice::<f32>(),
+            delta,
+        };
+        let gradients = backward::Gradients {
+            dq: io.dq.as_mut_slice::<E>(),
+            dk: io.dk.as_mut_slice::<E>(),
+            dv: io.dv.as_mut_slice::<E>(),
+        };
+        backward::backward(dev, &call, gradients);
+    });
+}
+
+/// Heads of q [Nq, H, D] and k [Nk, K, D], after a look at what every call must fulfil.
+fn checked_heads(params: &AttentionParams, rows: RowOffsets<'_>, q: View<'_>, k: View<'_>) -> Heads {
+    let heads = Heads { query: q.dim(1), key: k.dim(1), width: q.dim(2) };
+    assert_eq!(heads.width, k.dim(2), "attention: width of q and k");
+    assert!(heads.key > 0 && heads.query.is_multiple_of(heads.key), "attention: {heads:?}");
+    assert!(params.window != Some(0), "attention: a window holds at least the query's own key");
+    assert_eq!(rows.q.len(), rows.k.len(), "attention: rows of q and k");
+    for (offsets, tokens) in [(rows.q, q.dim(0)), (rows.k, k.dim(0))] {
+        assert_eq!(offsets.first(), Some(&0), "attention: offsets begin at 0");
+        assert_eq!(offsets.last(), Some(&(tokens as u32)), "attention: offsets end at the number of tokens");
+    }
+    for (q, k) in rows.q.windows(2).zip(rows.k.windows(2)) {
+        assert!(q[0] <= q[1] && k[0] <= k[1], "attention: offsets rise");
+        assert!(q[1] - q[0] <= k[1] - k[0], "attention: a row has at least as many keys as queries");
+    }
+    heads
+}
+
+/// Calls `f` for each task; whichever thread is free takes the next.
+fn share_out<T: Sync>(dev: &Device, tasks: &[T], f: impl Fn(&T) + Send + Sync) {
+    let next = AtomicUsize::new(0);
+    dev.for_each(dev.threads().min(tasks.len()), |_| {
+        while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            f(task);
+        }
+    });
 }

@@ -2,7 +2,7 @@
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-use super::{AttentionParams, RowOffsets};
+use super::{AttentionParams, Heads, RowOffsets};
 
 /// `f32` or `f64`.
 pub(crate) trait Real:
@@ -42,15 +42,7 @@ macro_rules! real {
 }
 real!(f32, f64);
 
-/// Numbers of heads and their width.
-#[derive(Clone, Copy)]
-pub(crate) struct Heads {
-    pub query: usize,
-    pub key: usize,
-    pub width: usize,
-}
-
-/// What backward needs beside the gradient from above.
+/// Queries [Nq, H, D], keys and values [Nk, K, D].
 pub(crate) struct Inputs<'a, T> {
     pub q: &'a [T],
     pub k: &'a [T],

@@ -1,0 +1,143 @@
+//! Memory that attention uses inside a call: kept from call to call, so that a steady step allocates nothing.
+
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, PoisonError};
+
+/// A cache line of `f32`.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Line {
+    _values: [f32; Line::LEN],
+}
+
+impl Line {
+    const LEN: usize = 16;
+    const ZERO: Line = Line { _values: [0.0; Line::LEN] };
+}
+
+/// As values, aligned to a cache line.
+fn values(lines: &mut [Line]) -> &mut [f32] {
+    // SAFETY: a `Line` is sixteen `f32` and nothing else.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * Line::LEN) }
+}
+
+thread_local! {
+    static TILE: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `f` with `len` values of this thread, of any content.
+///
+/// # Panics
+/// If `f` calls it again.
+pub(super) fn with_tile<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    TILE.with_borrow_mut(|lines| {
+        let needed = len.div_ceil(Line::LEN);
+        if lines.len() < needed {
+            lines.resize(needed, Line::ZERO);
+        }
+        f(&mut values(lines)[..len])
+    })
+}
+
+/// Splits off the first `len` values, aligned to a cache line if `rest` is.
+#[inline(always)]
+pub(super) fn take<'a>(rest: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+    let (taken, left) = std::mem::take(rest).split_at_mut(len.next_multiple_of(Line::LEN));
+    *rest = left;
+    &mut taken[..len]
+}
+
+/// Vectors that calls borrow and give back.
+pub(super) struct Pool<T>(Mutex<Vec<Vec<T>>>);
+
+impl<T> Pool<T> {
+    pub const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    /// An empty vector, with room if one of these was used before.
+    pub fn borrow(&self) -> Borrowed<'_, T> {
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Borrowed { pool: self, vec: free.pop().unwrap_or_default() }
+    }
+}
+
+impl Pool<Line> {
+    /// `len` values of any content.
+    pub fn values(&self, len: usize) -> Values<'_> {
+        let mut lines = self.borrow();
+        let needed = len.div_ceil(Line::LEN);
+        lines.resize(needed, Line::ZERO);
+        Values(lines)
+    }
+}
+
+/// A vector on loan.
+pub(super) struct Borrowed<'a, T> {
+    pool: &'a Pool<T>,
+    vec: Vec<T>,
+}
+
+impl<T> Deref for Borrowed<'_, T> {
+    type Target = Vec<T>;
+    fn deref(&self) -> &Vec<T> {
+        &self.vec
+    }
+}
+
+impl<T> DerefMut for Borrowed<'_, T> {
+    fn deref_mut(&mut self) -> &mut Vec<T> {
+        &mut self.vec
+    }
+}
+
+impl<T> Drop for Borrowed<'_, T> {
+    fn drop(&mut self) {
+        let mut free = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);
+        free.push(std::mem::take(&mut self.vec));
+    }
+}
+
+/// Values on loan, aligned to a cache line.
+pub(super) struct Values<'a>(Borrowed<'a, Line>);
+
+impl Values<'_> {
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        values(&mut self.0)
+    }
+}
+
+/// A slice of which tasks on several threads write disjoint parts.
+#[derive(Clone, Copy)]
+pub(super) struct Disjoint<'a, T> {
+    start: *mut T,
+    len: usize,
+    life: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: the parts are disjoint by the contract of `part`.
+unsafe impl<T: Send> Send for Disjoint<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    pub fn of(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), life: std::marker::PhantomData }
+    }
+
+    /// `len` elements from `start` on.
+    ///
+    /// # Safety
+    /// While this part lives, no other part overlaps it.
+    ///
+    /// # Panics
+    /// If it is outside.
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "disjoint parts, by contract")]
+    pub unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.len));
+        // SAFETY: inside the slice; the caller promises that nothing else refers to it.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}

@@ -1,0 +1,221 @@
+//! The elementwise part of attention on a tile of scores [keys, 64 lanes]: scale, cap, mask, softmax on-line and
+//! its derivative.
+//!
+//! Everything is in powers of two: p = 2^(x − m) with x = score · log₂ e.
+
+use super::panels::LANES;
+use super::simd::Simd;
+
+/// A running maximum that is below every score, and finite, so that differences of maxima are never NaN.
+pub(super) const LEAST: f32 = -1e30;
+
+/// A block of keys as the lanes of a tile see it.
+#[derive(Clone, Copy)]
+pub(super) struct Block<'a> {
+    /// Position of the query in each lane.
+    pub positions: &'a [f32],
+    /// Position of the first key.
+    pub start: usize,
+    pub keys: usize,
+    /// Lanes in use, up to a whole vector.
+    pub columns: usize,
+    /// Whether some lane does not see some key.
+    pub masked: bool,
+    /// Keys that a query sees at most; infinite without a window.
+    pub window: f32,
+}
+
+/// Scores become cap · tanh(score · scale / cap).
+#[inline(always)]
+pub(super) fn cap<S: Simd>(s: S, block: Block<'_>, scores: &mut [f32], scale: f32, cap: f32) {
+    for row in scores.chunks_exact_mut(LANES).take(block.keys) {
+        for x in row[..block.columns].chunks_exact_mut(S::WIDTH) {
+            let t = tanh(s, s.mul(s.load(x), s.splat(scale / cap)));
+            s.store(s.mul(t, s.splat(cap)), x);
+        }
+    }
+}
+
+/// tanh x = (1 − e)/(1 + e) with e = 2^(−2x·log₂ e), and Taylor's polynomial where that cancels.
+#[inline(always)]
+fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
+    /// Below this the polynomial's remainder is under 3e-8 of tanh.
+    const SMALL: f32 = 0.3;
+    let square = s.mul(x, x);
+    let mut series = s.splat(62.0 / 2835.0);
+    for c in [-17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0, 1.0] {
+        series = s.mul_add(series, square, s.splat(c));
+    }
+    // The exponent is kept below 128, where tanh is −1 long since.
+    let negative = s.mul(x, s.splat(-2.0 * std::f32::consts::LOG2_E));
+    let limit = s.splat(-64.0);
+    let exponent = s.sub(s.splat(0.0), s.max(limit, s.sub(s.splat(0.0), negative)));
+    let e = s.exp2(exponent);
+    let one = s.splat(1.0);
+    let large = s.div(s.sub(one, e), s.add(one, e));
+    s.keep_within(square, s.splat(SMALL * SMALL), s.mul(series, x), large)
+}
+
+/// What the softmax of a tile keeps from block to block, one value a lane.
+pub(super) struct Running<'a> {
+    /// The largest x so far.
+    pub max: &'a mut [f32],
+    /// Σ 2^(x − max) so far.
+    pub sum: &'a mut [f32],
+    /// 2^(max before − max now), by which sums of older blocks are to be multiplied.
+    pub shrink: &'a mut [f32],
+}
+
+/// Scores · `scale` become p relative to the new maximum, in `scores` or, where words are pairs of keys, in `pairs`.
+#[inline(always)]
+pub(super) fn online<S: Simd>(
+    s: S,
+    block: Block<'_>,
+    scale: f32,
+    scores: &mut [f32],
+    pairs: &mut [f32],
+    running: &mut Running<'_>,
+) {
+    let mut at = 0;
+    while at < block.columns {
+        if at + 4 * S::WIDTH <= block.columns {
+            online_columns::<S, 4>(s, block, scale, (scores, pairs), running, at);
+            at += 4 * S::WIDTH;
+        } else {
+            online_columns::<S, 1>(s, block, scale, (scores, pairs), running, at);
+            at += S::WIDTH;
+        }
+    }
+}
+
+/// `N` vectors of lanes from lane `at` on.
+#[inline(always)]
+fn online_columns<S: Simd, const N: usize>(
+    s: S,
+    block: Block<'_>,
+    scale: f32,
+    (scores, pairs): (&mut [f32], &mut [f32]),
+    running: &mut Running<'_>,
+    at: usize,
+) {
+    let lane = |i: usize| at + i * S::WIDTH;
+    let none = s.splat(f32::NEG_INFINITY);
+    let window = s.splat(block.window);
+    let mut max = [none; N];
+    let mut distances = [none; N];
+    for i in 0..N {
+        max[i] = s.load(&running.max[lane(i)..]);
+        distances[i] = s.sub(s.load(&block.positions[lane(i)..]), s.splat(block.start as f32));
+    }
+    let before = max;
+    for (j, row) in scores.chunks_exact_mut(LANES).take(block.keys).enumerate() {
+        for i in 0..N {
+            let mut x = s.mul(s.load(&row[lane(i)..]), s.splat(scale));
+            if block.masked {
+                x = s.keep_within(s.sub(distances[i], s.splat(j as f32)), window, x, none);
+            }
+            s.store(x, &mut row[lane(i)..]);
+            max[i] = s.max(x, max[i]);
+        }
+    }
+    let mut sum = [none; N];
+    for i in 0..N {
+        let shrink = s.exp2(s.sub(before[i], max[i]));
+        sum[i] = s.mul(s.load(&running.sum[lane(i)..]), shrink);
+        s.store(max[i], &mut running.max[lane(i)..]);
+        s.store(shrink, &mut running.shrink[lane(i)..]);
+    }
+    let mut rows = scores.chunks_exact_mut(LANES).take(block.keys);
+    let mut words = pairs.chunks_exact_mut(LANES);
+    while let Some(row) = rows.next() {
+        let mut second = if S::PAIR == 2 { rows.next() } else { None };
+        let mut words = if S::PAIR == 2 { words.next() } else { None };
+        for i in 0..N {
+            let p = s.exp2(s.sub(s.load(&row[lane(i)..]), max[i]));
+            sum[i] = s.add(sum[i], p);
+            let Some(words) = &mut words else {
+                s.store(p, &mut row[lane(i)..]);
+                continue;
+            };
+            let mut q = s.splat(0.0);
+            if let Some(second) = &mut second {
+                q = s.exp2(s.sub(s.load(&second[lane(i)..]), max[i]));
+                sum[i] = s.add(sum[i], q);
+            }
+            s.store(s.pair(p, q), &mut words[lane(i)..]);
+        }
+    }
+    for i in 0..N {
+        s.store(sum[i], &mut running.sum[lane(i)..]);
+    }
+}
+
+/// What the derivative needs of each lane.
+#[derive(Clone, Copy)]
+pub(super) struct Statistics<'a> {
+    /// log₂ Σ 2ˣ, infinite where there is no query.
+    pub lse: &'a [f32],
+    /// dout·out.
+    pub delta: &'a [f32],
+}
+
+/// Where p and ds go where words are pairs (in place otherwise).
+pub(super) struct Pairs<'a> {
+    /// p, pairs of lanes in a word: [keys, 32].
+    pub p: &'a mut [f32],
+    /// ds likewise.
+    pub ds: &'a mut [f32],
+    /// ds, pairs of keys in a word: [⌈keys/2⌉, 64].
+    pub ds_by_key: &'a mut [f32],
+}
+
+/// From scores s and dp to p = 2^(s · `scale` − lse) and ds = p · (dp − delta) · (1 − (s / cap)²).
+///
+/// In place, or in `pairs`. The score's own scale is left to the caller.
+#[inline(always)]
+pub(super) fn derivative<S: Simd>(
+    s: S,
+    block: Block<'_>,
+    (scale, cap): (f32, Option<f32>),
+    lanes: Statistics<'_>,
+    (scores, dp): (&mut [f32], &mut [f32]),
+    pairs: &mut Pairs<'_>,
+) {
+    let none = s.splat(f32::NEG_INFINITY);
+    let zero = s.splat(0.0);
+    let window = s.splat(block.window);
+    let over_cap = cap.map(|cap| s.splat(-1.0 / (cap * cap)));
+    for at in (0..block.columns).step_by(S::WIDTH) {
+        let lse = s.sub(zero, s.load(&lanes.lse[at..]));
+        let delta = s.load(&lanes.delta[at..]);
+        let distance = s.sub(s.load(&block.positions[at..]), s.splat(block.start as f32));
+        let mut key = |j: usize| {
+            let (score, dp) = (&mut scores[j * LANES + at..], &mut dp[j * LANES + at..]);
+            let value = s.load(score);
+            let mut x = s.mul_add(value, s.splat(scale), lse);
+            if block.masked {
+                x = s.keep_within(s.sub(distance, s.splat(j as f32)), window, x, none);
+            }
+            let p = s.exp2(x);
+            let mut ds = s.mul(p, s.sub(s.load(dp), delta));
+            if let Some(over_cap) = over_cap {
+                ds = s.mul(ds, s.mul_add(s.mul(value, value), over_cap, s.splat(1.0)));
+            }
+            if S::PAIR == 1 {
+                s.store(p, score);
+                s.store(ds, dp);
+            } else {
+                s.store_pairs(p, &mut pairs.p[(j * LANES + at) / 2..]);
+                s.store_pairs(ds, &mut pairs.ds[(j * LANES + at) / 2..]);
+            }
+            ds
+        };
+        for j in (0..block.keys).step_by(S::PAIR) {
+            let first = key(j);
+            if S::PAIR == 2 {
+                let second = if j + 1 < block.keys { key(j + 1) } else { zero };
+                s.store(s.pair(first, second), &mut pairs.ds_by_key[j / 2 * LANES + at..]);
+            }
+        }
+    }
+}
