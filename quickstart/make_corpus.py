@@ -10,7 +10,7 @@ import sys
 from world import ANIMALS, COUNTRIES, DAYS, MONTHS, OPPOSITES, PEOPLE, THINGS, Dice, article, upper_first
 
 SEED = 20240501
-LINES = 40_000
+LINES = 32_000
 
 
 def country(dice):
@@ -124,7 +124,79 @@ def errand(dice):
     ], 2 + dice.below(3)))  # fmt: skip
 
 
-KINDS = [country, country, country, country, country, animal, animal, opposite, calendar, compare, compare, compare, add, turn_round, turn_round, spell, errand]
+def curiosity(dice):
+    """Somebody has something in mind, and the text says it: what a question will later be about stands before its answer."""
+    sentences = []
+    for _ in range(2 + dice.below(3)):
+        topic, statement = dice.pick(TOPICS)(dice)
+        who = dice.pick(PEOPLE)
+        sentences.append(dice.pick([
+            f"{who} wants to know {topic}. {statement}", f"{who} thinks about {topic}. {statement}", f"{who} looks up {topic}: {statement}",
+        ]))  # fmt: skip
+    return " ".join(sentences)
+
+
+def country_topic(dice):
+    name = dice.pick(list(COUNTRIES))
+    capital, continent, currency, language = COUNTRIES[name]
+    return dice.pick([
+        (f"the capital of {name}", f"The capital of {name} is {capital}."),
+        (f"the continent of {name}", f"{name} is in {continent}."),
+        (f"the currency of {name}", f"The currency of {name} is the {currency}."),
+        (f"the language of {name}", f"The language of {name} is {language}."),
+    ])  # fmt: skip
+
+
+def animal_topic(dice):
+    name = dice.pick(list(ANIMALS))
+    sound, home, legs, baby = ANIMALS[name]
+    a = article(name)
+    return dice.pick([
+        (f"the sound of {a}", f"{upper_first(a)} {sound}."),
+        (f"the home of {a}", f"{upper_first(a)} lives {home}."),
+        (f"the legs of {a}", f"{upper_first(a)} has {legs} legs."),
+        (f"the baby of {a}", f"A baby {name} is called {article(baby)}."),
+    ])  # fmt: skip
+
+
+def word_topic(dice):
+    if dice.below(2):
+        word = dice.pick(THINGS)
+        return f"the spelling of {word}", f"The word {word} is spelled {'-'.join(word)}."
+    a, b = dice.sample(dice.pick(OPPOSITES), 2)
+    return f"the opposite of {a}", f"The opposite of {a} is {b}."
+
+
+def calendar_topic(dice):
+    names, what = (DAYS, "day") if dice.below(2) else (MONTHS, "month")
+    i = dice.below(len(names))
+    a, b = names[i], names[(i + 1) % len(names)]
+    if dice.below(2):
+        return f"the {what} after {a}", f"The {what} after {a} is {b}."
+    return f"the {what} before {b}", f"The {what} before {b} is {a}."
+
+
+def number_topic(dice):
+    if dice.below(2):
+        a, b = dice.below(11), dice.below(11)
+        return f"the sum of {a} and {b}", f"{a} plus {b} is {a + b}."
+    a, b = 10 + dice.below(90), 10 + dice.below(90)
+    if dice.below(2):
+        return f"the larger number of {a} and {b}", f"Of {a} and {b}, the larger number is {max(a, b)}."
+    return f"the smaller number of {a} and {b}", f"Of {a} and {b}, the smaller number is {min(a, b)}."
+
+
+def list_topic(dice):
+    words = dice.sample(THINGS, 2 + dice.below(3))
+    forward, backward = ", ".join(words), ", ".join(reversed(words))
+    return f"the list {forward}", f"The list {forward} in reverse order is {backward}."
+
+
+TOPICS = [country_topic, country_topic, country_topic, animal_topic, word_topic, calendar_topic, number_topic, number_topic, list_topic, list_topic]
+KINDS = [
+    country, country, country, animal, opposite, calendar, compare, compare, add, turn_round, spell, errand,
+    curiosity, curiosity, curiosity, curiosity, curiosity, curiosity, curiosity,
+]  # fmt: skip
 
 
 def main():
