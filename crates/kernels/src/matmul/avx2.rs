@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::kernel::MicroKernel;
+use super::kernel::{MicroKernel, Unit};
 use super::vector::{Vector, f32_tile};
 use crate::Isa;
 
@@ -57,18 +57,17 @@ impl MicroKernel for Avx2F32 {
     const ISA: Isa = Isa::Avx2;
     const MR: usize = 6;
     const NR: usize = 16;
-    const K_UNIT: usize = 1;
-    const KC: usize = 384;
+    const PASS: usize = 512;
     const A_PANELS: usize = 16;
     const B_PANELS: usize = 8;
 
-    unsafe fn tile(k: usize, a: *const f32, b: *const f32, tile: *mut f32, add: bool) {
+    unsafe fn tile(units: usize, a: *const Unit, b: *const Unit, tile: *mut f32, add: bool) {
         #[target_feature(enable = "avx2,fma")]
         fn compiled(k: usize, a: *const f32, b: *const f32, tile: *mut f32, add: bool) {
             // SAFETY: the promise made to `tile`.
             unsafe { f32_tile::<Lanes8, 6, 2>(k, a, b, tile, add) }
         }
         // SAFETY: the CPU has AVX2 and FMA, by the caller's promise.
-        unsafe { compiled(k, a, b, tile, add) }
+        unsafe { compiled(units, a.cast(), b.cast(), tile, add) }
     }
 }

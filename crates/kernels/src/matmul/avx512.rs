@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::kernel::MicroKernel;
+use super::kernel::{Block, MicroKernel, Unit};
 use super::vector::{Vector, f32_tile};
 use crate::Isa;
 
@@ -57,18 +57,63 @@ impl MicroKernel for Avx512F32 {
     const ISA: Isa = Isa::Avx512;
     const MR: usize = 14;
     const NR: usize = 32;
-    const K_UNIT: usize = 1;
-    const KC: usize = 256;
+    const PASS: usize = 1024;
     const A_PANELS: usize = 8;
     const B_PANELS: usize = 4;
 
-    unsafe fn tile(k: usize, a: *const f32, b: *const f32, tile: *mut f32, add: bool) {
+    unsafe fn tile(units: usize, a: *const Unit, b: *const Unit, tile: *mut f32, add: bool) {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
         fn compiled(k: usize, a: *const f32, b: *const f32, tile: *mut f32, add: bool) {
             // SAFETY: the promise made to `tile`.
             unsafe { f32_tile::<Lanes16, 14, 2>(k, a, b, tile, add) }
         }
         // SAFETY: the CPU has AVX-512, by the caller's promise.
-        unsafe { compiled(k, a, b, tile, add) }
+        unsafe { compiled(units, a.cast(), b.cast(), tile, add) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(block: &mut Block) {
+        // SAFETY: the CPU has AVX-512, by the caller's promise.
+        unsafe { transpose(block) }
+    }
+}
+
+/// Swaps the rows and the columns of sixteen registers: pairs, fours, then quarters of registers.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(super) fn transpose(block: &mut Block) {
+    let mut rows = [_mm512_setzero_si512(); 16];
+    for (row, units) in rows.iter_mut().zip(&block.0) {
+        // SAFETY: sixteen units are a register.
+        *row = unsafe { _mm512_loadu_si512(units.as_ptr().cast()) };
+    }
+    let mut twos = rows;
+    for i in 0..8 {
+        twos[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+        twos[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+    }
+    // `fours[4·i + j]` holds unit `j` of each quarter for lanes `4·i..4·i + 4`.
+    let mut fours = twos;
+    for i in 0..4 {
+        for half in 0..2 {
+            let (x, y) = (twos[4 * i + half], twos[4 * i + 2 + half]);
+            fours[4 * i + 2 * half] = _mm512_unpacklo_epi64(x, y);
+            fours[4 * i + 2 * half + 1] = _mm512_unpackhi_epi64(x, y);
+        }
+    }
+    for j in 0..4 {
+        let [a, b, c, d] = [fours[j], fours[4 + j], fours[8 + j], fours[12 + j]];
+        // Quarters 0 and 2, then 1 and 3, of two of the four; then the same of those.
+        let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xDD>(a, b));
+        let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xDD>(c, d));
+        let columns = [
+            (j, _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even)),
+            (4 + j, _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd)),
+            (8 + j, _mm512_shuffle_i32x4::<0xDD>(ab_even, cd_even)),
+            (12 + j, _mm512_shuffle_i32x4::<0xDD>(ab_odd, cd_odd)),
+        ];
+        for (unit, column) in columns {
+            // SAFETY: sixteen units are a register.
+            unsafe { _mm512_storeu_si512(block.0[unit].as_mut_ptr().cast(), column) };
+        }
     }
 }

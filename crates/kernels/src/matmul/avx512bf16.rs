@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::kernel::MicroKernel;
+use super::kernel::{Block, MicroKernel, Unit};
 use crate::Isa;
 
 /// Rows of a tile.
@@ -23,14 +23,19 @@ impl MicroKernel for Avx512Bf16 {
     const ISA: Isa = Isa::Avx512;
     const MR: usize = MR;
     const NR: usize = 2 * LANES;
-    const K_UNIT: usize = 2;
-    const KC: usize = 512;
+    const PASS: usize = 1024;
     const A_PANELS: usize = 8;
     const B_PANELS: usize = 4;
 
-    unsafe fn tile(k: usize, a: *const bf16, b: *const bf16, tile: *mut f32, add: bool) {
+    unsafe fn tile(units: usize, a: *const Unit, b: *const Unit, tile: *mut f32, add: bool) {
         // SAFETY: the CPU has the instructions, by the caller's promise.
-        unsafe { pair_tile(k / 2, a.cast(), b.cast(), tile, add) }
+        unsafe { pair_tile(units, a.cast(), b.cast(), tile, add) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(block: &mut Block) {
+        // SAFETY: the CPU has AVX-512, by the caller's promise.
+        unsafe { super::avx512::transpose(block) }
     }
 }
 
@@ -59,7 +64,7 @@ fn pair_tile(pairs: usize, mut a: *const i32, mut b: *const __m512i, tile: *mut 
             a = a.add(MR);
             b = b.add(2);
         }
-        for (i, row) in sum.into_iter().enumerate() {
+        for (i, row) in sum.iter().enumerate() {
             _mm512_store_ps(tile.add(2 * LANES * i), row[0]);
             _mm512_store_ps(tile.add(2 * LANES * i + LANES), row[1]);
         }

@@ -6,7 +6,7 @@
 //!     for rows of C, as many as PACKED_A bytes of packed A hold
 //!         pack op(A)                                                    all threads
 //!         for each block of A_PANELS × B_PANELS tiles                   a task
-//!             for each pass of about KC along k
+//!             for each pass of PASS units along k
 //!                 for each panel of B in the block                      stays in the first-level cache
 //!                     for each panel of A in the block                  comes from the second-level cache
 //!                         tile (+)= panel · panel                       the micro-kernel
@@ -16,9 +16,12 @@
 //! Every split depends on the shapes alone, and a tile sums along `k` in order: the result does not depend on
 //! the number of threads.
 
-use super::kernel::MicroKernel;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::kernel::{MicroKernel, Unit};
 use super::output::Output;
-use super::pack::{Operand, pack_panels, panel_len};
+use super::pack::{Operand, pack_panels};
 use super::scratch::{self, Use};
 use crate::{Device, Element};
 
@@ -36,11 +39,10 @@ pub(super) fn run<K: MicroKernel, E: Element>(
     b: Operand<'_>,
     c: &Output<'_, E>,
 ) {
-    let depth = a.depth();
-    let a_len = panel_len::<K>(K::MR, depth);
-    let b_len = panel_len::<K>(K::NR, depth);
-    let a_step = share::<K>(c.rows().div_ceil(K::MR), a_len, PACKED_A);
-    let b_step = share::<K>(c.cols().div_ceil(K::NR), b_len, PACKED_B);
+    let units = a.depth().div_ceil(K::UNIT);
+    let (a_len, b_len) = (K::MR * units, K::NR * units);
+    let a_step = share(c.rows().div_ceil(K::MR), a_len, PACKED_A);
+    let b_step = share(c.cols().div_ceil(K::NR), b_len, PACKED_B);
     scratch::with(Use::PackedB, b_step * b_len, |packed_b| {
         scratch::with(Use::PackedA, a_step * a_len, |packed_a| {
             let mut a_is = None;
@@ -55,12 +57,13 @@ pub(super) fn run<K: MicroKernel, E: Element>(
                         pack_panels::<K>(dev, a, K::MR, row, packed_a);
                         a_is = Some(row);
                     }
-                    let part = Part::<K> {
+                    let part = Part {
                         a: packed_a,
                         b: packed_b,
                         a_panels,
                         b_panels,
-                        depth: depth.next_multiple_of(K::K_UNIT),
+                        units,
+                        kernel: PhantomData::<K>,
                         row,
                         col,
                     };
@@ -72,23 +75,24 @@ pub(super) fn run<K: MicroKernel, E: Element>(
 }
 
 /// Panels to pack at a time: all if they fit into `bytes`, otherwise even shares.
-fn share<K: MicroKernel>(panels: usize, len: usize, bytes: usize) -> usize {
-    let fit = (bytes / (len * size_of::<K::Packed>()).max(1)).max(1);
+fn share(panels: usize, len: usize, bytes: usize) -> usize {
+    let fit = (bytes / (len * size_of::<Unit>()).max(1)).max(1);
     let shares = panels.div_ceil(fit).max(1);
     panels.div_ceil(shares).max(1)
 }
 
 /// A part of `C` whose operands are packed.
 struct Part<'a, K: MicroKernel> {
-    a: &'a [K::Packed],
-    b: &'a [K::Packed],
+    a: &'a [Unit],
+    b: &'a [Unit],
     a_panels: usize,
     b_panels: usize,
-    /// A multiple of the kernel's unit.
-    depth: usize,
+    /// Along `k`.
+    units: usize,
     /// Where the part begins in `C`.
     row: usize,
     col: usize,
+    kernel: PhantomData<K>,
 }
 
 impl<K: MicroKernel> Part<'_, K> {
@@ -111,26 +115,20 @@ impl<K: MicroKernel> Part<'_, K> {
     }
 
     /// One block: the panels `a0..a1` of `A` with `b0..b1` of `B`.
-    fn block<E: Element>(
-        &self,
-        c: &Output<'_, E>,
-        (a0, a1): (usize, usize),
-        (b0, b1): (usize, usize),
-    ) {
+    fn block<E: Element>(&self, c: &Output<'_, E>, (a0, a1): (usize, usize), (b0, b1): (usize, usize)) {
         let tile_len = K::MR * K::NR;
-        let passes = self.depth.div_ceil(K::KC).max(1);
-        let kc = self.depth.div_ceil(passes).next_multiple_of(K::K_UNIT);
+        let passes = self.units.div_ceil(K::PASS).max(1);
+        let per_pass = self.units.div_ceil(passes);
         // With a single pass a tile is stored at once, and they can share one place.
         let tiles = if passes == 1 { 1 } else { (a1 - a0) * (b1 - b0) };
         scratch::with(Use::Tiles, tiles * tile_len, |sums: &mut [f32]| {
             for pass in 0..passes {
-                let k0 = pass * kc;
-                let k = kc.min(self.depth - k0);
+                let units = pass * per_pass..self.units.min((pass + 1) * per_pass);
                 for j in b0..b1 {
                     for i in a0..a1 {
                         let at = ((j - b0) * (a1 - a0) + i - a0) % tiles * tile_len;
                         let tile = &mut sums[at..][..tile_len];
-                        self.tile(tile, i, j, k0..k0 + k);
+                        self.tile(tile, i, j, units.clone());
                         if pass + 1 == passes {
                             self.store(c, tile, i, j);
                         }
@@ -140,15 +138,15 @@ impl<K: MicroKernel> Part<'_, K> {
         });
     }
 
-    /// Adds the products of the depths `k` to a tile, or sets it if they begin at zero.
+    /// Adds the products of a range of units to a tile, or sets it if they begin at zero.
     #[inline(always)]
-    fn tile(&self, tile: &mut [f32], i: usize, j: usize, k: std::ops::Range<usize>) {
-        let a = &self.a[(i * self.depth + k.start) * K::MR..][..k.len() * K::MR];
-        let b = &self.b[(j * self.depth + k.start) * K::NR..][..k.len() * K::NR];
+    fn tile(&self, tile: &mut [f32], i: usize, j: usize, units: Range<usize>) {
+        let a = &self.a[(i * self.units + units.start) * K::MR..][..units.len() * K::MR];
+        let b = &self.b[(j * self.units + units.start) * K::NR..][..units.len() * K::NR];
         // SAFETY: the slices are as long as the kernel reads, `tile` as long as it writes; buffers begin at
         // multiples of 64 bytes and tiles are whole cache lines; the device's CPU has the kernel's
         // instruction set, or `matmul::run` would not have chosen it.
-        unsafe { K::tile(k.len(), a.as_ptr(), b.as_ptr(), tile.as_mut_ptr(), k.start > 0) }
+        unsafe { K::tile(units.len(), a.as_ptr(), b.as_ptr(), tile.as_mut_ptr(), units.start > 0) }
     }
 
     fn store<E: Element>(&self, c: &Output<'_, E>, tile: &[f32], i: usize, j: usize) {

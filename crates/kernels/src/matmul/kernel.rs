@@ -5,15 +5,22 @@
 
 use crate::{Element, Isa};
 
+/// Four bytes of a packed panel: one `f32`, or two `bf16` that follow each other along `k`.
+pub(super) type Unit = u32;
+
+/// Sixteen lanes of sixteen units each.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Block(pub [[Unit; 16]; 16]);
+
 /// Product of a panel of `MR` rows of `op(A)` with a panel of `NR` columns of `op(B)`.
 ///
 /// # Packed panels
-/// A panel is cut along `k` into units of `K_UNIT`. Unit `u` of a panel of width `W` holds, for each lane
-/// `i < W` in turn, the values `k = u·K_UNIT .. (u+1)·K_UNIT` of that row of `op(A)` or column of `op(B)`.
-/// Lanes and values beyond the matrix are zero. Panels begin at a multiple of 64 bytes if `W·K_UNIT` values
-/// fill whole cache lines.
-pub(super) trait MicroKernel: 'static {
-    /// What panels are packed as. `bf16` operands that meet a kernel of `f32` are widened, which is exact.
+/// A panel of width `W` (`MR` or `NR`) holds, for each unit along `k` in turn, that unit of each of its `W` rows
+/// of `op(A)` or columns of `op(B)`. Lanes and values beyond the matrix are zero. The first panel begins at a
+/// multiple of 64 bytes, the others follow without gaps.
+pub(super) trait MicroKernel: Send + Sync + 'static {
+    /// What values are packed as. `bf16` operands that meet a kernel of `f32` are widened, which is exact.
     type Packed: Element;
     /// The instruction set that packing and storing are compiled for.
     const ISA: Isa;
@@ -21,25 +28,34 @@ pub(super) trait MicroKernel: 'static {
     const MR: usize;
     /// Columns of a tile.
     const NR: usize;
-    /// Values along `k` that one instruction multiplies and sums within a lane.
-    const K_UNIT: usize;
-    /// Depth of one pass: `NR` columns of it stay in the first-level cache. A multiple of `K_UNIT`.
-    const KC: usize;
-    /// Panels of `op(A)` in a block of `C`: with depth `KC` they stay in the second-level cache.
+    /// Units of one pass along `k`: what a block of `C` needs of both operands stays in the second-level cache.
+    const PASS: usize;
+    /// Panels of `op(A)` in a block of `C`.
     const A_PANELS: usize;
     /// Panels of `op(B)` in a block of `C`.
     const B_PANELS: usize;
+    /// Values in a unit.
+    const UNIT: usize = size_of::<Unit>() / size_of::<Self::Packed>();
 
-    /// `tile = a·b`, or `tile += a·b` if `add`, over a depth of `k` values, a multiple of `K_UNIT`.
+    /// `tile = a·b`, or `tile += a·b` if `add`, over `units` along `k`.
     ///
     /// # Safety
-    /// The CPU has `ISA`; `a` is readable for `MR·k` values, `b` for `NR·k`; `tile` holds `MR` rows of `NR`
-    /// floats without gaps, begins at a multiple of 64 bytes and is nobody else's.
-    unsafe fn tile(
-        k: usize,
-        a: *const Self::Packed,
-        b: *const Self::Packed,
-        tile: *mut f32,
-        add: bool,
-    );
+    /// The CPU has `ISA`; `a` is readable for `MR·units`, `b` for `NR·units`, and `b` begins at a multiple of
+    /// `4·NR` bytes; `tile` holds `MR` rows of `NR` floats without gaps, begins at a multiple of 64 bytes and is
+    /// nobody else's.
+    unsafe fn tile(units: usize, a: *const Unit, b: *const Unit, tile: *mut f32, add: bool);
+
+    /// Swaps lanes and units.
+    ///
+    /// # Safety
+    /// The CPU has `ISA`.
+    #[inline(always)]
+    unsafe fn transpose(block: &mut Block) {
+        for i in 0..16 {
+            for j in 0..i {
+                let (x, y) = (block.0[i][j], block.0[j][i]);
+                (block.0[i][j], block.0[j][i]) = (y, x);
+            }
+        }
+    }
 }

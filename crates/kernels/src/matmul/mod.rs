@@ -149,21 +149,9 @@ pub fn run(dev: &Device, args: Matmul<'_>) {
 }
 
 fn run_with<K: MicroKernel>(dev: &Device, args: Matmul<'_>, round: bool) {
-    let a = Operand {
-        view: args.a,
-        along_k: !args.a_transposed,
-        round,
-    };
-    let b = Operand {
-        view: args.b,
-        along_k: args.b_transposed,
-        round,
-    };
-    let finish = Finish {
-        alpha: args.alpha,
-        accumulate: args.accumulate,
-        bias: args.bias.map(Bias::new),
-    };
+    let a = Operand { view: args.a, along_k: !args.a_transposed, round };
+    let b = Operand { view: args.b, along_k: args.b_transposed, round };
+    let finish = Finish { alpha: args.alpha, accumulate: args.accumulate, bias: args.bias.map(Bias::new) };
     with_dtype!(args.c.dtype(), E => {
         blocked::run::<K, E>(dev, a, b, &Output::new(args.c, finish));
     });

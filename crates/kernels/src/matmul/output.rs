@@ -63,13 +63,7 @@ impl<'a, E: Element> Output<'a, E> {
     /// Takes `C`, a matrix of `E`.
     pub fn new(c: ViewMut<'a>, finish: Finish<'a>) -> Self {
         let (rows, cols) = (c.dim(0), c.dim(1));
-        Self {
-            start: c.as_mut_slice::<E>().as_mut_ptr(),
-            rows,
-            cols,
-            finish,
-            borrow: PhantomData,
-        }
+        Self { start: c.as_mut_slice::<E>().as_mut_ptr(), rows, cols, finish, borrow: PhantomData }
     }
 
     /// Rows of `C`.
@@ -90,12 +84,9 @@ impl<'a, E: Element> Output<'a, E> {
     pub unsafe fn store_row(&self, row: usize, col: usize, sums: &[f32]) {
         assert!(row < self.rows && col + sums.len() <= self.cols);
         // SAFETY: inside `C`, by the assertion; nobody else's, by the caller's promise.
-        let out = unsafe {
-            std::slice::from_raw_parts_mut(self.start.add(row * self.cols + col), sums.len())
-        };
-        let Finish {
-            alpha, accumulate, ..
-        } = self.finish;
+        let out =
+            unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.cols + col), sums.len()) };
+        let Finish { alpha, accumulate, .. } = self.finish;
         match (self.finish.bias, accumulate) {
             (None, false) => {
                 for (c, sum) in out.iter_mut().zip(sums) {

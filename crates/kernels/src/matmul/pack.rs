@@ -2,10 +2,10 @@
 
 use half::bf16;
 
-use super::kernel::MicroKernel;
-use crate::{Device, Element, View, with_dtype};
+use super::kernel::{Block, MicroKernel, Unit};
+use crate::{DType, Device, Element, View, with_dtype};
 
-/// `op(A)` by rows or `op(B)` by columns: `lanes` vectors of `depth` values along `k`.
+/// `op(A)` by rows or `op(B)` by columns: lanes of values along `k`.
 #[derive(Clone, Copy)]
 pub(super) struct Operand<'a> {
     /// The matrix as stored.
@@ -17,21 +17,19 @@ pub(super) struct Operand<'a> {
 }
 
 impl Operand<'_> {
-    /// Vectors along `k`.
+    /// Rows of `op(A)` or columns of `op(B)`.
     pub fn lanes(&self) -> usize {
         self.view.dim(usize::from(!self.along_k))
     }
 
-    /// Values of a lane.
+    /// Values of a lane: `K`.
     pub fn depth(&self) -> usize {
         self.view.dim(usize::from(self.along_k))
     }
 }
 
-/// Values of a panel of `width` lanes: its depth is filled up to whole units.
-pub(super) fn panel_len<K: MicroKernel>(width: usize, depth: usize) -> usize {
-    width * depth.next_multiple_of(K::K_UNIT)
-}
+/// A task of at least so many bytes hides what it costs to hand it to a thread.
+const TASK_BYTES: usize = 64 * 1024;
 
 /// Packs the lanes from `first` on into `out`, whole panels of `width` lanes, on all threads.
 pub(super) fn pack_panels<K: MicroKernel>(
@@ -39,127 +37,172 @@ pub(super) fn pack_panels<K: MicroKernel>(
     from: Operand<'_>,
     width: usize,
     first: usize,
-    out: &mut [K::Packed],
+    out: &mut [Unit],
 ) {
-    let len = panel_len::<K>(width, from.depth());
+    let len = width * from.depth().div_ceil(K::UNIT);
     if len == 0 {
         return;
     }
-    let bytes = len * size_of::<K::Packed>();
-    // A task of 64 KiB or more hides what it costs to hand it to a thread.
-    let panels_per_task = (64 * 1024usize).div_ceil(bytes);
+    let panels_per_task = TASK_BYTES.div_ceil(len * size_of::<Unit>());
     dev.for_each_chunk(out, len * panels_per_task, |task, panels| {
-        for (i, panel) in panels.chunks_exact_mut(len).enumerate() {
-            let lane = first + (task * panels_per_task + i) * width;
-            with_dtype!(from.view.dtype(), S => {
-                let source = Source {
-                    values: from.view.as_slice::<S>(),
-                    row: from.view.dim(1),
-                };
-                pack_panel::<K, S>(source, from, width, lane, panel);
+        let first = first + task * panels_per_task * width;
+        with_dtype!(from.view.dtype(), S => {
+            let source = Source {
+                values: from.view.as_slice::<S>(),
+                row: from.view.dim(1),
+                depth: from.depth(),
+                lanes: from.lanes(),
+            };
+            K::ISA.run(|| match (from.along_k, from.round) {
+                (true, false) => along_k::<K, S, false>(source, first, width, panels),
+                (true, true) => along_k::<K, S, true>(source, first, width, panels),
+                (false, false) => across_k::<K, S, false>(source, first, width, panels),
+                (false, true) => across_k::<K, S, true>(source, first, width, panels),
             });
-        }
+        });
     });
 }
 
-/// The stored values and the length of a stored row.
+/// The stored values.
 #[derive(Clone, Copy)]
 struct Source<'a, S> {
     values: &'a [S],
+    /// Length of a stored row.
     row: usize,
+    depth: usize,
+    lanes: usize,
 }
 
-fn pack_panel<K: MicroKernel, S: Element>(
-    source: Source<'_, S>,
-    from: Operand<'_>,
-    width: usize,
-    lane: usize,
-    panel: &mut [K::Packed],
-) {
-    let lanes = width.min(from.lanes() - lane);
-    K::ISA.run(|| match (from.along_k, from.round) {
-        (true, false) => along_k::<K, S, false>(source, lane, lanes, width, panel),
-        (true, true) => along_k::<K, S, true>(source, lane, lanes, width, panel),
-        (false, false) => across_k::<K, S, false>(source, lane, lanes, width, panel),
-        (false, true) => across_k::<K, S, true>(source, lane, lanes, width, panel),
-    });
-}
-
-/// Units that are packed lane by lane before the next ones, so that what is written stays in the cache.
-const UNITS: usize = 64;
-
-/// Lanes lie in rows: a transposition, a block of units at a time.
+/// Lanes lie in rows: a transposition, sixteen lanes by sixteen units at a time.
 #[inline(always)]
 fn along_k<K: MicroKernel, S: Element, const ROUND: bool>(
     source: Source<'_, S>,
     first: usize,
-    lanes: usize,
     width: usize,
-    panel: &mut [K::Packed],
+    panels: &mut [Unit],
 ) {
-    let depth = source.row;
-    for (block, out) in panel.chunks_mut(UNITS * width * K::K_UNIT).enumerate() {
-        let k0 = block * UNITS * K::K_UNIT;
-        if lanes < width {
-            out.fill(K::Packed::default());
-        }
-        for lane in 0..lanes {
-            let row = &source.values[(first + lane) * depth..][..depth][k0..];
-            let units = out.chunks_exact_mut(width * K::K_UNIT);
-            let values = row.chunks_exact(K::K_UNIT);
-            let rest = values.remainder();
-            let whole = values.len();
-            for (unit, values) in units.zip(values) {
-                for j in 0..K::K_UNIT {
-                    unit[lane * K::K_UNIT + j] = convert::<S, K::Packed, ROUND>(values[j]);
+    let len = width * source.depth.div_ceil(K::UNIT);
+    for (p, panel) in panels.chunks_exact_mut(len).enumerate() {
+        let first = first + p * width;
+        for (block16, out) in panel.chunks_mut(16 * width).enumerate() {
+            let k0 = block16 * 16 * K::UNIT;
+            let k1 = source.depth.min(k0 + 16 * K::UNIT);
+            for group in (0..width).step_by(16) {
+                let mut block = Block([[0; 16]; 16]);
+                let wanted = first + group..(first + width.min(group + 16)).min(source.lanes);
+                for (lane, row) in wanted.zip(&mut block.0) {
+                    let from = &source.values[lane * source.row..][k0..k1];
+                    let to = as_packed::<K::Packed>(row);
+                    if from.len() == to.len() {
+                        convert_all::<S, K::Packed, ROUND>(from, to);
+                    } else {
+                        convert_all::<S, K::Packed, ROUND>(from, &mut to[..from.len()]);
+                    }
                 }
-            }
-            if !rest.is_empty() && whole < UNITS {
-                let unit = &mut out[whole * width * K::K_UNIT + lane * K::K_UNIT..][..K::K_UNIT];
-                unit.fill(K::Packed::default());
-                for (to, from) in unit.iter_mut().zip(rest) {
-                    *to = convert::<S, K::Packed, ROUND>(*from);
+                // SAFETY: this is compiled for `K::ISA` and runs because the device has it.
+                unsafe { K::transpose(&mut block) };
+                if width - group >= 16 {
+                    for (unit, from) in out.chunks_exact_mut(width).zip(&block.0) {
+                        unit[group..][..16].copy_from_slice(from);
+                    }
+                } else {
+                    for (unit, from) in out.chunks_exact_mut(width).zip(&block.0) {
+                        unit[group..].copy_from_slice(&from[..width % 16]);
+                    }
                 }
             }
         }
     }
 }
+
+/// Units that are packed for one panel before the next: rows are read in runs of all panels of a task.
+const RUN: usize = 8;
 
 /// Lanes lie side by side in each row `k`: copies, with the rows of a unit interleaved.
 #[inline(always)]
 fn across_k<K: MicroKernel, S: Element, const ROUND: bool>(
     source: Source<'_, S>,
     first: usize,
-    lanes: usize,
     width: usize,
-    panel: &mut [K::Packed],
+    panels: &mut [Unit],
 ) {
-    if source.row == 0 {
-        return;
-    }
-    let depth = source.values.len() / source.row;
-    for (u, unit) in panel.chunks_exact_mut(width * K::K_UNIT).enumerate() {
-        for j in 0..K::K_UNIT {
-            let k = u * K::K_UNIT + j;
-            if lanes < width || k >= depth {
-                unit.iter_mut().skip(j).step_by(K::K_UNIT).for_each(|x| *x = K::Packed::default());
-            }
-            if k < depth {
-                let row = &source.values[k * source.row + first..][..lanes];
-                for (to, from) in unit.iter_mut().skip(j).step_by(K::K_UNIT).zip(row) {
-                    *to = convert::<S, K::Packed, ROUND>(*from);
+    let units = source.depth.div_ceil(K::UNIT);
+    for run in (0..units).step_by(RUN) {
+        for (p, panel) in panels.chunks_exact_mut(width * units).enumerate() {
+            let first = first + p * width;
+            let lanes = width.min(source.lanes - first);
+            for u in run..units.min(run + RUN) {
+                let unit = &mut panel[u * width..][..width];
+                if lanes < width {
+                    unit.fill(0);
+                    fill_unit::<K, S, ROUND>(source, u, first, &mut unit[..lanes]);
+                } else {
+                    fill_unit::<K, S, ROUND>(source, u, first, unit);
                 }
             }
         }
     }
 }
 
+/// Unit `u` of the lanes from `first` on.
+#[inline(always)]
+fn fill_unit<K: MicroKernel, S: Element, const ROUND: bool>(
+    source: Source<'_, S>,
+    u: usize,
+    first: usize,
+    unit: &mut [Unit],
+) {
+    let lanes = unit.len();
+    let row = |k: usize| &source.values[k * source.row + first..][..lanes];
+    let k = u * K::UNIT;
+    let low = row(k);
+    if K::UNIT == 1 {
+        for (unit, x) in unit.iter_mut().zip(low) {
+            *unit = bits(convert::<S, K::Packed, ROUND>(*x));
+        }
+    } else if k + 1 < source.depth {
+        for ((unit, x), y) in unit.iter_mut().zip(low).zip(row(k + 1)) {
+            let (x, y) = (convert::<S, K::Packed, ROUND>(*x), convert::<S, K::Packed, ROUND>(*y));
+            *unit = bits(x) | bits(y) << 16;
+        }
+    } else {
+        for (unit, x) in unit.iter_mut().zip(low) {
+            *unit = bits(convert::<S, K::Packed, ROUND>(*x));
+        }
+    }
+}
+
+/// The bits of an `f32`, or those of a `bf16` in the lower half.
+#[inline(always)]
+fn bits<P: Element>(x: P) -> Unit {
+    if size_of::<P>() == 4 { x.to_f32().to_bits() } else { x.to_f32().to_bits() >> 16 }
+}
+
+/// Units as the values that they hold.
+#[inline(always)]
+fn as_packed<P: Element>(units: &mut [Unit; 16]) -> &mut [P] {
+    let len = size_of_val(units) / size_of::<P>();
+    // SAFETY: plain old data of a smaller or the same alignment; every bit pattern of an `Element` is valid.
+    unsafe { std::slice::from_raw_parts_mut(units.as_mut_ptr().cast(), len) }
+}
+
+#[inline(always)]
+fn convert_all<S: Element, P: Element, const ROUND: bool>(from: &[S], to: &mut [P]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = convert::<S, P, ROUND>(*from);
+    }
+}
+
 /// One value as a kernel wants it, through `bf16` if `ROUND`.
 #[inline(always)]
 fn convert<S: Element, P: Element, const ROUND: bool>(x: S) -> P {
-    if ROUND {
+    if S::DTYPE == P::DTYPE && !(ROUND && S::DTYPE == DType::F32) {
+        // SAFETY: the types are the same, and the value is as wanted already.
+        unsafe { std::mem::transmute_copy(&x) }
+    } else if ROUND && S::DTYPE == DType::F32 && P::DTYPE == DType::F32 {
         P::from_f32(<bf16 as Element>::from_f32(x.to_f32()).to_f32())
     } else {
+        // To `bf16`, which rounds, or widened.
         P::from_f32(x.to_f32())
     }
 }

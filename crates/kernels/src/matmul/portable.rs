@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::kernel::MicroKernel;
+use super::kernel::{MicroKernel, Unit};
 use super::vector::{Vector, f32_tile};
 use crate::{Element, Isa};
 
@@ -56,13 +56,12 @@ impl MicroKernel for PortableF32 {
     const ISA: Isa = Isa::Portable;
     const MR: usize = 4;
     const NR: usize = 8;
-    const K_UNIT: usize = 1;
-    const KC: usize = 512;
+    const PASS: usize = 512;
     const A_PANELS: usize = 24;
     const B_PANELS: usize = 16;
 
-    unsafe fn tile(k: usize, a: *const f32, b: *const f32, tile: *mut f32, add: bool) {
+    unsafe fn tile(units: usize, a: *const Unit, b: *const Unit, tile: *mut f32, add: bool) {
         // SAFETY: the caller's promise is the same.
-        unsafe { f32_tile::<Lanes4, 4, 2>(k, a, b, tile, add) }
+        unsafe { f32_tile::<Lanes4, 4, 2>(units, a.cast(), b.cast(), tile, add) }
     }
 }

@@ -2,7 +2,17 @@
 
 use std::cell::Cell;
 
-use crate::Element;
+use memmap2::MmapMut;
+
+/// What a buffer may hold.
+///
+/// # Safety
+/// Every bit pattern is a value, and the alignment is at most a page.
+pub(super) unsafe trait Plain: Copy {}
+// SAFETY: an integer.
+unsafe impl Plain for u32 {}
+// SAFETY: a float.
+unsafe impl Plain for f32 {}
 
 /// What a buffer is for; each thread keeps one of each.
 #[derive(Clone, Copy)]
@@ -17,31 +27,38 @@ pub(super) enum Use {
     Thin,
 }
 
-/// A cache line, for its alignment.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line([u8; 64]);
-
 thread_local! {
-    static KEPT: [Cell<Vec<Line>>; 4] = const { [const { Cell::new(Vec::new()) }; 4] };
+    static KEPT: [Cell<Option<MmapMut>>; 4] = const { [const { Cell::new(None) }; 4] };
 }
 
 /// Calls `f` with this thread's buffer of `len` elements, aligned to 64 bytes, its content arbitrary.
 ///
 /// A product inside `f` for the same use (a thread that waits may take up other work) gets a buffer of its own.
-pub(super) fn with<E: Element, R>(purpose: Use, len: usize, f: impl FnOnce(&mut [E]) -> R) -> R {
+pub(super) fn with<T: Plain, R>(purpose: Use, len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
     let slot = purpose as usize;
-    let mut lines = KEPT.with(|kept| kept[slot].take());
-    let needed = (len * size_of::<E>()).div_ceil(size_of::<Line>());
-    if lines.len() < needed {
-        // Nothing in it is worth copying to the larger one.
-        lines = Vec::new();
-        lines.resize(needed, Line([0; 64]));
-    }
-    // SAFETY: the lines are initialised bytes, aligned for `E`, at least `len` elements; every bit pattern of
-    // an `Element` is valid; `lines` is borrowed by nothing else.
-    let buffer = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<E>(), len) };
+    let needed = (len * size_of::<T>()).max(1);
+    let kept = KEPT.with(|kept| kept[slot].take());
+    let mut pages = kept.filter(|pages| pages.len() >= needed).unwrap_or_else(|| fresh(needed));
+    // SAFETY: a mapping begins at a page and has at least `len` elements of initialised bytes; `T` is plain; and
+    // `pages` is borrowed by nothing else.
+    let buffer = unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast::<T>(), len) };
     let result = f(buffer);
-    KEPT.with(|kept| kept[slot].set(lines));
+    KEPT.with(|kept| kept[slot].set(Some(pages)));
     result
+}
+
+/// Zeroed pages straight from the system, huge ones where it grants them: panels are walked in strides that
+/// would miss the translation cache otherwise.
+fn fresh(bytes: usize) -> MmapMut {
+    const HUGE_PAGE: usize = 2 << 20;
+    let rounded = if bytes < HUGE_PAGE / 4 { bytes } else { bytes.next_multiple_of(HUGE_PAGE) };
+    let pages = MmapMut::map_anon(rounded).unwrap_or_else(|error| {
+        panic!("no memory for {rounded} bytes of packed matrices: {error}");
+    });
+    #[cfg(target_os = "linux")]
+    if rounded >= HUGE_PAGE {
+        // A refusal costs speed alone.
+        let _ = pages.advise(memmap2::Advice::HugePage);
+    }
+    pages
 }

@@ -81,11 +81,7 @@ impl Case {
         for (i, (got, expected)) in tensors.2.to_f32_vec().iter().zip(&expected).enumerate() {
             let allowed = 2.4e-7 * (k + 4.0) + last * expected.abs();
             let error = (f64::from(*got) - expected).abs();
-            assert!(
-                error <= allowed,
-                "{self:?} on {}: element {i} is {got} and not {expected}",
-                dev.isa()
-            );
+            assert!(error <= allowed, "{self:?} on {}: element {i} is {got} and not {expected}", dev.isa());
         }
     }
 }

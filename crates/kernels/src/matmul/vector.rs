@@ -59,8 +59,8 @@ pub(super) unsafe fn f32_tile<V: Vector, const MR: usize, const NV: usize>(
             a = a.add(MR);
             b = b.add(NV * V::LANES);
         }
-        for (i, row) in sum.into_iter().enumerate() {
-            for (j, sum) in row.into_iter().enumerate() {
+        for (i, row) in sum.iter().enumerate() {
+            for (j, sum) in row.iter().enumerate() {
                 sum.store(tile.add((i * NV + j) * V::LANES));
             }
         }
