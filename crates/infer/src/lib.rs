@@ -1,1 +1,17 @@
-//! TODO
+//! Using a model (stage 15 of the walk): prompts → answers, token by token, with a key/value cache.
+//!
+//! [`sampler`] picks the next token from its logits, [`generate`] does so until an answer ends, [`chat`] holds a
+//! conversation, [`answers`] asks a list of questions. Prompts are rendered by [`sft_data::pipeline::Pipeline`],
+//! the same code that training used.
+
+pub mod answers;
+pub mod chat;
+mod error;
+pub mod generate;
+pub mod sampler;
+
+pub use answers::{Answered, answer_all, exact_match};
+pub use chat::{Answer, ChatSession};
+pub use error::InferError;
+pub use generate::{Generation, GenerationOptions, Generator, Progress, StopReason};
+pub use sampler::{Sampler, SamplingOptions};

@@ -1,0 +1,52 @@
+//! What can stop an answer, each with what to do about it.
+
+use sft_data::conversation::Origin;
+use sft_data::error::DataError;
+use sft_model::ModelError;
+use thiserror::Error;
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+pub enum InferError {
+    /// The model refused a token.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The template refused the messages.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The prompt has no token: there is nothing to continue.
+    #[error(
+        "the prompt has no token\nhelp: type something, or choose a template that marks where the answer begins"
+    )]
+    EmptyPrompt,
+    /// The prompt leaves no room for an answer.
+    #[error(
+        "the prompt has {tokens} tokens and `{limit}` is {value}: there is no room for an answer\nhelp: {help}"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Name of what limits it.
+        limit: &'static str,
+        /// Its value, in tokens.
+        value: usize,
+        /// What to do.
+        help: &'static str,
+    },
+    /// The model computed a number that is none.
+    #[error(
+        "the model's scores for token {position} are NaN: its weights or an adapter are damaged, or a value overflowed\nhelp: try `infer_dtype: float32`; if that does not help, take another checkpoint"
+    )]
+    NotANumber {
+        /// Tokens before it.
+        position: usize,
+    },
+    /// A row that should hold a question with its answer ends otherwise.
+    #[error(
+        "{origin}: the last message is not an answer of the assistant\nhelp: give rows with a question and its expected answer"
+    )]
+    NoExpectedAnswer {
+        /// Where the row was read.
+        origin: Origin,
+    },
+}
