@@ -40,6 +40,8 @@ impl JinjaTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", tojson);
+        // The engine takes none for an empty list, Python does not.
+        environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", move |format: &str| clock.strftime(format));
         environment
@@ -237,6 +239,10 @@ mod tests {
             ("{% macro m(a, b=2) %}{{ a }}{{ b }}{% endmacro %}{{ m(1) }}", "12"),
             ("{{ {'a': 1}.get('b', 3) }}{% for k, v in {'x': 1}.items() %}{{ k }}{{ v }}{% endfor %}", "3x1"),
             ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
+            (
+                "{{ none is iterable }}{{ 'a' is iterable }}{{ [] is iterable }}{{ 1 is iterable }}",
+                "FalseTrueTrueFalse",
+            ),
         ];
         for (source, expected) in cases {
             assert_eq!(render(source, json!({})).unwrap(), expected, "{source}");
@@ -260,6 +266,18 @@ mod tests {
     fn an_endless_template_is_stopped() {
         let source = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
         assert!(render(source, json!({})).unwrap_err().contains("instructions"));
+        let doubling =
+            "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}";
+        for source in [
+            doubling,
+            "{{ 'a' * 99999999999 }}",
+            "{{ ([0] * 99999999999) | length }}",
+            "{{ '%99999999999d' % 1 }}",
+            "{{ range(9999999999) | list | length }}",
+            "{{ 'a' | center(99999999999) }}",
+        ] {
+            assert!(render(source, json!({})).is_err(), "{source}");
+        }
         assert!(render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", json!({})).is_err());
     }
 
