@@ -173,6 +173,31 @@ impl Block {
         ]
     }
 
+    /// Every linear layer with its name inside the block.
+    pub fn linears(&self) -> [(&'static str, &Linear); 7] {
+        [
+            ("self_attn.q_proj", &self.self_attn.q_proj),
+            ("self_attn.k_proj", &self.self_attn.k_proj),
+            ("self_attn.v_proj", &self.self_attn.v_proj),
+            ("self_attn.o_proj", &self.self_attn.o_proj),
+            ("mlp.gate_proj", &self.mlp.gate_proj),
+            ("mlp.up_proj", &self.mlp.up_proj),
+            ("mlp.down_proj", &self.mlp.down_proj),
+        ]
+    }
+
+    /// Every weight but the adapters', in the order of [`Block::parameters_mut`].
+    pub fn base_parameters(&self) -> Vec<&Parameter> {
+        let mut all = vec![&self.input_layernorm];
+        all.extend([&self.self_attn.q_norm, &self.self_attn.k_norm].into_iter().flatten());
+        for (_, linear) in self.linears() {
+            all.push(&linear.weight);
+            all.extend(&linear.bias);
+        }
+        all.push(&self.post_attention_layernorm);
+        all
+    }
+
     /// Every weight, adapters included, in a fixed order.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let mut all = vec![&mut self.input_layernorm];

@@ -206,6 +206,15 @@ impl Decoder {
         outside.map_or(Ok(()), |id| Err(ModelError::TokenOutside { id, vocab_size }))
     }
 
+    /// Every weight but the adapters', in the order of [`Decoder::parameters_mut`].
+    pub fn base_parameters(&self) -> Vec<&Parameter> {
+        let mut all = vec![&self.embed_tokens];
+        all.extend(self.blocks.iter().flat_map(Block::base_parameters));
+        all.push(&self.norm);
+        all.extend(&self.lm_head);
+        all
+    }
+
     /// Every weight, adapters included, in a fixed order.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let mut all = vec![&mut self.embed_tokens];

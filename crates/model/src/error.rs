@@ -89,6 +89,16 @@ pub enum ModelError {
         /// What to do.
         help: String,
     },
+    /// Tensors of an adapter are missing, or fit no layer of the model.
+    #[error("{}: {} of the adapter's tensors do not fit the model:\n{}\nhelp: {help}", folder.display(), problems.len(), preview(problems))]
+    AdapterTensors {
+        /// The adapter's folder.
+        folder: PathBuf,
+        /// One line a tensor.
+        problems: Vec<String>,
+        /// What to do.
+        help: String,
+    },
     /// The tuning method asks for something that this model lacks.
     #[error("{key}: {reason}\nhelp: {help}")]
     Method {

@@ -9,6 +9,11 @@ use crate::spec::DecoderSpec;
 pub const LINEAR_MODULES: [&str; 7] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
+/// Name of the embedding's weight.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of the head's weight.
+pub(crate) const HEAD: &str = "lm_head.weight";
+
 /// What is trained.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Method {
@@ -47,6 +52,11 @@ impl LoraOptions {
     pub fn scale(&self, rank: usize) -> f32 {
         let rank = rank as f64;
         (self.alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32
+    }
+
+    /// Whether `modules_to_save` takes the embedding or the head, which parts them where they are tied.
+    pub(crate) fn separates_head(&self) -> bool {
+        is_saved(&self.modules_to_save, EMBEDDING) || is_saved(&self.modules_to_save, HEAD)
     }
 }
 
@@ -108,9 +118,7 @@ impl Method {
             Method::Inference => false,
             Method::Full => true,
             Method::Freeze { trained } => trained.iter().any(|part| name.contains(part.as_str())),
-            Method::Lora(lora) => lora.modules_to_save.iter().any(|module| {
-                name.split('.').any(|part| part == module) || name == format!("{module}.weight")
-            }),
+            Method::Lora(lora) => is_saved(&lora.modules_to_save, name),
         }
     }
 
@@ -122,25 +130,18 @@ impl Method {
         let Method::Lora(lora) = self else {
             return Ok(Adapters::none(spec));
         };
-        let matches = |target: &str, layer: usize, module: &str| {
-            let parent =
-                if module.ends_with("_proj") && ["gate_proj", "up_proj", "down_proj"].contains(&module) {
-                    "mlp"
-                } else {
-                    "self_attn"
-                };
-            let path = format!("model.layers.{layer}.{parent}.{module}");
-            path == target || path.ends_with(&format!(".{target}"))
-        };
         let mut layers = vec![LayerAdapters::default(); spec.layers.len()];
         let mut used = vec![false; lora.targets.len()];
         for (i, layer) in layers.iter_mut().enumerate() {
             for module in LINEAR_MODULES {
-                let hit = lora.targets.iter().position(|target| matches(target, i, module));
+                let path = module_path(i, module);
+                let hit = lora.targets.iter().position(|target| has_ending(&path, target));
                 if let Some(hit) = hit {
                     used[hit] = true;
                 }
-                if hit.is_some() || lora.targets.is_empty() {
+                // As in PEFT: what is trained whole carries no adapter.
+                let is_whole = lora.modules_to_save.iter().any(|whole| has_part(&path, whole));
+                if (hit.is_some() || lora.targets.is_empty()) && !is_whole {
                     layer.ranks.insert(module.to_owned(), lora.rank);
                 }
             }
@@ -152,8 +153,55 @@ impl Method {
                 help: format!("choose `all`, or among {}", LINEAR_MODULES.join(", ")),
             });
         }
+        let modules = modules(spec);
+        let unknown = |name: &&String| !modules.iter().any(|path| path.ends_with(name.as_str()));
+        if let Some(unknown) = lora.modules_to_save.iter().find(unknown) {
+            return Err(ModelError::Method {
+                key: "additional_target",
+                reason: format!("the model has no module `{unknown}`"),
+                help: "choose among embed_tokens, lm_head, norm, or name another module".into(),
+            });
+        }
         Ok(Adapters { layers, dropout: lora.dropout > 0.0 })
     }
+}
+
+/// Name of a linear layer of a block.
+fn module_path(layer: usize, module: &str) -> String {
+    let in_mlp = ["gate_proj", "up_proj", "down_proj"].contains(&module);
+    format!("model.layers.{layer}.{}.{module}", if in_mlp { "mlp" } else { "self_attn" })
+}
+
+/// Names of all modules that hold weights, and of those they lie in.
+fn modules(spec: &DecoderSpec) -> Vec<String> {
+    const PARTS: [&str; 4] = ["self_attn", "mlp", "input_layernorm", "post_attention_layernorm"];
+    let mut all = vec!["model.embed_tokens".to_owned(), "model.norm".to_owned(), "lm_head".to_owned()];
+    for (i, layer) in spec.layers.iter().enumerate() {
+        all.push(format!("model.layers.{i}"));
+        all.extend(PARTS.iter().map(|part| format!("model.layers.{i}.{part}")));
+        all.extend(LINEAR_MODULES.iter().map(|module| module_path(i, module)));
+        if layer.attention.qk_norm {
+            all.extend(["q_norm", "k_norm"].map(|norm| format!("model.layers.{i}.self_attn.{norm}")));
+        }
+    }
+    all
+}
+
+/// Whether a module's name is `target` or ends with it, whole parts compared: PEFT's rule for `target_modules`.
+pub(crate) fn has_ending(path: &str, target: &str) -> bool {
+    path.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// Whether a module is `module` or lies in it: PEFT keeps adapters off such.
+pub(crate) fn has_part(path: &str, module: &str) -> bool {
+    format!(".{path}.").contains(&format!(".{module}."))
+}
+
+/// Whether a weight belongs to one of PEFT's `modules_to_save`: the name of a module that it is in ends with one of
+/// them (`norm` is every norm: PEFT compares letters here, not whole parts).
+pub(crate) fn is_saved(modules: &[String], parameter: &str) -> bool {
+    let mut within = parameter.match_indices('.').map(|(end, _)| &parameter[..end]);
+    within.any(|path| modules.iter().any(|module| path.ends_with(module.as_str())))
 }
 
 /// Ranks of the adapters of every block.

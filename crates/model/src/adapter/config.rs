@@ -1,0 +1,390 @@
+//! `adapter_config.json` as PEFT writes it: which layers carry adapters, of which rank and scale.
+//!
+//! In: the file of an adapter's folder → out: an [`AdapterConfig`], or why the adapter cannot be computed here. A key
+//! that would change what is computed is never passed over: it is known, or at its neutral value, or refused by name.
+
+use std::path::Path;
+
+use regex::Regex;
+use serde_json::{Map, Value, json};
+
+use crate::ModelError;
+use crate::method::{LoraOptions, has_ending, has_part};
+
+/// Name of the file.
+pub(super) const FILE: &str = "adapter_config.json";
+
+/// What an adapter's configuration says.
+#[derive(Debug, Clone)]
+pub struct AdapterConfig {
+    /// R, unless `rank_pattern` says otherwise.
+    pub rank: usize,
+    /// Scale is alpha / R (or alpha / √R), unless `alpha_pattern` says otherwise.
+    pub alpha: f64,
+    /// Probability of dropping an element of an adapter's input in training.
+    pub dropout: f32,
+    /// Scale by √R.
+    pub use_rslora: bool,
+    /// Modules stored whole.
+    pub modules_to_save: Vec<String>,
+    /// The model that it was trained on, as its author called it.
+    pub base_model: Option<String>,
+    targets: Selection,
+    excluded: Option<Selection>,
+    layers: Vec<u64>,
+    layer_patterns: Vec<Regex>,
+    rank_pattern: Vec<(Regex, f64)>,
+    alpha_pattern: Vec<(Regex, f64)>,
+}
+
+/// How `target_modules` and `exclude_modules` name layers.
+#[derive(Debug, Clone)]
+enum Selection {
+    /// `all-linear`: every linear layer but the head.
+    AllLinear,
+    /// Ends of names.
+    Names(Vec<String>),
+    /// A regular expression for the whole name.
+    Pattern(Regex),
+}
+
+/// Keys that say nothing of what is computed from the tensors.
+const WITHOUT_EFFECT: [&str; 14] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "inference_mode",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_parameters",
+    "task_type",
+];
+
+/// Keys that are read below.
+const READ: [&str; 16] = [
+    "alpha_pattern",
+    "bias",
+    "ensure_weight_tying",
+    "exclude_modules",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "use_rslora",
+];
+
+impl AdapterConfig {
+    /// Reads the file in an adapter's folder.
+    ///
+    /// # Errors
+    /// No or malformed file; an adapter of a kind that is not supported, named.
+    pub fn read(folder: &Path) -> Result<Self, ModelError> {
+        let path = folder.join(FILE);
+        if !path.exists() {
+            let help = "name the folder of an adapter in PEFT's format: adapter_config.json and \
+                        adapter_model.safetensors are in it";
+            return Err(ModelError::Missing {
+                folder: folder.to_owned(),
+                what: FILE.into(),
+                help: help.into(),
+            });
+        }
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| ModelError::File { path: path.clone(), source })?;
+        let values: Map<String, Value> =
+            serde_json::from_str(&text).map_err(|source| ModelError::Json { path: path.clone(), source })?;
+        Self::from_values(&values).map_err(|(reason, help)| ModelError::Adapter {
+            folder: folder.to_owned(),
+            reason: format!("{FILE}: {reason}"),
+            help: help.into(),
+        })
+    }
+
+    fn from_values(values: &Map<String, Value>) -> Result<Self, (String, &'static str)> {
+        check_kind(values)?;
+        let malformed = |reason: String| (reason, "the file is damaged or was changed by hand");
+        let read = || -> Result<Self, String> {
+            Ok(Self {
+                rank: number(values, "r")?.map_or(8, |r| r as usize),
+                alpha: number(values, "lora_alpha")?.unwrap_or(8.0),
+                dropout: number(values, "lora_dropout")?.unwrap_or(0.0) as f32,
+                use_rslora: is_set(values.get("use_rslora")),
+                modules_to_save: words(values, "modules_to_save")?,
+                base_model: values.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
+                targets: selection(values, "target_modules")?
+                    .ok_or("`target_modules` is missing: no layer carries an adapter")?,
+                excluded: selection(values, "exclude_modules")?,
+                layers: layer_numbers(values)?,
+                layer_patterns: layer_patterns(values)?,
+                rank_pattern: pattern(values, "rank_pattern")?,
+                alpha_pattern: pattern(values, "alpha_pattern")?,
+            })
+        };
+        let config = read().map_err(malformed)?;
+        if config.rank == 0 {
+            return Err(malformed("`r` is 0".into()));
+        }
+        if !(0.0..1.0).contains(&config.dropout) {
+            return Err(malformed(format!("`lora_dropout` is {}", config.dropout)));
+        }
+        let head = ["lm_head", "embed_tokens"];
+        let saved = config.modules_to_save.iter().any(|module| head.contains(&module.as_str()));
+        if saved && is_set(values.get("ensure_weight_tying")) {
+            return Err((
+                "`ensure_weight_tying` with a head or an embedding in `modules_to_save` is not supported"
+                    .into(),
+                "merge the adapter with PEFT and name the merged model in model_name_or_path",
+            ));
+        }
+        Ok(config)
+    }
+
+    /// Whether the layer of this name (`model.layers.0.self_attn.q_proj`) carries an adapter.
+    pub fn targets(&self, path: &str) -> bool {
+        let ends = |names: &[String]| names.iter().any(|name| has_ending(path, name));
+        let excluded = match &self.excluded {
+            Some(Selection::Names(names)) => ends(names),
+            Some(Selection::Pattern(pattern)) => pattern.is_match(path),
+            Some(Selection::AllLinear) | None => false,
+        };
+        if excluded || self.modules_to_save.iter().any(|module| has_part(path, module)) {
+            return false;
+        }
+        match &self.targets {
+            Selection::AllLinear => true,
+            Selection::Pattern(pattern) => pattern.is_match(path),
+            Selection::Names(names) => {
+                names.iter().any(|name| name == path) || ends(names) && self.in_layers(path)
+            }
+        }
+    }
+
+    fn in_layers(&self, path: &str) -> bool {
+        let number = |pattern: &Regex| pattern.captures(path)?.get(1)?.as_str().parse::<u64>().ok();
+        let layer = || self.layer_patterns.iter().find_map(number);
+        self.layers.is_empty() || layer().is_some_and(|layer| self.layers.contains(&layer))
+    }
+
+    /// R of the adapter on a layer.
+    pub fn rank_of(&self, path: &str) -> usize {
+        of_pattern(&self.rank_pattern, path).map_or(self.rank, |rank| rank as usize)
+    }
+
+    /// What B·A·x of a layer is multiplied by, for an adapter of this rank.
+    pub fn scale_of(&self, path: &str, rank: usize) -> f32 {
+        let alpha = of_pattern(&self.alpha_pattern, path).unwrap_or(self.alpha);
+        LoraOptions { alpha, ..self.options(Vec::new()) }.scale(rank)
+    }
+
+    /// These settings as options of the LoRA method, on layers of these names.
+    pub fn options(&self, targets: Vec<String>) -> LoraOptions {
+        LoraOptions {
+            rank: self.rank,
+            alpha: self.alpha,
+            dropout: self.dropout,
+            targets,
+            use_rslora: self.use_rslora,
+            modules_to_save: self.modules_to_save.clone(),
+        }
+    }
+}
+
+/// Refuses adapters whose tensors do not mean W + s·B·A.
+fn check_kind(values: &Map<String, Value>) -> Result<(), (String, &'static str)> {
+    const MERGE: &str = "merge the adapter with PEFT and name the merged model in model_name_or_path";
+    let word = |key: &str| values.get(key).and_then(Value::as_str);
+    let kind = word("peft_type").unwrap_or("(none)");
+    if kind != "LORA" {
+        return Err((format!("peft_type is {kind} and only LORA is supported"), MERGE));
+    }
+    if !matches!(word("bias"), None | Some("none")) {
+        return Err((
+            format!("bias is `{}` and only `none` is supported", word("bias").unwrap_or("")),
+            MERGE,
+        ));
+    }
+    match values.get("init_lora_weights") {
+        None | Some(Value::Null | Value::Bool(_)) => {}
+        Some(Value::String(start)) if ["gaussian", "eva", "orthogonal"].contains(&start.as_str()) => {}
+        Some(start) => {
+            return Err((
+                format!(
+                    "init_lora_weights is {start}: the adapter belongs to a base model changed when it began"
+                ),
+                "convert it to a plain LoRA adapter with PEFT (path_initial_model_for_weight_conversion)",
+            ));
+        }
+    }
+    if is_set(values.get("target_parameters")) {
+        return Err(("`target_parameters` is not supported".into(), MERGE));
+    }
+    let known = |key: &str| WITHOUT_EFFECT.contains(&key) || READ.contains(&key);
+    if let Some((key, value)) = values.iter().find(|(key, value)| !known(key) && is_set(Some(value))) {
+        return Err((format!("`{key}` is {value}, which is not supported"), MERGE));
+    }
+    Ok(())
+}
+
+/// Whether a value is other than null, false, 0 and empty.
+fn is_set(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null | Value::Bool(false)) => false,
+        Some(Value::Array(values)) => !values.is_empty(),
+        Some(Value::Object(values)) => !values.is_empty(),
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(Value::Number(number)) => number.as_f64() != Some(0.0),
+        Some(Value::Bool(true)) => true,
+    }
+}
+
+fn number(values: &Map<String, Value>, key: &str) -> Result<Option<f64>, String> {
+    match values.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_f64().filter(|number| *number >= 0.0) {
+            Some(number) => Ok(Some(number)),
+            None => Err(format!("`{key}` is {value} and should be a number that is not negative")),
+        },
+    }
+}
+
+/// A list of words, or one word.
+fn words(values: &Map<String, Value>, key: &str) -> Result<Vec<String>, String> {
+    let wrong = |value: &Value| format!("`{key}` has {value} and should hold names");
+    match values.get(key) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::String(word)) => Ok(vec![word.clone()]),
+        Some(Value::Array(list)) => {
+            list.iter().map(|name| name.as_str().map(str::to_owned).ok_or_else(|| wrong(name))).collect()
+        }
+        Some(other) => Err(wrong(other)),
+    }
+}
+
+fn selection(values: &Map<String, Value>, key: &str) -> Result<Option<Selection>, String> {
+    Ok(match values.get(key) {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) if text.eq_ignore_ascii_case("all-linear") => Some(Selection::AllLinear),
+        Some(Value::String(text)) => Some(Selection::Pattern(expression(key, &format!("^(?:{text})$"))?)),
+        Some(_) => Some(Selection::Names(words(values, key)?)),
+    })
+}
+
+fn expression(key: &str, text: &str) -> Result<Regex, String> {
+    Regex::new(text).map_err(|error| format!("`{key}` is no regular expression that is understood: {error}"))
+}
+
+/// `layers_to_transform`: a number or a list of numbers.
+fn layer_numbers(values: &Map<String, Value>) -> Result<Vec<u64>, String> {
+    let key = "layers_to_transform";
+    let list = match values.get(key) {
+        None | Some(Value::Null) => &[],
+        Some(Value::Array(list)) => list.as_slice(),
+        Some(one) => std::slice::from_ref(one),
+    };
+    let number =
+        |value: &Value| value.as_u64().ok_or_else(|| format!("`{key}` has {value} and should hold layers"));
+    list.iter().map(number).collect()
+}
+
+/// Where a name holds its layer's number, by `layers_pattern` or by PEFT's default.
+fn layer_patterns(values: &Map<String, Value>) -> Result<Vec<Regex>, String> {
+    let key = "layers_pattern";
+    let mut names = words(values, key)?;
+    names.retain(|name| !name.is_empty());
+    if names.is_empty() {
+        names.push("[^.]*".into());
+    }
+    names.iter().map(|name| expression(key, &format!(r"^.*\.{name}\.(\d+)\."))).collect()
+}
+
+/// `rank_pattern` and `alpha_pattern`: an expression for the end of a name, and its number.
+fn pattern(values: &Map<String, Value>, key: &str) -> Result<Vec<(Regex, f64)>, String> {
+    let entries = values.get(key).and_then(Value::as_object).into_iter().flatten();
+    let entry = |(name, value): (&String, &Value)| {
+        let number = value.as_f64().filter(|number| *number > 0.0);
+        let number =
+            number.ok_or_else(|| format!("`{key}` has {value} for {name}, which is no positive number"))?;
+        Ok((expression(key, &format!(r"^(?:.*\.)?(?:{name})$"))?, number))
+    };
+    entries.map(entry).collect()
+}
+
+fn of_pattern(pattern: &[(Regex, f64)], path: &str) -> Option<f64> {
+    pattern.iter().find(|(name, _)| name.is_match(path)).map(|(_, number)| *number)
+}
+
+/// What [`super::write`] found out of a decoder's adapters.
+pub(super) struct Written<'a> {
+    pub options: &'a LoraOptions,
+    pub base_model: &'a str,
+    pub target_modules: Vec<String>,
+    pub rank_pattern: Map<String, Value>,
+    pub alpha_pattern: Map<String, Value>,
+}
+
+/// The file's text, with all of PEFT's keys in its order.
+pub(super) fn text(written: &Written<'_>) -> String {
+    let LoraOptions { rank, alpha, dropout, use_rslora, modules_to_save, .. } = written.options;
+    let values = json!({
+        "alora_invocation_tokens": null,
+        "alpha_pattern": written.alpha_pattern,
+        "arrow_config": null,
+        "auto_mapping": null,
+        "base_model_name_or_path": written.base_model,
+        "bias": "none",
+        "corda_config": null,
+        "ensure_weight_tying": false,
+        "eva_config": null,
+        "exclude_modules": null,
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "layer_replication": null,
+        "layers_pattern": null,
+        "layers_to_transform": null,
+        "loftq_config": {},
+        "lora_alpha": whole(*alpha),
+        "lora_bias": false,
+        "lora_dropout": shortest(*dropout),
+        "megatron_config": null,
+        "megatron_core": "megatron.core",
+        "modules_to_save": if modules_to_save.is_empty() { Value::Null } else { json!(modules_to_save) },
+        "peft_type": "LORA",
+        "peft_version": "0.18.1",
+        "qalora_group_size": 16,
+        "r": rank,
+        "rank_pattern": written.rank_pattern,
+        "revision": null,
+        "target_modules": written.target_modules,
+        "target_parameters": null,
+        "task_type": "CAUSAL_LM",
+        "trainable_token_indices": null,
+        "use_dora": false,
+        "use_qalora": false,
+        "use_rslora": use_rslora,
+    });
+    format!("{values:#}")
+}
+
+/// A number without a point if it is whole, as PEFT's own files have alpha.
+pub(super) fn whole(number: f64) -> Value {
+    if number.fract() == 0.0 && number.abs() < 1e15 { json!(number as i64) } else { json!(number) }
+}
+
+/// 0.1 and not 0.10000000149011612.
+fn shortest(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or_else(|_| f64::from(number))
+}

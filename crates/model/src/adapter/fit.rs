@@ -1,0 +1,153 @@
+//! Whether an adapter's tensors are those that its configuration and the model ask for: all differences at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sft_kernels::{DType, Device, Tensor};
+
+use super::{PREFIX, PeftAdapter, is_saved, path_of};
+use crate::ModelError;
+use crate::block::Block;
+use crate::decoder::Decoder;
+use crate::method::HEAD;
+use crate::weights::first_non_finite;
+
+/// The tensors of one layer, f32.
+#[derive(Debug)]
+pub(super) struct LayerTensors {
+    /// [R, in].
+    pub a: Tensor,
+    /// [out, R].
+    pub b: Tensor,
+    /// s.
+    pub scale: f32,
+}
+
+/// An adapter's tensors, each of which has its place in a decoder.
+#[derive(Debug)]
+pub(super) struct Fit {
+    /// By the full name of the layer.
+    pub layers: BTreeMap<String, LayerTensors>,
+    /// Modules stored whole: weights by the model's names, f32.
+    pub saved: Vec<(String, Tensor)>,
+}
+
+/// Looks up tensors, and collects what does not fit.
+struct Fitting<'a> {
+    adapter: &'a PeftAdapter,
+    /// Tensors of the file that have found their place.
+    placed: BTreeSet<String>,
+    problems: Vec<String>,
+}
+
+impl Fit {
+    /// Finds the place of every tensor.
+    ///
+    /// # Errors
+    /// Every tensor that is missing, too much or of another shape; else the first value that is not finite.
+    pub fn of(adapter: &PeftAdapter, dev: &Device, decoder: &Decoder) -> Result<Self, ModelError> {
+        let mut fitting = Fitting { adapter, placed: BTreeSet::new(), problems: Vec::new() };
+        let layers = fitting.layers(decoder);
+        let saved = fitting.saved(decoder);
+        fitting.leftovers();
+        let folder = adapter.folder.clone();
+        if !fitting.problems.is_empty() {
+            let base = adapter.config.base_model.as_deref().filter(|name| !name.is_empty());
+            let base =
+                base.map(|base| format!(" (its adapter_config.json names `{base}`)")).unwrap_or_default();
+            let help = format!("was it trained on another base model{base}? check model_name_or_path");
+            return Err(ModelError::AdapterTensors { folder, problems: fitting.problems, help });
+        }
+        let pairs = layers.iter().flat_map(|(path, t)| [(path, "lora_A", &t.a), (path, "lora_B", &t.b)]);
+        let loras = pairs.map(|(path, which, tensor)| (format!("{path}.{which}.weight"), tensor));
+        for (name, tensor) in loras.chain(saved.iter().map(|(name, tensor)| (name.clone(), tensor))) {
+            if let Some(element) = first_non_finite(dev, tensor.view()) {
+                return Err(ModelError::NonFinite { folder, name: format!("{PREFIX}{name}"), element });
+            }
+        }
+        Ok(Self { layers, saved })
+    }
+}
+
+impl Fitting<'_> {
+    /// A and B of every linear layer that carries an adapter, by the configuration or by the file.
+    fn layers(&mut self, decoder: &Decoder) -> BTreeMap<String, LayerTensors> {
+        let (config, tensors) = (&self.adapter.config, &self.adapter.tensors);
+        let mut layers = BTreeMap::new();
+        for (_, linear) in decoder.blocks.iter().flat_map(Block::linears) {
+            let path = path_of(linear);
+            let (a, b) = (format!("{PREFIX}{path}.lora_A.weight"), format!("{PREFIX}{path}.lora_B.weight"));
+            if !config.targets(path) {
+                // Tensors of it are told among the leftovers.
+                continue;
+            }
+            let rank = config.rank_of(path);
+            let (outputs, inputs) = (linear.weight.value().dim(0), linear.weight.value().dim(1));
+            let a = self.take(tensors, a, &[rank, inputs]);
+            let b = self.take(tensors, b, &[outputs, rank]);
+            if let (Some(a), Some(b)) = (a, b) {
+                layers.insert(path.to_owned(), LayerTensors { a, b, scale: config.scale_of(path, rank) });
+            }
+        }
+        if layers.is_empty() && self.problems.is_empty() {
+            self.problems.push("target_modules names no linear layer of the model's blocks".into());
+        }
+        layers
+    }
+
+    /// The weights of `modules_to_save`.
+    fn saved(&mut self, decoder: &Decoder) -> Vec<(String, Tensor)> {
+        let (config, tensors) = (&self.adapter.config, &self.adapter.tensors);
+        let mut weights: Vec<(&str, &[usize])> =
+            decoder.base_parameters().iter().map(|p| (p.name(), p.tensor().shape())).collect();
+        if decoder.lm_head.is_none() {
+            weights.push((HEAD, decoder.embed_tokens.tensor().shape()));
+        }
+        for module in &config.modules_to_save {
+            if !weights.iter().any(|(name, _)| is_saved(std::slice::from_ref(module), name)) {
+                self.problems.push(format!("modules_to_save: the model has no module `{module}`"));
+            }
+        }
+        weights.retain(|(name, _)| is_saved(&config.modules_to_save, name));
+        let weights = weights.into_iter().map(|(name, shape)| (name.to_owned(), shape.to_vec()));
+        weights
+            .filter_map(|(name, shape)| {
+                self.take(tensors, format!("{PREFIX}{name}"), &shape).map(|tensor| (name, tensor))
+            })
+            .collect()
+    }
+
+    /// A tensor as f32, or a problem.
+    fn take(
+        &mut self,
+        tensors: &crate::weights::WeightFiles,
+        name: String,
+        shape: &[usize],
+    ) -> Option<Tensor> {
+        let found = tensors.tensor(&name, shape);
+        self.placed.insert(name);
+        // A copy, so that the file may be written again while the adapter is in use.
+        found.map(|tensor| tensor.to_dtype(DType::F32)).map_err(|problem| self.problems.push(problem)).ok()
+    }
+
+    /// Tensors of the file that have no place.
+    fn leftovers(&mut self) {
+        let tensors = &self.adapter.tensors;
+        for name in tensors.names() {
+            if self.placed.contains(name) {
+                continue;
+            }
+            let shape = tensors.shape(name).unwrap_or_default();
+            let outside = ["lm_head.lora_", "embed_tokens.lora_"].iter().any(|part| name.contains(part));
+            let reason = if outside {
+                "adapters on the head and the embedding are not supported"
+            } else if name.contains(".lora_magnitude_vector") {
+                "DoRA is not supported"
+            } else if name.contains(".lora_") {
+                "no layer that target_modules names"
+            } else {
+                "no weight of modules_to_save"
+            };
+            self.problems.push(format!("{name}: found shape {shape:?}, expected nothing: {reason}"));
+        }
+    }
+}

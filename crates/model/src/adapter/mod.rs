@@ -1,0 +1,227 @@
+//! LoRA adapters in PEFT's format: read, continued, merged and written (stages 14 to 16 of the walk).
+//!
+//! In: a folder with `adapter_config.json` and `adapter_model.safetensors`, as PEFT 0.18 writes them. Out: a decoder
+//! that carries the adapter, or has it in its weights; and such a folder from a decoder.
+//!
+//! A layer with an adapter computes x·Wᵀ + s·(x·Aᵀ)·Bᵀ, so the merged weight is W + s·B·A. Tensor names are the
+//! decoder's own behind `base_model.model.`: `….q_proj.lora_A.weight` [R, in], `….q_proj.lora_B.weight` [out, R], and
+//! for each of `modules_to_save` its weights.
+//!
+//! As in PEFT, `modules_to_save` gives a module a copy of its own: where head and embedding are tied, naming one of
+//! them separates the two, and the other keeps the weight of the base model.
+
+mod config;
+mod fit;
+mod write;
+
+use std::path::{Path, PathBuf};
+
+use sft_kernels::matmul::Matmul;
+use sft_kernels::{DType, Device, Tensor};
+
+use crate::ModelError;
+use crate::decoder::Decoder;
+use crate::linear::{Linear, Lora};
+use crate::method::{Adapters, HEAD, LoraOptions, is_saved};
+use crate::parameter::Parameter;
+use crate::weights::WeightFiles;
+use fit::{Fit, LayerTensors};
+
+pub use config::AdapterConfig;
+pub use write::write;
+
+/// Name of the file of tensors.
+pub(crate) const TENSORS: &str = "adapter_model.safetensors";
+
+/// What PEFT puts before the names of the model.
+const PREFIX: &str = "base_model.model.";
+
+/// An adapter in a folder.
+#[derive(Debug)]
+pub struct PeftAdapter {
+    folder: PathBuf,
+    /// Its `adapter_config.json`.
+    pub config: AdapterConfig,
+    tensors: WeightFiles,
+}
+
+/// What the last of several adapters is for; those before it are merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Last {
+    /// It is trained further.
+    Continued,
+    /// It stays beside the weights, frozen: evaluation and generation.
+    Attached,
+    /// It is merged too: a new adapter is begun (`create_new_adapter`), or the model is exported.
+    Merged,
+}
+
+/// Puts the adapters of `adapter_name_or_path` on a decoder by LLaMA-Factory's rule: each is merged in turn, but the
+/// last one only with [`Last::Merged`]. Returns the settings of the one that the decoder now carries.
+///
+/// # Errors
+/// As [`PeftAdapter::read`], [`PeftAdapter::merge`] and [`PeftAdapter::attach`].
+pub fn apply(
+    dev: &Device,
+    decoder: &mut Decoder,
+    folders: &[PathBuf],
+    last: Last,
+) -> Result<Option<LoraOptions>, ModelError> {
+    // All are read before any is merged: a wrong path is told at once.
+    let adapters: Vec<PeftAdapter> =
+        folders.iter().map(|f| PeftAdapter::read(f)).collect::<Result<_, _>>()?;
+    let carried = match last {
+        Last::Merged => None,
+        Last::Continued | Last::Attached => adapters.last(),
+    };
+    for adapter in &adapters[..adapters.len() - usize::from(carried.is_some())] {
+        adapter.merge(dev, decoder)?;
+    }
+    carried.map(|adapter| adapter.attach(dev, decoder, last == Last::Continued)).transpose()
+}
+
+impl PeftAdapter {
+    /// Reads the configuration and opens the tensors.
+    ///
+    /// # Errors
+    /// Missing or malformed files; a kind of adapter that is not supported.
+    pub fn read(folder: &Path) -> Result<Self, ModelError> {
+        let config = AdapterConfig::read(folder)?;
+        let path = folder.join(TENSORS);
+        if !path.exists() {
+            let help = if folder.join("adapter_model.bin").exists() {
+                "only adapter_model.bin is here; it can run code when read. Load it with PEFT and save it again"
+            } else {
+                "the download is incomplete, or the run that wrote it was killed; take another checkpoint"
+            };
+            return Err(ModelError::Missing {
+                folder: folder.to_owned(),
+                what: TENSORS.into(),
+                help: help.into(),
+            });
+        }
+        let tensors = WeightFiles::open(folder, &[path])?;
+        Ok(Self { folder: folder.to_owned(), config, tensors })
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Puts the adapter on a decoder: with `trained` to train it further (with its own `lora_dropout`), else frozen
+    /// in the compute dtype. Returns its settings as options of the LoRA method. Workspaces made before do not fit.
+    ///
+    /// # Errors
+    /// Tensors that do not fit or are missing, all of them; values that are not finite; a decoder with adapters.
+    pub fn attach(
+        &self,
+        dev: &Device,
+        decoder: &mut Decoder,
+        trained: bool,
+    ) -> Result<LoraOptions, ModelError> {
+        if decoder.adapters.largest_rank().is_some() {
+            return Err(self.error("the model carries an adapter already", "merge all adapters but the last"));
+        }
+        let Fit { mut layers, saved } = Fit::of(self, dev, decoder)?;
+        separate_head(decoder, &self.config.options(Vec::new()));
+        for (name, value) in &saved {
+            replace(decoder, name, value, trained);
+        }
+        let mut ranks = Adapters::none(&decoder.spec).layers;
+        let dropout = if trained { self.config.dropout } else { 0.0 };
+        let compute = decoder.compute;
+        for (block, ranks) in decoder.blocks.iter_mut().zip(&mut ranks) {
+            for (name, linear) in block.linears_mut() {
+                let path = path_of(linear).to_owned();
+                let Some(tensors) = layers.remove(&path) else { continue };
+                let module = name.rsplit('.').next().unwrap_or(name);
+                ranks.ranks.insert(module.to_owned(), tensors.a.shape()[0]);
+                linear.lora = Some(tensors.into_lora(&path, compute, dropout, trained));
+            }
+        }
+        decoder.adapters = Adapters::of(ranks, dropout > 0.0);
+        Ok(self.config.options(write::target_modules(decoder)))
+    }
+
+    /// W ← W + s·B·A, computed in f32 and rounded once to the weight's type; modules stored whole replace the
+    /// model's. A weight that was mapped from its file is owned afterwards.
+    ///
+    /// # Errors
+    /// Tensors that do not fit or are missing, all of them; values that are not finite, in the sum too.
+    pub fn merge(&self, dev: &Device, decoder: &mut Decoder) -> Result<(), ModelError> {
+        let Fit { mut layers, saved } = Fit::of(self, dev, decoder)?;
+        separate_head(decoder, &self.config.options(Vec::new()));
+        for (name, value) in &saved {
+            let trained = decoder.base_parameters().iter().any(|p| p.name() == name && p.is_trained());
+            replace(decoder, name, value, trained);
+        }
+        for (path, linear) in decoder.linears_mut() {
+            let Some(LayerTensors { a, b, scale }) = layers.remove(&path) else { continue };
+            // A copy of the same type: `Matmul` adds to it in f32 and rounds the sum once.
+            let mut merged = linear.weight.tensor().to_dtype(linear.weight.value().dtype());
+            Matmul::new(b.view(), a.view(), merged.view_mut()).alpha(scale).accumulate().run(dev);
+            if let Some(element) = crate::weights::first_non_finite(dev, merged.view()) {
+                let name = format!("{path}.weight with the adapter merged");
+                return Err(ModelError::NonFinite { folder: self.folder.clone(), name, element });
+            }
+            linear.weight = if linear.weight.is_trained() {
+                Parameter::trained(linear.weight.name(), merged)
+            } else {
+                Parameter::frozen(linear.weight.name(), merged)
+            };
+        }
+        Ok(())
+    }
+
+    fn error(&self, reason: &str, help: &str) -> ModelError {
+        ModelError::Adapter { folder: self.folder.clone(), reason: reason.into(), help: help.into() }
+    }
+}
+
+impl LayerTensors {
+    fn into_lora(self, path: &str, compute: DType, dropout: f32, trained: bool) -> Lora {
+        let parameter = |which: &str, value: Tensor| {
+            let name = format!("{path}.{which}.weight");
+            if trained {
+                Parameter::trained(name, value)
+            } else {
+                Parameter::frozen(name, value.to_dtype(compute))
+            }
+        };
+        Lora {
+            a: parameter("lora_A", self.a),
+            b: parameter("lora_B", self.b),
+            scale: self.scale,
+            dropout,
+            dropout_id: sft_kernels::random::name_part(path),
+        }
+    }
+}
+
+/// Full name of a linear layer.
+fn path_of(linear: &Linear) -> &str {
+    let name = linear.weight.name();
+    name.strip_suffix(".weight").unwrap_or(name)
+}
+
+/// Gives a tied head a weight of its own, if the adapter stores it or the embedding.
+fn separate_head(decoder: &mut Decoder, options: &LoraOptions) {
+    if decoder.lm_head.is_none() && options.separates_head() {
+        let copy = decoder.embed_tokens.tensor().to_dtype(decoder.compute);
+        decoder.lm_head = Some(Parameter::frozen(HEAD, copy));
+        decoder.spec.tie_word_embeddings = false;
+    }
+}
+
+/// Another value for a weight of the model, in the type that it has.
+fn replace(decoder: &mut Decoder, name: &str, value: &Tensor, trained: bool) {
+    let compute = decoder.compute;
+    if let Some(parameter) = decoder.parameters_mut().into_iter().find(|p| p.name() == name) {
+        *parameter = if trained {
+            Parameter::trained(name, value.to_dtype(DType::F32))
+        } else {
+            Parameter::frozen(name, value.to_dtype(compute))
+        };
+    }
+}

@@ -1,0 +1,109 @@
+//! A decoder's adapter as a folder that PEFT reads.
+//!
+//! In: a decoder with an adapter → out: `adapter_model.safetensors` (f32, as trained) and `adapter_config.json`.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::config::{self, Written};
+use super::{PREFIX, TENSORS, is_saved, path_of};
+use crate::ModelError;
+use crate::block::Block;
+use crate::decoder::Decoder;
+use crate::linear::{Linear, Lora};
+use crate::method::{LINEAR_MODULES, LoraOptions};
+use crate::weights;
+
+/// Writes the adapter on a decoder, and the weights of `modules_to_save`. Each file appears whole or not at all.
+///
+/// Ranks and scales are the layers' own; where they differ from those of `options` they stand in `rank_pattern` and
+/// `alpha_pattern`. `base_model` is what others are to load it on: a path or a hub's name.
+///
+/// # Errors
+/// A decoder without an adapter; what the file system says.
+pub fn write(
+    decoder: &Decoder,
+    options: &LoraOptions,
+    base_model: &str,
+    folder: &Path,
+) -> Result<(), ModelError> {
+    let target_modules = target_modules(decoder);
+    if target_modules.is_empty() {
+        return Err(ModelError::Adapter {
+            folder: folder.to_owned(),
+            reason: "the model carries no adapter that could be written".into(),
+            help: "write the whole model instead".into(),
+        });
+    }
+    let saved =
+        decoder.base_parameters().into_iter().filter(|p| is_saved(&options.modules_to_save, p.name()));
+    let pairs = carried(decoder).flat_map(|(_, lora)| [&lora.a, &lora.b]);
+    let tensors: Vec<_> = pairs.chain(saved).map(|p| (format!("{PREFIX}{}", p.name()), p.tensor())).collect();
+    whole_file(&folder.join(TENSORS), |path| {
+        weights::write_file(path, tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor)))
+    })?;
+    let (rank_pattern, alpha_pattern) = patterns(decoder, options);
+    let text = config::text(&Written { options, base_model, target_modules, rank_pattern, alpha_pattern });
+    whole_file(&folder.join(config::FILE), |path| {
+        fs::write(path, &text).map_err(|source| ModelError::File { path: path.to_owned(), source })
+    })
+}
+
+/// Layers with their adapters.
+fn carried(decoder: &Decoder) -> impl Iterator<Item = (&Linear, &Lora)> {
+    let linears = decoder.blocks.iter().flat_map(Block::linears);
+    linears.filter_map(|(_, linear)| linear.lora.as_ref().map(|lora| (linear, lora)))
+}
+
+/// `target_modules`: short names where all blocks carry the same adapters, else full ones.
+pub(super) fn target_modules(decoder: &Decoder) -> Vec<String> {
+    let paths: Vec<&str> = carried(decoder).map(|(linear, _)| path_of(linear)).collect();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for path in &paths {
+        *counts.entry(path.rsplit('.').next().unwrap_or(path)).or_default() += 1;
+    }
+    if counts.values().any(|count| *count != decoder.blocks.len()) {
+        return paths.into_iter().map(str::to_owned).collect();
+    }
+    let short = LINEAR_MODULES.iter().filter(|module| counts.contains_key(**module));
+    short.map(|module| (*module).to_owned()).collect()
+}
+
+/// `rank_pattern` and `alpha_pattern`: layers whose adapter differs from the options.
+fn patterns(decoder: &Decoder, options: &LoraOptions) -> (Map<String, Value>, Map<String, Value>) {
+    let (mut ranks, mut alphas) = (Map::new(), Map::new());
+    for (linear, lora) in carried(decoder) {
+        let (path, rank) = (path_of(linear).to_owned(), lora.a.value().dim(0));
+        if rank != options.rank {
+            ranks.insert(path.clone(), json!(rank));
+        }
+        if lora.scale != options.scale(rank) {
+            let divisor = if options.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+            let alpha = f64::from(lora.scale) * divisor;
+            // Six digits undo the rounding of the scale to f32, where alpha was a plain number.
+            let plain = (alpha * 1e6).round() / 1e6;
+            alphas.insert(
+                path,
+                config::whole(if (plain / divisor) as f32 == lora.scale { plain } else { alpha }),
+            );
+        }
+    }
+    (ranks, alphas)
+}
+
+/// Writes beside `path`, to the disk, and renames.
+fn whole_file(path: &Path, write: impl FnOnce(&Path) -> Result<(), ModelError>) -> Result<(), ModelError> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let finish = || {
+        File::options().append(true).open(&partial)?.sync_all()?;
+        fs::rename(&partial, path)
+    };
+    write(&partial)
+        .and_then(|()| finish().map_err(|source| ModelError::File { path: path.to_owned(), source }))
+        .inspect_err(|_| _ = fs::remove_file(&partial))
+}

@@ -1,0 +1,383 @@
+//! Adapters in PEFT's format: attached, merged, written and read again; and those that do not fit.
+//!
+//! The outside answers are PEFT's own files in `tests/parity` (their losses are checked with the training tests) and
+//! the algebra W + s·B·A.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use sft_kernels::{CpuOptions, DType, Device, Tensor};
+use sft_model::adapter::{self, Last, PeftAdapter};
+use sft_model::loading::{self, Source};
+use sft_model::method::{LoraOptions, Method};
+use sft_model::weights::{WeightFiles, write_file};
+use sft_model::workspace::{Purpose, Workspace};
+use sft_model::{Batch, Decoder, ModelError, families};
+
+const IDS: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 5];
+
+fn case(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity").join(name)
+}
+
+fn device() -> Device {
+    Device::cpu(CpuOptions::default()).unwrap()
+}
+
+fn base(name: &str, compute: DType) -> Decoder {
+    Decoder::read(&device(), &case(name), &Method::Inference, compute, 0).unwrap()
+}
+
+/// A decoder with random adapters, B not zero.
+fn random_lora(name: &str, options: &LoraOptions) -> Decoder {
+    let method = Method::Lora(options.clone());
+    let mut decoder = Decoder::read(&device(), &case(name), &method, DType::F32, 7).unwrap();
+    for (l, parameter) in decoder.trained_mut().into_iter().enumerate() {
+        for (i, x) in parameter.value_mut().as_mut_slice::<f32>().iter_mut().enumerate() {
+            *x += 0.1 * sft_kernels::random::normal(l as u64, i as u64) as f32;
+        }
+    }
+    decoder
+}
+
+fn options() -> LoraOptions {
+    LoraOptions {
+        rank: 3,
+        alpha: 6.0,
+        dropout: 0.0,
+        targets: Vec::new(),
+        use_rslora: false,
+        modules_to_save: Vec::new(),
+    }
+}
+
+fn logits(decoder: &Decoder) -> Vec<f32> {
+    let n = IDS.len();
+    let mut work = Workspace::new(&decoder.spec, decoder.adapters(), decoder.compute, n, Purpose::Forward);
+    let position_ids: Vec<u32> = (0..n as u32).collect();
+    let batch = Batch {
+        input_ids: &IDS,
+        position_ids: &position_ids,
+        cu_seqlens: &[0, n as u32],
+        targets: &[-100; IDS.len()],
+    };
+    decoder.logits(&device(), batch, &mut work).unwrap().to_f32_vec()
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// A copy of a case's adapter whose configuration is changed.
+fn changed(name: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, config) = (case(name).join("adapter"), folder.path().join("adapter_config.json"));
+    fs::copy(from.join("adapter_model.safetensors"), folder.path().join("adapter_model.safetensors"))
+        .unwrap();
+    let mut values: Value =
+        serde_json::from_str(&fs::read_to_string(from.join("adapter_config.json")).unwrap()).unwrap();
+    change(&mut values);
+    fs::write(config, values.to_string()).unwrap();
+    folder
+}
+
+/// A copy of a case's adapter whose tensors are changed.
+fn changed_tensors(name: &str, change: impl FnOnce(&mut Vec<(String, Tensor)>)) -> tempfile::TempDir {
+    let folder = changed(name, |_| {});
+    let path = folder.path().join("adapter_model.safetensors");
+    let files = WeightFiles::open(folder.path(), std::slice::from_ref(&path)).unwrap();
+    let tensor = |name: &str| files.tensor(name, files.shape(name).unwrap()).unwrap().to_dtype(DType::F32);
+    let mut tensors: Vec<_> = files.names().iter().map(|name| ((*name).to_owned(), tensor(name))).collect();
+    drop(files);
+    change(&mut tensors);
+    write_file(&path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))).unwrap();
+    folder
+}
+
+fn attach(folder: &Path, decoder: &mut Decoder) -> Result<LoraOptions, ModelError> {
+    PeftAdapter::read(folder)?.attach(&device(), decoder, false)
+}
+
+fn refusal(folder: &Path, name: &str) -> String {
+    attach(folder, &mut base(name, DType::F32)).unwrap_err().to_string()
+}
+
+#[test]
+fn a_merged_adapter_computes_what_an_attached_one_does() {
+    for name in ["llama", "mistral", "qwen2", "qwen3"] {
+        let folder = case(name).join("adapter");
+        let (plain, mut attached, mut merged) =
+            (base(name, DType::F32), base(name, DType::F32), base(name, DType::F32));
+        attach(&folder, &mut attached).unwrap();
+        PeftAdapter::read(&folder).unwrap().merge(&device(), &mut merged).unwrap();
+        let (plain, attached, merged) = (logits(&plain), logits(&attached), logits(&merged));
+        assert!(difference(&plain, &attached) > 1e-2, "{name}: the adapter changes nothing");
+        assert!(difference(&attached, &merged) < 1e-4, "{name}: {}", difference(&attached, &merged));
+    }
+}
+
+#[test]
+fn merging_into_bf16_rounds_the_sum_once() {
+    let folder = case("llama").join("adapter");
+    let (before, mut merged) = (base("llama", DType::BF16), base("llama", DType::BF16));
+    PeftAdapter::read(&folder).unwrap().merge(&device(), &mut merged).unwrap();
+    let path = "model.layers.1.mlp.down_proj";
+    let files = WeightFiles::open(&folder, &[folder.join("adapter_model.safetensors")]).unwrap();
+    let tensor = |which: &str| {
+        let name = format!("base_model.model.{path}.{which}.weight");
+        let shape = files.shape(&name).unwrap().to_vec();
+        (files.tensor(&name, &shape).unwrap().to_f32_vec(), shape)
+    };
+    let ((a, a_shape), (b, b_shape)) = (tensor("lora_A"), tensor("lora_B"));
+    let (rank, inputs, outputs) = (a_shape[0], a_shape[1], b_shape[0]);
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(folder.join("adapter_config.json")).unwrap()).unwrap();
+    let scale = config["lora_alpha"].as_f64().unwrap() / config["r"].as_f64().unwrap();
+    let w = before.blocks[1].mlp.down_proj.weight.tensor().to_f32_vec();
+    let found = merged.blocks[1].mlp.down_proj.weight.tensor();
+    assert_eq!(found.dtype(), DType::BF16);
+    for (i, found) in found.to_f32_vec().iter().enumerate() {
+        let (o, n) = (i / inputs, i % inputs);
+        assert!(o < outputs);
+        let product: f64 = (0..rank).map(|r| f64::from(b[o * rank + r]) * f64::from(a[r * inputs + n])).sum();
+        let exact = f64::from(w[i]) + scale * product;
+        // Half of the spacing of bf16 around the value, and a little for the f32 sum.
+        let half = exact.abs() * 2f64.powi(-8) + 1e-6;
+        assert!((f64::from(*found) - exact).abs() <= half, "element {i}: {found} for {exact}");
+    }
+}
+
+#[test]
+fn an_adapter_that_is_written_reads_back_with_the_same_logits() {
+    let out = tempfile::tempdir().unwrap();
+    for (name, options) in [
+        ("llama", options()),
+        (
+            "qwen3",
+            LoraOptions { use_rslora: true, targets: vec!["q_proj".into(), "down_proj".into()], ..options() },
+        ),
+        ("qwen2", LoraOptions { targets: vec!["model.layers.1.mlp.up_proj".into()], ..options() }),
+    ] {
+        let decoder = random_lora(name, &options);
+        adapter::write(&decoder, &options, "a/base", out.path()).unwrap();
+        let mut again = base(name, DType::F32);
+        attach(out.path(), &mut again).unwrap();
+        assert_eq!(logits(&decoder), logits(&again), "{name}");
+    }
+}
+
+#[test]
+fn an_adapter_that_is_continued_keeps_its_settings_and_trains_its_tensors_alone() {
+    let folder = changed("llama", |config| {
+        config["lora_dropout"] = json!(0.25);
+    });
+    let mut decoder = base("llama", DType::F32);
+    let adapter = PeftAdapter::read(folder.path()).unwrap();
+    let options = adapter.attach(&device(), &mut decoder, true).unwrap();
+    assert_eq!(options.dropout, 0.25);
+    assert!(decoder.adapters().has_dropout());
+    assert!(decoder.trained_mut().iter().all(|p| p.name().contains(".lora_")));
+    assert_eq!(decoder.trained_mut().len(), 2 * 7 * decoder.blocks.len());
+}
+
+#[test]
+fn the_configuration_has_the_keys_of_peft_and_short_names() {
+    let out = tempfile::tempdir().unwrap();
+    let decoder = random_lora("llama", &options());
+    adapter::write(&decoder, &options(), "a/base", out.path()).unwrap();
+    let read = |folder: &Path| -> Value {
+        serde_json::from_str(&fs::read_to_string(folder.join("adapter_config.json")).unwrap()).unwrap()
+    };
+    let (ours, theirs) = (read(out.path()), read(&case("llama").join("adapter")));
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&ours), keys(&theirs));
+    assert_eq!(
+        ours["target_modules"],
+        json!(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+    );
+    for key in keys(&theirs) {
+        if !["target_modules", "r", "lora_alpha", "base_model_name_or_path"].contains(&key.as_str()) {
+            assert_eq!(ours[&key], theirs[&key], "{key}");
+        }
+    }
+}
+
+#[test]
+fn ranks_and_scales_of_single_layers_survive_the_round_trip() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = changed("llama", |config| {
+        config["alpha_pattern"] = json!({ "layers.1.mlp.(up|down)_proj": 5, "q_proj": 0.3 });
+        config["use_rslora"] = json!(true);
+    });
+    let mut decoder = base("llama", DType::F32);
+    let options = attach(folder.path(), &mut decoder).unwrap();
+    let rank = (options.rank as f32).sqrt();
+    assert_eq!(decoder.blocks[1].mlp.up_proj.lora.as_ref().unwrap().scale, 5.0 / rank);
+    assert_eq!(decoder.blocks[0].mlp.up_proj.lora.as_ref().unwrap().scale, options.alpha as f32 / rank);
+    // Written with another rank and alpha as the common ones, so that every layer stands in the patterns.
+    let other = LoraOptions { rank: options.rank + 1, alpha: options.alpha + 1.0, ..options };
+    adapter::write(&decoder, &other, "", out.path()).unwrap();
+    let mut again = base("llama", DType::F32);
+    attach(out.path(), &mut again).unwrap();
+    assert_eq!(logits(&decoder), logits(&again));
+    let text = fs::read_to_string(out.path().join("adapter_config.json")).unwrap();
+    let config: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(config["alpha_pattern"]["model.layers.0.self_attn.q_proj"], json!(0.3));
+    assert_eq!(config["rank_pattern"]["model.layers.0.self_attn.q_proj"], json!(other.rank - 1));
+}
+
+#[test]
+fn modules_to_save_come_back_whole_and_part_a_tied_head() {
+    let out = tempfile::tempdir().unwrap();
+    // The case `qwen2` has a tied head.
+    assert!(base("qwen2", DType::F32).lm_head.is_none());
+    for modules in [vec!["embed_tokens"], vec!["lm_head"], vec!["embed_tokens", "lm_head", "norm"]] {
+        let modules_to_save: Vec<String> = modules.iter().map(|m| (*m).to_owned()).collect();
+        let options = LoraOptions { modules_to_save, ..options() };
+        let decoder = random_lora("qwen2", &options);
+        assert!(decoder.lm_head.is_some(), "{modules:?}");
+        adapter::write(&decoder, &options, "", out.path()).unwrap();
+        let (mut attached, mut merged) = (base("qwen2", DType::F32), base("qwen2", DType::F32));
+        assert_eq!(attach(out.path(), &mut attached).unwrap().modules_to_save, options.modules_to_save);
+        PeftAdapter::read(out.path()).unwrap().merge(&device(), &mut merged).unwrap();
+        assert_eq!(logits(&decoder), logits(&attached), "{modules:?}");
+        assert!(difference(&logits(&merged), &logits(&attached)) < 1e-4, "{modules:?}");
+        assert!(!merged.spec.tie_word_embeddings);
+    }
+}
+
+#[test]
+fn all_adapters_but_the_last_are_merged() {
+    let (first, second) = (tempfile::tempdir().unwrap(), case("llama").join("adapter"));
+    adapter::write(&random_lora("llama", &options()), &options(), "", first.path()).unwrap();
+    let folders = [first.path().to_owned(), second];
+    let apply = |folders: &[PathBuf], last: Last| {
+        let mut decoder = base("llama", DType::F32);
+        let carried = adapter::apply(&device(), &mut decoder, folders, last).unwrap();
+        assert_eq!(carried.is_some(), decoder.adapters().largest_rank().is_some());
+        (logits(&decoder), decoder.trained_mut().len())
+    };
+    let ((continued, trained), (attached, frozen)) =
+        (apply(&folders, Last::Continued), apply(&folders, Last::Attached));
+    let (merged, none) = apply(&folders, Last::Merged);
+    assert!(difference(&continued, &attached) < 1e-5 && difference(&attached, &merged) < 1e-4);
+    assert!(difference(&merged, &apply(&folders[..1], Last::Merged).0) > 1e-2, "the second adapter is lost");
+    assert!(trained > 0 && frozen == 0 && none == 0);
+}
+
+#[test]
+fn an_adapter_of_another_model_is_refused_tensor_by_tensor_with_both_shapes() {
+    let folder = case("qwen3").join("adapter");
+    let message = refusal(&folder, "llama");
+    assert!(message.contains("lora_A.weight: found shape [") && message.contains("expected ["), "{message}");
+    assert!(message.contains("help: was it trained on another base model"), "{message}");
+}
+
+#[test]
+fn a_missing_tensor_is_named() {
+    let folder = changed_tensors("llama", |tensors| {
+        tensors.retain(|(name, _)| !name.contains("layers.1.mlp.up_proj.lora_B"));
+    });
+    let message = refusal(folder.path(), "llama");
+    assert!(
+        message.contains("base_model.model.model.layers.1.mlp.up_proj.lora_B.weight: missing"),
+        "{message}"
+    );
+    assert!(message.contains(": 1 of the adapter's tensors"), "{message}");
+}
+
+#[test]
+fn a_tensor_that_fits_nothing_is_named() {
+    let folder = changed_tensors("llama", |tensors| {
+        tensors.push(("base_model.model.lm_head.lora_A.weight".into(), Tensor::zeros(DType::F32, &[2, 5])));
+    });
+    let message = refusal(folder.path(), "llama");
+    assert!(message.contains("lm_head.lora_A.weight: found shape [2, 5], expected nothing"), "{message}");
+}
+
+#[test]
+fn a_value_that_is_not_finite_is_named() {
+    let folder = changed_tensors("llama", |tensors| {
+        let (_, tensor) =
+            tensors.iter_mut().find(|(name, _)| name.contains("layers.0.self_attn.v_proj.lora_A")).unwrap();
+        tensor.view_mut().as_mut_slice::<f32>()[3] = f32::NAN;
+    });
+    let message = refusal(folder.path(), "llama");
+    assert!(
+        message.contains("model.layers.0.self_attn.v_proj.lora_A.weight holds a value that is NaN"),
+        "{message}"
+    );
+    assert!(message.contains("element 3"), "{message}");
+}
+
+#[test]
+fn another_kind_of_adapter_is_refused_by_name() {
+    for (key, value) in [
+        ("peft_type", json!("IA3")),
+        ("bias", json!("all")),
+        ("use_dora", json!(true)),
+        ("fan_in_fan_out", json!(true)),
+        ("lora_bias", json!(true)),
+        ("layer_replication", json!([[0, 2]])),
+        ("trainable_token_indices", json!([1])),
+        ("init_lora_weights", json!("pissa")),
+        ("a_key_of_the_future", json!(true)),
+    ] {
+        let folder = changed("llama", |config| config[key] = value);
+        let message = PeftAdapter::read(folder.path()).unwrap_err().to_string();
+        assert!(message.contains(key) && message.contains("help:"), "{message}");
+    }
+}
+
+#[test]
+fn every_way_of_naming_layers_is_understood() {
+    for (key, value) in [
+        ("target_modules", json!("all-linear")),
+        ("target_modules", json!(r".*\.(self_attn|mlp)\.[a-z]+_proj")),
+        ("exclude_modules", json!(["lm_head"])),
+        ("layers_to_transform", json!([0, 1])),
+        ("rank_pattern", json!({ "q_proj": 2 })),
+    ] {
+        let folder = changed("llama", |config| {
+            config["target_modules"] =
+                json!(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
+            config[key] = value;
+        });
+        attach(folder.path(), &mut base("llama", DType::F32)).unwrap();
+    }
+    // Tensors of a layer that is not named are too much.
+    let folder = changed("llama", |config| {
+        config["target_modules"] = json!("all-linear");
+        config["exclude_modules"] = json!(["q_proj"]);
+    });
+    assert!(refusal(folder.path(), "llama").contains("q_proj.lora_A.weight: found shape"));
+}
+
+#[test]
+fn a_pickled_adapter_and_a_folder_without_one_are_refused() {
+    let folder = changed("llama", |_| {});
+    let tensors = folder.path().join("adapter_model.safetensors");
+    fs::rename(&tensors, folder.path().join("adapter_model.bin")).unwrap();
+    assert!(refusal(folder.path(), "llama").contains("can run code"));
+    let empty = tempfile::tempdir().unwrap();
+    assert!(refusal(empty.path(), "llama").contains("there is no adapter_config.json here"));
+}
+
+#[test]
+fn a_second_adapter_on_the_same_layers_is_refused() {
+    let mut decoder = base("llama", DType::F32);
+    attach(&case("llama").join("adapter"), &mut decoder).unwrap();
+    let message = attach(&case("llama").join("adapter"), &mut decoder).unwrap_err().to_string();
+    assert!(message.contains("carries an adapter already"), "{message}");
+}
+
+#[test]
+fn a_module_to_save_that_the_model_lacks_is_refused() {
+    let spec = families::read_spec(&case("llama")).unwrap();
+    let method = Method::Lora(LoraOptions { modules_to_save: vec!["score".into()], ..options() });
+    let source = Source::Random { seed: 1 };
+    let error = loading::load(&device(), &spec, &source, &method, DType::F32, 0).unwrap_err();
+    assert!(error.to_string().contains("additional_target: the model has no module `score`"), "{error}");
+}
