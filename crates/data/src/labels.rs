@@ -6,7 +6,7 @@
 //! turn (see [`shares`]). A row can switch a message off by itself.
 
 use crate::conversation::Origin;
-use crate::template::{Part, Rendered, Turn};
+use crate::template::{Mark, Part, Rendered, Turn};
 use crate::tokenize::MarkedToken;
 
 /// The label of a token that is not trained: torch's and Hugging Face's `ignore_index`.
@@ -102,8 +102,8 @@ pub struct LabelledToken {
     pub label: i32,
     /// Why.
     pub reason: Reason,
-    /// Number of its turn.
-    pub turn: u32,
+    /// Its turn, and what it is.
+    pub mark: Mark,
 }
 
 /// Labels every token; those over `cutoff_len` are [`Reason::Cut`] and not part of the row.
@@ -135,7 +135,7 @@ pub fn label(tokens: &[MarkedToken], rendered: &Rendered, policy: &Policy) -> Ve
             id: token.id,
             label: if reason.is_trained() { token.id as i32 } else { IGNORE_INDEX },
             reason,
-            turn: token.mark.turn,
+            mark: token.mark,
         };
         if let Some(end) = rendered.shared_end
             && begins_turn
@@ -151,24 +151,21 @@ pub fn label(tokens: &[MarkedToken], rendered: &Rendered, policy: &Policy) -> Ve
         id: end,
         label: end as i32,
         reason: Reason::End,
-        turn: last_turn,
+        mark: Mark { turn: last_turn, part: Part::End },
     }));
     out
 }
 
 /// The one decision: is this token trained?
 fn reason(token: &MarkedToken, turn: Turn, last_turn: u32, policy: &Policy) -> Reason {
+    let is_history = policy.mask_history && token.mark.turn != last_turn;
     match token.mark.part {
-        _ if policy.train_on_prompt => match token.mark.part {
-            Part::Answer => Reason::Answer,
-            Part::End => Reason::End,
-            Part::Prompt | Part::Border => Reason::PromptTrained,
-        },
+        Part::Answer | Part::End if turn.supervised == Some(false) => Reason::SwitchedOff,
+        Part::Prompt | Part::Border if policy.train_on_prompt => Reason::PromptTrained,
         Part::Prompt => Reason::Prompt,
         Part::Border => Reason::Border,
-        Part::Answer | Part::End if turn.supervised == Some(false) => Reason::SwitchedOff,
         Part::Answer | Part::End if turn.hidden => Reason::NotShown,
-        Part::Answer | Part::End if policy.mask_history && token.mark.turn != last_turn => Reason::History,
+        Part::Answer | Part::End if is_history && turn.supervised != Some(true) => Reason::History,
         Part::Answer => Reason::Answer,
         Part::End => Reason::End,
     }
@@ -234,7 +231,6 @@ pub fn example(tokens: &[LabelledToken], origin: &Origin) -> Option<Example> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::template::Mark;
 
     pub(crate) fn origin() -> Origin {
         Origin {
@@ -331,6 +327,18 @@ pub(crate) mod tests {
         let labelled = label(&tokens, &rendered, &Policy::default());
         assert_eq!(labelled[1].reason, Reason::SwitchedOff);
         assert_eq!(labelled[4].reason, Reason::Answer);
+        let all = Policy { train_on_prompt: true, ..Policy::default() };
+        let reasons: Vec<Reason> = label(&tokens, &rendered, &all).iter().map(|token| token.reason).collect();
+        assert_eq!(reasons[..3], [Reason::PromptTrained, Reason::SwitchedOff, Reason::SwitchedOff]);
+    }
+
+    #[test]
+    fn a_message_switched_on_is_trained_though_history_is_masked() {
+        let (tokens, mut rendered) = turns(&[(1, 2), (1, 2), (1, 2)]);
+        rendered.turns[1].supervised = Some(true);
+        let policy = Policy { mask_history: true, ..Policy::default() };
+        let labelled = label(&tokens, &rendered, &policy);
+        assert_eq!([1, 4, 7].map(|i| labelled[i].reason), [Reason::History, Reason::Answer, Reason::Answer]);
     }
 
     #[test]

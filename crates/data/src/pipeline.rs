@@ -11,7 +11,7 @@ use crate::conversation::{Conversation, Message};
 use crate::error::DataError;
 use crate::labels::{self, Example, LabelledToken, Policy, Reason};
 use crate::rows::RowProblem;
-use crate::template::{Template, TemplateOptions};
+use crate::template::{Part, Template, TemplateOptions};
 use crate::tokenize::{self, Tokenizer};
 
 /// A tokenizer, a template and a supervision policy that belong together.
@@ -231,11 +231,11 @@ impl Pipeline {
         let (tokens, rewritten) = self.labelled(row)?;
         let is_cut = |token: &LabelledToken| token.reason == Reason::Cut;
         let cut_tokens = tokens.iter().filter(|token| is_cut(token)).count();
-        let trained_whole = tokens.iter().rev().find(|token| token.reason != Reason::Prompt);
+        let mut answered = tokens.iter().filter(|token| matches!(token.mark.part, Part::Answer | Part::End));
         Ok(Encoded {
             example: labels::example(&tokens, &row.origin),
             cut_tokens,
-            cut_end: cut_tokens > 0 && trained_whole.is_some_and(is_cut),
+            cut_end: answered.next_back().is_some_and(is_cut),
             border: tokens.iter().any(|token| token.reason == Reason::Border),
             rewritten,
             hidden: tokens.iter().any(|token| token.reason == Reason::NotShown),

@@ -41,7 +41,10 @@ fn special_tokens_are_shown_or_skipped() {
 fn nothing_is_added_to_a_text() {
     let tokenizer = byte_tokenizer::tokenizer(None);
     assert_eq!(tokenizer.encode("hi").unwrap(), [104, 105]);
-    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()), (Some(256), Some(257), Some(257)));
+    assert_eq!(
+        (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()),
+        (Some(256), Some(257), Some(257))
+    );
     assert_eq!(tokenizer.vocab_size(), 268);
 }
 
