@@ -89,3 +89,128 @@ fn rotate_head<E: Element>(head: &mut [E], cos: &[f32], sin: &[f32], style: Rope
         }
     }
 }
+
+#[cfg(test)]
+mod reference {
+    //! The definition: plain loops in f64.
+
+    use super::RopeStyle;
+
+    /// Rotates `x` [N, H, width] by `cos` and `sin` [N, pairs].
+    pub fn rotate(
+        x: &[f64],
+        [heads, width]: [usize; 2],
+        (cos, sin): (&[f64], &[f64]),
+        pairs: usize,
+        style: RopeStyle,
+    ) -> Vec<f64> {
+        let mut y = x.to_vec();
+        for row in 0..x.len() / width {
+            for i in 0..pairs {
+                let (a, b) = match style {
+                    RopeStyle::Half => (i, i + pairs),
+                    RopeStyle::Interleaved => (2 * i, 2 * i + 1),
+                };
+                let (a, b) = (row * width + a, row * width + b);
+                let (cos, sin) = (cos[row / heads * pairs + i], sin[row / heads * pairs + i]);
+                y[a] = x[a] * cos - x[b] * sin;
+                y[b] = x[b] * cos + x[a] * sin;
+            }
+        }
+        y
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Random, assert_close, devices, gradcheck, to_f64};
+    use crate::{CpuOptions, DType, Isa, Tensor};
+
+    const STYLES: [RopeStyle; 2] = [RopeStyle::Half, RopeStyle::Interleaved];
+
+    /// cos and sin of random angles, f32 [tokens, pairs].
+    fn angles(random: &mut Random, tokens: usize, pairs: usize) -> [Tensor; 2] {
+        let angles = random.f64s(tokens * pairs);
+        [f64::cos, f64::sin].map(|f| {
+            let values: Vec<f32> = angles.iter().map(|x| f(x * 9.0) as f32).collect();
+            Tensor::from_slice(&values, &[tokens, pairs])
+        })
+    }
+
+    #[test]
+    fn gradcheck_of_the_reference() {
+        for style in STYLES {
+            let mut random = Random::new(2);
+            let [cos, sin] = angles(&mut random, 2, 2).map(|t| to_f64(&t));
+            let (x, dy) = (random.f64s(2 * 3 * 5), random.f64s(2 * 3 * 5));
+            let back: Vec<f64> = sin.iter().map(|x| -x).collect();
+            let dx = reference::rotate(&dy, [3, 5], (&cos, &back), 2, style);
+            let loss = |x: &[f64]| {
+                let y = reference::rotate(x, [3, 5], (&cos, &sin), 2, style);
+                y.iter().zip(&dy).map(|(y, dy)| y * dy).sum()
+            };
+            gradcheck(loss, &x, &dx);
+        }
+    }
+
+    #[test]
+    fn matches_torch() {
+        let cases: Vec<serde_json::Value> =
+            serde_json::from_str(include_str!("../goldens/rope.json")).unwrap();
+        for case in &cases {
+            let values = |name: &str| -> Vec<f64> { serde_json::from_value(case[name].clone()).unwrap() };
+            let number = |name: &str| case[name].as_u64().unwrap() as usize;
+            let style = match case["style"].as_str().unwrap() {
+                "half" => RopeStyle::Half,
+                _ => RopeStyle::Interleaved,
+            };
+            let (shape, pairs) = ([number("heads"), number("width")], number("rotary") / 2);
+            let (cos, sin) = (values("cos"), values("sin"));
+            let y = reference::rotate(&values("x"), shape, (&cos, &sin), pairs, style);
+            assert_close("y", &y, &values("y"), 1e-11);
+            let back: Vec<f64> = sin.iter().map(|x| -x).collect();
+            let dx = reference::rotate(&values("dy"), shape, (&cos, &back), pairs, style);
+            assert_close("dx", &dx, &values("dx"), 1e-11);
+        }
+    }
+
+    #[test]
+    fn device_matches_reference() {
+        for (tokens, heads, width, pairs) in [(1, 1, 2, 1), (3, 2, 7, 2), (70, 5, 64, 32), (9, 1, 96, 24)] {
+            for (dtype, tolerance) in [(DType::F32, 2e-7), (DType::BF16, 4e-3)] {
+                let mut random = Random::new(3);
+                let x = random.tensor(dtype, &[tokens, heads, width]);
+                let [cos, sin] = angles(&mut random, tokens, pairs);
+                for (style, dev) in
+                    STYLES.into_iter().flat_map(|style| devices().into_iter().map(move |d| (style, d)))
+                {
+                    let mut y = x.to_dtype(dtype);
+                    forward(&dev, y.view_mut(), cos.view(), sin.view(), style);
+                    let (c, s) = (to_f64(&cos), to_f64(&sin));
+                    let expected = reference::rotate(&to_f64(&x), [heads, width], (&c, &s), pairs, style);
+                    assert_close(&format!("{style:?}, {}", dev.isa()), &to_f64(&y), &expected, tolerance);
+                    backward(&dev, y.view_mut(), cos.view(), sin.view(), style);
+                    assert_close("there and back", &to_f64(&y), &to_f64(&x), 2.0 * tolerance);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn edges() {
+        let dev = Device::cpu(CpuOptions { threads: Some(1), isa: Some(Isa::best()) }).unwrap();
+        // No token; no dimension that rotates; large values.
+        for (tokens, pairs) in [(0, 2), (2, 0)] {
+            let mut x = Random::new(0).tensor(DType::F32, &[tokens, 1, 4]);
+            let before = x.to_f32_vec();
+            let [cos, sin] = [0; 2].map(|_| Tensor::zeros(DType::F32, &[tokens, pairs]));
+            forward(&dev, x.view_mut(), cos.view(), sin.view(), RopeStyle::Half);
+            assert_eq!(x.to_f32_vec(), before);
+        }
+        let mut x = Tensor::from_slice(&[3e37f32, -4e37, 1.0], &[1, 1, 3]);
+        let [cos, sin] = [0.6f32, 0.8].map(|x| Tensor::from_slice(&[x], &[1, 1]));
+        forward(&dev, x.view_mut(), cos.view(), sin.view(), RopeStyle::Interleaved);
+        assert_close("rotated", &to_f64(&x), &[5e37, 0.0, 1.0], 1e-7);
+    }
+}

@@ -41,7 +41,8 @@ pub(super) struct Size {
 ///
 /// # Panics
 /// If a factor or the result is too short.
-#[inline(always)]
+// Apart from its callers: it is large, and its work pays for a call.
+#[inline(never)]
 pub(super) fn product<S: Simd>(s: S, size: Size, a: Left<'_>, b: Right<'_>, c: Sum<'_>) {
     s.enter(Product { size, a, b, c });
 }

@@ -181,41 +181,66 @@ pub(super) fn derivative<S: Simd>(
     (scores, dp): (&mut [f32], &mut [f32]),
     pairs: &mut Pairs<'_>,
 ) {
-    let none = s.splat(f32::NEG_INFINITY);
-    let zero = s.splat(0.0);
-    let window = s.splat(block.window);
-    let over_cap = cap.map(|cap| s.splat(-1.0 / (cap * cap)));
     for at in (0..block.columns).step_by(S::WIDTH) {
-        let lse = s.sub(zero, s.load(&lanes.lse[at..]));
-        let delta = s.load(&lanes.delta[at..]);
-        let distance = s.sub(s.load(&block.positions[at..]), s.splat(block.start as f32));
-        let mut key = |j: usize| {
-            let (score, dp) = (&mut scores[j * LANES + at..], &mut dp[j * LANES + at..]);
-            let value = s.load(score);
-            let mut x = s.mul_add(value, s.splat(scale), lse);
-            if block.masked {
-                x = s.keep_within(s.sub(distance, s.splat(j as f32)), window, x, none);
-            }
-            let p = s.exp2(x);
-            let mut ds = s.mul(p, s.sub(s.load(dp), delta));
-            if let Some(over_cap) = over_cap {
-                ds = s.mul(ds, s.mul_add(s.mul(value, value), over_cap, s.splat(1.0)));
-            }
-            if S::PAIR == 1 {
-                s.store(p, score);
-                s.store(ds, dp);
-            } else {
-                s.store_pairs(p, &mut pairs.p[(j * LANES + at) / 2..]);
-                s.store_pairs(ds, &mut pairs.ds[(j * LANES + at) / 2..]);
-            }
-            ds
+        let column = Column {
+            scale: s.splat(scale),
+            over_cap: cap.map(|cap| -1.0 / (cap * cap)),
+            lse: s.sub(s.splat(0.0), s.load(&lanes.lse[at..])),
+            delta: s.load(&lanes.delta[at..]),
+            distance: s.sub(s.load(&block.positions[at..]), s.splat(block.start as f32)),
+            window: s.splat(block.window),
+            masked: block.masked,
         };
+        let mut rows = scores.chunks_exact_mut(LANES).zip(dp.chunks_exact_mut(LANES));
         for j in (0..block.keys).step_by(S::PAIR) {
-            let first = key(j);
+            let mut both = [s.splat(0.0); 2];
+            for (i, ds) in both.iter_mut().enumerate().take(S::PAIR.min(block.keys - j)) {
+                let Some((score, dp)) = rows.next() else { return };
+                let p;
+                (p, *ds) = column.at(s, j + i, s.load(&score[at..]), s.load(&dp[at..]));
+                if S::PAIR == 1 {
+                    s.store(p, &mut score[at..]);
+                    s.store(*ds, &mut dp[at..]);
+                } else {
+                    s.store_pairs(p, &mut pairs.p[((j + i) * LANES + at) / 2..]);
+                    s.store_pairs(*ds, &mut pairs.ds[((j + i) * LANES + at) / 2..]);
+                }
+            }
             if S::PAIR == 2 {
-                let second = if j + 1 < block.keys { key(j + 1) } else { zero };
-                s.store(s.pair(first, second), &mut pairs.ds_by_key[j / 2 * LANES + at..]);
+                s.store(s.pair(both[0], both[1]), &mut pairs.ds_by_key[j / 2 * LANES + at..]);
             }
         }
+    }
+}
+
+/// A vector of lanes in [`derivative`].
+struct Column<S: Simd> {
+    scale: S::V,
+    /// −1/cap².
+    over_cap: Option<f32>,
+    /// −lse.
+    lse: S::V,
+    delta: S::V,
+    /// From the block's first key to the query.
+    distance: S::V,
+    window: S::V,
+    masked: bool,
+}
+
+impl<S: Simd> Column<S> {
+    /// p and ds of key `j`.
+    #[inline(always)]
+    fn at(&self, s: S, j: usize, score: S::V, dp: S::V) -> (S::V, S::V) {
+        let mut x = s.mul_add(score, self.scale, self.lse);
+        if self.masked {
+            let distance = s.sub(self.distance, s.splat(j as f32));
+            x = s.keep_within(distance, self.window, x, s.splat(f32::NEG_INFINITY));
+        }
+        let p = s.exp2(x);
+        let mut ds = s.mul(p, s.sub(dp, self.delta));
+        if let Some(over_cap) = self.over_cap {
+            ds = s.mul(ds, s.mul_add(s.mul(score, score), s.splat(over_cap), s.splat(1.0)));
+        }
+        (p, ds)
     }
 }
