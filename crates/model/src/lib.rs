@@ -20,6 +20,7 @@ mod mlp;
 pub mod parameter;
 pub mod pass;
 pub mod rotary;
+pub mod saving;
 pub mod spec;
 pub mod weights;
 pub mod workspace;

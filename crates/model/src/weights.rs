@@ -201,7 +201,20 @@ pub fn write_model(
     tensors: &[(String, &Tensor)],
     shard_bytes: usize,
 ) -> Result<Vec<String>, ModelError> {
-    let size = |tensor: &Tensor| tensor.elements() * tensor.dtype().bytes();
+    write_model_as(folder, tensors, None, shard_bytes)
+}
+
+/// As [`write_model`], with all tensors converted to `dtype`, one after the other as they are written.
+///
+/// # Errors
+/// What the file system says.
+pub fn write_model_as(
+    folder: &Path,
+    tensors: &[(String, &Tensor)],
+    dtype: Option<DType>,
+    shard_bytes: usize,
+) -> Result<Vec<String>, ModelError> {
+    let size = |tensor: &Tensor| tensor.elements() * dtype.unwrap_or(tensor.dtype()).bytes();
     let mut shards: Vec<Vec<&(String, &Tensor)>> = vec![Vec::new()];
     let mut filled = 0;
     for tensor in tensors {
@@ -216,14 +229,14 @@ pub fn write_model(
     }
     if let [only] = shards.as_slice() {
         let name = "model.safetensors".to_owned();
-        write_file(&folder.join(&name), only.iter().map(|(name, tensor)| (name.as_str(), *tensor)))?;
+        write_shard(&folder.join(&name), only, dtype)?;
         return Ok(vec![name]);
     }
     let mut weight_map = BTreeMap::new();
     let mut names = Vec::new();
     for (i, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        write_file(&folder.join(&file), shard.iter().map(|(name, tensor)| (name.as_str(), *tensor)))?;
+        write_shard(&folder.join(&file), shard, dtype)?;
         weight_map.extend(shard.iter().map(|(name, _)| (name.clone(), file.clone())));
         names.push(file);
     }
@@ -236,6 +249,14 @@ pub fn write_model(
     Ok(names)
 }
 
+fn write_shard(path: &Path, shard: &[&(String, &Tensor)], dtype: Option<DType>) -> Result<(), ModelError> {
+    let tensors = shard.iter().map(|(name, tensor)| {
+        let dtype = dtype.unwrap_or(tensor.dtype());
+        (name.as_str(), AsSafetensors { tensor, dtype })
+    });
+    write(path, tensors)
+}
+
 /// Writes one safetensors file.
 ///
 /// # Errors
@@ -244,31 +265,55 @@ pub fn write_file<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
 ) -> Result<(), ModelError> {
-    let views = tensors.into_iter().map(|(name, tensor)| (name, AsSafetensors(tensor)));
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(source) => ModelError::File { path: path.to_owned(), source },
-        other => ModelError::Safetensors { path: path.to_owned(), reason: other.to_string() },
-    })
+    write(
+        path,
+        tensors.into_iter().map(|(name, tensor)| (name, AsSafetensors { tensor, dtype: tensor.dtype() })),
+    )
 }
 
-struct AsSafetensors<'a>(&'a Tensor);
+fn write<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, AsSafetensors<'a>)>,
+) -> Result<(), ModelError> {
+    let at = |source| ModelError::File { path: path.to_owned(), source };
+    // The library writes beside and renames, and leaves a file that its owner alone may read: it gets the permissions
+    // of any new file here, or of the one that it replaces.
+    let permissions = match fs::metadata(path) {
+        Ok(existing) => existing.permissions(),
+        Err(_) => fs::File::create_new(path).and_then(|new| new.metadata()).map_err(at)?.permissions(),
+    };
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
+        safetensors::SafeTensorError::IoError(source) => at(source),
+        other => ModelError::Safetensors { path: path.to_owned(), reason: other.to_string() },
+    })?;
+    fs::set_permissions(path, permissions).map_err(at)
+}
+
+/// A tensor as the library takes it, in the type that the file is to have.
+struct AsSafetensors<'a> {
+    tensor: &'a Tensor,
+    dtype: DType,
+}
 
 impl safetensors::View for AsSafetensors<'_> {
     fn dtype(&self) -> Dtype {
-        match self.0.dtype() {
+        match self.dtype {
             DType::F32 => Dtype::F32,
             DType::BF16 => Dtype::BF16,
             DType::F16 => Dtype::F16,
         }
     }
     fn shape(&self) -> &[usize] {
-        self.0.shape()
+        self.tensor.shape()
     }
     fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        self.0.view().bytes().into()
+        if self.dtype == self.tensor.dtype() {
+            return self.tensor.view().bytes().into();
+        }
+        self.tensor.to_dtype(self.dtype).view().bytes().to_vec().into()
     }
     fn data_len(&self) -> usize {
-        self.0.elements() * self.0.dtype().bytes()
+        self.tensor.elements() * self.dtype.bytes()
     }
 }

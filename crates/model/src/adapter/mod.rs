@@ -36,6 +36,11 @@ pub(crate) const TENSORS: &str = "adapter_model.safetensors";
 /// What PEFT puts before the names of the model.
 const PREFIX: &str = "base_model.model.";
 
+/// The name under which PEFT stores a weight.
+pub fn stored_name(name: &str) -> String {
+    format!("{PREFIX}{name}")
+}
+
 /// An adapter in a folder.
 #[derive(Debug)]
 pub struct PeftAdapter {

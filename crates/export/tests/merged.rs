@@ -1,0 +1,285 @@
+//! Exported model folders: they read back as the same model, shards and configuration are as transformers has them,
+//! and nothing is ever written over what is there.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use sft_export::{ExportError, SaveOptions, agree, merged};
+use sft_kernels::{CpuOptions, DType, Device};
+use sft_model::adapter::{self, Last, PeftAdapter};
+use sft_model::loading::{self, Source};
+use sft_model::method::{LoraOptions, Method};
+use sft_model::spec::RopeScaling;
+use sft_model::{Decoder, families, saving};
+
+const IDS: [u32; 8] = [3, 1, 4, 1, 5, 9, 2, 6];
+
+fn device() -> Device {
+    Device::cpu(CpuOptions::default()).unwrap()
+}
+
+fn options(dtype: DType) -> SaveOptions {
+    SaveOptions { dtype: Some(dtype), shard_bytes: SaveOptions::GB }
+}
+
+fn lora() -> LoraOptions {
+    LoraOptions {
+        rank: 2,
+        alpha: 4.0,
+        dropout: 0.0,
+        targets: Vec::new(),
+        use_rslora: false,
+        modules_to_save: Vec::new(),
+    }
+}
+
+/// A model folder with random weights and the files that go with them.
+fn base_folder(tied: bool) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "float32",
+        "a_key_that_nobody_knows": [1, 2],
+    });
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    write("config.json", &config.to_string());
+    write("tokenizer.json", "{\"a\": 1}");
+    write("tokenizer_config.json", "{}");
+    write("chat_template.jinja", "{{ messages }}");
+    write("generation_config.json", "{}");
+    write("training_args.bin", "not part of a model");
+    let spec = families::read_spec(folder.path()).unwrap();
+    let source = Source::Random { seed: 5 };
+    let decoder = loading::load(&device(), &spec, &source, &Method::Inference, DType::F32, 0).unwrap();
+    let parameters = decoder.base_parameters();
+    let tensors: Vec<_> = parameters.iter().map(|p| (p.name().to_owned(), p.tensor())).collect();
+    sft_model::weights::write_model(folder.path(), &tensors, SaveOptions::GB).unwrap();
+    folder
+}
+
+fn read(folder: &Path, compute: DType) -> Decoder {
+    Decoder::read(&device(), folder, &Method::Inference, compute, 0).unwrap()
+}
+
+/// An adapter with B not zero.
+fn adapter_folder(base: &Path, options: &LoraOptions) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let mut decoder = Decoder::read(&device(), base, &Method::Lora(options.clone()), DType::F32, 3).unwrap();
+    for (l, parameter) in decoder.trained_mut().into_iter().enumerate() {
+        for (i, x) in parameter.value_mut().as_mut_slice::<f32>().iter_mut().enumerate() {
+            *x += 0.2 * sft_kernels::random::normal(l as u64, i as u64) as f32;
+        }
+    }
+    adapter::write(&decoder, options, "base", folder.path()).unwrap();
+    folder
+}
+
+fn config(folder: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn a_merged_model_read_back_agrees_with_base_and_adapter() {
+    for tied in [false, true] {
+        let (base, place) = (base_folder(tied), tempfile::tempdir().unwrap());
+        let (adapter, out) = (adapter_folder(base.path(), &lora()), place.path().join("out"));
+        let mut decoder = read(base.path(), DType::F32);
+        adapter::apply(&device(), &mut decoder, &[adapter.path().to_owned()], Last::Merged).unwrap();
+        let exported = merged(&decoder, base.path(), &out, options(DType::F32)).unwrap();
+        assert!(exported.files.contains(&"model.safetensors".to_owned()));
+
+        let mut beside = read(base.path(), DType::F32);
+        PeftAdapter::read(adapter.path()).unwrap().attach(&device(), &mut beside, false).unwrap();
+        let agreement = agree(&device(), &beside, &read(&out, DType::F32), &IDS).unwrap();
+        assert!(agreement.max_difference < 1e-4, "{agreement:?}");
+        assert_eq!(agreement.same_choice, IDS.len());
+        let without = agree(&device(), &read(base.path(), DType::F32), &beside, &IDS).unwrap();
+        assert!(without.max_difference > 0.1, "the adapter changes nothing: {without:?}");
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1, "nothing beside the folder remains");
+    }
+}
+
+#[test]
+fn files_of_the_model_are_copied_and_others_are_not() {
+    let (base, place) = (base_folder(false), tempfile::tempdir().unwrap());
+    let out = place.path().join("deep/out");
+    let exported = merged(&read(base.path(), DType::F32), base.path(), &out, options(DType::F32)).unwrap();
+    let mut found: Vec<String> =
+        fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    found.sort();
+    let expected = [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    assert_eq!(found, expected);
+    let bytes: u64 = found.iter().map(|name| fs::metadata(out.join(name)).unwrap().len()).sum();
+    assert_eq!(exported.bytes, bytes);
+    assert_eq!(
+        fs::read(out.join("tokenizer.json")).unwrap(),
+        fs::read(base.path().join("tokenizer.json")).unwrap()
+    );
+}
+
+#[test]
+fn weights_of_another_type_are_halved_and_named_in_config_json() {
+    let (base, place) = (base_folder(true), tempfile::tempdir().unwrap());
+    let (whole, half) = (place.path().join("f32"), place.path().join("bf16"));
+    let decoder = read(base.path(), DType::F32);
+    merged(&decoder, base.path(), &whole, options(DType::F32)).unwrap();
+    merged(&decoder, base.path(), &half, options(DType::BF16)).unwrap();
+    assert_eq!(config(&half)["torch_dtype"], "bfloat16");
+    assert_eq!(config(&half)["a_key_that_nobody_knows"], json!([1, 2]));
+    let size = |folder: &Path| fs::metadata(folder.join("model.safetensors")).unwrap().len() as f64;
+    assert!((size(&half) / size(&whole) - 0.5).abs() < 0.2);
+    let again = read(&half, DType::BF16);
+    let expected = decoder.embed_tokens.tensor().to_dtype(DType::BF16);
+    assert_eq!(again.embed_tokens.tensor().view().bytes(), expected.view().bytes());
+    assert!(again.lm_head.is_none(), "a tied head is stored once");
+}
+
+#[test]
+fn shards_hold_at_most_the_bytes_asked_for_and_the_index_names_them() {
+    let (base, place) = (base_folder(false), tempfile::tempdir().unwrap());
+    let (out, decoder) = (place.path().join("out"), read(base.path(), DType::F32));
+    let options = SaveOptions { dtype: None, shard_bytes: 4000 };
+    let exported = merged(&decoder, base.path(), &out, options).unwrap();
+    let shards: Vec<&String> = exported.files.iter().filter(|name| name.ends_with(".safetensors")).collect();
+    assert!(shards.len() > 3, "{shards:?}");
+    const HEADER: u64 = 2000;
+    for shard in &shards {
+        assert!(fs::metadata(out.join(shard)).unwrap().len() < 4000 + HEADER, "{shard}");
+    }
+    let index: Value =
+        serde_json::from_str(&fs::read_to_string(out.join("model.safetensors.index.json")).unwrap()).unwrap();
+    assert_eq!(index["weight_map"].as_object().unwrap().len(), decoder.base_parameters().len());
+    assert_eq!(index["metadata"]["total_size"].as_u64().unwrap(), options.weight_bytes(&decoder));
+    assert_eq!(agree(&device(), &decoder, &read(&out, DType::F32), &IDS).unwrap().max_difference, 0.0);
+}
+
+#[test]
+fn a_head_parted_from_the_embedding_is_written_and_said_so() {
+    let (base, place) = (base_folder(true), tempfile::tempdir().unwrap());
+    let lora = LoraOptions { modules_to_save: vec!["lm_head".into()], ..lora() };
+    let (adapter, out) = (adapter_folder(base.path(), &lora), place.path().join("out"));
+    let (mut decoder, mut beside) = (read(base.path(), DType::F32), read(base.path(), DType::F32));
+    PeftAdapter::read(adapter.path()).unwrap().merge(&device(), &mut decoder).unwrap();
+    PeftAdapter::read(adapter.path()).unwrap().attach(&device(), &mut beside, false).unwrap();
+    merged(&decoder, base.path(), &out, options(DType::F32)).unwrap();
+    assert_eq!(config(&out)["tie_word_embeddings"], false);
+    assert!(agree(&device(), &beside, &read(&out, DType::F32), &IDS).unwrap().max_difference < 1e-4);
+}
+
+#[test]
+fn positions_scaled_for_longer_rows_are_written_into_config_json() {
+    let base = base_folder(false);
+    let rules: [fn(f64, usize) -> RopeScaling; 3] = [
+        |factor, _| RopeScaling::Linear { factor },
+        |factor, max_position_embeddings| RopeScaling::Dynamic { factor, max_position_embeddings },
+        |factor, original_max_position_embeddings| RopeScaling::Llama3 {
+            factor,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings,
+        },
+    ];
+    for rule in rules {
+        let place = tempfile::tempdir().unwrap();
+        let (mut decoder, out) = (read(base.path(), DType::F32), place.path().join("out"));
+        decoder.spec.enlarge(100, rule);
+        merged(&decoder, base.path(), &out, options(DType::F32)).unwrap();
+        assert_eq!(families::read_spec(&out).unwrap().rope, decoder.spec.rope);
+    }
+}
+
+#[test]
+fn a_checkpoint_keeps_trained_weights_in_float32() {
+    let (base, out) = (base_folder(false), tempfile::tempdir().unwrap());
+    let trained = Decoder::read(&device(), base.path(), &Method::Full, DType::BF16, 0).unwrap();
+    let options = SaveOptions { dtype: None, shard_bytes: SaveOptions::GB };
+    saving::save(&trained, base.path(), out.path(), options).unwrap();
+    assert_eq!(config(out.path())["torch_dtype"], "float32");
+    let again = read(out.path(), DType::F32);
+    assert_eq!(again.norm.tensor().view().bytes(), trained.norm.tensor().view().bytes());
+    assert_eq!(again.embed_tokens.tensor().view().bytes(), trained.embed_tokens.tensor().view().bytes());
+}
+
+#[test]
+fn an_adapter_that_is_not_merged_is_not_lost_in_silence() {
+    let (base, place) = (base_folder(false), tempfile::tempdir().unwrap());
+    let decoder = Decoder::read(&device(), base.path(), &Method::Lora(lora()), DType::F32, 0).unwrap();
+    let error = merged(&decoder, base.path(), &place.path().join("out"), options(DType::F32)).unwrap_err();
+    assert!(matches!(error, ExportError::NotMerged), "{error}");
+}
+
+#[test]
+fn the_base_models_folder_is_never_written_into() {
+    let base = base_folder(false);
+    let decoder = read(base.path(), DType::F32);
+    let before = fs::read_dir(base.path()).unwrap().count();
+    let same = base.path().join(".");
+    let error = merged(&decoder, base.path(), &same, options(DType::F32)).unwrap_err();
+    assert!(matches!(error, ExportError::OverBase { .. }), "{error}");
+    assert_eq!(fs::read_dir(base.path()).unwrap().count(), before);
+}
+
+#[test]
+fn a_folder_with_files_in_it_is_refused_by_the_name_of_one() {
+    let (base, out) = (base_folder(false), tempfile::tempdir().unwrap());
+    fs::write(out.path().join("thesis.tex"), "years of work").unwrap();
+    let decoder = read(base.path(), DType::F32);
+    let error = merged(&decoder, base.path(), out.path(), options(DType::F32)).unwrap_err();
+    assert!(error.to_string().contains("is not empty: `thesis.tex` is in it"), "{error}");
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn an_empty_folder_and_what_a_killed_export_left_are_no_obstacle() {
+    let (base, place) = (base_folder(false), tempfile::tempdir().unwrap());
+    let (out, partial) = (place.path().join("out"), place.path().join("out.partial"));
+    fs::create_dir(&out).unwrap();
+    fs::create_dir(&partial).unwrap();
+    fs::write(partial.join("model-00001-of-00009.safetensors"), "half of it").unwrap();
+    // With a slash at the end, as shells complete names.
+    let asked = format!("{}/", out.display());
+    merged(&read(base.path(), DType::F32), base.path(), asked.as_ref(), options(DType::F32)).unwrap();
+    assert!(!partial.exists());
+    assert!(!out.join("model-00001-of-00009.safetensors").exists());
+    assert!(out.join("model.safetensors").exists());
+}
+
+#[test]
+fn a_failed_export_leaves_nothing() {
+    let (base, place) = (base_folder(false), tempfile::tempdir().unwrap());
+    let decoder = read(base.path(), DType::F32);
+    let nothing = tempfile::tempdir().unwrap();
+    merged(&decoder, nothing.path(), &place.path().join("out"), options(DType::F32)).unwrap_err();
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn models_of_different_vocabularies_are_not_compared() {
+    let base = base_folder(false);
+    let a = read(base.path(), DType::F32);
+    let mut spec = a.spec.clone();
+    spec.vocab_size = 41;
+    let source = Source::Random { seed: 5 };
+    let b = loading::load(&device(), &spec, &source, &Method::Inference, DType::F32, 0).unwrap();
+    assert!(matches!(agree(&device(), &a, &b, &IDS), Err(ExportError::Vocabularies { left: 40, right: 41 })));
+}

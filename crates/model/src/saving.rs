@@ -1,0 +1,210 @@
+//! A decoder as a Hugging Face model folder (stage 16 of the walk): the counterpart of [`crate::loading`].
+//!
+//! In: a decoder, and the folder that it was made from. Out: its weights, sharded; `config.json` with what has changed
+//! since (element type, a head parted from the embedding, positions); tokenizer files and chat template as they were.
+//! Checkpoints of full tuning and exported models are written by this one function.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+use sft_kernels::DType;
+
+use crate::ModelError;
+use crate::decoder::Decoder;
+use crate::families;
+use crate::spec::{DecoderSpec, RopeScaling};
+use crate::weights;
+
+/// Files beside weights and `config.json` that belong to a model.
+const MODEL_FILES: [&str; 14] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+];
+
+/// Where transformers 5 puts further named chat templates.
+const MORE_TEMPLATES: &str = "additional_chat_templates";
+
+/// How weights are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SaveOptions {
+    /// Element type of all weights; `None` for each as it is (trained ones are float32).
+    pub dtype: Option<DType>,
+    /// Bytes of a file of weights, at most (but for a single larger tensor).
+    pub shard_bytes: usize,
+}
+
+impl SaveOptions {
+    /// Bytes of a gigabyte as Hugging Face counts `max_shard_size` and LLaMA-Factory `export_size`.
+    pub const GB: usize = 1_000_000_000;
+
+    /// Bytes that the weights will take.
+    pub fn weight_bytes(&self, decoder: &Decoder) -> u64 {
+        let bytes = |p: &crate::parameter::Parameter| {
+            let dtype = self.dtype.unwrap_or(p.tensor().dtype());
+            (p.tensor().elements() * dtype.bytes()) as u64
+        };
+        decoder.base_parameters().into_iter().map(bytes).sum()
+    }
+}
+
+/// Writes a decoder's weights (adapters are not among them), its `config.json` and the files of `source` that go with
+/// them into `folder`, which exists. Returns the names of all files.
+///
+/// # Errors
+/// A source without `config.json`; what the file system says.
+pub fn save(
+    decoder: &Decoder,
+    source: &Path,
+    folder: &Path,
+    options: SaveOptions,
+) -> Result<Vec<String>, ModelError> {
+    let mut files = copy_model_files(source, folder)?;
+    let config = config_of(decoder, source, options.dtype)?;
+    let path = folder.join("config.json");
+    fs::write(&path, format!("{config:#}\n")).map_err(|source| ModelError::File { path, source })?;
+    files.push("config.json".into());
+    let parameters = decoder.base_parameters();
+    let tensors: Vec<_> = parameters.iter().map(|p| (p.name().to_owned(), p.tensor())).collect();
+    files.extend(weights::write_model_as(folder, &tensors, options.dtype, options.shard_bytes)?);
+    Ok(files)
+}
+
+/// Copies tokenizer, chat template, generation settings and licence; a file that is not there is left out. Returns
+/// the names of those copied.
+///
+/// # Errors
+/// What the file system says.
+pub fn copy_model_files(from: &Path, to: &Path) -> Result<Vec<String>, ModelError> {
+    let mut copied = Vec::new();
+    let mut copy = |name: &str| {
+        let target = to.join(name);
+        if from.join(name).is_file() {
+            fs::copy(from.join(name), &target).map_err(|source| ModelError::File { path: target, source })?;
+            copied.push(name.to_owned());
+        }
+        Ok(())
+    };
+    MODEL_FILES.iter().try_for_each(|name| copy(name))?;
+    let Ok(entries) = fs::read_dir(from.join(MORE_TEMPLATES)) else { return Ok(copied) };
+    let more = to.join(MORE_TEMPLATES);
+    fs::create_dir_all(&more).map_err(|source| ModelError::File { path: more, source })?;
+    for entry in entries.flatten() {
+        if let Some(name) = entry.file_name().to_str().filter(|name| name.ends_with(".jinja")) {
+            copy(&format!("{MORE_TEMPLATES}/{name}"))?;
+        }
+    }
+    Ok(copied)
+}
+
+/// The source's `config.json` with what differs in the decoder.
+fn config_of(decoder: &Decoder, source: &Path, dtype: Option<DType>) -> Result<Value, ModelError> {
+    let path = source.join("config.json");
+    let text = fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
+    let mut config: Map<String, Value> =
+        serde_json::from_str(&text).map_err(|source| ModelError::Json { path, source })?;
+    let before = families::read_spec(source)?;
+    let stored = dtype.unwrap_or_else(|| widest(decoder)).name();
+    // transformers 4 reads and writes `torch_dtype`, transformers 5 writes `dtype` and reads both.
+    let keys: Vec<&str> =
+        ["dtype", "torch_dtype"].into_iter().filter(|key| config.contains_key(*key)).collect();
+    for key in if keys.is_empty() { &["torch_dtype"] } else { keys.as_slice() } {
+        config.insert((*key).to_owned(), stored.into());
+    }
+    let tied = decoder.lm_head.is_none();
+    if tied != before.tie_word_embeddings || config.contains_key("tie_word_embeddings") {
+        config.insert("tie_word_embeddings".into(), tied.into());
+    }
+    // The dynamic rule begins beyond `max_position_embeddings`, so that stays what the model was made for.
+    let positions = match decoder.spec.rope.scaling {
+        RopeScaling::Dynamic { max_position_embeddings, .. } => max_position_embeddings,
+        _ => decoder.spec.max_position_embeddings,
+    };
+    if positions != before.max_position_embeddings {
+        config.insert("max_position_embeddings".into(), positions.into());
+    }
+    if decoder.spec.rope.scaling != before.rope.scaling {
+        put_rope(&mut config, &decoder.spec);
+    }
+    Ok(Value::Object(config))
+}
+
+/// The type in which a decoder's widest weights are.
+fn widest(decoder: &Decoder) -> DType {
+    let parameters = decoder.base_parameters();
+    parameters.iter().map(|p| p.tensor().dtype()).max_by_key(|dtype| dtype.bytes()).unwrap_or(decoder.compute)
+}
+
+/// RoPE scaling in the style of the file: `rope_parameters`, or `rope_scaling` beside `rope_theta`.
+fn put_rope(config: &mut Map<String, Value>, spec: &DecoderSpec) {
+    let mut rope = rope_scaling(&spec.rope.scaling);
+    match config.get_mut("rope_parameters").and_then(Value::as_object_mut) {
+        Some(parameters) => {
+            let kept = ["rope_theta", "partial_rotary_factor"];
+            rope.extend(
+                kept.iter()
+                    .filter_map(|key| parameters.get_key_value(*key))
+                    .map(|(k, v)| (k.clone(), v.clone())),
+            );
+            *parameters = rope;
+        }
+        None => {
+            config.insert("rope_scaling".into(), Value::Object(rope));
+        }
+    }
+}
+
+/// A rule under Hugging Face's names.
+fn rope_scaling(scaling: &RopeScaling) -> Map<String, Value> {
+    let value = match scaling {
+        RopeScaling::Default => json!({ "rope_type": "default" }),
+        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Dynamic { factor, .. } => json!({ "rope_type": "dynamic", "factor": factor }),
+        RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+            truncate,
+        } => json!({
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+            "attention_factor": attention_factor,
+            "truncate": truncate,
+        }),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
+            json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_max_position_embeddings,
+            })
+        }
+    };
+    match value {
+        Value::Object(values) => values,
+        _ => Map::new(),
+    }
+}
