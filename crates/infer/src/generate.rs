@@ -202,7 +202,6 @@ impl<'a> Generator<'a> {
         let common = self.cached_ids.iter().zip(prompt_ids).take_while(|(a, b)| a == b).count();
         let spec = &self.decoder.spec;
         let capacity = self.cache.len() + self.cache.room();
-        // The last token's logits are computed and not fed, but a full row may still be asked for.
         if end > capacity {
             let capacity = end.max(2 * capacity).min(longest_row(spec));
             self.cache = KvCache::new(spec, self.decoder.compute, capacity);

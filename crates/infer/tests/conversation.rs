@@ -1,0 +1,136 @@
+//! Conversations and lists of questions: text in, text out.
+
+mod tiny;
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sft_data::conversation::{Conversation, Message, Origin, Role};
+use sft_infer::{ChatSession, GenerationOptions, Generator, InferError, StopReason, answer_all, exact_match};
+
+fn conversation(question: &str, answer: &str) -> Conversation {
+    Conversation {
+        messages: vec![Message::text(Role::User, question), Message::text(Role::Assistant, answer)],
+        tools: None,
+        origin: Origin {
+            dataset: Arc::from("held_out"),
+            file: Arc::new(PathBuf::from("held_out.json")),
+            line: 3,
+            row: 0,
+        },
+    }
+}
+
+#[test]
+fn pieces_are_whole_characters_and_make_up_the_answer() {
+    let (dev, pipeline) = (tiny::device(), tiny::pipeline());
+    let decoder = tiny::speaker(&dev, "né🎉!");
+    let options = GenerationOptions::greedy(50, pipeline.stop_ids());
+    let mut session = ChatSession::new(Generator::new(&dev, &decoder), &pipeline, options, None);
+    let mut pieces = Vec::new();
+    let answer = session.ask("hm?", |piece| {
+        pieces.extend((!piece.is_empty()).then(|| piece.to_owned()));
+        ControlFlow::Continue(())
+    });
+    let answer = answer.unwrap();
+    assert_eq!(pieces, ["n", "é", "🎉", "!"]);
+    assert_eq!((answer.text.as_str(), answer.reason, answer.tokens), ("né🎉!", StopReason::Stop, 8));
+}
+
+#[test]
+fn a_character_cut_by_the_limit_is_shown_as_one_replacement() {
+    let (dev, pipeline) = (tiny::device(), tiny::pipeline());
+    let decoder = tiny::speaker(&dev, "né🎉!");
+    let options = GenerationOptions::greedy(5, pipeline.stop_ids());
+    let mut session = ChatSession::new(Generator::new(&dev, &decoder), &pipeline, options, None);
+    let mut text = String::new();
+    let answer = session.ask("hm?", |piece| {
+        text.push_str(piece);
+        ControlFlow::Continue(())
+    });
+    assert_eq!(answer.unwrap().text, text);
+    assert!(text.starts_with("né\u{fffd}"), "{text}");
+}
+
+#[test]
+fn every_turn_sees_the_earlier_ones_and_computes_only_what_is_new() {
+    let (dev, pipeline) = (tiny::device(), tiny::pipeline());
+    let decoder = tiny::speaker(&dev, "yes");
+    let options = GenerationOptions::greedy(50, pipeline.stop_ids());
+    let system = Some("Be brief.".to_owned());
+    let mut session = ChatSession::new(Generator::new(&dev, &decoder), &pipeline, options, system);
+    let go_on = |_: &str| ControlFlow::Continue(());
+    let first = session.ask("Really?", go_on).unwrap();
+    let second = session.ask("Sure?", go_on).unwrap();
+    let beginning = "<s>S:Be brief.\nU:Really?\nA:";
+    let first_tokens = beginning.len() - "<s>".len() + 1;
+    assert_eq!((first.prompt_tokens, first.reused), (first_tokens, 0));
+    // All of `yes` was fed to find its end: only the end token and what follows are new.
+    let second_tokens = first_tokens + "yes".len() + 1 + "U:Sure?\nA:".len();
+    assert_eq!((second.prompt_tokens, second.reused), (second_tokens, first_tokens + 3));
+    let roles: Vec<Role> = session.messages().iter().map(|message| message.role).collect();
+    assert_eq!(roles, [Role::System, Role::User, Role::Assistant, Role::User, Role::Assistant]);
+}
+
+#[test]
+fn clear_forgets_all_but_the_system_prompt() {
+    let (dev, pipeline) = (tiny::device(), tiny::pipeline());
+    let decoder = tiny::speaker(&dev, "yes");
+    let options = GenerationOptions::greedy(50, pipeline.stop_ids());
+    let system = Some("Be brief.".to_owned());
+    let mut session = ChatSession::new(Generator::new(&dev, &decoder), &pipeline, options, system);
+    let go_on = |_: &str| ControlFlow::Continue(());
+    let before = session.ask("Really?", go_on).unwrap();
+    session.clear();
+    assert_eq!(session.messages(), [Message::text(Role::System, "Be brief.")]);
+    let after = session.ask("Really?", go_on).unwrap();
+    assert_eq!(before, after);
+}
+
+#[test]
+fn a_question_that_fails_is_taken_back_and_a_broken_off_answer_stays() {
+    let (dev, pipeline) = (tiny::device(), tiny::pipeline());
+    let decoder = tiny::speaker(&dev, "yes");
+    let options = GenerationOptions::greedy(50, pipeline.stop_ids());
+    let mut session = ChatSession::new(Generator::new(&dev, &decoder), &pipeline, options, None);
+    let long = "x".repeat(600);
+    let error = session.ask(&long, |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(matches!(error, InferError::PromptTooLong { value: 512, .. }), "{error}");
+    assert!(session.messages().is_empty());
+    let stop_after_e =
+        |piece: &str| if piece == "e" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let answer = session.ask("Really?", stop_after_e).unwrap();
+    assert_eq!((answer.text.as_str(), answer.reason), ("ye", StopReason::Cancelled));
+    assert_eq!(session.messages()[1], Message::text(Role::Assistant, "ye"));
+}
+
+#[test]
+fn exact_match_is_the_share_of_answers_that_are_the_same_but_for_white_space_around() {
+    let (dev, pipeline) = (tiny::device(), tiny::pipeline());
+    let decoder = tiny::speaker(&dev, "yes");
+    let rows = [("A?", "yes"), ("B?", " yes\n"), ("C?", "Yes"), ("D?", "no")];
+    let rows = rows.map(|(question, answer)| conversation(question, answer));
+    let options = GenerationOptions::greedy(50, pipeline.stop_ids());
+    let mut seen = 0;
+    let answered = answer_all(&mut Generator::new(&dev, &decoder), &pipeline, &rows, &options, |_| {
+        seen += 1;
+        ControlFlow::Continue(())
+    });
+    let answered = answered.unwrap();
+    assert_eq!((exact_match(&answered), seen), (0.5, 4));
+    assert_eq!((answered[3].prompt_text.as_str(), answered[3].answer.as_str()), ("D?", "yes"));
+    assert_eq!(exact_match(&[]), 0.0);
+}
+
+#[test]
+fn a_row_without_an_expected_answer_is_named() {
+    let (dev, pipeline) = (tiny::device(), tiny::pipeline());
+    let decoder = tiny::speaker(&dev, "yes");
+    let mut row = conversation("A?", "yes");
+    row.messages.pop();
+    let options = GenerationOptions::greedy(50, pipeline.stop_ids());
+    let mut generator = Generator::new(&dev, &decoder);
+    let error = answer_all(&mut generator, &pipeline, &[row], &options, |_| ControlFlow::Continue(()));
+    assert!(error.unwrap_err().to_string().starts_with("held_out.json:3: "));
+}
