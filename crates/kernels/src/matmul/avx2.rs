@@ -14,6 +14,7 @@ pub(super) struct Lanes8(__m256);
 
 impl Vector for Lanes8 {
     const LANES: usize = 8;
+    const REGISTERS: usize = 16;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -47,6 +48,16 @@ impl Vector for Lanes8 {
         // SAFETY: the CPU has FMA, by the trait's contract.
         Self(unsafe { _mm256_fmadd_ps(self.0, by.0, plus.0) })
     }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: the CPU has AVX2, by the trait's contract.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
 }
 
 /// Tiles of 6×16 in `f32`: twelve sums, two registers of columns, one of a row's value.
@@ -54,6 +65,7 @@ pub(super) struct Avx2F32;
 
 impl MicroKernel for Avx2F32 {
     type Packed = f32;
+    type Lanes = Lanes8;
     const ISA: Isa = Isa::Avx2;
     const MR: usize = 6;
     const NR: usize = 16;

@@ -14,6 +14,7 @@ pub(super) struct Lanes16(__m512);
 
 impl Vector for Lanes16 {
     const LANES: usize = 16;
+    const REGISTERS: usize = 32;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -47,6 +48,12 @@ impl Vector for Lanes16 {
         // SAFETY: the CPU has AVX-512, by the trait's contract.
         Self(unsafe { _mm512_fmadd_ps(self.0, by.0, plus.0) })
     }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: the CPU has AVX-512, by the trait's contract.
+        unsafe { _mm512_reduce_add_ps(self.0) }
+    }
 }
 
 /// Tiles of 14×32 in `f32`: 28 sums, two registers of columns, the rest for a row's value.
@@ -54,6 +61,7 @@ pub(super) struct Avx512F32;
 
 impl MicroKernel for Avx512F32 {
     type Packed = f32;
+    type Lanes = Lanes16;
     const ISA: Isa = Isa::Avx512;
     const MR: usize = 14;
     const NR: usize = 32;

@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
+use super::avx512::Lanes16;
 use super::kernel::{Block, MicroKernel, Unit};
 use crate::Isa;
 
@@ -20,6 +21,7 @@ pub(super) struct Avx512Bf16;
 
 impl MicroKernel for Avx512Bf16 {
     type Packed = bf16;
+    type Lanes = Lanes16;
     const ISA: Isa = Isa::Avx512;
     const MR: usize = MR;
     const NR: usize = 2 * LANES;

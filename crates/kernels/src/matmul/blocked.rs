@@ -19,6 +19,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::compiled::{self, Job};
 use super::kernel::{MicroKernel, Unit};
 use super::output::Output;
 use super::pack::{Operand, pack_panels};
@@ -151,20 +152,36 @@ impl<K: MicroKernel> Part<'_, K> {
 
     fn store<E: Element>(&self, c: &Output<'_, E>, tile: &[f32], i: usize, j: usize) {
         let (row, col) = (self.row + i * K::MR, self.col + j * K::NR);
-        let rows = K::MR.min(c.rows() - row);
-        let cols = K::NR.min(c.cols() - col);
-        K::ISA.run(|| {
-            for (r, sums) in tile.chunks_exact(K::NR).take(rows).enumerate() {
-                // SAFETY: a tile is computed by one task.
-                unsafe {
-                    if cols == K::NR {
-                        // A constant length, which unrolls.
-                        c.store_row(row + r, col, &sums[..K::NR]);
-                    } else {
-                        c.store_row(row + r, col, &sums[..cols]);
-                    }
+        let store = Store { c, tile, row, col, kernel: PhantomData::<K> };
+        // SAFETY: the device's CPU has the kernel's instruction set.
+        unsafe { compiled::run(K::ISA, store) };
+    }
+}
+
+/// A tile and its place in `C`.
+struct Store<'a, K, E> {
+    c: &'a Output<'a, E>,
+    tile: &'a [f32],
+    row: usize,
+    col: usize,
+    kernel: PhantomData<K>,
+}
+
+impl<K: MicroKernel, E: Element> Job for Store<'_, K, E> {
+    #[inline(always)]
+    fn run(self) {
+        let rows = K::MR.min(self.c.rows() - self.row);
+        let cols = K::NR.min(self.c.cols() - self.col);
+        for (row, sums) in (self.row..).zip(self.tile.chunks_exact(K::NR).take(rows)) {
+            // SAFETY: a tile is computed by one task.
+            unsafe {
+                if cols == K::NR {
+                    // A constant length, which unrolls.
+                    self.c.store_row(row, self.col, &sums[..K::NR]);
+                } else {
+                    self.c.store_row(row, self.col, &sums[..cols]);
                 }
             }
-        });
+        }
     }
 }

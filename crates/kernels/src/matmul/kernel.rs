@@ -3,6 +3,7 @@
 //! A kernel is a type without values; [`super::blocked`] is compiled once for each. To add an instruction set
 //! is to add a file with one implementation and its line in [`super::run`].
 
+use super::vector::Vector;
 use crate::{Element, Isa};
 
 /// Four bytes of a packed panel: one `f32`, or two `bf16` that follow each other along `k`.
@@ -22,6 +23,8 @@ pub(super) struct Block(pub [[Unit; 16]; 16]);
 pub(super) trait MicroKernel: Send + Sync + 'static {
     /// What values are packed as. `bf16` operands that meet a kernel of `f32` are widened, which is exact.
     type Packed: Element;
+    /// Lanes for products that are not blocked.
+    type Lanes: Vector;
     /// The instruction set that packing and storing are compiled for.
     const ISA: Isa;
     /// Rows of a tile.

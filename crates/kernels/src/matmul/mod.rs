@@ -24,6 +24,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 mod blocked;
+mod compiled;
 mod kernel;
 mod output;
 mod pack;
@@ -33,11 +34,13 @@ mod reference;
 mod scratch;
 #[cfg(test)]
 mod tests;
+mod thin;
 mod vector;
 
 use kernel::MicroKernel;
 use output::{Bias, Finish, Output};
 use pack::Operand;
+use thin::Thin;
 
 /// One matrix product; run it with [`Matmul::run`] or [`run`].
 pub struct Matmul<'a> {
@@ -153,6 +156,10 @@ fn run_with<K: MicroKernel>(dev: &Device, args: Matmul<'_>, round: bool) {
     let b = Operand { view: args.b, along_k: args.b_transposed, round };
     let finish = Finish { alpha: args.alpha, accumulate: args.accumulate, bias: args.bias.map(Bias::new) };
     with_dtype!(args.c.dtype(), E => {
-        blocked::run::<K, E>(dev, a, b, &Output::new(args.c, finish));
+        let c = Output::<E>::new(args.c, finish);
+        match Thin::new(a, b) {
+            Some(thin) => thin.run::<K, E>(dev, &c),
+            None => blocked::run::<K, E>(dev, a, b, &c),
+        }
     });
 }

@@ -115,14 +115,4 @@ impl<'a, E: Element> Output<'a, E> {
             }
         }
     }
-
-    /// Stores one sum.
-    ///
-    /// # Safety
-    /// No other thread touches this element meanwhile.
-    #[inline(always)]
-    pub unsafe fn store(&self, row: usize, col: usize, sum: f32) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { self.store_row(row, col, &[sum]) }
-    }
 }

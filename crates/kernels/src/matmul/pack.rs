@@ -1,7 +1,10 @@
 //! Copies an operand into the panels that a kernel reads.
 
+use std::marker::PhantomData;
+
 use half::bf16;
 
+use super::compiled::{self, Job};
 use super::kernel::{Block, MicroKernel, Unit};
 use crate::{DType, Device, Element, View, with_dtype};
 
@@ -47,70 +50,41 @@ pub(super) fn pack_panels<K: MicroKernel>(
     dev.for_each_chunk(out, len * panels_per_task, |task, panels| {
         let first = first + task * panels_per_task * width;
         with_dtype!(from.view.dtype(), S => {
-            let source = Source {
+            let pack = Pack {
+                from,
                 values: from.view.as_slice::<S>(),
-                row: from.view.dim(1),
-                depth: from.depth(),
-                lanes: from.lanes(),
+                first,
+                width,
+                panels,
+                kernel: PhantomData::<K>,
             };
-            K::ISA.run(|| match (from.along_k, from.round) {
-                (true, false) => along_k::<K, S, false>(source, first, width, panels),
-                (true, true) => along_k::<K, S, true>(source, first, width, panels),
-                (false, false) => across_k::<K, S, false>(source, first, width, panels),
-                (false, true) => across_k::<K, S, true>(source, first, width, panels),
-            });
+            // SAFETY: the device's CPU has the kernel's instruction set.
+            unsafe { compiled::run(K::ISA, pack) };
         });
     });
 }
 
-/// The stored values.
-#[derive(Clone, Copy)]
-struct Source<'a, S> {
+/// Lanes to pack into some panels.
+struct Pack<'a, K, S> {
+    from: Operand<'a>,
+    /// As stored.
     values: &'a [S],
-    /// Length of a stored row.
-    row: usize,
-    depth: usize,
-    lanes: usize,
+    /// First lane.
+    first: usize,
+    /// Lanes of a panel.
+    width: usize,
+    panels: &'a mut [Unit],
+    kernel: PhantomData<K>,
 }
 
-/// Lanes lie in rows: a transposition, sixteen lanes by sixteen units at a time.
-#[inline(always)]
-fn along_k<K: MicroKernel, S: Element, const ROUND: bool>(
-    source: Source<'_, S>,
-    first: usize,
-    width: usize,
-    panels: &mut [Unit],
-) {
-    let len = width * source.depth.div_ceil(K::UNIT);
-    for (p, panel) in panels.chunks_exact_mut(len).enumerate() {
-        let first = first + p * width;
-        for (block16, out) in panel.chunks_mut(16 * width).enumerate() {
-            let k0 = block16 * 16 * K::UNIT;
-            let k1 = source.depth.min(k0 + 16 * K::UNIT);
-            for group in (0..width).step_by(16) {
-                let mut block = Block([[0; 16]; 16]);
-                let wanted = first + group..(first + width.min(group + 16)).min(source.lanes);
-                for (lane, row) in wanted.zip(&mut block.0) {
-                    let from = &source.values[lane * source.row..][k0..k1];
-                    let to = as_packed::<K::Packed>(row);
-                    if from.len() == to.len() {
-                        convert_all::<S, K::Packed, ROUND>(from, to);
-                    } else {
-                        convert_all::<S, K::Packed, ROUND>(from, &mut to[..from.len()]);
-                    }
-                }
-                // SAFETY: this is compiled for `K::ISA` and runs because the device has it.
-                unsafe { K::transpose(&mut block) };
-                if width - group >= 16 {
-                    for (unit, from) in out.chunks_exact_mut(width).zip(&block.0) {
-                        unit[group..][..16].copy_from_slice(from);
-                    }
-                } else {
-                    for (unit, from) in out.chunks_exact_mut(width).zip(&block.0) {
-                        unit[group..].copy_from_slice(&from[..width % 16]);
-                    }
-                }
-            }
+impl<K: MicroKernel, S: Element> Job for Pack<'_, K, S> {
+    #[inline(always)]
+    fn run(self) {
+        match (self.from.along_k, self.from.round) {
+            (true, false) => self.along_k::<false>(),
+            (true, true) => self.along_k::<true>(),
+            (false, false) => self.across_k::<false>(),
+            (false, true) => self.across_k::<true>(),
         }
     }
 }
@@ -118,56 +92,71 @@ fn along_k<K: MicroKernel, S: Element, const ROUND: bool>(
 /// Units that are packed for one panel before the next: rows are read in runs of all panels of a task.
 const RUN: usize = 8;
 
-/// Lanes lie side by side in each row `k`: copies, with the rows of a unit interleaved.
-#[inline(always)]
-fn across_k<K: MicroKernel, S: Element, const ROUND: bool>(
-    source: Source<'_, S>,
-    first: usize,
-    width: usize,
-    panels: &mut [Unit],
-) {
-    let units = source.depth.div_ceil(K::UNIT);
-    for run in (0..units).step_by(RUN) {
-        for (p, panel) in panels.chunks_exact_mut(width * units).enumerate() {
-            let first = first + p * width;
-            let lanes = width.min(source.lanes - first);
-            for u in run..units.min(run + RUN) {
-                let unit = &mut panel[u * width..][..width];
-                if lanes < width {
-                    unit.fill(0);
-                    fill_unit::<K, S, ROUND>(source, u, first, &mut unit[..lanes]);
-                } else {
-                    fill_unit::<K, S, ROUND>(source, u, first, unit);
+impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
+    /// Lanes lie in rows: a transposition, sixteen lanes by sixteen units at a time.
+    #[inline(always)]
+    fn along_k<const ROUND: bool>(self) {
+        let (width, depth, lanes) = (self.width, self.from.depth(), self.from.lanes());
+        let len = width * depth.div_ceil(K::UNIT);
+        for (first, panel) in (self.first..).step_by(width).zip(self.panels.chunks_exact_mut(len)) {
+            for (i, out) in panel.chunks_mut(16 * width).enumerate() {
+                let k0 = i * 16 * K::UNIT;
+                let k1 = depth.min(k0 + 16 * K::UNIT);
+                for group in (0..width).step_by(16) {
+                    let mut block = Block([[0; 16]; 16]);
+                    let wanted = first + group..(first + width.min(group + 16)).min(lanes);
+                    for (lane, row) in wanted.zip(&mut block.0) {
+                        let from = &self.values[lane * depth..][k0..k1];
+                        convert_all::<S, K::Packed, ROUND>(from, as_packed(row));
+                    }
+                    // SAFETY: this is compiled for `K::ISA` and runs because the device has it.
+                    unsafe { K::transpose(&mut block) };
+                    for (unit, from) in out.chunks_exact_mut(width).zip(&block.0) {
+                        if width - group >= 16 {
+                            unit[group..][..16].copy_from_slice(from);
+                        } else {
+                            unit[group..].copy_from_slice(&from[..width % 16]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lanes lie side by side in each row `k`: copies, with the rows of a unit interleaved.
+    #[inline(always)]
+    fn across_k<const ROUND: bool>(self) {
+        let (width, depth, lanes) = (self.width, self.from.depth(), self.from.lanes());
+        let units = depth.div_ceil(K::UNIT);
+        for run in (0..units).step_by(RUN) {
+            let panels = self.panels.chunks_exact_mut(width * units);
+            for (first, panel) in (self.first..).step_by(width).zip(panels) {
+                for u in run..units.min(run + RUN) {
+                    let unit = &mut panel[u * width..][..width];
+                    let k = u * K::UNIT;
+                    let low = &self.values[k * lanes + first..(k + 1) * lanes];
+                    let high = (K::UNIT == 2 && k + 1 < depth)
+                        .then(|| &self.values[(k + 1) * lanes + first..(k + 2) * lanes]);
+                    if lanes - first < width {
+                        unit.fill(0);
+                    }
+                    fill_unit::<S, K::Packed, ROUND>(unit, low, high);
                 }
             }
         }
     }
 }
 
-/// Unit `u` of the lanes from `first` on.
+/// One unit of as many lanes as there are: the values of one row, or pairs of two.
 #[inline(always)]
-fn fill_unit<K: MicroKernel, S: Element, const ROUND: bool>(
-    source: Source<'_, S>,
-    u: usize,
-    first: usize,
-    unit: &mut [Unit],
-) {
-    let lanes = unit.len();
-    let row = |k: usize| &source.values[k * source.row + first..][..lanes];
-    let k = u * K::UNIT;
-    let low = row(k);
-    if K::UNIT == 1 {
-        for (unit, x) in unit.iter_mut().zip(low) {
-            *unit = bits(convert::<S, K::Packed, ROUND>(*x));
-        }
-    } else if k + 1 < source.depth {
-        for ((unit, x), y) in unit.iter_mut().zip(low).zip(row(k + 1)) {
-            let (x, y) = (convert::<S, K::Packed, ROUND>(*x), convert::<S, K::Packed, ROUND>(*y));
-            *unit = bits(x) | bits(y) << 16;
-        }
-    } else {
-        for (unit, x) in unit.iter_mut().zip(low) {
-            *unit = bits(convert::<S, K::Packed, ROUND>(*x));
+fn fill_unit<S: Element, P: Element, const ROUND: bool>(unit: &mut [Unit], low: &[S], high: Option<&[S]>) {
+    let one = |x: S| bits(convert::<S, P, ROUND>(x));
+    match high {
+        None => unit.iter_mut().zip(low).for_each(|(unit, x)| *unit = one(*x)),
+        Some(high) => {
+            for ((unit, x), y) in unit.iter_mut().zip(low).zip(high) {
+                *unit = one(*x) | one(*y) << 16;
+            }
         }
     }
 }

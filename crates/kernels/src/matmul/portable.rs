@@ -13,6 +13,7 @@ pub(super) struct Lanes4([f32; 4]);
 
 impl Vector for Lanes4 {
     const LANES: usize = 4;
+    const REGISTERS: usize = 16;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -46,6 +47,11 @@ impl Vector for Lanes4 {
         }
         out
     }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        (self.0[0] + self.0[2]) + (self.0[1] + self.0[3])
+    }
 }
 
 /// Tiles of 4×8 in `f32`.
@@ -53,6 +59,7 @@ pub(super) struct PortableF32;
 
 impl MicroKernel for PortableF32 {
     type Packed = f32;
+    type Lanes = Lanes4;
     const ISA: Isa = Isa::Portable;
     const MR: usize = 4;
     const NR: usize = 8;

@@ -10,6 +10,8 @@ use half::bf16;
 pub(super) trait Vector: Copy {
     /// Lanes of a register.
     const LANES: usize;
+    /// Registers that the instruction set has.
+    const REGISTERS: usize;
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self;
     /// `LANES` floats.
@@ -20,6 +22,8 @@ pub(super) trait Vector: Copy {
     unsafe fn store(self, to: *mut f32);
     /// `self·by + plus`, in one rounding where the instruction set has it.
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self;
+    /// Sum of all lanes.
+    unsafe fn sum(self) -> f32;
 }
 
 /// The tile of [`super::kernel::MicroKernel::tile`] for `f32` panels, `V` registers of `MR` rows by `NV`.

@@ -1,0 +1,164 @@
+//! Big lanes that lie along `k`: each is multiplied with all thin lanes while it is in registers.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::{Thin, load};
+use crate::matmul::compiled::{self, Job};
+use crate::matmul::kernel::MicroKernel;
+use crate::matmul::output::Output;
+use crate::matmul::scratch::{self, Use};
+use crate::matmul::vector::Vector;
+use crate::{Device, Element, with_dtype};
+
+/// Bytes of the big operand in a task.
+const TASK_BYTES: usize = 64 * 1024;
+/// Thin lanes in a group; a last group of fewer is filled up to 1, 2, 4 or 8.
+const GROUP: usize = 8;
+
+pub(super) fn run<K: MicroKernel, S: Element, E: Element>(
+    dev: &Device,
+    product: Thin<'_>,
+    values: &[S],
+    c: &Output<'_, E>,
+) {
+    let depth = product.big.depth();
+    let (thin, big) = (product.thin.lanes(), product.big.lanes());
+    let group = thin.next_power_of_two().min(GROUP);
+    let padded = depth.next_multiple_of(K::Lanes::LANES);
+    let groups = thin.div_ceil(group);
+    scratch::with(Use::Thin, groups * group * padded, |packed: &mut [f32]| {
+        with_dtype!(product.thin.view.dtype(), P => {
+            pack::<K::Lanes, P>(product, group, padded, packed);
+        });
+        let packed = &*packed;
+        let rows = TASK_BYTES.div_ceil(depth * size_of::<S>()).next_multiple_of(8);
+        dev.for_each(big.div_ceil(rows), |task| {
+            let first = task * rows;
+            let last = big.min(first + rows);
+            for (g, packed) in packed.chunks_exact(group * padded).enumerate() {
+                let t = g * group;
+                let (lanes, vector) = (first..last, PhantomData::<K::Lanes>);
+                let part = Part { lanes, group, product, values, depth, packed, t, c, vector };
+                // SAFETY: the device's CPU has the kernel's instruction set.
+                unsafe { compiled::run(K::ISA, part) };
+            }
+        });
+    });
+}
+
+/// Thin lanes in groups; within a group, registers of consecutive `k` of each lane in turn.
+fn pack<V: Vector, P: Element>(product: Thin<'_>, group: usize, padded: usize, out: &mut [f32]) {
+    let values = product.thin.view.as_slice::<P>();
+    for (g, out) in out.chunks_exact_mut(group * padded).enumerate() {
+        for (i, register) in out.chunks_exact_mut(V::LANES).enumerate() {
+            let (k0, lane) = (i / group * V::LANES, g * group + i % group);
+            for (k, x) in (k0..).zip(register) {
+                *x = product.value(values, lane, k);
+            }
+        }
+    }
+}
+
+/// One group of thin lanes, for some of the big ones.
+struct Part<'a, V, S, E> {
+    lanes: Range<usize>,
+    /// Thin lanes in the group, filled up.
+    group: usize,
+    product: Thin<'a>,
+    values: &'a [S],
+    depth: usize,
+    packed: &'a [f32],
+    /// First thin lane.
+    t: usize,
+    c: &'a Output<'a, E>,
+    vector: PhantomData<V>,
+}
+
+impl<V: Vector, S: Element, E: Element> Job for Part<'_, V, S, E> {
+    #[inline(always)]
+    fn run(self) {
+        let many = V::REGISTERS >= 32;
+        match self.group {
+            1 => self.several::<4, 1>(),
+            2 => self.several::<4, 2>(),
+            4 if many => self.several::<4, 4>(),
+            4 => self.several::<2, 4>(),
+            _ if many => self.several::<2, GROUP>(),
+            _ => self.several::<1, GROUP>(),
+        }
+    }
+}
+
+impl<V: Vector, S: Element, E: Element> Part<'_, V, S, E> {
+    /// `R` big lanes at a time, then what is left one by one.
+    #[inline(always)]
+    fn several<const R: usize, const T: usize>(&self) {
+        let lanes = self.lanes.clone();
+        let whole = lanes.start + lanes.len() / R * R;
+        for lane in (lanes.start..whole).step_by(R) {
+            self.some::<R, T>(lane);
+        }
+        for lane in whole..lanes.end {
+            self.some::<1, T>(lane);
+        }
+    }
+
+    #[inline(always)]
+    fn some<const R: usize, const T: usize>(&self, lane: usize) {
+        let rows = &self.values[lane * self.depth..][..R * self.depth];
+        let whole = self.depth / V::LANES;
+        assert!(self.packed.len() >= self.depth.div_ceil(V::LANES) * T * V::LANES);
+        // SAFETY: `rows` holds `R` lanes of `depth` values and `packed` `T` registers for each register's worth of
+        // depth, as asserted; the rest of a lane is copied to a register's worth of its own; this is compiled for
+        // the kernel's instruction set and runs because the device has it.
+        unsafe {
+            let mut sums = [[V::splat(0.0); T]; R];
+            let mut thin = self.packed.as_ptr();
+            for k in 0..whole {
+                let mut x = [V::splat(0.0); R];
+                for (r, x) in x.iter_mut().enumerate() {
+                    *x = load(rows.as_ptr().add(r * self.depth + k * V::LANES));
+                }
+                add_products(&mut sums, x, thin);
+                thin = thin.add(T * V::LANES);
+            }
+            if whole * V::LANES < self.depth {
+                let mut x = [V::splat(0.0); R];
+                for (x, row) in x.iter_mut().zip(rows.chunks_exact(self.depth)) {
+                    let mut rest = [S::default(); 16];
+                    let from = &row[whole * V::LANES..];
+                    rest[..from.len()].copy_from_slice(from);
+                    *x = load(rest.as_ptr());
+                }
+                add_products(&mut sums, x, thin);
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                let mut totals = [0.0; T];
+                for (total, sum) in totals.iter_mut().zip(sums) {
+                    *total = sum.sum();
+                }
+                self.product.store(self.c, lane + r, self.t, &totals);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// That of [`Vector`]; `thin` holds `T` registers.
+#[inline(always)]
+unsafe fn add_products<V: Vector, const R: usize, const T: usize>(
+    sums: &mut [[V; T]; R],
+    x: [V; R],
+    thin: *const f32,
+) {
+    for t in 0..T {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let y = V::load(thin.add(t * V::LANES));
+            for r in 0..R {
+                sums[r][t] = x[r].mul_add(y, sums[r][t]);
+            }
+        }
+    }
+}
