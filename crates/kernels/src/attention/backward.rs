@@ -57,7 +57,9 @@ static SUMS: Pool<Line> = Pool::new();
 
 /// Computes dq, dk and dv.
 pub(super) fn backward<E: Element>(dev: &Device, call: &Call<'_, E>, gradients: Gradients<'_, E>) {
-    let layout = SumLayout::of(call);
+    let queries = call.q.len() / (call.heads.query * call.heads.width);
+    let keys = call.k.len() / (call.heads.key * call.heads.width);
+    let layout = SumLayout::of(call.heads, call.rows.q.len() - 1, queries, keys);
     let mut memory = SUMS.values(layout.len());
     let memory = memory.as_mut_slice();
     dev.for_each_chunk(memory, ZEROS_PER_TASK, |_, chunk| chunk.fill(0.0));
@@ -121,7 +123,7 @@ fn query_tiles(row: Row, heads: Heads, span: usize) -> std::ops::Range<usize> {
 
 /// Where the sums lie: dq transposed by tiles, [K, tiles, D up to a vector, 64], then dk and dv, [K, Nk, same].
 #[derive(Clone, Copy)]
-struct SumLayout {
+pub(super) struct SumLayout {
     heads: Heads,
     tiles: usize,
     keys: usize,
@@ -129,12 +131,9 @@ struct SumLayout {
 }
 
 impl SumLayout {
-    fn of<E>(call: &Call<'_, E>) -> Self {
-        let heads = call.heads;
-        let padded = heads.width.next_multiple_of(16);
-        let queries = call.q.len() / (heads.query * heads.width);
-        let keys = call.k.len() / (heads.key * heads.width);
-        Self { heads, tiles: queries * heads.group() / LANES + call.rows.q.len(), keys, padded }
+    pub fn of(heads: Heads, rows: usize, queries: usize, keys: usize) -> Self {
+        let tiles = queries * heads.group() / LANES + rows;
+        Self { heads, tiles, keys, padded: heads.width.next_multiple_of(16) }
     }
 
     fn tile_len(self) -> usize {
@@ -155,7 +154,8 @@ impl SumLayout {
         self.dk(head, key) + self.heads.key * self.keys * self.padded
     }
 
-    fn len(self) -> usize {
+    /// Number of values.
+    pub fn len(self) -> usize {
         self.dv(self.heads.key, 0)
     }
 }

@@ -6,7 +6,7 @@
 use super::panels::{LANES, Widths, lane_words, row_words, step_words, transpose};
 use super::product::{Left, Right, Size, Sum, product};
 use super::scratch::{Borrowed, Disjoint, Line, Pool, take, with_tile};
-use super::simd::{Job, Simd, run};
+use super::simd::{Job, Simd, prefetch, run};
 use super::softmax::{Block, LEAST, Running, cap, online};
 use super::tiling::{Heads, KEYS, Lanes, Row, key_rows};
 use super::{AttentionParams, RowOffsets, share_out};
@@ -189,6 +189,11 @@ impl<E: Element> Job for Chunk<'_, E> {
         for start in (task.keys.0..task.keys.1).step_by(KEYS) {
             let len = KEYS.min(task.keys.1 - start);
             let rows = |values| key_rows(values, task.row, (call.heads, task.head), (start, len));
+            // The rows of a head are too far apart for the hardware to foresee, and in decoding they come from memory.
+            let next = (start + len, KEYS.min(task.keys.1 - start - len));
+            for values in [call.k, call.v] {
+                key_rows(values, task.row, (call.heads, task.head), next).for_each(prefetch);
+            }
             row_words(s, rows(call.k), scratch.k, widths.words);
             step_words(s, rows(call.v), widths, scratch.v);
             for t in 0..task.tiles {

@@ -12,8 +12,16 @@
 //! > dv[j] = Σ p[j]·dout[i], dp[j] = dout[i]·v[j], ds[j] = p[j]·(dp[j] − delta)·cap'·scale,
 //! > dq[i] = Σ_j ds[j]·k[j], dk[j] = Σ_i ds[j]·q[i]
 //!
-//! Storage f32 or bf16 (one type for q, k, v, out and their gradients), arithmetic f32, lse and delta f32.
-//! Saved for backward: q, k, v, out, lse. Outputs are overwritten.
+//! Storage f32 or bf16 (one type for q, k, v, out and their gradients), lse and delta f32. Sums are f32; with
+//! bf16 storage p and ds may be rounded to bf16 before they are multiplied. Saved for backward: q, k, v, out, lse.
+//! Outputs are overwritten. A pair of a query and a key that it sees costs 4·D FLOP a head forward and 10·D
+//! backward; blocks of which no query sees a key cost nothing, and no array of scores larger than 64 × 64 exists.
+//! Backward sums in [`backward_scratch_bytes`] of memory of its own.
+//!
+//! A row's results depend on that row alone, to the last bit, whatever lies beside it and however many threads run.
+//!
+//! `tiling` lays the queries out, `forward` and `backward` go through the blocks, `softmax` holds the elementwise
+//! part, `panels` and `product` the matrix part, `simd` the instructions, `reference` the definition.
 
 mod backward;
 mod forward;
@@ -30,6 +38,7 @@ mod tiling;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use self::backward::SumLayout;
 use self::scratch::Disjoint;
 use self::tiling::Heads;
 use crate::lanes::dot;
@@ -177,6 +186,14 @@ pub fn backward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io
         };
         backward::backward(dev, &call, gradients);
     });
+}
+
+/// Bytes that [`backward`] keeps for its sums, from the first call on: f32 dq, dk and dv, and the gaps between tiles.
+///
+/// `heads` are H, K and D; the tokens and rows are those of the largest micro-batch.
+pub fn backward_scratch_bytes(heads: [usize; 3], rows: usize, queries: usize, keys: usize) -> usize {
+    let [query, key, width] = heads;
+    SumLayout::of(Heads { query, key, width }, rows, queries, keys).len() * size_of::<f32>()
 }
 
 /// Heads of q [Nq, H, D] and k [Nk, K, D], after a look at what every call must fulfil.

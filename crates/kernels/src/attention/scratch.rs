@@ -56,7 +56,7 @@ impl<T> Pool<T> {
         Self(Mutex::new(Vec::new()))
     }
 
-    /// An empty vector, with room if one of these was used before.
+    /// A vector, with what is left in it from the last use.
     pub fn borrow(&self) -> Borrowed<'_, T> {
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Borrowed { pool: self, vec: free.pop().unwrap_or_default() }
@@ -68,8 +68,10 @@ impl Pool<Line> {
     pub fn values(&self, len: usize) -> Values<'_> {
         let mut lines = self.borrow();
         let needed = len.div_ceil(Line::LEN);
-        lines.resize(needed, Line::ZERO);
-        Values(lines)
+        if lines.len() < needed {
+            lines.resize(needed, Line::ZERO);
+        }
+        Values { lines, len }
     }
 }
 
@@ -100,11 +102,14 @@ impl<T> Drop for Borrowed<'_, T> {
 }
 
 /// Values on loan, aligned to a cache line.
-pub(super) struct Values<'a>(Borrowed<'a, Line>);
+pub(super) struct Values<'a> {
+    lines: Borrowed<'a, Line>,
+    len: usize,
+}
 
 impl Values<'_> {
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
-        values(&mut self.0)
+        &mut values(&mut self.lines)[..self.len]
     }
 }
 

@@ -119,9 +119,9 @@ fn online_columns<S: Simd, const N: usize>(
         }
     }
     let mut sum = [none; N];
-    for i in 0..N {
+    for (i, sum) in sum.iter_mut().enumerate() {
         let shrink = s.exp2(s.sub(before[i], max[i]));
-        sum[i] = s.mul(s.load(&running.sum[lane(i)..]), shrink);
+        *sum = s.mul(s.load(&running.sum[lane(i)..]), shrink);
         s.store(max[i], &mut running.max[lane(i)..]);
         s.store(shrink, &mut running.shrink[lane(i)..]);
     }
@@ -145,8 +145,8 @@ fn online_columns<S: Simd, const N: usize>(
             s.store(s.pair(p, q), &mut words[lane(i)..]);
         }
     }
-    for i in 0..N {
-        s.store(sum[i], &mut running.sum[lane(i)..]);
+    for (i, sum) in sum.into_iter().enumerate() {
+        s.store(sum, &mut running.sum[lane(i)..]);
     }
 }
 
