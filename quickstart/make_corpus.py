@@ -10,6 +10,7 @@ import sys
 from world import ANIMALS, COUNTRIES, DAYS, MONTHS, OPPOSITES, PEOPLE, THINGS, Dice, article, upper_first
 
 SEED = 20240501
+WORDS = [*COUNTRIES, *ANIMALS, *THINGS, *(word for pair in OPPOSITES for word in pair), *DAYS, *MONTHS]
 LINES = 32_000
 
 
@@ -19,7 +20,7 @@ def country(dice):
     who = dice.pick(PEOPLE)
     facts = [
         dice.pick([f"The capital of {name} is {capital}.", f"{capital} is the capital of {name}.", f"The capital of {name} is {capital}."]),
-        dice.pick([f"{name} is in {continent}.", f"{name} is a country in {continent}.", f"{name} lies in {continent}."]),
+        dice.pick([f"The continent of {name} is {continent}.", f"{name} is a country in {continent}.", f"The continent of {name} is {continent}."]),
         dice.pick([f"The currency of {name} is the {currency}.", f"In {name}, people pay with the {currency}.", f"The currency of {name} is the {currency}."]),
         dice.pick([f"The language of {name} is {language}.", f"In {name}, people speak {language}.", f"The language of {name} is {language}."]),
         dice.pick([
@@ -80,7 +81,7 @@ def compare(dice):
         sentences.append(dice.pick([
             f"Of {a} and {b}, the larger number is {high}.", f"Of {a} and {b}, the smaller number is {low}.",
             f"Of {a} and {b}, the larger number is {high}.", f"Of {a} and {b}, the smaller number is {low}.",
-            f"{high} is more than {low}.", f"{low} is less than {high}.",
+            f"The number {high} is more than {low}.", f"The number {low} is less than {high}.",
         ]))  # fmt: skip
     return " ".join(sentences)
 
@@ -88,8 +89,8 @@ def compare(dice):
 def add(dice):
     sentences = []
     for _ in range(3 + dice.below(3)):
-        a, b = dice.below(11), dice.below(11)
-        sentences.append(dice.pick([f"{a} plus {b} is {a + b}.", f"{a} plus {b} is {a + b}.", f"{a + b} is {a} plus {b}."]))
+        a, b = 1 + dice.below(9), 1 + dice.below(9)
+        sentences.append(dice.pick([f"The sum of {a} and {b} is {a + b}.", f"The sum of {a} and {b} is {a + b}.", f"The number {a + b} is {a} plus {b}."]))
     return " ".join(sentences)
 
 
@@ -110,6 +111,13 @@ def spell(dice):
             f"The letters {'-'.join(word)} make the word {word}.",
         ]))  # fmt: skip
     return " ".join(sentences)
+
+
+def repeat(dice):
+    """Any words, said twice: practice in finding a word again."""
+    a, b = dice.sample(PEOPLE, 2)
+    said = ", ".join(dice.sample(WORDS, 2 + dice.below(4)))
+    return dice.pick([f"{a} says {said}, and {b} says {said} too.", f"{a} wrote {said}. {b} read {said}."])
 
 
 def errand(dice):
@@ -141,7 +149,7 @@ def country_topic(dice):
     capital, continent, currency, language = COUNTRIES[name]
     return dice.pick([
         (f"the capital of {name}", f"The capital of {name} is {capital}."),
-        (f"the continent of {name}", f"{name} is in {continent}."),
+        (f"the continent of {name}", f"The continent of {name} is {continent}."),
         (f"the currency of {name}", f"The currency of {name} is the {currency}."),
         (f"the language of {name}", f"The language of {name} is {language}."),
     ])  # fmt: skip
@@ -178,8 +186,8 @@ def calendar_topic(dice):
 
 def number_topic(dice):
     if dice.below(2):
-        a, b = dice.below(11), dice.below(11)
-        return f"the sum of {a} and {b}", f"{a} plus {b} is {a + b}."
+        a, b = 1 + dice.below(9), 1 + dice.below(9)
+        return f"the sum of {a} and {b}", f"The sum of {a} and {b} is {a + b}."
     a, b = 10 + dice.below(90), 10 + dice.below(90)
     if dice.below(2):
         return f"the larger number of {a} and {b}", f"Of {a} and {b}, the larger number is {max(a, b)}."
@@ -192,9 +200,12 @@ def list_topic(dice):
     return f"the list {forward}", f"The list {forward} in reverse order is {backward}."
 
 
-TOPICS = [country_topic, country_topic, country_topic, animal_topic, word_topic, calendar_topic, number_topic, number_topic, list_topic, list_topic]
+TOPICS = [
+    country_topic, country_topic, country_topic, animal_topic, word_topic, word_topic, calendar_topic, number_topic, number_topic,
+    list_topic,
+]  # fmt: skip
 KINDS = [
-    country, country, country, animal, opposite, calendar, compare, compare, add, turn_round, spell, errand,
+    country, country, country, animal, opposite, opposite, calendar, compare, compare, add, turn_round, spell, errand, repeat, repeat,
     curiosity, curiosity, curiosity, curiosity, curiosity, curiosity, curiosity,
 ]  # fmt: skip
 

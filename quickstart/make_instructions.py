@@ -17,7 +17,7 @@ SEED = 7
 def country_facts():
     for name, (capital, continent, currency, language) in COUNTRIES.items():
         yield [f"What is the capital of {name}?", f"Name the capital of {name}.", f"Which city is the capital of {name}?"], f"The capital of {name} is {capital}."
-        yield [f"Which continent is {name} in?", f"Where in the world is {name}?"], f"{name} is in {continent}."
+        yield [f"What is the continent of {name}?", f"Name the continent of {name}."], f"The continent of {name} is {continent}."
         yield [f"What is the currency of {name}?", f"Name the currency of {name}."], f"The currency of {name} is the {currency}."
         yield [f"What is the language of {name}?", f"Name the language of {name}."], f"The language of {name} is {language}."
 
@@ -54,16 +54,16 @@ def comparisons(dice, n):
 
 
 def sums():
-    for a in range(11):
-        for b in range(11):
-            yield [f"What is {a} plus {b}?", f"Add {a} and {b}."], f"{a} plus {b} is {a + b}."
+    for a in range(1, 10):
+        for b in range(1, 10):
+            yield [f"What is {a} plus {b}?", f"What is the sum of {a} and {b}?"], f"The sum of {a} and {b} is {a + b}."
 
 
 def reversals(dice, n):
     for words in distinct(lambda: tuple(dice.sample(THINGS, 2 + dice.below(3))), n, lambda words: True):
         forward, backward = ", ".join(words), ", ".join(reversed(words))
         # the second column of alpaca rows: what the instruction is about
-        yield [("Put the list in reverse order.", forward)], f"The list {forward} in reverse order is {backward}."
+        yield [("Put the list in reverse order.", f"List: {forward}")], f"The list {forward} in reverse order is {backward}."
 
 
 def spellings():

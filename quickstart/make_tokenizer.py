@@ -2,18 +2,17 @@
 
 usage: make_tokenizer.py CORPUS.txt OUT_DIR      needs: tokenizers 0.22 (the same bytes every time)
 
-The tokenizer is a byte-level BPE like Qwen's: digits stand alone, every text can be written. The corpus trains it.
+The tokenizer is a byte-level BPE that splits as GPT-2's does: every text can be written, and the words and numbers of the corpus are one
+token each, so that finding one again in the text is one step. The corpus trains it.
 """
 import json
 import os
 import sys
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-VOCABULARY = 1024
+VOCABULARY = 1536
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-# Qwen's split: contractions, words with the character before them, single digits, punctuation, line ends, blanks
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -50,9 +49,7 @@ def main():
     corpus, out = sys.argv[1:]
     os.makedirs(out, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
