@@ -2,15 +2,21 @@
 //!
 //! Formula, for query i of a row and head h, with the keys j that it sees and kv = h / (H/K):
 //!
-//! > s[j] = cap(scale · q[i,h]·k[j,kv]), p = softmax(s), out[i,h] = Σ_j p[j] · v[j,kv], lse[i,h] = ln Σ_j e^s[j]
+//! ```text
+//! s[j] = cap(scale · q[i,h]·k[j,kv])     p = softmax(s)
+//! out[i,h] = Σ_j p[j] · v[j,kv]          lse[i,h] = ln Σ_j e^s[j]
+//! ```
 //!
 //! where cap(x) = softcap · tanh(x / softcap), or x without one. A query sees the keys of its own row at its
 //! position and before it, and with a window w only the last w of them, its own included.
 //!
-//! Derivative (Dao et al., 2022), with delta[i,h] = dout[i,h]·out[i,h] and p recomputed from lse:
+//! Derivative (Dao et al., 2022), with p recomputed from lse:
 //!
-//! > dv[j] = Σ p[j]·dout[i], dp[j] = dout[i]·v[j], ds[j] = p[j]·(dp[j] − delta)·cap'·scale,
-//! > dq[i] = Σ_j ds[j]·k[j], dk[j] = Σ_i ds[j]·q[i]
+//! ```text
+//! delta[i,h] = dout[i,h]·out[i,h]        dv[j] = Σ_i p[j] · dout[i]
+//! ds[j] = p[j] · (dout[i]·v[j] − delta[i]) · cap' · scale
+//! dq[i] = Σ_j ds[j] · k[j]               dk[j] = Σ_i ds[j] · q[i]
+//! ```
 //!
 //! Storage f32 or bf16 (one type for q, k, v, out and their gradients), lse and delta f32. Sums are f32; with
 //! bf16 storage p and ds may be rounded to bf16 before they are multiplied. Saved for backward: q, k, v, out, lse.
@@ -77,7 +83,7 @@ pub struct RowOffsets<'a> {
     pub k: &'a [u32],
 }
 
-/// What [`forward`] reads and writes.
+/// What [`forward()`] reads and writes.
 pub struct Forward<'a> {
     /// Queries, [Nq, H, D].
     pub q: View<'a>,
@@ -91,7 +97,7 @@ pub struct Forward<'a> {
     pub lse: Option<ViewMut<'a>>,
 }
 
-/// What [`backward`] reads and writes.
+/// What [`backward()`] reads and writes.
 pub struct Backward<'a> {
     /// Queries, [Nq, H, D].
     pub q: View<'a>,
@@ -188,7 +194,7 @@ pub fn backward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io
     });
 }
 
-/// Bytes that [`backward`] keeps for its sums, from the first call on: f32 dq, dk and dv, and the gaps between tiles.
+/// Bytes that [`backward()`] keeps for its sums, from the first call on: f32 dq, dk and dv, and the gaps between tiles.
 ///
 /// `heads` are H, K and D; the tokens and rows are those of the largest micro-batch.
 pub fn backward_scratch_bytes(heads: [usize; 3], rows: usize, queries: usize, keys: usize) -> usize {
