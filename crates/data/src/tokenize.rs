@@ -194,6 +194,12 @@ impl Tokenizer {
         self.special_ids.contains(&id)
     }
 
+    /// All special tokens as texts.
+    pub(crate) fn special_texts(&self) -> Vec<String> {
+        let special = self.added.iter().filter(|(id, _)| self.special_ids.contains(id));
+        special.map(|(_, text)| text.clone()).collect()
+    }
+
     /// Beginning-of-sequence token.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos

@@ -9,8 +9,7 @@
 //!   (a line break, a header) belongs to the next prompt.
 //!
 //! The end-of-turn token is the first special token after the answer of a short conversation. Where a
-//! template has none, the end-of-sequence token is put after the last answer, so that the model learns
-//! to stop.
+//! template writes none after the last answer, one is put there, so that the model learns to stop.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -39,15 +38,16 @@ pub struct AutoTemplate {
     stop_ids: Vec<u32>,
 }
 
-/// How the template ends an answer.
+/// What ends an answer, as text.
 #[derive(Debug, Clone, Default)]
 struct TurnEnd {
-    /// The end-of-turn token as text.
+    /// The end-of-turn token, if the template has one.
     token: Option<String>,
-    /// What stands between an answer and the words of the next question.
-    between: String,
-    /// What stands after the last answer.
-    tail: String,
+    /// Tokens at which generation stops: in a template without an end-of-turn token the mark of the
+    /// next question may be one.
+    stops: Vec<String>,
+    /// All special tokens.
+    special: Vec<String>,
 }
 
 impl AutoTemplate {
@@ -150,9 +150,12 @@ impl AutoTemplate {
         let mut spans = Vec::new();
         let mut turns = Vec::new();
         let mut done = 0;
+        let mut open_end = false;
         for place in scene.answers() {
             let found = self.find_answer(&scene, &text, place, done)?;
             let turn = turns.len() as u32;
+            let hidden = found.answer.is_empty() && !scene.is_empty(place);
+            open_end = found.answer.end == found.end && !hidden && place + 1 == scene.len();
             let parts = [
                 (done..found.answer.start, Part::Prompt),
                 (found.answer.clone(), Part::Answer),
@@ -160,22 +163,15 @@ impl AutoTemplate {
             ];
             let parts = parts.into_iter().filter(|(range, _)| !range.is_empty());
             spans.extend(parts.map(|(range, part)| (range, Mark { turn, part })));
-            turns.push(Turn {
-                supervised: scene.supervised(place),
-                rewritten: found.rewritten,
-                hidden: found.answer.is_empty() && !scene.is_empty(place),
-            });
+            turns.push(Turn { supervised: scene.supervised(place), rewritten: found.rewritten, hidden });
             done = found.end;
         }
         if turns.is_empty() {
             return Err("there is no answer to train".into());
         }
         let last = turns.len() as u32 - 1;
-        let ends_here = self.end.token.is_none() && scene.answers().last() == Some(scene.len() - 1);
-        let end = tokenizer
-            .eos_id()
-            .filter(|_| ends_here)
-            .map(|id| Segment::Token { id, mark: Mark { turn: last, part: Part::End } });
+        let end = self.stop_ids.first().copied().or(tokenizer.eos_id()).filter(|_| open_end);
+        let end = end.map(|id| Segment::Token { id, mark: Mark { turn: last, part: Part::End } });
         if done < text.len() && end.is_some() {
             spans.push((done..text.len(), Mark { turn: last, part: Part::Border }));
         } else if done < text.len() {
@@ -206,7 +202,11 @@ impl AutoTemplate {
             ));
         }
         let region = &text[start..limit];
-        let (answer, end) = self.end.split(region, is_last);
+        let at = self.end.token.as_deref().and_then(|token| Some((region.rfind(token)?, token.len())));
+        let (answer, end) = match at {
+            Some((at, length)) => (at, at + length),
+            None => self.end_without_mark(scene, text, place, start..limit),
+        };
         // What the model itself wrote at this point, to compare with what the template shows now.
         let rewritten = !is_prefix
             || (!is_last
@@ -216,26 +216,77 @@ impl AutoTemplate {
         Ok(Found { answer: start..start + answer, end: start + end, rewritten })
     }
 
-    /// Renders a short conversation to see how an answer ends.
+    /// Where an answer ends that has no end-of-turn token: bytes of the answer, and with the stop token
+    /// that may follow it. Its words end where the text no longer changes with them, and before the text
+    /// goes on otherwise than if nothing had followed.
+    fn end_without_mark(
+        &self,
+        scene: &Scene<'_>,
+        text: &str,
+        place: usize,
+        region: Range<usize>,
+    ) -> (usize, usize) {
+        let changed = scene.with_stand_in(place).all().map(|other| text.len() - common_suffix(&other, text));
+        let alone = scene
+            .upto(place)
+            .all()
+            .map(|alone| self.end.before_split_token(text, common_prefix(&alone, text)));
+        let ends = [changed, alone].into_iter().flatten().filter(|end| region.contains(end));
+        let end = ends.min().unwrap_or(region.end);
+        let stops = || self.end.stops.iter().map(String::as_str);
+        let (answer, after) = (&text[region.start..end], &text[end..region.end]);
+        if let Some(stop) = stops().find(|stop| after.starts_with(stop)) {
+            (answer.len(), answer.len() + stop.len())
+        } else if let Some(stop) = stops().find(|stop| answer.ends_with(stop)) {
+            (answer.len() - stop.len(), answer.len())
+        } else {
+            (answer.len(), answer.len())
+        }
+    }
+
+    /// Renders short conversations to see how an answer ends: with the first special token after the
+    /// last answer; or else with the one that ends questions as well as earlier answers.
     fn find_turn_end(&self, tokenizer: &Tokenizer) -> TurnEnd {
-        let user = |text: &str| Message::text(Role::User, text);
-        let assistant = |text: &str| Message::text(Role::Assistant, text);
-        let one = [user("question"), assistant("answerone")];
-        let two = [user("question"), assistant("answerone"), user("otherquestion"), assistant("answertwo")];
-        let after = |messages: &[Message], until: Option<&str>| -> Option<String> {
-            let text = self.text(messages, None).ok()?;
-            let (_, after) = text.split_once("answerone")?;
-            Some(match until {
-                Some(until) => after.split_once(until)?.0.to_owned(),
-                None => after.to_owned(),
-            })
+        let special = |text: &str| -> Option<String> {
+            let tokens = tokenizer.encode_with_ranges(text).ok()?;
+            let first = tokens.into_iter().find(|token| tokenizer.is_special(token.id))?;
+            tokenizer.token_text(first.id)
         };
-        let tail = after(&one, None).unwrap_or_default();
-        let between = after(&two, Some("otherquestion")).unwrap_or_default();
-        let tokens = tokenizer.encode_with_ranges(&tail).unwrap_or_default();
-        let special = tokens.iter().find(|token| tokenizer.is_special(token.id));
-        let token = special.and_then(|token| tokenizer.token_text(token.id));
-        TurnEnd { token, between, tail }
+        let turns = |texts: &[&str]| -> Option<String> {
+            let roles = [Role::User, Role::Assistant].into_iter().cycle();
+            let messages: Vec<Message> =
+                roles.zip(texts).map(|(role, text)| Message::text(role, *text)).collect();
+            let system = Message::text(Role::System, "rule");
+            let with_system: Vec<Message> = std::iter::once(system).chain(messages.clone()).collect();
+            self.text(&messages, None).or_else(|_| self.text(&with_system, None)).ok()
+        };
+        let part = |text: &Option<String>, from: &str, to: &str| -> Option<String> {
+            let (_, after) = text.as_deref()?.split_once(from)?;
+            special(if to.is_empty() { after } else { after.split_once(to)?.0 })
+        };
+        let one = turns(&["questionone", "answerone"]);
+        let two = turns(&["questionone", "answerone", "questiontwo", "answertwo"]);
+        let after_question = part(&two, "questionone", "answerone");
+        let after_answer = part(&two, "answerone", "questiontwo");
+        let of_both = after_answer.filter(|end| after_question.as_ref() == Some(end));
+        let stops = tokenizer.eos_id().into_iter().chain(tokenizer.generation_stop_ids().iter().copied());
+        TurnEnd {
+            token: part(&one, "answerone", "").or(of_both),
+            stops: stops.filter_map(|id| tokenizer.token_text(id)).collect(),
+            special: tokenizer.special_texts(),
+        }
+    }
+}
+
+impl TurnEnd {
+    /// The byte `at`, or the beginning of the special token that it would split.
+    fn before_split_token(&self, text: &str, at: usize) -> usize {
+        let splits = |token: &String| {
+            let from = text.floor_char_boundary(at.saturating_sub(token.len() - 1));
+            let to = text.ceil_char_boundary((at + token.len() - 1).min(text.len()));
+            text[from..to].find(token.as_str()).map(|found| from + found).filter(|&found| found < at)
+        };
+        self.special.iter().filter(|token| !token.is_empty()).filter_map(splits).min().unwrap_or(at)
     }
 }
 
@@ -244,20 +295,6 @@ struct Found {
     answer: Range<usize>,
     end: usize,
     rewritten: bool,
-}
-
-impl TurnEnd {
-    /// Splits what follows a prompt: how many bytes are the answer, how many with its end token.
-    fn split(&self, region: &str, is_last: bool) -> (usize, usize) {
-        if let Some(token) = &self.token
-            && let Some(at) = region.rfind(token.as_str())
-        {
-            return (at, at + token.len());
-        }
-        let rest = if is_last { &self.tail } else { &self.between };
-        let answer = region.strip_suffix(rest.as_str()).unwrap_or(region).len();
-        (answer, answer)
-    }
 }
 
 /// A conversation in front of a template.
@@ -398,6 +435,12 @@ fn call_json(call: &ToolCall) -> Value {
         Some(id) => json!({"id": id, "type": "function", "function": function}),
         None => json!({"type": "function", "function": function}),
     }
+}
+
+/// Bytes that two texts end with alike, whole characters only.
+fn common_suffix(a: &str, b: &str) -> usize {
+    let same = a.bytes().rev().zip(b.bytes().rev()).take_while(|(a, b)| a == b).count();
+    b.len() - b.ceil_char_boundary(b.len() - same)
 }
 
 /// Bytes that two texts begin with alike, whole characters only.
