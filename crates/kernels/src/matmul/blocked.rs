@@ -26,10 +26,10 @@ use super::pack::{Operand, pack_panels};
 use super::scratch::{self, Use};
 use crate::{Device, Element};
 
-/// Bytes of packed `op(A)` at a time.
-const PACKED_A: usize = 8 << 20;
+/// Bytes of packed `op(A)` at a time. Tests cut small matrices into shares, too.
+const PACKED_A: usize = if cfg!(test) { 16 << 10 } else { 8 << 20 };
 /// Bytes of packed `op(B)` at a time; a weight of a small model fits, the head does not.
-const PACKED_B: usize = 16 << 20;
+const PACKED_B: usize = if cfg!(test) { 32 << 10 } else { 16 << 20 };
 /// Blocks of `C` to aim at, so that many threads get even shares.
 const ENOUGH_BLOCKS: usize = 48;
 

@@ -6,6 +6,7 @@ use half::bf16;
 
 use super::compiled::{self, Job};
 use super::kernel::{Block, MicroKernel, Unit};
+use super::vector::prefetch;
 use crate::{DType, Device, Element, View, with_dtype};
 
 /// `op(A)` by rows or `op(B)` by columns: lanes of values along `k`.
@@ -89,6 +90,8 @@ impl<K: MicroKernel, S: Element> Job for Pack<'_, K, S> {
     }
 }
 
+/// Blocks along `k` to prefetch ahead of the transposition.
+const AHEAD: usize = 4;
 /// Units that are packed for one panel before the next: rows are read in runs of all panels of a task.
 const RUN: usize = 8;
 
@@ -107,6 +110,7 @@ impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
                     let wanted = first + group..(first + width.min(group + 16)).min(lanes);
                     for (lane, row) in wanted.zip(&mut block.0) {
                         let from = &self.values[lane * depth..][k0..k1];
+                        prefetch(from.as_ptr().wrapping_add(AHEAD * 16 * K::UNIT));
                         convert_all::<S, K::Packed, ROUND>(from, as_packed(row));
                     }
                     // SAFETY: this is compiled for `K::ISA` and runs because the device has it.

@@ -1,37 +1,8 @@
-use super::Matmul;
-use super::reference;
-use crate::{CpuOptions, DType, Device, Isa, Tensor};
+use serde::Deserialize;
 
-/// Every instruction set that this machine has, with two threads where there are two cores.
-fn devices() -> Vec<Device> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(2));
-    let all = Isa::ALL.into_iter();
-    all.filter(|isa| {
-        if !isa.is_available() {
-            println!("not run: this machine has no {isa}");
-        }
-        isa.is_available()
-    })
-    .map(|isa| device(isa, threads))
-    .collect()
-}
-
-fn device(isa: Isa, threads: usize) -> Device {
-    let options = CpuOptions { threads: Some(threads), isa: Some(isa) };
-    Device::cpu(options).expect("the instruction set and the threads are there")
-}
-
-/// A tensor of numbers in −1..1 that depend on `seed`.
-fn random(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let values: Vec<f32> = (0..shape.iter().product())
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect();
-    Tensor::from_slice(&values, shape).to_dtype(dtype)
-}
+use super::{Matmul, reference};
+use crate::testing::{Random, devices};
+use crate::{CpuOptions, DType, Device, Tensor};
 
 /// One product to check.
 #[derive(Debug, Clone, Copy)]
@@ -44,48 +15,6 @@ struct Case {
     accumulate: bool,
 }
 
-impl Case {
-    fn tensors(&self) -> (Tensor, Tensor, Tensor, Option<Tensor>) {
-        let (m, n, k) = self.size;
-        let a = if self.transposed.0 { [k, m] } else { [m, k] };
-        let b = if self.transposed.1 { [n, k] } else { [k, n] };
-        (
-            random(self.types.0, &a, 1),
-            random(self.types.1, &b, 2),
-            random(self.types.2, &[m, n], 3),
-            self.bias.map(|dtype| random(dtype, &[n], 4)),
-        )
-    }
-
-    fn args<'a>(&self, (a, b, c, bias): &'a mut (Tensor, Tensor, Tensor, Option<Tensor>)) -> Matmul<'a> {
-        Matmul {
-            a: a.view(),
-            a_transposed: self.transposed.0,
-            b: b.view(),
-            b_transposed: self.transposed.1,
-            c: c.view_mut(),
-            bias: bias.as_ref().map(Tensor::view),
-            alpha: self.alpha,
-            accumulate: self.accumulate,
-        }
-    }
-
-    /// Runs it on `dev` and compares with the definition in `f64`.
-    fn check(&self, dev: &Device) {
-        let mut tensors = self.tensors();
-        let expected: Vec<f64> = reference::product(&self.args(&mut tensors));
-        self.args(&mut tensors).run(dev);
-        // Values below 1: `k` roundings of a sum of about √k in `f32`, then one to `C`'s type.
-        let k = self.size.2 as f64;
-        let last = if self.types.2 == DType::BF16 { 1.0 / 256.0 } else { 1.2e-7 };
-        for (i, (got, expected)) in tensors.2.to_f32_vec().iter().zip(&expected).enumerate() {
-            let allowed = 2.4e-7 * (k + 4.0) + last * expected.abs();
-            let error = (f64::from(*got) - expected).abs();
-            assert!(error <= allowed, "{self:?} on {}: element {i} is {got} and not {expected}", dev.isa());
-        }
-    }
-}
-
 const PLAIN: Case = Case {
     size: (0, 0, 0),
     transposed: (false, true),
@@ -94,9 +23,79 @@ const PLAIN: Case = Case {
     alpha: 1.0,
     accumulate: false,
 };
-
 const TRANSPOSES: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
 const TYPES: [DType; 2] = [DType::F32, DType::BF16];
+
+/// The tensors of a product.
+struct Operands {
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Case {
+    fn operands(&self) -> Operands {
+        let (m, n, k) = self.size;
+        let mut random = Random::new(1);
+        Operands {
+            a: random.tensor(self.types.0, &if self.transposed.0 { [k, m] } else { [m, k] }),
+            b: random.tensor(self.types.1, &if self.transposed.1 { [n, k] } else { [k, n] }),
+            c: random.tensor(self.types.2, &[m, n]),
+            bias: self.bias.map(|dtype| random.tensor(dtype, &[n])),
+        }
+    }
+
+    fn product<'a>(&self, operands: &'a mut Operands) -> Matmul<'a> {
+        Matmul {
+            a: operands.a.view(),
+            a_transposed: self.transposed.0,
+            b: operands.b.view(),
+            b_transposed: self.transposed.1,
+            c: operands.c.view_mut(),
+            bias: operands.bias.as_ref().map(Tensor::view),
+            alpha: self.alpha,
+            accumulate: self.accumulate,
+        }
+    }
+
+    /// Runs it on `dev` and compares with the definition in `f64`.
+    fn check(&self, dev: &Device) {
+        let mut operands = self.operands();
+        let expected: Vec<f64> = reference::product(&self.product(&mut operands));
+        self.product(&mut operands).run(dev);
+        // Values below 1: `k` roundings of a sum of about √k in `f32`, then one to `C`'s type.
+        let last = if self.types.2 == DType::BF16 { 1.0 / 256.0 } else { 1.2e-7 };
+        for (i, (got, expected)) in operands.c.to_f32_vec().iter().zip(&expected).enumerate() {
+            let allowed = 2.4e-7 * (self.size.2 as f64 + 4.0) + last * expected.abs();
+            assert!(
+                (f64::from(*got) - expected).abs() <= allowed,
+                "{self:?} on {}: element {i} is {got} and not {expected}",
+                dev.isa()
+            );
+        }
+    }
+
+    /// The bytes of `C` after it ran.
+    fn bytes(&self, dev: &Device) -> Vec<u8> {
+        let mut operands = self.operands();
+        self.product(&mut operands).run(dev);
+        operands.c.view().bytes().to_vec()
+    }
+}
+
+/// Sizes that together take every way through the driver: thin either way, along and across `k`, one and
+/// several passes, one and several shares of packed panels (which are small in tests).
+const PATHS: [((usize, usize, usize), (bool, bool)); 8] = [
+    ((3, 300, 130), (false, true)),
+    ((9, 300, 130), (false, false)),
+    ((300, 5, 130), (false, true)),
+    ((300, 16, 130), (true, false)),
+    ((40, 70, 2100), (false, true)),
+    ((150, 210, 90), (true, false)),
+    ((17, 600, 40), (false, false)),
+    ((600, 17, 40), (true, true)),
+];
 
 #[test]
 fn device_matches_reference_at_odd_sizes() {
@@ -106,13 +105,9 @@ fn device_matches_reference_at_odd_sizes() {
             for (j, &n) in sizes.iter().enumerate() {
                 for (l, k) in [0, 1, 2, 7, 31, 33, 70].into_iter().enumerate() {
                     let pick = i + 3 * j + 5 * l;
-                    let case = Case {
-                        size: (m, n, k),
-                        transposed: TRANSPOSES[pick % 4],
-                        types: (TYPES[pick / 4 % 2], TYPES[pick / 8 % 2], TYPES[pick / 3 % 2]),
-                        ..PLAIN
-                    };
-                    case.check(&dev);
+                    let types = (TYPES[pick / 4 % 2], TYPES[pick / 8 % 2], TYPES[pick / 3 % 2]);
+                    let transposed = TRANSPOSES[pick % 4];
+                    Case { size: (m, n, k), transposed, types, ..PLAIN }.check(&dev);
                 }
             }
         }
@@ -122,22 +117,183 @@ fn device_matches_reference_at_odd_sizes() {
 #[test]
 fn device_matches_reference_for_every_combination() {
     for dev in devices() {
-        for size in [(37, 70, 45), (3, 70, 45), (70, 6, 45)] {
-            for transposed in TRANSPOSES {
-                for types in 0..8 {
-                    for rest in 0..6 {
-                        Case {
-                            size,
-                            transposed,
-                            types: (TYPES[types % 2], TYPES[types / 2 % 2], TYPES[types / 4]),
-                            bias: [None, Some(DType::F32), Some(DType::BF16)][rest % 3],
-                            alpha: [1.0, -0.75][rest % 2],
-                            accumulate: rest >= 3,
-                        }
-                        .check(&dev);
-                    }
+        for (size, transposed, types, rest) in [(37, 70, 75), (3, 70, 75), (70, 6, 75)]
+            .into_iter()
+            .flat_map(|size| TRANSPOSES.map(|transposed| (size, transposed)))
+            .flat_map(|(size, transposed)| (0..8).map(move |types| (size, transposed, types)))
+            .flat_map(|(size, transposed, types)| (0..6).map(move |rest| (size, transposed, types, rest)))
+        {
+            Case {
+                size,
+                transposed,
+                types: (TYPES[types % 2], TYPES[types / 2 % 2], TYPES[types / 4]),
+                bias: [None, Some(DType::F32), Some(DType::BF16)][rest % 3],
+                alpha: [1.0, -0.75][rest % 2],
+                accumulate: rest >= 3,
+            }
+            .check(&dev);
+        }
+    }
+}
+
+#[test]
+fn device_matches_reference_on_every_path() {
+    for dev in devices() {
+        for (size, transposed) in PATHS {
+            for dtype in TYPES {
+                Case { size, transposed, types: (dtype, dtype, DType::F32), ..PLAIN }.check(&dev);
+            }
+        }
+    }
+}
+
+#[test]
+fn one_and_two_threads_give_the_same_bits() {
+    for one in devices().into_iter().filter(|dev| dev.threads() == 1) {
+        let Ok(two) = Device::cpu(CpuOptions { threads: Some(2), isa: Some(one.isa()) }) else {
+            println!("not run: this machine has one core");
+            return;
+        };
+        for (size, transposed) in PATHS {
+            for dtype in TYPES {
+                let case = Case { size, transposed, types: (dtype, dtype, dtype), accumulate: true, ..PLAIN };
+                assert!(case.bytes(&one) == case.bytes(&two), "{case:?} on {}", one.isa());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_with_a_nan_or_an_infinity_spoils_no_other_row() {
+    for dev in devices() {
+        for (size @ (m, n, k), transposed) in PATHS {
+            for (dtype, bad) in
+                [(DType::F32, f32::NAN), (DType::BF16, f32::NAN), (DType::BF16, f32::INFINITY)]
+            {
+                let case = Case { size, transposed, types: (dtype, dtype, dtype), ..PLAIN };
+                let mut operands = case.operands();
+                let mut values = operands.a.to_f32_vec();
+                values[if transposed.0 { (k - 1) * m + 1 } else { m.min(2) * k - 1 }] = bad;
+                operands.a = Tensor::from_slice(&values, operands.a.shape()).to_dtype(dtype);
+                case.product(&mut operands).run(&dev);
+                for (i, row) in operands.c.to_f32_vec().chunks(n).enumerate() {
+                    let spoilt = row.iter().filter(|x| !x.is_finite()).count();
+                    assert_eq!(spoilt, if i == 1 { n } else { 0 }, "{case:?} on {}, row {i}", dev.isa());
                 }
             }
         }
     }
+}
+
+#[test]
+fn without_depth_c_is_the_bias_or_stays() {
+    for dev in devices() {
+        for size in [(3, 5, 0), (40, 50, 0)] {
+            for (bias, accumulate) in [(None, false), (None, true), (Some(DType::F32), false)] {
+                Case { size, bias, accumulate, ..PLAIN }.check(&dev);
+            }
+        }
+    }
+}
+
+#[test]
+fn large_magnitudes_overflow_only_when_c_is_too_narrow() {
+    for dev in devices() {
+        // 3.3895e38 is the largest bf16; four times its quarter rounds to it, and a little more to infinity.
+        for (m, quarter, finite) in
+            [(1, 8.4e37f32, true), (40, 8.4e37, true), (1, 8.6e37, false), (40, 8.6e37, false)]
+        {
+            let a = Tensor::from_slice(&vec![1.0f32; m * 4], &[m, 4]).to_dtype(DType::BF16);
+            let b = Tensor::from_slice(&[quarter; 4 * 33], &[33, 4]).to_dtype(DType::BF16);
+            let mut c = Tensor::zeros(DType::BF16, &[m, 33]);
+            Matmul::x_wt(a.view(), b.view(), c.view_mut()).run(&dev);
+            assert!(c.to_f32_vec().iter().all(|x| x.is_finite() == finite), "{quarter} on {}", dev.isa());
+        }
+    }
+}
+
+/// The inputs of `matmul.json`: exact in every type, and so are sums of their products in `f32`.
+fn grid(rows: usize, cols: usize, factor: usize) -> Vec<f32> {
+    (0..rows * cols).map(|i| ((i * factor + 11) % 101) as f32 / 64.0 - 50.0 / 64.0).collect()
+}
+
+#[test]
+fn matches_torch() {
+    #[derive(Deserialize)]
+    struct Layer {
+        y: Vec<f32>,
+        dx: Vec<f32>,
+        dw: Vec<f32>,
+    }
+    #[derive(Deserialize)]
+    struct Golden {
+        tokens: usize,
+        inner: usize,
+        outer: usize,
+        float32: Layer,
+        bfloat16: Layer,
+    }
+    let goldens: Vec<Golden> = serde_json::from_str(include_str!("../../goldens/matmul.json")).unwrap();
+    for dev in devices() {
+        for golden in &goldens {
+            let (n, i, o) = (golden.tokens, golden.inner, golden.outer);
+            for (dtype, layer) in [(DType::F32, &golden.float32), (DType::BF16, &golden.bfloat16)] {
+                let input = |rows, cols, factor| {
+                    Tensor::from_slice(&grid(rows, cols, factor), &[rows, cols]).to_dtype(dtype)
+                };
+                let (x, w, dy) = (input(n, i, 37), input(o, i, 53), input(n, o, 71));
+                let bias = input(1, o, 29);
+                let [mut y, mut dx, mut dw] = [[n, o], [n, i], [o, i]].map(|s| Tensor::zeros(dtype, &s));
+                let bias = Some(bias.view().reshape(&[o]));
+                Matmul::x_wt(x.view(), w.view(), y.view_mut()).bias(bias).run(&dev);
+                Matmul::dy_w(dy.view(), w.view(), dx.view_mut()).run(&dev);
+                Matmul::dyt_x(dy.view(), x.view(), dw.view_mut()).accumulate().run(&dev);
+                for (name, got, expected) in
+                    [("y", y, &layer.y), ("dx", dx, &layer.dx), ("dw", dw, &layer.dw)]
+                {
+                    let got: Vec<f32> = got.to_f32_vec().iter().map(|x| x * 4096.0).collect();
+                    assert_eq!(&got, expected, "{name} in {} on {}", dtype.name(), dev.isa());
+                }
+            }
+        }
+    }
+}
+
+/// The layer is linear in `x` and in `w`, so central differences are exact at any distance.
+#[test]
+fn gradcheck() {
+    let (n, i, o) = (3, 4, 5);
+    let tensor = |values: &[f32], rows| Tensor::from_slice(values, &[rows, values.len() / rows]);
+    let (x, w, dy) = (grid(n, i, 37), grid(o, i, 53), grid(n, o, 71));
+    let loss = |x: &[f32], w: &[f32]| -> f64 {
+        let mut y = Tensor::zeros(DType::F32, &[n, o]);
+        let (x, w) = (tensor(x, n), tensor(w, o));
+        let y: Vec<f64> = reference::product(&Matmul::x_wt(x.view(), w.view(), y.view_mut()));
+        y.iter().zip(&dy).map(|(y, dy)| y * f64::from(*dy)).sum()
+    };
+    let differences = |values: &[f32], loss: &dyn Fn(&[f32]) -> f64| -> Vec<f64> {
+        let moved = |i: usize, by: f32| {
+            let mut values = values.to_vec();
+            values[i] += by;
+            loss(&values)
+        };
+        (0..values.len()).map(|i| moved(i, 0.5) - moved(i, -0.5)).collect()
+    };
+    let (tx, tw, tdy) = (tensor(&x, n), tensor(&w, o), tensor(&dy, n));
+    let (mut dx, mut dw) = (Tensor::zeros(DType::F32, &[n, i]), Tensor::zeros(DType::F32, &[o, i]));
+    let dx: Vec<f64> = reference::product(&Matmul::dy_w(tdy.view(), tw.view(), dx.view_mut()));
+    let dw: Vec<f64> = reference::product(&Matmul::dyt_x(tdy.view(), tx.view(), dw.view_mut()));
+    assert_eq!(dx, differences(&x, &|x| loss(x, &w)));
+    assert_eq!(dw, differences(&w, &|w| loss(&x, w)));
+}
+
+#[test]
+#[should_panic(expected = "op(A) is [2, 3] and op(B) is [4, 5]")]
+fn shapes_that_do_not_fit_are_named() {
+    let (a, b, mut c) = (
+        Tensor::zeros(DType::F32, &[2, 3]),
+        Tensor::zeros(DType::F32, &[5, 4]),
+        Tensor::zeros(DType::F32, &[2, 5]),
+    );
+    Matmul::x_wt(a.view(), b.view(), c.view_mut()).run(&devices()[0]);
 }

@@ -26,6 +26,19 @@ pub(super) trait Vector: Copy {
     unsafe fn sum(self) -> f32;
 }
 
+/// Asks for the cache line at `at`, which need not be mapped: sequences of rows end before the hardware's own
+/// prefetching has found its stride.
+#[inline(always)]
+pub(super) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it faults at no address.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// The tile of [`super::kernel::MicroKernel::tile`] for `f32` panels, `V` registers of `MR` rows by `NV`.
 ///
 /// # Safety

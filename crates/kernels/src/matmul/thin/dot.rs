@@ -8,7 +8,7 @@ use crate::matmul::compiled::{self, Job};
 use crate::matmul::kernel::MicroKernel;
 use crate::matmul::output::Output;
 use crate::matmul::scratch::{self, Use};
-use crate::matmul::vector::Vector;
+use crate::matmul::vector::{Vector, prefetch};
 use crate::{Device, Element, with_dtype};
 
 /// Bytes of the big operand in a task.
@@ -118,7 +118,10 @@ impl<V: Vector, S: Element, E: Element> Part<'_, V, S, E> {
             for k in 0..whole {
                 let mut x = [V::splat(0.0); R];
                 for (r, x) in x.iter_mut().enumerate() {
-                    *x = load(rows.as_ptr().add(r * self.depth + k * V::LANES));
+                    let at = rows.as_ptr().add(r * self.depth + k * V::LANES);
+                    // The same place among the lanes that come next.
+                    prefetch(at.wrapping_add(R * self.depth));
+                    *x = load(at);
                 }
                 add_products(&mut sums, x, thin);
                 thin = thin.add(T * V::LANES);

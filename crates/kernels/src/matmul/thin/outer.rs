@@ -7,7 +7,7 @@ use crate::matmul::compiled::{self, Job};
 use crate::matmul::kernel::MicroKernel;
 use crate::matmul::output::Output;
 use crate::matmul::scratch::{self, Use};
-use crate::matmul::vector::Vector;
+use crate::matmul::vector::{Vector, prefetch};
 use crate::{Device, Element, with_dtype};
 
 /// Thin lanes in a group.
@@ -16,6 +16,8 @@ const GROUP: usize = 8;
 const STRIP: usize = 128;
 /// Stored rows at a time: with a strip's width they stay in the first-level cache.
 const ROWS: usize = 64;
+/// Stored rows to prefetch ahead.
+const AHEAD: usize = 16;
 /// Registers of big lanes that a tile is wide.
 const WIDE: usize = 2;
 
@@ -165,7 +167,9 @@ unsafe fn add_rows<V: Vector, S: Element>(
         for k in 0..rows {
             let mut x = [V::splat(0.0); WIDE];
             for (j, x) in x.iter_mut().enumerate() {
-                *x = load(big.add(k * stride + j * V::LANES));
+                let at = big.add(k * stride + j * V::LANES);
+                prefetch(at.wrapping_add(AHEAD * stride));
+                *x = load(at);
             }
             for (t, row) in sums.iter_mut().enumerate() {
                 let scale = V::splat(*thin.add(k * GROUP + t));
