@@ -41,6 +41,16 @@ const STRICT: &str = "{{ bos_token }}{% for m in messages %}\
     {% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}\
     {{ '[INST] ' + m.content | trim + ' [/INST]' if m.role == 'user' else ' ' + m.content | trim + eos_token }}{% endfor %}";
 
+/// Qwen1.5's way: every message but the last has its end.
+const OPEN: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}\
+    {{ '<|im_end|>\\n' if not loop.last or add_generation_prompt }}{% endfor %}\
+    {{ '<|im_start|>assistant\\n' if add_generation_prompt }}";
+
+/// Gemma 4's way with tools: the result follows the call inside one answer.
+const GLUED: &str = "{% for m in messages %}{% if m.role == 'user' %}{{ '<|user|>' + m.content + '<|assistant|>' }}\
+    {% elif m.role == 'tool' %}{{ '=>' + m.content + ';' }}\
+    {% else %}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}{{ m.content }}{% endif %}{% endfor %}";
+
 fn user(text: &str) -> Message {
     Message::text(Role::User, text)
 }
@@ -161,6 +171,25 @@ fn without_an_end_of_turn_the_last_answer_gets_the_end_of_sequence() {
     assert_eq!(
         marked(&endless, &[user("a"), answer("b"), user("c"), answer("d")]),
         "<|user|>\na<|assistant|>\n[b]<|user|>\nc<|assistant|>\n[d]{</s>}"
+    );
+}
+
+#[test]
+fn an_end_left_out_after_the_last_answer_is_put_there() {
+    assert_eq!(
+        shown(OPEN, &[user("a"), answer("b"), user("c"), answer("d")]),
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n[b]{<|im_end|>}\n\
+         <|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[d]{<|im_end|>}"
+    );
+}
+
+#[test]
+fn a_result_inside_an_answer_is_not_trained() {
+    let call = ToolCall { id: None, name: "f".into(), arguments: json!({}) };
+    let calls = Message { tool_calls: vec![call], ..answer("") };
+    assert_eq!(
+        shown(GLUED, &[user("a"), calls, Message::text(Role::Tool, "2"), answer("b")]),
+        "<|user|>a<|assistant|>[f]=>2;[b]{</s>}"
     );
 }
 

@@ -1,0 +1,279 @@
+//! The tokenizer of a model: text ↔ ids, special tokens, and what the model's files say about them.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tokenizers::AddedToken;
+
+use super::files;
+use super::stream::DecodeStream;
+use crate::error::DataError;
+
+/// The tokenizer of a model, with its special tokens and chat templates.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    dir: PathBuf,
+    /// `bos_token`, `eos_token`, … with their text, as chat templates see them.
+    special_tokens: BTreeMap<String, String>,
+    special_ids: HashSet<u32>,
+    /// Tokens that are recognised before the text is split, special or not.
+    added: HashMap<u32, String>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
+    add_bos: bool,
+    generation_stop_ids: Vec<u32>,
+    chat_templates: BTreeMap<String, String>,
+    vocab_size: usize,
+}
+
+/// A token and the bytes of the text it stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// Bytes of the encoded text; tokens that share a character share its range.
+    pub range: Range<usize>,
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of a model directory.
+    ///
+    /// # Errors
+    /// No `tokenizer.json`, or a file that cannot be read or parsed.
+    pub fn load(dir: impl AsRef<Path>) -> Result<Self, DataError> {
+        let dir = dir.as_ref();
+        let file = dir.join("tokenizer.json");
+        if !file.is_file() {
+            return Err(files::no_tokenizer_json(dir));
+        }
+        let mut inner = tokenizers::Tokenizer::from_file(&file)
+            .map_err(|error| files::broken(&file, error.to_string()))?;
+        // Offsets are needed as they are; special tokens come from the template.
+        inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| files::broken(&file, error.to_string()))?;
+        let config = files::read_json(&dir.join("tokenizer_config.json"))?;
+        files::mark_words_as_transformers_does(&mut inner, &config)
+            .map_err(|error| files::broken(&file, error.to_string()))?;
+        let map = files::read_json(&dir.join("special_tokens_map.json"))?;
+        let generation = files::read_json(&dir.join("generation_config.json"))?;
+        let special_tokens = files::special_tokens(&config, &map);
+        let mut tokenizer = Self {
+            vocab_size: 0,
+            special_ids: HashSet::new(),
+            added: HashMap::new(),
+            bos: None,
+            eos: None,
+            pad: None,
+            add_bos: config["add_bos_token"] == Value::Bool(true),
+            generation_stop_ids: files::ids_of(&generation["eos_token_id"]),
+            chat_templates: files::chat_templates(dir, &config)?,
+            dir: dir.to_owned(),
+            special_tokens,
+            inner,
+        };
+        tokenizer.index();
+        Ok(tokenizer)
+    }
+
+    /// A tokenizer made in memory: `special_tokens` maps `bos_token`, `eos_token`, … to their text.
+    pub fn from_parts(
+        mut inner: tokenizers::Tokenizer,
+        special_tokens: BTreeMap<String, String>,
+        chat_template: Option<String>,
+    ) -> Self {
+        inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        let mut tokenizer = Self {
+            inner,
+            dir: PathBuf::new(),
+            special_tokens,
+            special_ids: HashSet::new(),
+            added: HashMap::new(),
+            bos: None,
+            eos: None,
+            pad: None,
+            add_bos: false,
+            generation_stop_ids: Vec::new(),
+            chat_templates: chat_template.map(|text| ("default".to_owned(), text)).into_iter().collect(),
+            vocab_size: 0,
+        };
+        tokenizer.index();
+        tokenizer
+    }
+
+    fn index(&mut self) {
+        let id = |key: &str| self.inner.token_to_id(self.special_tokens.get(key)?);
+        (self.bos, self.eos, self.pad) = (id("bos_token"), id("eos_token"), id("pad_token"));
+        let added = self.inner.get_added_tokens_decoder();
+        self.special_ids = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        self.added = added.into_iter().map(|(id, token)| (id, token.content)).collect();
+        let vocab = self.inner.get_vocab(true);
+        self.vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
+    }
+
+    /// The ids of a text, nothing added.
+    ///
+    /// # Errors
+    /// The text has a character that the vocabulary has no token for, not even an unknown token.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        let encoding = self.inner.encode_fast(text, false);
+        Ok(encoding.map_err(|e| self.cannot_encode(text, &e))?.get_ids().to_vec())
+    }
+
+    /// The ids of a text with the bytes each stands for, nothing added.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_ranges(&self, text: &str) -> Result<Vec<Token>, DataError> {
+        let encoding = self.inner.encode(text, false);
+        let encoding = encoding.map_err(|e| self.cannot_encode(text, &e))?;
+        let pairs = encoding.get_ids().iter().zip(encoding.get_offsets());
+        Ok(pairs.map(|(&id, &(start, end))| Token { id, range: start..end }).collect())
+    }
+
+    /// The bytes of a token without the white space that some added tokens swallow around them.
+    pub(super) fn own_range(&self, token: &Token, text: &str) -> Range<usize> {
+        let added = self.added.get(&token.id);
+        match added.and_then(|own| Some((own, text.get(token.range.clone())?.find(own.as_str())?))) {
+            Some((own, at)) => token.range.start + at..token.range.start + at + own.len(),
+            None => token.range.clone(),
+        }
+    }
+
+    /// The text of ids. Bytes that are no UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> String {
+        // Unknown ids are skipped by the library; it has no other way to fail.
+        self.inner.decode(ids, skip_special_tokens).unwrap_or_default()
+    }
+
+    /// Decodes a stream of ids piece by piece.
+    pub fn stream(&self, skip_special_tokens: bool) -> DecodeStream<'_> {
+        DecodeStream::new(self, skip_special_tokens)
+    }
+
+    /// One more than the largest id: the smallest vocabulary a model needs.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The token as the vocabulary spells it (`Ġthe`, `▁the`, `<0x0A>`).
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The text that a token stands for inside a text: spaces kept, special tokens as they are
+    /// spelled, bytes that are no character by themselves as U+FFFD.
+    pub fn text_of(&self, id: u32) -> String {
+        // Decoded after another token, so that nothing at the beginning of a text is stripped.
+        let twice = self.decode(&[id, id], false);
+        match twice.len().is_multiple_of(2) && twice[..twice.len() / 2] == twice[twice.len() / 2..] {
+            true => twice[twice.len() / 2..].to_owned(),
+            false => twice.strip_prefix(&self.decode(&[id], false)).unwrap_or(&twice).to_owned(),
+        }
+    }
+
+    /// The id of a token as the vocabulary spells it.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Whether the id is of a special token: one that is no text (`<|im_end|>`, `</s>`).
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special_ids.contains(&id)
+    }
+
+    /// All special tokens as texts.
+    pub(crate) fn special_texts(&self) -> Vec<String> {
+        let special = self.added.iter().filter(|(id, _)| self.special_ids.contains(id));
+        special.map(|(_, text)| text.clone()).collect()
+    }
+
+    /// Beginning-of-sequence token.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// End-of-sequence token.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// Padding token, or the end-of-sequence token if there is none.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.pad.or(self.eos)
+    }
+
+    /// Whether plain text begins with the beginning-of-sequence token (`add_bos_token`).
+    pub fn adds_bos(&self) -> bool {
+        self.add_bos
+    }
+
+    /// End tokens named by `generation_config.json`.
+    pub fn generation_stop_ids(&self) -> &[u32] {
+        &self.generation_stop_ids
+    }
+
+    /// Special tokens by name (`bos_token` → `<s>`), as chat templates see them.
+    pub fn special_tokens(&self) -> &BTreeMap<String, String> {
+        &self.special_tokens
+    }
+
+    /// Chat templates by name; a single one is called `default`.
+    pub fn chat_templates(&self) -> &BTreeMap<String, String> {
+        &self.chat_templates
+    }
+
+    /// The directory it was read from.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Makes `token` the end-of-sequence token (LLaMA-Factory's `replace_eos`).
+    ///
+    /// # Errors
+    /// The vocabulary does not have it.
+    pub(crate) fn replace_eos(&mut self, token: &str) -> Result<(), DataError> {
+        if self.special_tokens.get("eos_token").is_some_and(|eos| eos == token) {
+            return Ok(());
+        }
+        self.mark_special(token)?;
+        self.special_tokens.insert("eos_token".to_owned(), token.to_owned());
+        self.eos = self.inner.token_to_id(token);
+        Ok(())
+    }
+
+    /// Recognises `token` as one special token wherever it stands in a text, and leaves the spaces
+    /// around it alone.
+    ///
+    /// # Errors
+    /// The vocabulary does not have it.
+    pub(crate) fn mark_special(&mut self, token: &str) -> Result<(), DataError> {
+        let Some(id) = self.inner.token_to_id(token) else {
+            return Err(DataError::Tokenizer {
+                path: self.dir.clone(),
+                reason: format!("the template ends turns with `{token}`, which the vocabulary does not have"),
+                help: "choose the template of this model family (`template: auto` uses the model's own)"
+                    .into(),
+            });
+        };
+        self.special_ids.insert(id);
+        self.added.insert(id, token.to_owned());
+        self.inner
+            .add_special_tokens([AddedToken::from(token, true).normalized(false)])
+            .map_err(|error| files::broken(&self.dir, error.to_string()))?;
+        Ok(())
+    }
+
+    fn cannot_encode(&self, text: &str, error: &tokenizers::Error) -> DataError {
+        let start: String = text.chars().take(60).collect();
+        DataError::Tokenizer {
+            path: self.dir.clone(),
+            reason: format!("cannot encode `{start}…`: {error}"),
+            help: "the vocabulary has no token for a character and no unknown token; use a tokenizer with byte fallback".into(),
+        }
+    }
+}
