@@ -45,14 +45,14 @@ pub struct Lora {
 /// What forward leaves for backward.
 #[derive(Debug)]
 pub struct Saved {
-    /// drop(x)·Aᵀ, [N, R].
+    /// drop(x)·Aᵀ: [N · largest R], since blocks that share it may carry adapters of different ranks.
     xa: Option<Tensor>,
 }
 
 impl Saved {
     /// Room for `tokens` tokens.
     pub fn new(arena: &mut Arena, dtype: DType, tokens: usize, rank: Option<usize>) -> Self {
-        Self { xa: rank.map(|rank| arena.tensor(dtype, &[tokens, rank])) }
+        Self { xa: rank.map(|rank| arena.tensor(dtype, &[tokens * rank])) }
     }
 }
 
@@ -108,8 +108,9 @@ impl Linear {
         Matmul::x_wt(x, self.weight.value(), y.reborrow()).bias(bias).run(dev);
         if let (Some(lora), Some(xa)) = (&self.lora, &mut saved.xa) {
             let input = lora.dropped(dev, x, scratch, dropout);
-            Matmul::x_wt(input, lora.a.value(), xa.head_mut(x.dim(0))).run(dev);
-            let xa = xa.head(x.dim(0));
+            let (n, rank) = (x.dim(0), lora.rank());
+            Matmul::x_wt(input, lora.a.value(), matrix(xa, n, rank)).run(dev);
+            let xa = xa.head(n * rank).reshape(&[n, rank]);
             Matmul::x_wt(xa, lora.b.value(), y).alpha(lora.scale).accumulate().run(dev);
         }
     }
@@ -142,12 +143,18 @@ impl Linear {
             if accumulate { product.accumulate() } else { product }.run(dev);
         }
         if let (Some(lora), Some(xa)) = (&mut self.lora, &saved.xa) {
-            lora.backward(dev, x, dy, dx, xa.head(x.dim(0)), scratch, dropout);
+            let (n, rank) = (x.dim(0), lora.rank());
+            lora.backward(dev, x, dy, dx, xa.head(n * rank).reshape(&[n, rank]), scratch, dropout);
         }
     }
 }
 
 impl Lora {
+    /// R.
+    fn rank(&self) -> usize {
+        self.a.value().dim(0)
+    }
+
     /// drop(x), in scratch; or x itself where nothing is dropped.
     fn dropped<'a>(&self, dev: &Device, x: View<'a>, scratch: &'a mut Scratch, key: Option<u64>) -> View<'a> {
         match (&mut scratch.dropped, self.dropout_key(key)) {

@@ -61,6 +61,16 @@ impl LoraOptions {
 }
 
 impl Method {
+    /// Its name in configurations.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Method::Inference => "inference",
+            Method::Full => "full",
+            Method::Freeze { .. } => "freeze",
+            Method::Lora(_) => "lora",
+        }
+    }
+
     /// Freeze as LLaMA-Factory has it: the last `layers` blocks (the first, if negative), in them all modules or those
     /// named, and modules outside of the blocks.
     ///
@@ -170,6 +180,11 @@ impl Method {
 fn module_path(layer: usize, module: &str) -> String {
     let in_mlp = ["gate_proj", "up_proj", "down_proj"].contains(&module);
     format!("model.layers.{layer}.{}.{module}", if in_mlp { "mlp" } else { "self_attn" })
+}
+
+/// Full names of all linear layers of the blocks.
+pub(crate) fn linear_paths(spec: &DecoderSpec) -> impl Iterator<Item = String> {
+    (0..spec.layers.len()).flat_map(|i| LINEAR_MODULES.iter().map(move |module| module_path(i, module)))
 }
 
 /// Names of all modules that hold weights, and of those they lie in.

@@ -92,7 +92,10 @@ pub fn copy_model_files(from: &Path, to: &Path) -> Result<Vec<String>, ModelErro
     let mut copy = |name: &str| {
         let target = to.join(name);
         if from.join(name).is_file() {
-            fs::copy(from.join(name), &target).map_err(|source| ModelError::File { path: target, source })?;
+            // Not `fs::copy`: a source that may only be read would make a copy of that kind.
+            let bytes = fs::read(from.join(name));
+            let written = bytes.and_then(|bytes| fs::write(&target, bytes));
+            written.map_err(|source| ModelError::File { path: target, source })?;
             copied.push(name.to_owned());
         }
         Ok(())

@@ -229,6 +229,37 @@ fn ranks_and_scales_of_single_layers_survive_the_round_trip() {
 }
 
 #[test]
+fn blocks_with_adapters_of_different_ranks_share_a_workspace() {
+    // The adapter of block 1 has one row more in A and one column more in B, all zero: nothing changes.
+    let folder = changed_tensors("llama", |tensors| {
+        for (name, tensor) in
+            tensors.iter_mut().filter(|(name, _)| name.contains("layers.1.self_attn.q_proj"))
+        {
+            let (rows, columns) = (tensor.shape()[0], tensor.shape()[1]);
+            let values = tensor.to_f32_vec();
+            *tensor = if name.contains("lora_A") {
+                Tensor::from_slice(&[values, vec![0.0; columns]].concat(), &[rows + 1, columns])
+            } else {
+                let wider: Vec<f32> = values.chunks(columns).flat_map(|row| [row, &[0.0]].concat()).collect();
+                Tensor::from_slice(&wider, &[rows, columns + 1])
+            };
+        }
+    });
+    let path = folder.path().join("adapter_config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let (rank, alpha) = (config["r"].as_u64().unwrap(), config["lora_alpha"].as_f64().unwrap());
+    config["rank_pattern"] = json!({ "layers.1.self_attn.q_proj": rank + 1 });
+    config["alpha_pattern"] = json!({ "layers.1.self_attn.q_proj": alpha * (rank + 1) as f64 / rank as f64 });
+    fs::write(&path, config.to_string()).unwrap();
+    let (mut expected, mut found) = (base("llama", DType::F32), base("llama", DType::F32));
+    attach(&case("llama").join("adapter"), &mut expected).unwrap();
+    attach(folder.path(), &mut found).unwrap();
+    let ranks = &found.adapters().layers;
+    assert_ne!(ranks[0].rank_of("q_proj"), ranks[1].rank_of("q_proj"));
+    assert!(difference(&logits(&expected), &logits(&found)) < 1e-6);
+}
+
+#[test]
 fn modules_to_save_come_back_whole_and_part_a_tied_head() {
     let out = tempfile::tempdir().unwrap();
     // The case `qwen2` has a tied head.

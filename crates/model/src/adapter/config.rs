@@ -9,7 +9,8 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use crate::ModelError;
-use crate::method::{LoraOptions, has_ending, has_part};
+use crate::method::{LoraOptions, has_ending, has_part, linear_paths};
+use crate::spec::DecoderSpec;
 
 /// Name of the file.
 pub(super) const FILE: &str = "adapter_config.json";
@@ -187,6 +188,12 @@ impl AdapterConfig {
     pub fn scale_of(&self, path: &str, rank: usize) -> f32 {
         let alpha = of_pattern(&self.alpha_pattern, path).unwrap_or(self.alpha);
         LoraOptions { alpha, ..self.options(Vec::new()) }.scale(rank)
+    }
+
+    /// These settings as options of the LoRA method, on the layers of a model that carry the adapter.
+    pub fn options_for(&self, spec: &DecoderSpec) -> LoraOptions {
+        let paths: Vec<String> = linear_paths(spec).filter(|path| self.targets(path)).collect();
+        self.options(super::write::target_modules(&paths, spec.layers.len()))
     }
 
     /// These settings as options of the LoRA method, on layers of these names.

@@ -146,7 +146,7 @@ impl PeftAdapter {
             }
         }
         decoder.adapters = Adapters::of(ranks, dropout > 0.0);
-        Ok(self.config.options(write::target_modules(decoder)))
+        Ok(self.config.options_for(&decoder.spec))
     }
 
     /// W ← W + s·B·A, computed in f32 and rounded once to the weight's type; modules stored whole replace the

@@ -30,7 +30,8 @@ pub fn write(
     base_model: &str,
     folder: &Path,
 ) -> Result<(), ModelError> {
-    let target_modules = target_modules(decoder);
+    let paths: Vec<String> = carried(decoder).map(|(linear, _)| path_of(linear).to_owned()).collect();
+    let target_modules = target_modules(&paths, decoder.blocks.len());
     if target_modules.is_empty() {
         return Err(ModelError::Adapter {
             folder: folder.to_owned(),
@@ -58,15 +59,14 @@ fn carried(decoder: &Decoder) -> impl Iterator<Item = (&Linear, &Lora)> {
     linears.filter_map(|(_, linear)| linear.lora.as_ref().map(|lora| (linear, lora)))
 }
 
-/// `target_modules`: short names where all blocks carry the same adapters, else full ones.
-pub(super) fn target_modules(decoder: &Decoder) -> Vec<String> {
-    let paths: Vec<&str> = carried(decoder).map(|(linear, _)| path_of(linear)).collect();
+/// `target_modules` for layers of these full names: short names where all `blocks` carry the same adapters.
+pub(super) fn target_modules(paths: &[String], blocks: usize) -> Vec<String> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for path in &paths {
+    for path in paths {
         *counts.entry(path.rsplit('.').next().unwrap_or(path)).or_default() += 1;
     }
-    if counts.values().any(|count| *count != decoder.blocks.len()) {
-        return paths.into_iter().map(str::to_owned).collect();
+    if counts.values().any(|count| *count != blocks) {
+        return paths.to_vec();
     }
     let short = LINEAR_MODULES.iter().filter(|module| counts.contains_key(**module));
     short.map(|module| (*module).to_owned()).collect()
