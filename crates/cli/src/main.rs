@@ -1,1 +1,58 @@
-fn main(){}
+//! The `sft` command: argv → one subcommand (stage 0 of the walk). Only this crate prints.
+
+mod answers;
+mod chat;
+mod config;
+mod data;
+mod export;
+mod parity;
+mod progress;
+mod summary;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Supervised fine-tuning of language models in one program.
+#[derive(Debug, Parser)]
+#[command(name = "sft", version, about, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a model: `sft train config.yaml [key=value …]`
+    Train(train::Args),
+    /// Talk to a model, with or without an adapter
+    Chat(chat::Args),
+    /// Merge an adapter into its model and write a Hugging Face folder
+    Export(export::Args),
+    /// Look at what is trained
+    #[command(subcommand)]
+    Data(data::Command),
+    /// Prove that models are computed as transformers computes them
+    Parity(parity::Args),
+    /// Print the configuration reference or its JSON schema
+    Config(config::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Train(args) => train::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Export(args) => export::run(args),
+        Command::Data(command) => data::run(command),
+        Command::Parity(args) => parity::run(args),
+        Command::Config(args) => config::run(args),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

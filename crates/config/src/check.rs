@@ -158,9 +158,9 @@ impl Checks<'_> {
 
     fn precision(&mut self, c: &RunConfig) {
         self.refuse_if(
-            c.compute_dtype == ComputeDtype::Float32 && (c.bf16 || c.pure_bf16),
-            &["compute_dtype", "bf16", "pure_bf16"],
-            "`compute_dtype: float32` contradicts `bf16` and `pure_bf16`",
+            c.compute_dtype == ComputeDtype::Float32 && c.bf16,
+            &["compute_dtype", "bf16"],
+            "`compute_dtype: float32` contradicts `bf16`",
             "keep one of the two",
         );
     }

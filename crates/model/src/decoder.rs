@@ -215,6 +215,11 @@ impl Decoder {
         all
     }
 
+    /// Number of weights, adapters left out, a tied head counted once.
+    pub fn parameters(&self) -> usize {
+        self.base_parameters().iter().map(|p| p.value().elements()).sum()
+    }
+
     /// Every weight, adapters included, in a fixed order.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let mut all = vec![&mut self.embed_tokens];

@@ -144,7 +144,7 @@ impl HfConfig {
         let partial =
             number("partial_rotary_factor").unwrap_or_else(|| self.number_or("partial_rotary_factor", 1.0));
         let rotary_dim = (head_dim as f64 * partial) as usize;
-        if theta <= 1.0 || rotary_dim < 2 || rotary_dim % 2 != 0 || rotary_dim > head_dim {
+        if theta <= 1.0 || rotary_dim < 2 || !rotary_dim.is_multiple_of(2) || rotary_dim > head_dim {
             self.problem(format!(
                 "RoPE with theta {theta} over {rotary_dim} of {head_dim} dimensions is impossible"
             ));

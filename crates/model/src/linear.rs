@@ -106,7 +106,8 @@ impl Linear {
     ) {
         let bias = self.bias.as_ref().map(Parameter::value);
         Matmul::x_wt(x, self.weight.value(), y.reborrow()).bias(bias).run(dev);
-        if let (Some(lora), Some(xa)) = (&self.lora, &mut saved.xa) {
+        if let Some(lora) = &self.lora {
+            let xa = saved.xa.as_mut().expect("the workspace was made for the adapters on this model");
             let input = lora.dropped(dev, x, scratch, dropout);
             let (n, rank) = (x.dim(0), lora.rank());
             Matmul::x_wt(input, lora.a.value(), matrix(xa, n, rank)).run(dev);

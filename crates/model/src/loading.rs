@@ -9,7 +9,7 @@ use crate::attention::Attention;
 use crate::block::Block;
 use crate::decoder::Decoder;
 use crate::linear::{Linear, Lora};
-use crate::method::{LayerAdapters, LoraOptions, Method};
+use crate::method::{Adapters, EMBEDDING, HEAD, LayerAdapters, Method};
 use crate::mlp::Mlp;
 use crate::parameter::Parameter;
 use crate::spec::{DecoderSpec, LayerSpec};
@@ -25,6 +25,28 @@ pub enum Source<'a> {
         /// Seed of the draw.
         seed: u64,
     },
+    /// Nowhere: weights of no rows, their sizes counted.
+    Counting,
+}
+
+/// Sizes of a decoder's weights, adapters included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WeightCounts {
+    /// Elements that stay as they are.
+    pub frozen: usize,
+    /// Elements that training changes.
+    pub trained: usize,
+}
+
+/// The sizes of the weights that [`load`] would make, nothing loaded.
+///
+/// # Errors
+/// `lora_target` that fits nothing.
+pub fn count(spec: &DecoderSpec, method: &Method) -> Result<WeightCounts, ModelError> {
+    let adapters = method.adapters(spec)?;
+    let mut loading = Loading::new(None, spec, &Source::Counting, method, DType::F32, 0);
+    loading.decoder(spec, adapters);
+    Ok(loading.counts)
 }
 
 /// How a weight begins when it is drawn.
@@ -33,17 +55,6 @@ enum Start {
     Normal,
     Ones,
     Zeros,
-}
-
-/// Builds a decoder, collecting everything that does not fit.
-struct Loading<'a> {
-    dev: &'a Device,
-    source: &'a Source<'a>,
-    method: &'a Method,
-    compute: DType,
-    initializer_range: f64,
-    problems: Vec<String>,
-    non_finite: Option<(String, usize)>,
 }
 
 /// Builds the decoder of `spec`, its frozen weights in `compute` dtype, with the adapters of `method`.
@@ -59,60 +70,75 @@ pub fn load(
     seed: u64,
 ) -> Result<Decoder, ModelError> {
     let adapters = method.adapters(spec)?;
-    let initializer_range = f64::from(spec.initializer_range);
-    let mut l =
-        Loading { dev, source, method, compute, initializer_range, problems: Vec::new(), non_finite: None };
-    let (v, c) = (spec.vocab_size, spec.hidden_size);
-    let embed_tokens = l.embedding(spec);
-    let blocks = spec.layers.iter().enumerate().map(|(i, layer)| l.block(spec, i, layer)).collect();
-    let norm = l.parameter("model.norm.weight", &[c], Start::Ones);
-    let lm_head = (!spec.tie_word_embeddings).then(|| l.parameter("lm_head.weight", &[v, c], Start::Normal));
+    let mut loading = Loading::new(Some(dev), spec, source, method, compute, seed);
+    let decoder = loading.decoder(spec, adapters);
     let folder = match source {
         Source::Files(files) => files.folder(),
-        Source::Random { .. } => Path::new(""),
+        Source::Random { .. } | Source::Counting => Path::new(""),
     };
-    if !l.problems.is_empty() {
-        return Err(ModelError::Weights { folder: folder.to_owned(), problems: l.problems });
+    if !loading.problems.is_empty() {
+        return Err(ModelError::Weights { folder: folder.to_owned(), problems: loading.problems });
     }
-    if let Some((name, element)) = l.non_finite {
+    if let Some((name, element)) = loading.non_finite {
         return Err(ModelError::NonFinite { folder: folder.to_owned(), name, element });
-    }
-    let mut decoder = Decoder { spec: spec.clone(), compute, embed_tokens, blocks, norm, lm_head, adapters };
-    if let Method::Lora(options) = method {
-        let adapters = decoder.adapters.clone();
-        for (block, adapters) in decoder.blocks.iter_mut().zip(&adapters.layers) {
-            add_lora(block, adapters, options, seed);
-        }
     }
     Ok(decoder)
 }
 
-/// Puts fresh adapters on the linear layers of a block: A uniform in ±1/√in, B zero (PEFT's default).
-fn add_lora(block: &mut Block, adapters: &LayerAdapters, options: &LoraOptions, seed: u64) {
-    for (module, linear) in block.linears_mut() {
-        let last = module.rsplit('.').next().unwrap_or(module);
-        let Some(rank) = adapters.rank_of(last) else { continue };
-        let path = linear.weight.name().trim_end_matches(".weight").to_owned();
-        let (outputs, inputs) = (linear.weight.value().dim(0), linear.weight.value().dim(1));
-        let bound = 1.0 / (inputs as f64).sqrt();
-        let key = random::key(seed, &[random::name_part(&path)]);
-        let draw = |i| ((2.0 * random::uniform(key, i) - 1.0) * bound) as f32;
-        let a: Vec<f32> = (0..(rank * inputs) as u64).map(draw).collect();
-        linear.lora = Some(Lora {
-            a: Parameter::trained(format!("{path}.lora_A.weight"), Tensor::from_slice(&a, &[rank, inputs])),
-            b: Parameter::trained(
-                format!("{path}.lora_B.weight"),
-                Tensor::zeros(DType::F32, &[outputs, rank]),
-            ),
-            scale: options.scale(rank),
-            dropout: options.dropout,
-            dropout_id: random::name_part(&path),
-        });
-    }
+/// Builds a decoder, collecting everything that does not fit.
+struct Loading<'a> {
+    dev: Option<&'a Device>,
+    source: &'a Source<'a>,
+    method: &'a Method,
+    compute: DType,
+    seed: u64,
+    initializer_range: f64,
+    counts: WeightCounts,
+    problems: Vec<String>,
+    non_finite: Option<(String, usize)>,
 }
 
-impl Loading<'_> {
-    fn block(&mut self, spec: &DecoderSpec, i: usize, layer: &LayerSpec) -> Block {
+impl<'a> Loading<'a> {
+    fn new(
+        dev: Option<&'a Device>,
+        spec: &DecoderSpec,
+        source: &'a Source<'a>,
+        method: &'a Method,
+        compute: DType,
+        seed: u64,
+    ) -> Self {
+        Self {
+            dev,
+            source,
+            method,
+            compute,
+            seed,
+            initializer_range: f64::from(spec.initializer_range),
+            counts: WeightCounts::default(),
+            problems: Vec::new(),
+            non_finite: None,
+        }
+    }
+
+    fn decoder(&mut self, spec: &DecoderSpec, adapters: Adapters) -> Decoder {
+        let (v, c) = (spec.vocab_size, spec.hidden_size);
+        let embed_tokens = self.embedding(spec);
+        let layers = spec.layers.iter().zip(&adapters.layers).enumerate();
+        let blocks = layers.map(|(i, (layer, adapters))| self.block(spec, i, layer, adapters)).collect();
+        let norm = self.parameter("model.norm.weight", &[c], Start::Ones);
+        // As in PEFT: training one of a tied pair whole gives the head a weight of its own, which begins as the same.
+        let separate =
+            spec.tie_word_embeddings && matches!(self.method, Method::Lora(lora) if lora.separates_head());
+        let lm_head = if separate {
+            Some(self.stored_as(HEAD, self.embedding_stored_as(spec), &[v, c], Start::Normal))
+        } else {
+            (!spec.tie_word_embeddings).then(|| self.parameter(HEAD, &[v, c], Start::Normal))
+        };
+        let spec = DecoderSpec { tie_word_embeddings: lm_head.is_none(), ..spec.clone() };
+        Decoder { spec, compute: self.compute, embed_tokens, blocks, norm, lm_head, adapters }
+    }
+
+    fn block(&mut self, spec: &DecoderSpec, i: usize, layer: &LayerSpec, adapters: &LayerAdapters) -> Block {
         let (c, norm, name) = (spec.hidden_size, spec.norm, |part: &str| format!("model.layers.{i}.{part}"));
         let a = &layer.attention;
         let (q, kv, d, f) =
@@ -120,13 +146,17 @@ impl Loading<'_> {
         let head_norm = |l: &mut Self, which: &str| {
             a.qk_norm.then(|| l.parameter(&name(&format!("self_attn.{which}.weight")), &[d], Start::Ones))
         };
+        let linear = |l: &mut Self, module: &str, shape, bias| {
+            let last = module.rsplit('.').next().unwrap_or(module);
+            l.linear(&name(module), shape, bias, adapters.rank_of(last))
+        };
         Block {
             input_layernorm: self.parameter(&name("input_layernorm.weight"), &[c], Start::Ones),
             self_attn: Attention {
-                q_proj: self.linear(&name("self_attn.q_proj"), [q, c], a.qkv_bias),
-                k_proj: self.linear(&name("self_attn.k_proj"), [kv, c], a.qkv_bias),
-                v_proj: self.linear(&name("self_attn.v_proj"), [kv, c], a.qkv_bias),
-                o_proj: self.linear(&name("self_attn.o_proj"), [c, q], a.o_bias),
+                q_proj: linear(self, "self_attn.q_proj", [q, c], a.qkv_bias),
+                k_proj: linear(self, "self_attn.k_proj", [kv, c], a.qkv_bias),
+                v_proj: linear(self, "self_attn.v_proj", [kv, c], a.qkv_bias),
+                o_proj: linear(self, "self_attn.o_proj", [c, q], a.o_bias),
                 q_norm: head_norm(self, "q_norm"),
                 k_norm: head_norm(self, "k_norm"),
                 spec: a.clone(),
@@ -138,30 +168,55 @@ impl Loading<'_> {
                 Start::Ones,
             ),
             mlp: Mlp {
-                gate_proj: self.linear(&name("mlp.gate_proj"), [f, c], layer.mlp.bias),
-                up_proj: self.linear(&name("mlp.up_proj"), [f, c], layer.mlp.bias),
-                down_proj: self.linear(&name("mlp.down_proj"), [c, f], layer.mlp.bias),
+                gate_proj: linear(self, "mlp.gate_proj", [f, c], layer.mlp.bias),
+                up_proj: linear(self, "mlp.up_proj", [f, c], layer.mlp.bias),
+                down_proj: linear(self, "mlp.down_proj", [c, f], layer.mlp.bias),
                 activation: layer.mlp.activation,
             },
             norm,
         }
     }
 
-    fn linear(&mut self, path: &str, shape: [usize; 2], bias: bool) -> Linear {
+    fn linear(&mut self, path: &str, shape: [usize; 2], bias: bool, rank: Option<usize>) -> Linear {
         Linear {
             weight: self.parameter(&format!("{path}.weight"), &shape, Start::Normal),
             bias: bias.then(|| self.parameter(&format!("{path}.bias"), &shape[..1], Start::Zeros)),
-            lora: None,
+            lora: rank.and_then(|rank| self.lora(path, shape, rank)),
         }
     }
 
-    /// The embedding; where it is tied, the file may hold it under the head's name alone.
+    /// A fresh adapter: A uniform in ±1/√in, B zero (PEFT's default).
+    fn lora(&mut self, path: &str, [outputs, inputs]: [usize; 2], rank: usize) -> Option<Lora> {
+        let Method::Lora(options) = self.method else { return None };
+        self.counts.trained += rank * (inputs + outputs);
+        let counting = matches!(self.source, Source::Counting);
+        let (inputs, outputs, rank) = if counting { (0, 0, 0) } else { (inputs, outputs, rank) };
+        let bound = 1.0 / (inputs as f64).sqrt();
+        let key = random::key(self.seed, &[random::name_part(path)]);
+        let draw = |i| ((2.0 * random::uniform(key, i) - 1.0) * bound) as f32;
+        let a: Vec<f32> = (0..(rank * inputs) as u64).map(draw).collect();
+        Some(Lora {
+            a: Parameter::trained(format!("{path}.lora_A.weight"), Tensor::from_slice(&a, &[rank, inputs])),
+            b: Parameter::trained(
+                format!("{path}.lora_B.weight"),
+                Tensor::zeros(DType::F32, &[outputs, rank]),
+            ),
+            scale: options.scale(rank),
+            dropout: options.dropout,
+            dropout_id: random::name_part(path),
+        })
+    }
+
     fn embedding(&mut self, spec: &DecoderSpec) -> Parameter {
-        const NAME: &str = "model.embed_tokens.weight";
+        let stored = self.embedding_stored_as(spec);
+        self.stored_as(EMBEDDING, stored, &[spec.vocab_size, spec.hidden_size], Start::Normal)
+    }
+
+    /// Where the embedding is tied, the file may hold it under the head's name alone.
+    fn embedding_stored_as(&self, spec: &DecoderSpec) -> &'static str {
         let head_only = matches!(self.source, Source::Files(files)
-            if spec.tie_word_embeddings && !files.contains(NAME) && files.contains("lm_head.weight"));
-        let stored = if head_only { "lm_head.weight" } else { NAME };
-        self.stored_as(NAME, stored, &[spec.vocab_size, spec.hidden_size], Start::Normal)
+            if spec.tie_word_embeddings && !files.contains(EMBEDDING) && files.contains(HEAD));
+        if head_only { HEAD } else { EMBEDDING }
     }
 
     fn parameter(&mut self, name: &str, shape: &[usize], start: Start) -> Parameter {
@@ -169,8 +224,12 @@ impl Loading<'_> {
     }
 
     fn stored_as(&mut self, name: &str, stored: &str, shape: &[usize], start: Start) -> Parameter {
+        let trained = self.method.trains(name);
+        let elements = shape.iter().product::<usize>();
+        *if trained { &mut self.counts.trained } else { &mut self.counts.frozen } += elements;
         let value = match self.source {
-            Source::Random { seed } => self.draw(*seed, name, shape, start),
+            Source::Counting => return Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0])),
+            Source::Random { seed } => self.draw(*seed, stored, shape, start),
             Source::Files(files) => match files.tensor(stored, shape) {
                 Ok(tensor) => tensor,
                 Err(problem) => {
@@ -179,11 +238,11 @@ impl Loading<'_> {
                 }
             },
         };
-        if self.non_finite.is_none() {
-            let found = first_non_finite(self.dev, value.view());
+        if let (None, Some(dev)) = (&self.non_finite, self.dev) {
+            let found = first_non_finite(dev, value.view());
             self.non_finite = found.map(|element| (stored.to_owned(), element));
         }
-        if self.method.trains(name) {
+        if trained {
             Parameter::trained(name, value)
         } else if value.dtype() == self.compute {
             Parameter::frozen(name, value)
@@ -193,23 +252,20 @@ impl Loading<'_> {
     }
 
     fn draw(&self, seed: u64, name: &str, shape: &[usize], start: Start) -> Tensor {
-        let mut tensor = Tensor::zeros(DType::F32, shape);
         let key = random::key(seed, &[random::name_part(name)]);
+        let value = |i: usize| match start {
+            Start::Zeros => 0.0,
+            Start::Ones => 1.0,
+            Start::Normal => (random::normal(key, i as u64) * self.initializer_range) as f32,
+        };
         const CHUNK: usize = 4096;
-        self.dev.for_each_chunk(
-            tensor.view_mut().as_mut_slice::<f32>(),
-            CHUNK,
-            |chunk, values| match start {
-                Start::Zeros => {}
-                Start::Ones => values.fill(1.0),
-                Start::Normal => {
-                    for (i, value) in values.iter_mut().enumerate() {
-                        let normal = random::normal(key, (chunk * CHUNK + i) as u64);
-                        *value = (normal * self.initializer_range) as f32;
-                    }
-                }
-            },
-        );
+        let mut tensor = Tensor::zeros(DType::F32, shape);
+        let fill = |chunk: usize, values: &mut [f32]| {
+            values.iter_mut().enumerate().for_each(|(i, v)| *v = value(chunk * CHUNK + i));
+        };
+        if let Some(dev) = self.dev {
+            dev.for_each_chunk(tensor.view_mut().as_mut_slice::<f32>(), CHUNK, fill);
+        }
         tensor
     }
 }

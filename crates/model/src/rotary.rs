@@ -143,6 +143,7 @@ fn yarn(spec: &RopeSpec) -> Vec<f32> {
 }
 
 #[cfg(test)]
+#[expect(clippy::excessive_precision, reason = "golden values as torch prints them")]
 mod tests {
     use super::*;
 

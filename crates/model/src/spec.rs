@@ -122,23 +122,15 @@ pub enum RopeScaling {
 }
 
 impl DecoderSpec {
-    /// Number of parameters, the tied head counted once.
-    pub fn parameters(&self) -> usize {
-        let embedding = self.vocab_size * self.hidden_size;
-        let head = if self.tie_word_embeddings { 0 } else { embedding };
-        let blocks: usize = self.layers.iter().map(|layer| layer.parameters(self.hidden_size)).sum();
-        embedding + head + blocks + self.hidden_size
-    }
-}
-
-impl LayerSpec {
-    fn parameters(&self, c: usize) -> usize {
-        let AttentionSpec { heads, kv_heads, head_dim: d, .. } = self.attention;
-        let (q, kv, f) = (heads * d, kv_heads * d, self.mlp.intermediate_size);
-        let attention = c * (2 * q + 2 * kv)
-            + usize::from(self.attention.qkv_bias) * (q + 2 * kv)
-            + usize::from(self.attention.o_bias) * c
-            + usize::from(self.attention.qk_norm) * 2 * d;
-        attention + 3 * c * f + usize::from(self.mlp.bias) * (2 * f + c) + 2 * c
+    /// Makes room for rows of `length` tokens as LLaMA-Factory's `rope_scaling` does: where the model was made for
+    /// fewer, positions are scaled by the next whole factor. Returns whether anything changed.
+    pub fn enlarge(&mut self, length: usize, rule: fn(factor: f64, original: usize) -> RopeScaling) -> bool {
+        let original = self.max_position_embeddings;
+        if length <= original {
+            return false;
+        }
+        self.rope.scaling = rule(length.div_ceil(original) as f64, original);
+        self.max_position_embeddings = length;
+        true
     }
 }

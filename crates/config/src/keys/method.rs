@@ -30,8 +30,6 @@ macro_rules! method_keys {
         freeze_trainable_modules: Targets { default: Targets::All, read_by: "model::method" }
         /// Freeze: modules outside of the layers that are trained too, such as `embed_tokens`, `norm`, `lm_head`.
         freeze_extra_modules: Vec<String> { read_by: "model::method" }
-        /// Keep the trained weights in bfloat16 too (otherwise they are float32).
-        pure_bf16: bool { read_by: "train::run" }
         /// Count how often the most likely token is the right one during evaluation.
         compute_accuracy: bool { read_by: "train::eval" }
         /// Keep the rows in the order of the data.
@@ -136,6 +134,7 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
 ];
 
 pub(super) const NOT_YET: &[super::NotYetKey] = &[
+    ("pure_bf16", "false", "use `bf16: true`: trained weights stay in float32, so that small updates are not lost"),
     ("use_dora", "false", "leave it out: plain LoRA"),
     ("pissa_init", "false", "leave it out: LoRA begins with B = 0"),
     ("loraplus_lr_ratio", "null", "leave it out: both matrices share `learning_rate`"),

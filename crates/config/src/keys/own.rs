@@ -4,7 +4,7 @@ macro_rules! own_keys {
     ($next:ident $($rest:ident)* ; $($rows:tt)*) => { $next! { $($rest)* ; $($rows)* group "sft's own" {
         /// Number format of the weights and of what flows between the layers while training.
         compute_dtype: ComputeDtype {
-            auto: "`bfloat16` with `bf16` or `pure_bf16`, else `float32`" = |c| match c.bf16 || c.pure_bf16 {
+            auto: "`bfloat16` with `bf16`, else `float32`" = |c| match c.bf16 {
                 true => ComputeDtype::Bfloat16,
                 false => ComputeDtype::Float32,
             },
@@ -17,5 +17,8 @@ macro_rules! own_keys {
         /// Malformed rows that are dropped before the run stops: a count, or a fraction of all rows.
         /// Each one is shown with file and line. (LLaMA-Factory drops any number in silence.)
         max_malformed: Amount { default: Amount::Fraction(0.01), read_by: "data::dataset" }
+        /// Answer so many evaluation rows before and after training and print the answers side by side, with the
+        /// share that is exactly as expected. Answers are the most likely tokens, at most `max_new_tokens`.
+        show_answers: usize { read_by: "cli::answers" }
     } } };
 }

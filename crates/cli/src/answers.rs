@@ -1,0 +1,81 @@
+//! `show_answers`: what the model answers to held-out questions before and after training, side by side.
+
+use std::ops::ControlFlow;
+
+use sft_data::conversation::Conversation;
+use sft_infer::{Answered, GenerationOptions, Generator, answer_all, exact_match};
+use sft_kernels::Device;
+use sft_model::Decoder;
+use sft_train::{Job, setup};
+
+/// Rows whose answers are printed; the share counts all of them.
+const SHOWN: usize = 10;
+/// Characters of an answer that are printed.
+const WIDTH: usize = 60;
+
+/// The questions of a run, and what the untrained model answered.
+pub struct Comparison {
+    config: sft_config::RunConfig,
+    rows: Vec<Conversation>,
+    before: Vec<Answered>,
+}
+
+impl Comparison {
+    /// Asks the untrained model; `None` where the configuration does not ask for it.
+    pub fn begin(job: &Job) -> anyhow::Result<Option<Self>> {
+        let count = job.config.show_answers.min(job.eval_rows.len());
+        if count == 0 {
+            return Ok(None);
+        }
+        let rows = job.eval_rows[..count].to_vec();
+        let mut comparison = Self { config: job.config.clone(), rows, before: Vec::new() };
+        let dev = setup::device(&job.config)?;
+        let (decoder, _) = dev.install(|| sft_train::run::load_decoder(&dev, job))?;
+        comparison.before = comparison.ask(&dev, &decoder)?;
+        Ok(Some(comparison))
+    }
+
+    /// Asks the trained model and prints both.
+    pub fn finish(&self, decoder: &Decoder) -> anyhow::Result<()> {
+        let dev = setup::device(&self.config)?;
+        let after = self.ask(&dev, decoder)?;
+        println!("\nheld-out questions, before and after training:");
+        for (before, after) in self.before.iter().zip(&after).take(SHOWN) {
+            println!("  {}", shortened(&after.prompt_text));
+            println!("    expected  {}", shortened(&after.expected));
+            println!("    before {} {}", mark(before), shortened(&before.answer));
+            println!("    after  {} {}", mark(after), shortened(&after.answer));
+        }
+        println!(
+            "exactly as expected: {:.1} % before, {:.1} % after, of {} questions",
+            100.0 * exact_match(&self.before),
+            100.0 * exact_match(&after),
+            after.len()
+        );
+        Ok(())
+    }
+
+    fn ask(&self, dev: &Device, decoder: &Decoder) -> anyhow::Result<Vec<Answered>> {
+        let pipeline = setup::pipeline(&self.config)?;
+        let options = GenerationOptions::greedy(self.config.max_new_tokens, pipeline.stop_ids());
+        let mut generator = Generator::new(dev, decoder);
+        let answers = dev.install(|| {
+            answer_all(&mut generator, &pipeline, &self.rows, &options, |_| ControlFlow::Continue(()))
+        })?;
+        Ok(answers)
+    }
+}
+
+fn mark(answered: &Answered) -> char {
+    if answered.is_exact() { '✓' } else { '✗' }
+}
+
+/// One line of at most [`WIDTH`] characters.
+fn shortened(text: &str) -> String {
+    let line = text.trim().replace('\n', "⏎");
+    if line.chars().count() <= WIDTH {
+        return line;
+    }
+    let start: String = line.chars().take(WIDTH - 1).collect();
+    format!("{start}…")
+}

@@ -1,0 +1,186 @@
+//! `sft data show`: what the model sees of a row, and which of it is trained.
+
+use std::io::{BufWriter, IsTerminal, Write};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use serde_json::json;
+use sft_config::{Purpose, RunConfig, Stage};
+use sft_data::conversation::Conversation;
+use sft_data::dataset;
+use sft_data::labels::Reason;
+use sft_data::pipeline::{ExplainedToken, Pipeline};
+use sft_data::pretrain::Pretrain;
+use sft_data::rows::RowProblem;
+use sft_data::tokenize::Tokenizer;
+use sft_train::setup;
+
+use crate::train::read_config;
+
+/// Looks at data as training sees it.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Print rows token by token, coloured by trained or ignored
+    Show(Show),
+}
+
+/// Prints rows token by token: what is trained, what is ignored, and why.
+#[derive(Debug, clap::Args)]
+pub struct Show {
+    /// The configuration of the run
+    #[arg(value_name = "CONFIG")]
+    config: Option<PathBuf>,
+    /// `key=value`
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Rows, from 0: `3`, `0..10`, `5..`
+    #[arg(long, value_name = "RANGE")]
+    rows: Option<String>,
+    /// One line of JSON a row: dataset, row, input_ids, labels
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let Command::Show(args) = command;
+    let config = read_config(args.config, args.overrides, Purpose::Data)?;
+    let default = if args.json { ".." } else { "0..3" };
+    let rows = parse_range(args.rows.as_deref().unwrap_or(default))?;
+    let data = dataset::load(&setup::dataset_options(&config))?;
+    let explain = explainer(&config)?;
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let mut refused = 0;
+    let selected = data.train.iter().skip(rows.start).take(rows.len());
+    for conversation in selected {
+        match explain(conversation) {
+            Ok(tokens) if args.json => print_json(&mut out, conversation, &tokens)?,
+            Ok(tokens) => print_tokens(&mut out, conversation, &tokens, colour)?,
+            Err(problem) => {
+                refused += 1;
+                eprintln!("{problem}");
+            }
+        }
+    }
+    out.flush()?;
+    for problem in &data.problems {
+        eprintln!("dropped {problem}");
+    }
+    Ok(if refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+type Explainer = Box<dyn Fn(&Conversation) -> Result<Vec<ExplainedToken>, RowProblem>>;
+
+fn explainer(config: &RunConfig) -> anyhow::Result<Explainer> {
+    Ok(match config.stage {
+        Stage::Sft => {
+            let pipeline: Pipeline = setup::pipeline(config)?;
+            Box::new(move |row| pipeline.explain(row))
+        }
+        Stage::Pt => {
+            let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
+            let text = Pretrain::new(tokenizer, Some(&config.template), config.cutoff_len, config.packing)?;
+            Box::new(move |row| text.explain(row))
+        }
+    })
+}
+
+fn parse_range(text: &str) -> anyhow::Result<Range<usize>> {
+    let number = |part: &str, default: usize| match part.trim() {
+        "" => Ok(default),
+        digits => digits.parse().with_context(|| format!("--rows {text}: `{digits}` is no row number")),
+    };
+    let range = match text.split_once("..") {
+        None => {
+            let row = number(text, 0)?;
+            row..row + 1
+        }
+        Some((from, to)) => number(from, 0)?..number(to, usize::MAX)?,
+    };
+    if range.start >= range.end {
+        bail!(
+            "--rows {text}: an empty range\nhelp: rows count from 0 and the end is not included: 0..3 are three rows"
+        );
+    }
+    Ok(range)
+}
+
+fn print_json(out: &mut impl Write, row: &Conversation, tokens: &[ExplainedToken]) -> anyhow::Result<()> {
+    let tokens: Vec<_> = tokens.iter().filter(|t| t.reason != Reason::Cut).collect();
+    let line = json!({
+        "dataset": &*row.origin.dataset,
+        "row": row.origin.row,
+        "input_ids": tokens.iter().map(|t| t.id).collect::<Vec<_>>(),
+        "labels": tokens.iter().map(|t| t.label).collect::<Vec<_>>(),
+    });
+    Ok(writeln!(out, "{line}")?)
+}
+
+const GREEN: &str = "\x1b[32m";
+const RED: &str = "\x1b[31m";
+const DIM: &str = "\x1b[2m";
+const RESET: &str = "\x1b[0m";
+
+/// Runs of tokens that share a reason, coloured on a terminal, marked `[+reason: …]` or `[-reason: …]` elsewhere.
+fn print_tokens(
+    out: &mut impl Write,
+    row: &Conversation,
+    tokens: &[ExplainedToken],
+    colour: bool,
+) -> anyhow::Result<()> {
+    let trained = tokens.iter().filter(|t| t.reason.is_trained()).count();
+    writeln!(
+        out,
+        "{} row {} ({}): {} tokens, {trained} trained",
+        row.origin.dataset,
+        row.origin.row,
+        row.origin,
+        tokens.len()
+    )?;
+    for run in tokens.chunk_by(|a, b| a.reason == b.reason) {
+        let reason: Reason = run[0].reason;
+        let (sign, paint) = if reason.is_trained() { ('+', GREEN) } else { ('-', RED) };
+        if colour {
+            writeln!(out, "{DIM}{sign} {} ({} tokens){RESET}", describe(reason), run.len())?;
+            for (i, token) in run.iter().enumerate() {
+                let shade = if i % 2 == 0 { "" } else { "\x1b[1m" };
+                write!(out, "{paint}{shade}{}{RESET}", visible(&token.text))?;
+            }
+            writeln!(out)?;
+        } else {
+            let text: String = run.iter().map(|token| visible(&token.text)).collect();
+            writeln!(out, "{sign} {} ({} tokens): {text}", describe(reason), run.len())?;
+        }
+    }
+    Ok(writeln!(out)?)
+}
+
+/// Why tokens are trained or not, in a few words.
+fn describe(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Answer => "answer",
+        Reason::End => "end of the answer",
+        Reason::PromptTrained => "prompt, trained (train_on_prompt)",
+        Reason::EndOfLastAnswer => "stands for the end of the answer before",
+        Reason::Prompt => "prompt",
+        Reason::History => "earlier answer (mask_history)",
+        Reason::SwitchedOff => "answer that the row switches off",
+        Reason::NotShown => "end of an answer that the template leaves out",
+        Reason::Border => "shares characters with an answer",
+        Reason::Cut => "cut off (cutoff_len)",
+    }
+}
+
+/// Line breaks and other control characters made visible; a line break is kept after its mark.
+fn visible(text: &str) -> String {
+    let mark = |c: char| match c {
+        '\n' => "⏎\n".to_owned(),
+        '\t' => "⇥".to_owned(),
+        c if c.is_control() => format!("\\u{{{:x}}}", c as u32),
+        c => c.to_string(),
+    };
+    text.chars().map(mark).collect()
+}

@@ -1,0 +1,62 @@
+//! `sft export`: merges adapters into their model and writes a Hugging Face folder.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use sft_config::Purpose;
+use sft_export::{SaveOptions, agree, merged};
+use sft_kernels::DType;
+use sft_model::Decoder;
+use sft_model::adapter::{self, Last};
+use sft_model::method::Method;
+use sft_train::setup;
+
+use crate::train::read_config;
+
+/// Merges the adapters of `adapter_name_or_path` into the model and writes `export_dir`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// YAML or JSON file
+    #[arg(value_name = "CONFIG")]
+    config: Option<PathBuf>,
+    /// `key=value`
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = read_config(args.config, args.overrides, Purpose::Export)?;
+    crate::summary::no_effect(&config);
+    let dev = setup::device(&config)?;
+    let base = Path::new(&config.model_name_or_path);
+    let stored = setup::infer_dtype(&config, base)?;
+    let folders = setup::adapter_folders(&config);
+    let read = |dtype: DType, last: Last| -> anyhow::Result<Decoder> {
+        let mut decoder = Decoder::read(&dev, base, &Method::Inference, dtype, 0)?;
+        adapter::apply(&dev, &mut decoder, &folders, last)?;
+        Ok(decoder)
+    };
+    dev.install(|| {
+        let decoder = read(stored, Last::Merged)?;
+        let shard_bytes = usize::try_from(config.export_size).unwrap_or(usize::MAX).saturating_mul(SaveOptions::GB);
+        let options = SaveOptions { dtype: Some(stored), shard_bytes };
+        let written = merged(&decoder, base, &config.export_dir, options)?;
+        println!("wrote {} files to {} in {}", written.files.len(), config.export_dir.display(), stored.name());
+        if !folders.is_empty() {
+            let attached = read(stored, Last::Attached)?;
+            let ids: Vec<u32> = (0..64).map(|i| i * 7919 % decoder.spec.vocab_size as u32).collect();
+            let found = agree(&dev, &decoder, &attached, &ids)?;
+            println!(
+                "merged model against model with adapter, in {}: max |Δlogit| = {:.2e} (largest logit {:.2e}), \
+                 the same token first at {} of {} positions",
+                stored.name(),
+                found.max_difference,
+                found.largest_logit,
+                found.same_choice,
+                found.positions
+            );
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,58 @@
+//! `sft parity CASE…`: one line a case, exit status 1 if any difference is over its limit.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use sft_kernels::{CpuOptions, Device};
+use sft_train::parity::{self, Limits};
+
+/// Compares logits, loss, every gradient, and six steps of training (all weights, LoRA) with those in the case's
+/// folder, in float32, rows packed and alone.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Case folders (`tools/make_parity_case.py` makes one of any model)
+    #[arg(required = true)]
+    cases: Vec<PathBuf>,
+    /// Threads; all cores if left out
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let dev = Device::cpu(CpuOptions { threads: args.threads, isa: None })?;
+    let limits = Limits::FLOAT32;
+    println!(
+        "largest differences in float32 on {} with {} threads; limits: logits {:.0e}, loss {:.0e}, gradients {:.0e}, training {:.0e}",
+        dev.isa(),
+        dev.threads(),
+        limits.logits,
+        limits.loss,
+        limits.gradient,
+        limits.training
+    );
+    println!("{:<24} {:>9} {:>9} {:>9} {:>9} {:>9}", "case", "logits", "loss", "gradient", "full", "lora");
+    let mut failed = 0;
+    for case in &args.cases {
+        let name =
+            case.file_name().map_or_else(|| case.display().to_string(), |n| n.to_string_lossy().into_owned());
+        match parity::compare(&dev, case) {
+            Ok(found) => {
+                let lora = found.lora.map_or("–".to_owned(), |lora| format!("{lora:.1e}"));
+                let holds = found.holds(&limits);
+                let verdict = if holds { String::new() } else { format!("  OVER ({})", found.gradient.1) };
+                println!(
+                    "{name:<24} {:>9.1e} {:>9.1e} {:>9.1e} {:>9.1e} {lora:>9}{verdict}",
+                    found.logits, found.loss, found.gradient.0, found.full
+                );
+                failed += usize::from(!holds);
+            }
+            Err(error) => {
+                println!("{name:<24} {error}");
+                failed += 1;
+            }
+        }
+    }
+    println!("{} of {} cases hold", args.cases.len() - failed, args.cases.len());
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

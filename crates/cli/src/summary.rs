@@ -1,0 +1,116 @@
+//! What is printed before the first step: data, labels, steps, memory.
+
+use sft_config::RunConfig;
+use sft_data::pipeline::{EncodeReport, LENGTH_STEP};
+use sft_train::Job;
+
+/// Keys that were accepted and change nothing.
+pub fn no_effect(config: &RunConfig) {
+    if config.no_effect.is_empty() {
+        return;
+    }
+    println!("keys without effect:");
+    config.no_effect.iter().for_each(|key| println!("  {key}"));
+}
+
+/// Everything known of a job.
+pub fn job(job: &Job) {
+    data(job);
+    encoded("training rows", &job.encoded);
+    if let Some(report) = &job.eval_encoded {
+        encoded("evaluation rows", report);
+    }
+    steps(job);
+    memory(job);
+}
+
+fn data(job: &Job) {
+    println!("data:");
+    for set in &job.datasets {
+        let detected = if set.detected { ", told from its columns" } else { "" };
+        println!(
+            "  {}: {} rows of {} ({}{detected}), {} malformed",
+            set.name,
+            set.rows_used,
+            set.rows_read,
+            set.format.name(),
+            set.rows_dropped
+        );
+        if !set.unread_columns.is_empty() {
+            println!("    columns that are not read: {}", set.unread_columns.join(", "));
+        }
+        set.notes.iter().for_each(|note| println!("    {note}"));
+    }
+    const SHOWN: usize = 5;
+    job.problems.iter().take(SHOWN).for_each(|problem| println!("  dropped {problem}"));
+    if job.problems.len() > SHOWN {
+        println!("  … and {} more", job.problems.len() - SHOWN);
+    }
+}
+
+fn encoded(what: &str, report: &EncodeReport) {
+    let share = 100.0 * report.supervised as f64 / report.tokens.max(1) as f64;
+    println!(
+        "{what}: {} examples, {} tokens, {} supervised ({share:.1} %), longest {}",
+        report.examples, report.tokens, report.supervised, report.longest
+    );
+    let notes = [
+        (report.refused.len(), "rows refused by the template"),
+        (report.untrained.len(), "rows dropped: no supervised token"),
+        (report.cut_rows, "rows cut at cutoff_len"),
+        (report.cut_ends, "rows whose last answer lost its end: the model learns not to stop there"),
+        (report.border_rows, "rows in which an answer shares a token with its surroundings"),
+        (report.rewritten_rows, "rows in which the template rewrites an earlier answer"),
+        (report.hidden_rows, "rows in which the template leaves out an answer"),
+    ];
+    notes.iter().filter(|(n, _)| *n > 0).for_each(|(n, what)| println!("  {n} {what}"));
+    for problem in report.refused.iter().chain(&report.untrained).take(3) {
+        println!("    {problem}");
+    }
+    if report.lengths.len() > 1 {
+        let most = report.lengths.values().max().copied().unwrap_or(1).max(1);
+        for (from, count) in &report.lengths {
+            let bar = "█".repeat((count * 40).div_ceil(most));
+            println!("  {from:>6}–{:<6} {count:>7} {bar}", from + LENGTH_STEP - 1);
+        }
+    }
+}
+
+fn steps(job: &Job) {
+    let c = &job.config;
+    let fill = job.train.fill().map_or(String::new(), |fill| format!(", packed {:.1} % full", fill * 100.0));
+    println!(
+        "steps: {} ({} an epoch, {} epochs), {} × {} rows{fill}",
+        job.total_steps,
+        job.train.steps_per_epoch(),
+        job.epochs,
+        c.gradient_accumulation_steps,
+        c.per_device_train_batch_size
+    );
+}
+
+fn memory(job: &Job) {
+    let plan = &job.plan;
+    let counts = plan.counts;
+    let total = counts.frozen + counts.trained;
+    println!(
+        "model: {} parameters, {} trained ({:.3} %), {} {}",
+        total,
+        counts.trained,
+        100.0 * counts.trained as f64 / total.max(1) as f64,
+        job.method.name(),
+        job.compute.name()
+    );
+    let recompute =
+        if plan.recompute { "blocks are computed again in backward" } else { "all activations kept" };
+    println!("memory for {} tokens at a time ({recompute}):", plan.max_tokens);
+    for (what, bytes) in plan.components().into_iter().filter(|(_, bytes)| *bytes > 0) {
+        println!("  {what:<28} {:>10}", mib(bytes));
+    }
+    let free = job.available.map_or(String::new(), |bytes| format!(", {} free", mib(bytes as usize)));
+    println!("  {:<28} {:>10}{free}", "in all", mib(plan.total()));
+}
+
+fn mib(bytes: usize) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+}

@@ -1,0 +1,145 @@
+//! What a checkpoint holds, and how a run goes on from it (stage 13 of the walk).
+//!
+//! | file | content |
+//! |---|---|
+//! | `adapter_model.safetensors`, `adapter_config.json` | LoRA: the adapter, float32, in PEFT's format |
+//! | `model*.safetensors`, `config.json` | full and freeze: the model; trained weights float32, so that nothing is lost |
+//! | tokenizer files | copied from the model folder |
+//! | `optimizer.safetensors` | the optimizer's state |
+//! | `training_state.json` | step, data cursor, what the run was |
+//!
+//! Random numbers come from counters (seed, step), so the step is all there is to save of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sft_data::loader::Cursor;
+use sft_kernels::DType;
+use sft_model::adapter;
+use sft_model::method::{LoraOptions, Method};
+use sft_model::saving::{self, SaveOptions};
+use sft_model::weights::{WeightFiles, write_file};
+use sft_model::{Decoder, ModelError};
+
+use crate::TrainError;
+use crate::optim::Optimizer;
+
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "training_state.json";
+const ADAPTER: &str = "adapter_model.safetensors";
+/// Bytes of a shard of a model in a checkpoint: transformers' default.
+const SHARD_BYTES: usize = 5_000_000_000;
+
+/// Where a run is, and what must be the same when it goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainingState {
+    /// Updates done.
+    pub step: u64,
+    /// The next step in the data.
+    pub cursor: Cursor,
+    /// Seed of order and dropout.
+    pub seed: u64,
+    /// Steps of an epoch, which change when data or batch size do.
+    pub steps_per_epoch: u64,
+    /// Number of trained elements.
+    pub trained_elements: u64,
+}
+
+/// Writes the weights of a run: the adapter, or the whole model, in `dtype` or each weight as it is (trained ones in
+/// float32, so that nothing is lost).
+///
+/// # Errors
+/// What the file system says.
+pub fn write_weights(
+    folder: &Path,
+    decoder: &Decoder,
+    base: &Path,
+    lora: Option<&LoraOptions>,
+    dtype: Option<DType>,
+) -> Result<(), ModelError> {
+    if let Some(options) = lora {
+        saving::copy_model_files(base, folder)?;
+        return adapter::write(decoder, options, &base.to_string_lossy(), folder);
+    }
+    saving::save(decoder, base, folder, SaveOptions { dtype, shard_bytes: SHARD_BYTES })?;
+    Ok(())
+}
+
+/// Writes what a run needs besides its weights to go on.
+///
+/// # Errors
+/// What the file system says.
+pub fn write_state(
+    folder: &Path,
+    state: &TrainingState,
+    optimizer: &dyn Optimizer,
+) -> Result<(), ModelError> {
+    let tensors = optimizer.state();
+    write_file(&folder.join(OPTIMIZER), tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor)))?;
+    let path = folder.join(STATE);
+    let text = serde_json::to_string_pretty(state).unwrap_or_default();
+    fs::write(&path, text).map_err(|source| ModelError::File { path, source })
+}
+
+/// Takes the trained weights of a checkpoint.
+///
+/// # Errors
+/// Files that are missing or do not fit.
+pub fn read_weights(folder: &Path, decoder: &mut Decoder, method: &Method) -> Result<(), TrainError> {
+    let lora = matches!(method, Method::Lora(_));
+    let files = if lora {
+        WeightFiles::open(folder, &[folder.join(ADAPTER)])?
+    } else {
+        WeightFiles::open_model(folder)?
+    };
+    let mut problems = Vec::new();
+    for parameter in decoder.trained_mut() {
+        let stored = if lora { adapter::stored_name(parameter.name()) } else { parameter.name().to_owned() };
+        let shape = parameter.value().shape().to_vec();
+        match files.tensor(&stored, &shape) {
+            Ok(tensor) => parameter.value_mut().copy_from(tensor.view()),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(ModelError::Weights { folder: folder.to_owned(), problems }.into())
+    }
+}
+
+/// Takes the optimizer's state of a checkpoint, if it belongs to this run; returns where it was.
+///
+/// # Errors
+/// Missing files; a checkpoint of other data or of another method.
+pub fn read_state(
+    folder: &Path,
+    expected: &TrainingState,
+    optimizer: &mut dyn Optimizer,
+) -> Result<TrainingState, TrainError> {
+    let refuse = |reason: String| TrainError::Checkpoint {
+        folder: folder.to_owned(),
+        reason,
+        help: "resume with the configuration and data that the run began with, or begin anew with \
+               `overwrite_output_dir: true`"
+            .into(),
+    };
+    let path: PathBuf = folder.join(STATE);
+    let text = fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
+    let state: TrainingState =
+        serde_json::from_str(&text).map_err(|source| ModelError::Json { path: path.clone(), source })?;
+    let same = [
+        ("seed", state.seed, expected.seed),
+        ("steps of an epoch", state.steps_per_epoch, expected.steps_per_epoch),
+        ("trained weights", state.trained_elements, expected.trained_elements),
+    ];
+    for (what, was, is) in same {
+        if was != is {
+            return Err(refuse(format!("it belongs to another run: {what} {was}, now {is}")));
+        }
+    }
+    let files = WeightFiles::open(folder, &[folder.join(OPTIMIZER)])?;
+    optimizer.restore(&files, state.step).map_err(refuse)?;
+    Ok(state)
+}

@@ -1,0 +1,245 @@
+//! Everything that is known of a run before its first step (stages 1 to 8 of the walk): data, labels, steps, memory.
+
+use std::path::PathBuf;
+
+use sft_config::{Amount, RunConfig, Stage};
+use sft_data::conversation::Conversation;
+use sft_data::dataset::{self, DatasetReport};
+use sft_data::labels::Example;
+use sft_data::loader::{Loader, LoaderOptions};
+use sft_data::pipeline::{EncodeReport, Pipeline};
+use sft_data::pretrain::Pretrain;
+use sft_data::rows::RowProblem;
+use sft_data::tokenize::Tokenizer;
+use sft_kernels::DType;
+use sft_model::method::Method;
+use sft_model::spec::DecoderSpec;
+
+use crate::memory_plan::{self, MemoryPlan, PlanInputs};
+use crate::schedule::Schedule;
+use crate::{TrainError, setup};
+
+/// A run that could begin.
+#[derive(Debug)]
+pub struct Job {
+    /// The configuration.
+    pub config: RunConfig,
+    /// The model folder.
+    pub base: PathBuf,
+    /// The model.
+    pub spec: DecoderSpec,
+    /// What is trained.
+    pub method: Method,
+    /// Type of activations and of frozen weights.
+    pub compute: DType,
+    /// How the data sets were read.
+    pub datasets: Vec<DatasetReport>,
+    /// Rows that were dropped as malformed.
+    pub problems: Vec<RowProblem>,
+    /// What became of the training rows.
+    pub encoded: EncodeReport,
+    /// What became of the evaluation rows.
+    pub eval_encoded: Option<EncodeReport>,
+    /// The training rows in batches.
+    pub train: Loader,
+    /// The evaluation rows in batches.
+    pub eval: Option<Loader>,
+    /// The evaluation rows as they were read.
+    pub eval_rows: Vec<Conversation>,
+    /// Updates of the whole run.
+    pub total_steps: u64,
+    /// Epochs of the whole run, with the fraction.
+    pub epochs: f64,
+    /// The learning rate.
+    pub schedule: Schedule,
+    /// Memory by component.
+    pub plan: MemoryPlan,
+    /// Bytes that were free when it was planned.
+    pub available: Option<u64>,
+}
+
+impl Job {
+    /// Reads and checks everything but the weights.
+    ///
+    /// # Errors
+    /// Whatever is wrong with model folder, data or configuration; nothing to train on.
+    pub fn prepare(config: RunConfig) -> Result<Self, TrainError> {
+        let base = PathBuf::from(&config.model_name_or_path);
+        let spec = setup::spec(&config)?;
+        let method = setup::method(&config, &spec)?;
+        let compute = setup::compute_dtype(&config);
+        let encoder = Encoder::new(&config)?;
+        let data = dataset::load(&setup::dataset_options(&config))?;
+        let (examples, encoded) = encoder.encode(&data.train);
+        if examples.is_empty() {
+            return Err(nothing_left(&encoded));
+        }
+        let (eval_examples, eval_encoded) = encoder.encode(&data.eval);
+        check_vocabulary(&base, &spec, examples.iter().chain(&eval_examples))?;
+
+        let pack_to = config.packing.then_some(config.cutoff_len);
+        let train = LoaderOptions {
+            batch_size: config.per_device_train_batch_size,
+            accumulation: config.gradient_accumulation_steps,
+            pack_to,
+            in_order: config.disable_shuffling,
+            seed: config.data_seed,
+        };
+        let eval = LoaderOptions {
+            batch_size: config.per_device_eval_batch_size,
+            accumulation: 1,
+            pack_to: None,
+            in_order: true,
+            seed: config.data_seed,
+        };
+        let available = memory_plan::available_bytes();
+        let plan = MemoryPlan::new(&PlanInputs {
+            spec: &spec,
+            method: &method,
+            compute,
+            max_tokens: largest_batch(&examples, &train).max(largest_batch(&eval_examples, &eval)),
+            rows: examples.iter().chain(&eval_examples).map(|e| e.len() * 8).sum(),
+            recompute: config.disable_gradient_checkpointing.map(|disabled| !disabled),
+            available,
+        })?;
+        let train = Loader::new(examples, train)?;
+        let has_eval = !eval_examples.is_empty();
+        let eval = if has_eval { Some(Loader::new(eval_examples, eval)?) } else { None };
+        let (total_steps, epochs) = length(&config, train.steps_per_epoch());
+        let schedule = Schedule::new(
+            config.lr_schedule(),
+            config.learning_rate,
+            config.warmup_steps.of(total_steps),
+            total_steps,
+        );
+        Ok(Self {
+            base,
+            spec,
+            method,
+            compute,
+            datasets: data.reports,
+            problems: data.problems,
+            encoded,
+            eval_encoded: has_eval.then_some(eval_encoded),
+            train,
+            eval,
+            eval_rows: data.eval,
+            total_steps,
+            epochs,
+            schedule,
+            plan,
+            available,
+            config,
+        })
+    }
+
+    /// Every how many steps something of this amount is due.
+    pub fn every(&self, amount: Amount) -> u64 {
+        amount.of(self.total_steps).max(1)
+    }
+
+    /// Refuses a run that does not fit.
+    ///
+    /// # Errors
+    /// What it needs, what there is, and which settings make it fit.
+    pub fn check_memory(&self) -> Result<(), TrainError> {
+        let (needed, Some(available)) = (self.plan.total() as u64, self.available) else { return Ok(()) };
+        if needed <= available {
+            return Ok(());
+        }
+        let mut advice = vec!["help: any of these takes less:".to_owned()];
+        if !self.plan.recompute {
+            advice.push("  disable_gradient_checkpointing: false (computes the blocks twice)".into());
+        }
+        if self.compute == DType::F32 {
+            advice.push("  bf16: true (halves activations and frozen weights)".into());
+        }
+        if self.method == Method::Full {
+            advice.push("  finetuning_type: lora (no gradients and moments of the frozen weights)".into());
+        }
+        if self.config.per_device_train_batch_size > 1 {
+            advice.push(
+                "  a smaller per_device_train_batch_size, with more gradient_accumulation_steps".into(),
+            );
+        }
+        advice.push("  a smaller cutoff_len".into());
+        Err(TrainError::Memory { needed, available, advice: advice.join("\n") })
+    }
+}
+
+/// Rows → examples: conversations with a template, or plain text.
+enum Encoder {
+    Conversations(Box<Pipeline>),
+    Text(Pretrain),
+}
+
+impl Encoder {
+    fn new(config: &RunConfig) -> Result<Self, TrainError> {
+        Ok(match config.stage {
+            Stage::Sft => Encoder::Conversations(Box::new(setup::pipeline(config)?)),
+            Stage::Pt => {
+                let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
+                Encoder::Text(Pretrain::new(
+                    tokenizer,
+                    Some(&config.template),
+                    config.cutoff_len,
+                    config.packing,
+                )?)
+            }
+        })
+    }
+
+    fn encode(&self, rows: &[Conversation]) -> (Vec<Example>, EncodeReport) {
+        match self {
+            Encoder::Conversations(pipeline) => pipeline.encode_all(rows),
+            Encoder::Text(text) => text.encode_all(rows),
+        }
+    }
+}
+
+fn nothing_left(encoded: &EncodeReport) -> TrainError {
+    let first = encoded.refused.iter().chain(&encoded.untrained).next();
+    let example = first.map_or(String::new(), |problem| format!("; the first: {problem}"));
+    TrainError::NothingToTrain {
+        what: format!(
+            "none of {} rows is left to train on: {} were refused by the template, {} have no supervised token{example}",
+            encoded.rows,
+            encoded.refused.len(),
+            encoded.untrained.len()
+        ),
+        help: "raise cutoff_len if it is shorter than the prompts; look at the rows with `sft data show`"
+            .into(),
+    }
+}
+
+fn check_vocabulary<'a>(
+    base: &std::path::Path,
+    spec: &DecoderSpec,
+    examples: impl Iterator<Item = &'a Example>,
+) -> Result<(), TrainError> {
+    let largest = examples.flat_map(|e| e.input_ids.iter().copied()).max().unwrap_or(0);
+    if (largest as usize) < spec.vocab_size {
+        return Ok(());
+    }
+    Err(TrainError::Vocabulary { folder: base.to_owned(), largest, vocab_size: spec.vocab_size })
+}
+
+/// Tokens of the largest micro-batch that any order of the rows can give.
+fn largest_batch(examples: &[Example], options: &LoaderOptions) -> usize {
+    let mut lengths: Vec<usize> = examples.iter().map(Example::len).collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    let rows: usize = lengths.iter().take(options.batch_size).sum();
+    match options.pack_to {
+        None => rows,
+        Some(bin) => (bin * options.batch_size).min(lengths.iter().sum()).max(rows),
+    }
+}
+
+/// (updates, epochs) of the run.
+fn length(config: &RunConfig, steps_per_epoch: u64) -> (u64, f64) {
+    let per_epoch = steps_per_epoch.max(1) as f64;
+    match u64::try_from(config.max_steps) {
+        Ok(steps) if steps > 0 => (steps, steps as f64 / per_epoch),
+        _ => ((config.num_train_epochs * per_epoch).ceil() as u64, config.num_train_epochs),
+    }
+}

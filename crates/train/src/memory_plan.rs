@@ -1,0 +1,128 @@
+//! What a run will take, known before anything is loaded.
+//!
+//! Buffers are counted by the code that makes them ([`Workspace::plan`], [`loading::count`]).
+
+use sft_kernels::DType;
+use sft_model::ModelError;
+use sft_model::loading::{self, WeightCounts};
+use sft_model::method::{Adapters, Method};
+use sft_model::spec::DecoderSpec;
+use sft_model::workspace::{Purpose, Workspace, WorkspaceBytes};
+
+use crate::optim::AdamW;
+
+/// Program, thread pool, tokenizer and packing buffers: measured on small models, and rounded up.
+const PROGRAM_BYTES: usize = 96 << 20;
+
+/// Bytes of a run, by component.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MemoryPlan {
+    /// Number of weights.
+    pub counts: WeightCounts,
+    /// Frozen weights, in the compute dtype.
+    pub frozen_weights: usize,
+    /// Trained weights, float32.
+    pub trained_weights: usize,
+    /// Their gradients, float32.
+    pub gradients: usize,
+    /// State of the optimizer.
+    pub optimizer: usize,
+    /// Activations and workspace.
+    pub work: WorkspaceBytes,
+    /// The rows, tokenised.
+    pub rows: usize,
+    /// Tokens of the largest micro-batch.
+    pub max_tokens: usize,
+    /// Whether blocks are computed again in backward.
+    pub recompute: bool,
+}
+
+/// What a plan depends on.
+#[derive(Debug)]
+pub struct PlanInputs<'a> {
+    /// The model.
+    pub spec: &'a DecoderSpec,
+    /// What is trained.
+    pub method: &'a Method,
+    /// Type of activations and of frozen weights.
+    pub compute: DType,
+    /// Tokens of the largest micro-batch.
+    pub max_tokens: usize,
+    /// Bytes of the tokenised rows.
+    pub rows: usize,
+    /// Whether blocks are computed again in backward; `None`: only if the plan does not fit otherwise.
+    pub recompute: Option<bool>,
+    /// Bytes that are free, if that is known.
+    pub available: Option<u64>,
+}
+
+impl MemoryPlan {
+    /// Plans a run.
+    ///
+    /// # Errors
+    /// `lora_target` that fits nothing.
+    pub fn new(inputs: &PlanInputs<'_>) -> Result<Self, ModelError> {
+        let adapters = inputs.method.adapters(inputs.spec)?;
+        let plan = |recompute| Self::with(inputs, &adapters, recompute);
+        match (inputs.recompute, inputs.available) {
+            (Some(recompute), _) => plan(recompute),
+            (None, None) => plan(false),
+            (None, Some(available)) => {
+                let kept = plan(false)?;
+                if kept.total() as u64 <= available { Ok(kept) } else { plan(true) }
+            }
+        }
+    }
+
+    fn with(inputs: &PlanInputs<'_>, adapters: &Adapters, recompute: bool) -> Result<Self, ModelError> {
+        let counts = loading::count(inputs.spec, inputs.method)?;
+        let f32_bytes = counts.trained * DType::F32.bytes();
+        Ok(Self {
+            counts,
+            frozen_weights: counts.frozen * inputs.compute.bytes(),
+            trained_weights: f32_bytes,
+            gradients: f32_bytes,
+            optimizer: counts.trained * AdamW::STATE_BYTES,
+            work: Workspace::plan(
+                inputs.spec,
+                adapters,
+                inputs.compute,
+                inputs.max_tokens,
+                Purpose::Training { recompute },
+            ),
+            rows: inputs.rows,
+            max_tokens: inputs.max_tokens,
+            recompute,
+        })
+    }
+
+    /// Components with their bytes, largest first.
+    pub fn components(&self) -> Vec<(&'static str, usize)> {
+        let mut all = vec![
+            ("frozen weights", self.frozen_weights),
+            ("trained weights (float32)", self.trained_weights),
+            ("gradients (float32)", self.gradients),
+            ("optimizer state", self.optimizer),
+            ("activations", self.work.activations),
+            ("workspace of the blocks", self.work.scratch),
+            ("logits and loss", self.work.head),
+            ("tokenised rows", self.rows),
+            ("program", PROGRAM_BYTES),
+        ];
+        all.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        all
+    }
+
+    /// The sum.
+    pub fn total(&self) -> usize {
+        self.components().iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// Bytes of memory that are free for this process, where the system tells.
+pub fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kib * 1024)
+}

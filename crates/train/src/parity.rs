@@ -1,0 +1,248 @@
+//! Proof that a model is computed as transformers and PEFT compute it: a case folder in, differences out.
+//!
+//! A case holds a small model, a batch, and what transformers made of it: logits, loss, the gradient of every weight,
+//! the losses of six AdamW steps on all weights and on an adapter. `tools/make_parity_case.py` makes one of any model.
+//! Everything is computed twice, with the rows packed into one micro-batch and with each row alone; the larger
+//! difference counts.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use safetensors::tensor::Dtype;
+use sft_data::labels::IGNORE_INDEX;
+use sft_data::loader::{Cursor, StepBatch};
+use sft_data::pack::PackedBatch;
+use sft_kernels::{DType, Device};
+use sft_model::adapter::PeftAdapter;
+use sft_model::method::{Adapters, Method};
+use sft_model::workspace::{Purpose, Workspace};
+use sft_model::{Decoder, ModelError};
+
+use crate::optim::{AdamW, AdamWOptions, Optimizer};
+use crate::step::{UpdateOptions, as_batch, gradients, update};
+
+/// The largest differences that still count as equal.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// Of logits, relative to the largest logit.
+    pub logits: f64,
+    /// Of the loss, relative.
+    pub loss: f64,
+    /// Of a gradient, relative, in the L2 norm.
+    pub gradient: f64,
+    /// Of the losses of training, relative.
+    pub training: f64,
+}
+
+impl Limits {
+    /// What float32 reaches.
+    pub const FLOAT32: Limits = Limits { logits: 1e-4, loss: 1e-5, gradient: 1e-3, training: 1e-4 };
+}
+
+/// What a case came to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parity {
+    /// Largest difference of logits, relative to the largest logit.
+    pub logits: f64,
+    /// Difference of the loss, relative.
+    pub loss: f64,
+    /// Largest difference of a gradient, relative in the L2 norm, and its weight.
+    pub gradient: (f64, String),
+    /// Largest difference of the losses of training all weights, relative.
+    pub full: f64,
+    /// The same for the adapter; `None` where the case has none.
+    pub lora: Option<f64>,
+}
+
+impl Parity {
+    /// Whether every difference is within its limit. NaN is not.
+    pub fn holds(&self, limits: &Limits) -> bool {
+        self.logits <= limits.logits
+            && self.loss <= limits.loss
+            && self.gradient.0 <= limits.gradient
+            && self.full <= limits.training
+            && self.lora.is_none_or(|lora| lora <= limits.training)
+    }
+}
+
+/// Compares a case.
+///
+/// # Errors
+/// Files that are missing or malformed; a model that is not supported.
+pub fn compare(dev: &Device, case: &Path) -> Result<Parity, ModelError> {
+    dev.install(|| Case::read(case)?.compare(dev))
+}
+
+struct Case {
+    folder: PathBuf,
+    rows: Vec<Vec<u32>>,
+    labels: Vec<Vec<i32>>,
+    logits: Vec<f32>,
+    loss: f64,
+}
+
+impl Case {
+    fn read(folder: &Path) -> Result<Self, ModelError> {
+        let path = folder.join("case.safetensors");
+        let invalid = |reason: String| ModelError::Safetensors { path: path.clone(), reason };
+        let bytes = fs::read(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| invalid(e.to_string()))?;
+        let get = |name: &str, dtype: Dtype| {
+            let tensor = tensors.tensor(name).map_err(|e| invalid(format!("{name}: {e}")))?;
+            if tensor.dtype() == dtype { Ok(tensor) } else { Err(invalid(format!("{name}: not {dtype:?}"))) }
+        };
+        let integers = |name: &str| -> Result<Vec<Vec<i64>>, ModelError> {
+            let tensor = get(name, Dtype::I64)?;
+            let [_, t] = *tensor.shape() else { return Err(invalid(format!("{name}: not two dimensions"))) };
+            let (values, _) = tensor.data().as_chunks::<8>();
+            let values: Vec<i64> = values.iter().map(|b| i64::from_le_bytes(*b)).collect();
+            Ok(values.chunks(t.max(1)).map(<[i64]>::to_vec).collect())
+        };
+        let floats = |name: &str| -> Result<Vec<f32>, ModelError> {
+            let (values, _) = get(name, Dtype::F32)?.data().as_chunks::<4>();
+            Ok(values.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        };
+        let narrow =
+            |rows: Vec<Vec<i64>>| rows.into_iter().map(|row| row.into_iter().map(|v| v as i32).collect());
+        Ok(Self {
+            folder: folder.to_owned(),
+            rows: integers("input_ids")?
+                .into_iter()
+                .map(|row| row.into_iter().map(|v| v as u32).collect())
+                .collect(),
+            labels: narrow(integers("labels")?).collect(),
+            logits: floats("logits")?,
+            loss: floats("loss")?.first().map_or(f64::NAN, |loss| f64::from(*loss)),
+        })
+    }
+
+    fn compare(&self, dev: &Device) -> Result<Parity, ModelError> {
+        let steps = [self.step(true), self.step(false)];
+        let mut parity =
+            Parity { logits: 0.0, loss: 0.0, gradient: (0.0, String::new()), full: 0.0, lora: None };
+        for step in &steps {
+            let mut decoder = Decoder::read(dev, &self.folder, &Method::Full, DType::F32, 0)?;
+            let mut work = self.workspace(&decoder);
+            self.compare_gradients(dev, &mut decoder, step, &mut work, &mut parity)?;
+            let full = self.train(dev, &mut decoder, step, &mut work, "full_losses.json")?;
+            parity.full = larger(parity.full, full);
+            if self.folder.join("adapter").join("lora_losses.json").exists() {
+                let mut decoder = Decoder::read(dev, &self.folder, &Method::Inference, DType::F32, 0)?;
+                PeftAdapter::read(&self.folder.join("adapter"))?.attach(dev, &mut decoder, true)?;
+                let mut work = self.workspace(&decoder);
+                let lora = self.train(dev, &mut decoder, step, &mut work, "adapter/lora_losses.json")?;
+                parity.lora = Some(larger(parity.lora.unwrap_or(0.0), lora));
+            }
+        }
+        Ok(parity)
+    }
+
+    fn workspace(&self, decoder: &Decoder) -> Workspace {
+        let adapters: &Adapters = decoder.adapters();
+        let tokens = self.rows.iter().map(Vec::len).sum();
+        Workspace::new(&decoder.spec, adapters, DType::F32, tokens, Purpose::Training { recompute: false })
+    }
+
+    /// The rows as one optimizer step: in one micro-batch, or in one each.
+    fn step(&self, packed: bool) -> StepBatch {
+        let all: Vec<usize> = (0..self.rows.len()).collect();
+        let groups: Vec<Vec<usize>> =
+            if packed { vec![all] } else { all.into_iter().map(|row| vec![row]).collect() };
+        let micro_batches = groups.into_iter().map(|group| self.pack(&group)).collect();
+        StepBatch { at: Cursor::default(), micro_batches }
+    }
+
+    fn pack(&self, group: &[usize]) -> PackedBatch {
+        let mut batch = PackedBatch { cu_seqlens: vec![0], rows: group.to_vec(), ..PackedBatch::default() };
+        for row in group {
+            let (ids, labels) = (&self.rows[*row], &self.labels[*row]);
+            batch.input_ids.extend(ids);
+            batch.targets.extend(labels.iter().skip(1));
+            batch.targets.push(IGNORE_INDEX);
+            batch.position_ids.extend(0..ids.len() as u32);
+            batch.cu_seqlens.push(batch.input_ids.len() as u32);
+        }
+        batch
+    }
+
+    fn compare_gradients(
+        &self,
+        dev: &Device,
+        decoder: &mut Decoder,
+        step: &StepBatch,
+        work: &mut Workspace,
+        parity: &mut Parity,
+    ) -> Result<(), ModelError> {
+        let mut logits = Vec::new();
+        for batch in &step.micro_batches {
+            logits.extend(decoder.logits(dev, as_batch(batch), work)?.to_f32_vec());
+        }
+        let largest = self.logits.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        let differences = logits.iter().zip(&self.logits).map(|(a, b)| f64::from((a - b).abs() / largest));
+        parity.logits = differences.fold(parity.logits, larger);
+        if logits.len() != self.logits.len() {
+            parity.logits = f64::INFINITY;
+        }
+        let sums = gradients(dev, decoder, step, 0, work)?;
+        let loss = sums.nll / sums.supervised as f64;
+        parity.loss = larger(parity.loss, (loss / self.loss - 1.0).abs());
+
+        let path = self.folder.join("grads.safetensors");
+        let files = sft_model::weights::WeightFiles::open(&self.folder, &[path])?;
+        for parameter in decoder.trained_mut() {
+            let (name, shape) = (parameter.name().to_owned(), parameter.value().shape().to_vec());
+            let difference = match files.tensor(&name, &shape) {
+                Ok(expected) => {
+                    let found = parameter.gradient().map(|g| g.to_f32_vec()).unwrap_or_default();
+                    relative_l2(&found, &expected.to_f32_vec())
+                }
+                Err(_) => f64::INFINITY,
+            };
+            // A NaN compares as larger than anything here.
+            if !(difference <= parity.gradient.0) {
+                parity.gradient = (difference, name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Trains on the case and returns the largest relative difference from the losses in `file`.
+    fn train(
+        &self,
+        dev: &Device,
+        decoder: &mut Decoder,
+        step: &StepBatch,
+        work: &mut Workspace,
+        file: &str,
+    ) -> Result<f64, ModelError> {
+        let path = self.folder.join(file);
+        let text =
+            fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
+        let expected: Vec<f64> =
+            serde_json::from_str(&text).map_err(|source| ModelError::Json { path: path.clone(), source })?;
+        let options =
+            AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, decay_all: true };
+        let mut optimizer: Box<dyn Optimizer> = Box::new(AdamW::new(options, &decoder.trained_mut()));
+        let mut largest = 0.0;
+        for expected in expected {
+            let sums = gradients(dev, decoder, step, 0, work)?;
+            let options = UpdateOptions { learning_rate: 1e-3, max_grad_norm: 0.0 };
+            let outcome = update(dev, decoder, optimizer.as_mut(), options, sums);
+            largest = larger(largest, (outcome.loss / expected - 1.0).abs());
+        }
+        Ok(largest)
+    }
+}
+
+/// The larger of two differences, where NaN is the largest of all.
+fn larger(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+}
+
+fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let difference: f64 = found.iter().zip(expected).map(|(a, b)| square(f64::from(a - b))).sum();
+    let norm: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
+    if norm == 0.0 && difference == 0.0 { 0.0 } else { (difference / norm).sqrt() }
+}

@@ -1,0 +1,391 @@
+//! The loop (stage 13 of the walk), the only one: step → record → evaluate when due → checkpoint when due.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::json;
+use sft_config::{IntervalStrategy, Reporter, Resume};
+use sft_kernels::{DType, Device, random};
+use sft_model::adapter::{self, Last};
+use sft_model::loading::{self, Source};
+use sft_model::method::{LoraOptions, Method};
+use sft_model::weights::WeightFiles;
+use sft_model::workspace::{Purpose, Workspace};
+use sft_model::{Decoder, ModelError};
+use sft_runs::checkpoint::{CheckpointWriter, rotate};
+use sft_runs::folder::{ResumeFrom, RunFolder, Start};
+use sft_runs::memory::peak_rss_bytes;
+use sft_runs::recorder::Recorder;
+use sft_runs::records::{self, EvalRecord, RecorderOptions, StepRecord, Summary};
+use sft_runs::{RunError, atomic, results};
+
+use crate::checkpoint::{self, TrainingState};
+use crate::digest::digest;
+use crate::evaluate::{Evaluation, evaluate};
+use crate::events::{Event, Observer, Progress};
+use crate::job::Job;
+use crate::model_card;
+use crate::optim::{AdamW, AdamWOptions, Optimizer};
+use crate::step::{UpdateOptions, gradients, update};
+use crate::{TrainError, setup};
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Updates done.
+    pub steps: u64,
+    /// What was written to `all_results.json`.
+    pub results: serde_json::Map<String, serde_json::Value>,
+    /// Where the run can be taken up again; `None` if it is complete.
+    pub interrupted_at: Option<PathBuf>,
+    /// SHA-256 of the trained weights.
+    pub digest: String,
+    /// The model as training left it.
+    pub decoder: Decoder,
+}
+
+/// Runs a job to its end, or until the observer interrupts it.
+///
+/// # Errors
+/// A model that does not fit or cannot be read, a folder in use, a loss that is not finite, a full disk.
+pub fn run(job: Job, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+    job.check_memory()?;
+    let dev = setup::device(&job.config)?;
+    let from = match &job.config.resume_from_checkpoint {
+        Resume::Automatic => ResumeFrom::Automatic,
+        Resume::No => ResumeFrom::Never,
+        Resume::Newest => ResumeFrom::Last,
+        Resume::From(path) => ResumeFrom::Path(path.clone()),
+    };
+    let folder = RunFolder::open(&job.config.output_dir, job.config.overwrite_output_dir, &from)?;
+    dev.install(|| Running::begin(&dev, job, &folder)?.to_the_end(observer))
+}
+
+/// Loads the model of a job with its adapters; the settings of the adapter that it carries, if it does.
+///
+/// # Errors
+/// Weights that are missing or do not fit.
+pub fn load_decoder(dev: &Device, job: &Job) -> Result<(Decoder, Option<LoraOptions>), ModelError> {
+    let (seed, folders) = (job.config.seed, setup::adapter_folders(&job.config));
+    let continued = setup::continued_adapter(&job.config).is_some();
+    // A continued adapter is attached to a model without any; everything else begins with its own.
+    let method = if continued { &Method::Inference } else { &job.method };
+    let files;
+    let source = if job.config.train_from_scratch {
+        Source::Random { seed }
+    } else {
+        files = WeightFiles::open_model(&job.base)?;
+        Source::Files(&files)
+    };
+    let mut decoder = loading::load(dev, &job.spec, &source, method, job.compute, seed)?;
+    let last = if continued { Last::Continued } else { Last::Merged };
+    let carried = adapter::apply(dev, &mut decoder, &folders, last)?;
+    let fresh = match &job.method {
+        Method::Lora(options) => Some(options.clone()),
+        _ => None,
+    };
+    Ok((decoder, carried.or(fresh)))
+}
+
+/// A run between two steps.
+struct Running<'a> {
+    dev: &'a Device,
+    job: Job,
+    folder: &'a RunFolder,
+    decoder: Decoder,
+    lora: Option<LoraOptions>,
+    optimizer: Box<dyn Optimizer>,
+    work: Workspace,
+    recorder: Recorder,
+    trained_elements: u64,
+    step: u64,
+    /// Checkpoint of the current step, if it is written already.
+    saved_at: Option<PathBuf>,
+}
+
+impl<'a> Running<'a> {
+    fn begin(dev: &'a Device, job: Job, folder: &'a RunFolder) -> Result<Self, TrainError> {
+        let (mut decoder, lora) = load_decoder(dev, &job)?;
+        let c = &job.config;
+        let options = AdamWOptions {
+            beta1: c.adam_beta1,
+            beta2: c.adam_beta2,
+            eps: c.adam_epsilon,
+            weight_decay: c.weight_decay,
+            decay_all: false,
+        };
+        let trained = decoder.trained_mut();
+        let trained_elements = trained.iter().map(|p| p.value().elements() as u64).sum();
+        let optimizer: Box<dyn Optimizer> = Box::new(AdamW::new(options, &trained));
+        drop(trained);
+        let plan = &job.plan;
+        let purpose = Purpose::Training { recompute: plan.recompute };
+        let work = Workspace::new(&job.spec, decoder.adapters(), job.compute, plan.max_tokens, purpose);
+        let recorder = Recorder::open(folder, recorder_options(&job))?;
+        let mut running = Self {
+            dev,
+            folder,
+            decoder,
+            lora,
+            optimizer,
+            work,
+            recorder,
+            trained_elements,
+            step: 0,
+            saved_at: None,
+            job,
+        };
+        if let Start::Resume(from) = folder.start() {
+            checkpoint::read_weights(&from.path, &mut running.decoder, &running.job.method)?;
+            let expected = running.state();
+            let state = checkpoint::read_state(&from.path, &expected, running.optimizer.as_mut())?;
+            running.job.train.seek(state.cursor);
+            running.step = state.step;
+        }
+        let yaml = running.job.config.resolved_yaml();
+        atomic::write(&folder.path().join("training_args.yaml"), yaml.as_bytes())?;
+        Ok(running)
+    }
+
+    fn state(&self) -> TrainingState {
+        TrainingState {
+            step: self.step,
+            cursor: self.job.train.cursor(),
+            seed: self.job.config.seed,
+            steps_per_epoch: self.job.train.steps_per_epoch(),
+            trained_elements: self.trained_elements,
+        }
+    }
+
+    fn epoch(&self) -> f64 {
+        self.step as f64 / self.job.train.steps_per_epoch().max(1) as f64
+    }
+
+    fn to_the_end(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+        observer.on(&Event::Ready { resumed_at: self.step, notes: self.folder.notes() });
+        let mut interrupted = false;
+        if self.job.config.do_train {
+            if self.step == 0 && self.job.config.eval_on_start {
+                self.evaluate(observer)?;
+            }
+            while self.step < self.job.total_steps && !interrupted {
+                self.take_step(observer)?;
+                let mut stop_early = false;
+                if self.is_due(self.job.config.eval_strategy, self.job.config.eval_steps) {
+                    stop_early = self.evaluate(observer)?;
+                }
+                if self.is_due(self.job.config.save_strategy, self.job.config.save_steps) {
+                    self.save(observer)?;
+                }
+                interrupted = observer.interrupted() && self.step < self.job.total_steps;
+                if stop_early {
+                    break;
+                }
+            }
+        }
+        if interrupted {
+            let at = self.save(observer)?;
+            let digest = digest(&mut self.decoder);
+            return Ok(Outcome {
+                steps: self.step,
+                results: serde_json::Map::new(),
+                interrupted_at: Some(at),
+                digest,
+                decoder: self.decoder,
+            });
+        }
+        self.finish(observer)
+    }
+
+    /// Whether something that happens by this strategy is due after the current step.
+    fn is_due(&self, strategy: IntervalStrategy, every: sft_config::Amount) -> bool {
+        match strategy {
+            IntervalStrategy::No => false,
+            IntervalStrategy::Steps => self.step.is_multiple_of(self.job.every(every)),
+            IntervalStrategy::Epoch => self.step.is_multiple_of(self.job.train.steps_per_epoch().max(1)),
+        }
+    }
+
+    fn take_step(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let started = Instant::now();
+        let batch = self.job.train.next_step();
+        let key = random::key(self.job.config.seed, &[random::name_part("dropout"), self.step]);
+        let sums = gradients(self.dev, &mut self.decoder, &batch, key, &mut self.work)?;
+        let options = UpdateOptions {
+            learning_rate: self.job.schedule.rate(self.step),
+            max_grad_norm: self.job.config.max_grad_norm,
+        };
+        let outcome = update(self.dev, &mut self.decoder, self.optimizer.as_mut(), options, sums);
+        self.step += 1;
+        self.saved_at = None;
+        if !(outcome.loss.is_finite() && outcome.grad_norm.is_finite()) {
+            return Err(self.non_finite(outcome.loss, &batch));
+        }
+        let samples: usize = batch.micro_batches.iter().map(|b| b.rows.len()).sum();
+        let record = StepRecord {
+            step: self.step,
+            epoch: self.epoch(),
+            loss: outcome.loss,
+            learning_rate: options.learning_rate,
+            grad_norm: Some(outcome.grad_norm),
+            tokens: batch.tokens() as u64,
+            supervised_tokens: sums.supervised as u64,
+            samples: samples as u64,
+            flops: 0.0,
+            device_peak_bytes: None,
+        };
+        let line = self.recorder.record_step(&record)?;
+        observer.on(&Event::Step(&Progress {
+            step: self.step,
+            total_steps: self.job.total_steps,
+            epoch: record.epoch,
+            loss: outcome.loss,
+            learning_rate: options.learning_rate,
+            grad_norm: outcome.grad_norm,
+            tokens: batch.tokens(),
+            sums,
+            seconds: started.elapsed().as_secs_f64(),
+        }));
+        if let Some(line) = &line {
+            observer.on(&Event::Logged(line));
+        }
+        Ok(())
+    }
+
+    fn non_finite(&self, loss: f64, batch: &sft_data::loader::StepBatch) -> TrainError {
+        const SHOWN: usize = 8;
+        let rows = batch.micro_batches.iter().flat_map(|b| &b.rows);
+        let mut places: Vec<String> =
+            rows.map(|row| self.job.train.examples()[*row].origin.to_string()).collect();
+        if places.len() > SHOWN {
+            let more = places.len() - SHOWN;
+            places.truncate(SHOWN);
+            places.push(format!("and {more} more"));
+        }
+        let last = sft_runs::checkpoint::last_good(self.folder.path()).ok().and_then(|(last, _)| last);
+        TrainError::NonFinite {
+            step: self.step,
+            what: if loss.is_finite() { "gradient" } else { "loss" },
+            rows: places.join(", "),
+            last_good: last.map_or("there is no checkpoint yet".to_owned(), |last| {
+                format!("the last good checkpoint is {}", last.path.display())
+            }),
+        }
+    }
+
+    /// Evaluates and records; whether training should stop because it does not get better.
+    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
+        let Some(record) = self.eval_record(observer)? else { return Ok(false) };
+        let outcome = self.recorder.record_eval(&record)?;
+        observer.on(&Event::Evaluated { line: &outcome.line, is_best: outcome.is_best });
+        let patience = self.job.config.early_stopping_steps;
+        let stop = patience.is_some_and(|patience| outcome.evals_since_best >= patience);
+        if stop {
+            observer.on(&Event::StoppedEarly { evaluations: outcome.evals_since_best });
+        }
+        Ok(stop)
+    }
+
+    /// The current evaluation; `None` without evaluation rows, or when it was interrupted.
+    fn eval_record(&mut self, observer: &dyn Observer) -> Result<Option<EvalRecord>, TrainError> {
+        let Some(rows) = &self.job.eval else { return Ok(None) };
+        let started = Instant::now();
+        let evaluation: Evaluation =
+            evaluate(self.dev, &self.decoder, rows, &mut self.work, || observer.interrupted())?;
+        Ok((!evaluation.stopped).then(|| EvalRecord {
+            step: self.step,
+            epoch: self.epoch(),
+            dataset: None,
+            loss: evaluation.loss(),
+            accuracy: Some(evaluation.accuracy()),
+            runtime_s: started.elapsed().as_secs_f64(),
+            samples: rows.examples().len() as u64,
+            batches: evaluation.batches,
+        }))
+    }
+
+    /// Writes a checkpoint of the current step, unless it is there already.
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<PathBuf, TrainError> {
+        if let Some(path) = &self.saved_at {
+            return Ok(path.clone());
+        }
+        let mut writer = CheckpointWriter::begin(self.folder, self.step)?;
+        self.write_weights(writer.folder(), None)?;
+        if self.job.config.save_only_model {
+            writer.set_model_only();
+        } else {
+            checkpoint::write_state(writer.folder(), &self.state(), self.optimizer.as_ref())
+                .map_err(on_disk)?;
+        }
+        self.recorder.save(&writer)?;
+        let path = writer.finish()?.path;
+        let limit = self.job.config.save_total_limit.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+        rotate(self.folder, limit, self.recorder.best_checkpoint_step())?;
+        observer.on(&Event::Saved { folder: &path });
+        self.saved_at = Some(path.clone());
+        Ok(path)
+    }
+
+    fn write_weights(&self, to: &Path, dtype: Option<DType>) -> Result<(), TrainError> {
+        checkpoint::write_weights(to, &self.decoder, &self.job.base, self.lora.as_ref(), dtype)
+            .map_err(on_disk)
+    }
+
+    fn finish(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+        if self.job.config.load_best_model_at_end
+            && let Some(step) = self.recorder.best_checkpoint_step().filter(|best| *best != self.step)
+        {
+            let best = self.folder.path().join(format!("checkpoint-{step}"));
+            checkpoint::read_weights(&best, &mut self.decoder, &self.job.method)?;
+            observer.on(&Event::BestLoaded { step });
+        }
+        let mut results = serde_json::Map::new();
+        if self.job.config.do_train {
+            self.write_weights(self.folder.path(), Some(self.job.compute))?;
+            let mut extra = serde_json::Map::new();
+            extra.insert("trained_parameters".into(), json!(self.trained_elements));
+            results = self.recorder.finish(&Summary { peak_bytes: peak_rss_bytes(), extra })?;
+        }
+        if self.job.config.do_eval
+            && let Some(record) = self.eval_record(observer)?
+        {
+            results::save_eval(self.folder.path(), &record)?;
+            results.extend(record.metrics());
+        }
+        if self.job.config.do_train {
+            model_card::write(&self.job, self.folder.path(), self.recorder.state())?;
+        }
+        let digest = digest(&mut self.decoder);
+        Ok(Outcome { steps: self.step, results, interrupted_at: None, digest, decoder: self.decoder })
+    }
+}
+
+fn recorder_options(job: &Job) -> RecorderOptions {
+    let c = &job.config;
+    RecorderOptions {
+        total_steps: job.total_steps,
+        num_train_epochs: job.epochs,
+        logging_steps: job.every(c.logging_steps),
+        logging_first_step: c.logging_first_step,
+        save_steps: job.every(c.save_steps),
+        eval_steps: (c.eval_strategy == IntervalStrategy::Steps).then(|| job.every(c.eval_steps)),
+        train_batch_size: c.per_device_train_batch_size as u64,
+        best_metric: (c.load_best_model_at_end || c.early_stopping_steps.is_some()).then(|| {
+            records::BestMetric {
+                name: c.metric_for_best_model.to_string(),
+                greater_is_better: c.greater_is_better,
+            }
+        }),
+        plot_loss: c.plot_loss,
+        tensorboard: c.report_to.contains(&Reporter::Tensorboard),
+        run_name: c.run_name.clone(),
+    }
+}
+
+/// A failed write with what the file system is about (full disk, read-only folder).
+fn on_disk(error: ModelError) -> TrainError {
+    match error {
+        ModelError::File { path, source } => RunError::at(&path, "write")(source).into(),
+        other => other.into(),
+    }
+}

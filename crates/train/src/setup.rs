@@ -1,0 +1,170 @@
+//! From the configuration to the stages: which options each of them gets. The one place that reads both.
+
+use std::path::{Path, PathBuf};
+
+use sft_config::{
+    Amount, ComputeDtype, FinetuningType, InferDtype, RopeScaling as RopeRule, RunConfig, Stage, Targets,
+};
+use sft_data::dataset::{DatasetOptions, ProblemLimit, Stage as DataStage, ValSize};
+use sft_data::error::DataError;
+use sft_data::labels::Policy;
+use sft_data::pipeline::Pipeline;
+use sft_data::template::TemplateOptions;
+use sft_data::tokenize::Tokenizer;
+use sft_kernels::{CpuOptions, DType, Device, DeviceError};
+use sft_model::adapter::AdapterConfig;
+use sft_model::hf_config::HfConfig;
+use sft_model::method::{LoraOptions, Method};
+use sft_model::spec::{DecoderSpec, RopeScaling};
+use sft_model::{ModelError, families};
+
+/// The device of a run.
+///
+/// # Errors
+/// More threads than cores; an instruction set that the CPU lacks.
+pub fn device(config: &RunConfig) -> Result<Device, DeviceError> {
+    Device::cpu(CpuOptions { threads: config.threads, isa: None })
+}
+
+/// The compute dtype of training.
+pub fn compute_dtype(config: &RunConfig) -> DType {
+    match config.compute_dtype {
+        ComputeDtype::Float32 => DType::F32,
+        ComputeDtype::Bfloat16 => DType::BF16,
+    }
+}
+
+/// Which rows are read.
+pub fn dataset_options(config: &RunConfig) -> DatasetOptions {
+    DatasetOptions {
+        dataset: config.dataset.clone(),
+        eval_dataset: config.eval_dataset.clone(),
+        dataset_dir: config.dataset_dir.clone(),
+        stage: match config.stage {
+            Stage::Pt => DataStage::Pt,
+            Stage::Sft => DataStage::Sft,
+        },
+        max_samples: config.max_samples.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+        val_size: match config.val_size {
+            Amount::Count(0) => None,
+            Amount::Count(rows) => Some(ValSize::Rows(usize::try_from(rows).unwrap_or(usize::MAX))),
+            Amount::Fraction(share) => Some(ValSize::Fraction(share)),
+        },
+        seed: config.seed,
+        problem_limit: match config.max_malformed {
+            Amount::Count(rows) => ProblemLimit::Rows(rows),
+            Amount::Fraction(share) => ProblemLimit::Fraction(share),
+        },
+    }
+}
+
+/// Tokenizer, template and label policy: the same for training and for chat.
+///
+/// # Errors
+/// No tokenizer or no template; contradictions between them and the policy.
+pub fn pipeline(config: &RunConfig) -> Result<Pipeline, DataError> {
+    let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
+    let options = TemplateOptions {
+        default_system: config.default_system.clone(),
+        enable_thinking: config.enable_thinking,
+        preserve_thinking: config.preserve_thinking,
+        tool_format: config.tool_format.clone(),
+        ..TemplateOptions::default()
+    };
+    let policy = Policy {
+        cutoff_len: config.cutoff_len,
+        train_on_prompt: config.train_on_prompt,
+        mask_history: config.mask_history,
+    };
+    Pipeline::new(tokenizer, Some(&config.template), &options, policy)
+}
+
+/// The decoder that the model folder describes, with `rope_scaling` for rows longer than it was made for.
+///
+/// # Errors
+/// As [`families::read_spec`].
+pub fn spec(config: &RunConfig) -> Result<DecoderSpec, ModelError> {
+    let mut spec = families::read_spec(Path::new(&config.model_name_or_path))?;
+    let rule: Option<fn(f64, usize) -> RopeScaling> = config.rope_scaling.map(|rule| match rule {
+        RopeRule::Linear => (|factor, _| RopeScaling::Linear { factor }) as fn(f64, usize) -> RopeScaling,
+        RopeRule::Dynamic => {
+            |factor, max_position_embeddings| RopeScaling::Dynamic { factor, max_position_embeddings }
+        }
+        RopeRule::Yarn => |factor, original_max_position_embeddings| RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: 0.1 * factor.ln() + 1.0,
+            truncate: true,
+        },
+        RopeRule::Llama3 => |factor, original_max_position_embeddings| RopeScaling::Llama3 {
+            factor,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings,
+        },
+    });
+    if let Some(rule) = rule {
+        spec.enlarge(config.cutoff_len, rule);
+    }
+    Ok(spec)
+}
+
+/// What is trained. An adapter that is continued brings its own rank, alpha and targets.
+///
+/// # Errors
+/// Names that fit nothing; an adapter that cannot be read.
+pub fn method(config: &RunConfig, spec: &DecoderSpec) -> Result<Method, ModelError> {
+    let names = |targets: &Targets| match targets {
+        Targets::All => Vec::new(),
+        Targets::Names(names) => names.clone(),
+    };
+    match config.finetuning_type {
+        FinetuningType::Full => Ok(Method::Full),
+        FinetuningType::Freeze => Method::freeze(
+            spec,
+            config.freeze_trainable_layers,
+            &names(&config.freeze_trainable_modules),
+            &config.freeze_extra_modules,
+        ),
+        FinetuningType::Lora => match continued_adapter(config) {
+            Some(folder) => Ok(Method::Lora(AdapterConfig::read(&folder)?.options(Vec::new()))),
+            None => Ok(Method::Lora(LoraOptions {
+                rank: config.lora_rank as usize,
+                alpha: config.lora_alpha,
+                dropout: config.lora_dropout as f32,
+                targets: names(&config.lora_target),
+                use_rslora: config.use_rslora,
+                modules_to_save: config.additional_target.clone(),
+            })),
+        },
+    }
+}
+
+/// The adapters of `adapter_name_or_path`.
+pub fn adapter_folders(config: &RunConfig) -> Vec<PathBuf> {
+    config.adapter_name_or_path.iter().map(PathBuf::from).collect()
+}
+
+/// The adapter that training continues, if there is one.
+pub fn continued_adapter(config: &RunConfig) -> Option<PathBuf> {
+    adapter_folders(config).pop().filter(|_| !config.create_new_adapter)
+}
+
+/// The compute dtype of chat and export: `infer_dtype`, or with `auto` that of the model's files (float32 for
+/// float16, which nothing here computes with).
+///
+/// # Errors
+/// No readable `config.json`.
+pub fn infer_dtype(config: &RunConfig, folder: &Path) -> Result<DType, ModelError> {
+    Ok(match config.infer_dtype {
+        InferDtype::Float32 => DType::F32,
+        InferDtype::Bfloat16 => DType::BF16,
+        InferDtype::Auto => {
+            let file = HfConfig::read(folder)?;
+            let stored = file.word("dtype").or_else(|| file.word("torch_dtype"));
+            if stored == Some("bfloat16") { DType::BF16 } else { DType::F32 }
+        }
+    })
+}

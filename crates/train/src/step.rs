@@ -1,0 +1,93 @@
+//! One optimizer step (stages 9 to 12 of the walk): gradients of all its micro-batches, clipping, the update.
+//!
+//! The loss is normalised here and nowhere else: every micro-batch adds the gradient of
+//!
+//! > Σ nll / (supervised tokens of the whole step)
+//!
+//! so the step's loss is a mean over its tokens, never a mean of means.
+
+use sft_data::loader::StepBatch;
+use sft_data::pack::PackedBatch;
+use sft_kernels::{Device, adamw, random};
+use sft_model::head::LossSums;
+use sft_model::parameter::Parameter;
+use sft_model::workspace::Workspace;
+use sft_model::{Batch, Decoder, ModelError};
+
+use crate::optim::Optimizer;
+
+/// What a step came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepOutcome {
+    /// Σ nll / Σ supervised tokens.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Sums of the step.
+    pub sums: LossSums,
+}
+
+/// How the update is made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UpdateOptions {
+    /// Of this step.
+    pub learning_rate: f64,
+    /// Gradients of a larger norm are scaled down to it; 0 for no limit.
+    pub max_grad_norm: f64,
+}
+
+/// A packed batch as the model sees it.
+pub fn as_batch(packed: &PackedBatch) -> Batch<'_> {
+    Batch {
+        input_ids: &packed.input_ids,
+        position_ids: &packed.position_ids,
+        cu_seqlens: &packed.cu_seqlens,
+        targets: &packed.targets,
+    }
+}
+
+/// Sets the gradients to those of the step's mean loss. `dropout` is the key of the step's masks.
+///
+/// # Errors
+/// A token id outside of the vocabulary.
+pub fn gradients(
+    dev: &Device,
+    decoder: &mut Decoder,
+    step: &StepBatch,
+    dropout: u64,
+    work: &mut Workspace,
+) -> Result<LossSums, ModelError> {
+    decoder.trained_mut().into_iter().for_each(Parameter::zero_gradient);
+    let scale = 1.0 / step.supervised().max(1) as f32;
+    let mut sums = LossSums::default();
+    for (i, packed) in step.micro_batches.iter().enumerate() {
+        let key = random::key(dropout, &[i as u64]);
+        sums += decoder.loss_and_gradients(dev, as_batch(packed), scale, Some(key), work)?;
+    }
+    Ok(sums)
+}
+
+/// The Euclidean norm of all gradients together.
+pub fn gradient_norm(dev: &Device, trained: &[&mut Parameter]) -> f64 {
+    let squares = trained.iter().filter_map(|p| p.gradient()).map(|g| adamw::sum_of_squares(dev, g));
+    squares.sum::<f64>().sqrt()
+}
+
+/// Clips and updates, unless loss or gradient is not finite: then nothing is changed and the outcome says so.
+pub fn update(
+    dev: &Device,
+    decoder: &mut Decoder,
+    optimizer: &mut dyn Optimizer,
+    options: UpdateOptions,
+    sums: LossSums,
+) -> StepOutcome {
+    let mut trained = decoder.trained_mut();
+    let grad_norm = gradient_norm(dev, &trained);
+    let outcome = StepOutcome { loss: sums.nll / sums.supervised.max(1) as f64, grad_norm, sums };
+    if outcome.loss.is_finite() && grad_norm.is_finite() {
+        // torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.
+        let clip = if options.max_grad_norm > 0.0 { options.max_grad_norm / (grad_norm + 1e-6) } else { 1.0 };
+        optimizer.update(dev, &mut trained, options.learning_rate, clip.min(1.0) as f32);
+    }
+    outcome
+}
