@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use minijinja::Value as JinjaValue;
 use serde_json::{Map, Value, json};
@@ -302,7 +303,7 @@ struct Found {
 struct Scene<'a> {
     template: &'a AutoTemplate,
     messages: Vec<JinjaValue>,
-    sources: Vec<Message>,
+    sources: Arc<[Message]>,
     tools: Option<JinjaValue>,
 }
 
@@ -311,7 +312,7 @@ impl<'a> Scene<'a> {
         let has_system = messages.first().is_some_and(|first| first.role == Role::System);
         let system = template.default_system.as_ref().filter(|_| !has_system);
         let system = system.map(|text| Message::text(Role::System, text));
-        let sources: Vec<Message> = system.into_iter().chain(messages.iter().cloned()).collect();
+        let sources: Arc<[Message]> = system.into_iter().chain(messages.iter().cloned()).collect();
         let tools = tools.map(|tools| match tools.as_array() {
             Some(tools) => value_of(&tools.iter().map(wrapped).collect()),
             None => value_of(tools),
