@@ -95,7 +95,7 @@ def add(dice):
 
 
 def turn_round(dice):
-    words = dice.sample(THINGS, 2 + dice.below(3))
+    words = dice.sample(THINGS, 2 + dice.below(2))
     forward, backward = ", ".join(words), ", ".join(reversed(words))
     return dice.pick([
         f"The list {forward} in reverse order is {backward}.",
@@ -195,7 +195,7 @@ def number_topic(dice):
 
 
 def list_topic(dice):
-    words = dice.sample(THINGS, 2 + dice.below(3))
+    words = dice.sample(THINGS, 2 + dice.below(2))
     forward, backward = ", ".join(words), ", ".join(reversed(words))
     return f"the list {forward}", f"The list {forward} in reverse order is {backward}."
 

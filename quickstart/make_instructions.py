@@ -60,7 +60,7 @@ def sums():
 
 
 def reversals(dice, n):
-    for words in distinct(lambda: tuple(dice.sample(THINGS, 2 + dice.below(3))), n, lambda words: True):
+    for words in distinct(lambda: tuple(dice.sample(THINGS, 2 + dice.below(2))), n, lambda words: True):
         forward, backward = ", ".join(words), ", ".join(reversed(words))
         # the second column of alpaca rows: what the instruction is about
         yield [("Put the list in reverse order.", f"List: {forward}")], f"The list {forward} in reverse order is {backward}."
@@ -91,8 +91,8 @@ def main():
     dice = Dice(SEED)
     # skill, how many of its questions are held out
     skills = [
-        (list(country_facts()), 24), (list(animal_facts()), 10), (list(opposites()), 8), (list(calendar()), 4),
-        (list(comparisons(dice, 400)), 12), (list(sums()), 8), (list(reversals(dice, 400)), 12), (list(spellings()), 6),
+        (list(country_facts()), 20), (list(animal_facts()), 8), (list(opposites()), 10), (list(calendar()), 4),
+        (list(comparisons(dice, 400)), 12), (list(sums()), 8), (list(reversals(dice, 400)), 12), (list(spellings()), 8),
     ]  # fmt: skip
     train, held_out = [], []
     for questions, n in skills:
