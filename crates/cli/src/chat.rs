@@ -18,6 +18,7 @@ use sft_model::Decoder;
 use sft_model::adapter::{self, Last};
 use sft_model::loading::{self, Source};
 use sft_model::method::Method;
+use sft_model::spec::DecoderSpec;
 use sft_model::weights::WeightFiles;
 use sft_train::setup;
 
@@ -38,8 +39,10 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = read_config(args.config, args.overrides, Purpose::Chat)?;
     let dev = setup::device(&config)?;
+    // The small files first: a wrong path is told at once.
+    let spec = setup::spec(&config)?;
     let pipeline = setup::pipeline(&config)?;
-    let decoder = read_decoder(&config, &dev)?;
+    let decoder = read_decoder(&config, &dev, &spec)?;
     print_start(&config, &dev, &decoder, &pipeline);
     let options = GenerationOptions::from_config(&config, pipeline.stop_ids());
     // `default_system` is the pipeline's: it stands in training rows without a system prompt too.
@@ -52,14 +55,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The model with its adapters: all but the last are merged, the last stays beside the weights, as it was trained.
-fn read_decoder(config: &RunConfig, dev: &Device) -> anyhow::Result<Decoder> {
+fn read_decoder(config: &RunConfig, dev: &Device, spec: &DecoderSpec) -> anyhow::Result<Decoder> {
     let folder = Path::new(&config.model_name_or_path);
-    let spec = setup::spec(config)?;
     let dtype = setup::infer_dtype(config, folder)?;
     let files = WeightFiles::open_model(folder)?;
     dev.install(|| {
         let mut decoder =
-            loading::load(dev, &spec, &Source::Files(&files), &Method::Inference, dtype, config.seed)?;
+            loading::load(dev, spec, &Source::Files(&files), &Method::Inference, dtype, config.seed)?;
         adapter::apply(dev, &mut decoder, &setup::adapter_folders(config), Last::Attached)?;
         Ok(decoder)
     })

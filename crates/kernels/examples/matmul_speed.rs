@@ -74,11 +74,11 @@ fn peak(dev: &Device) -> [f64; 2] {
     };
     #[cfg(target_arch = "x86_64")]
     {
-        let (f32_loop, bf16_loop): (fn() -> f64, fn() -> f64) = match dev.isa() {
-            Isa::Avx512Bf16 => (registers::fma512, registers::dpbf16),
-            Isa::Avx512 => (registers::fma512, registers::fma512),
-            Isa::Avx2 => (registers::fma256, registers::fma256),
-            Isa::Portable => (registers::sse, registers::sse),
+        let [f32_loop, bf16_loop]: [fn() -> f64; 2] = match dev.isa() {
+            Isa::Avx512Bf16 => [registers::fma512, registers::dpbf16],
+            Isa::Avx512 => [registers::fma512, registers::fma512],
+            Isa::Avx2 => [registers::fma256, registers::fma256],
+            Isa::Portable => [registers::sse, registers::sse],
         };
         [rate(&f32_loop), rate(&bf16_loop)]
     }

@@ -18,15 +18,15 @@ const CHUNK: usize = 8192;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWParams {
     /// Learning rate of this step.
-    pub learning_rate: f32,
+    pub learning_rate: f64,
     /// Decay of the first moment, β₁.
-    pub beta1: f32,
+    pub beta1: f64,
     /// Decay of the second moment, β₂.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the root of the second moment.
-    pub eps: f32,
+    pub eps: f64,
     /// Decoupled weight decay.
-    pub weight_decay: f32,
+    pub weight_decay: f64,
     /// Number of this update, from 1.
     pub step: u64,
     /// The gradient is multiplied by it first: clipping.
@@ -55,21 +55,22 @@ pub fn update(dev: &Device, params: &AdamWParams, g: View<'_>, state: AdamWState
     assert_eq!((p.len(), m.len(), v.len()), (g.len(), g.len(), g.len()), "adamw: lengths");
     // Bias corrections in f64, as torch computes them in Python floats.
     let t = params.step.min(i32::MAX as u64) as i32;
-    let correction1 = 1.0 - f64::from(params.beta1).powi(t);
-    let correction2 = 1.0 - f64::from(params.beta2).powi(t);
-    let step_size = (f64::from(params.learning_rate) / correction1) as f32;
+    let correction1 = 1.0 - params.beta1.powi(t);
+    let correction2 = 1.0 - params.beta2.powi(t);
+    let step_size = (params.learning_rate / correction1) as f32;
     let root2 = correction2.sqrt() as f32;
-    let decay = (1.0 - f64::from(params.learning_rate) * f64::from(params.weight_decay)) as f32;
-    let (b1, b2) = (params.beta1, params.beta2);
+    let decay = (1.0 - params.learning_rate * params.weight_decay) as f32;
+    let (b2, eps) = (params.beta2 as f32, params.eps as f32);
+    let (rest1, rest2) = ((1.0 - params.beta1) as f32, (1.0 - params.beta2) as f32);
     let chunks = p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
     dev.for_each_item(chunks.enumerate(), |(i, ((p, m), v))| {
         let g = &g[i * CHUNK..];
         dev.isa().run(|| {
             for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
                 let g = g * params.grad_scale;
-                *m += (g - *m) * (1.0 - b1);
-                *v = *v * b2 + g * g * (1.0 - b2);
-                *p = *p * decay - step_size * (*m / (v.sqrt() / root2 + params.eps));
+                *m += (g - *m) * rest1;
+                *v = *v * b2 + g * g * rest2;
+                *p = *p * decay - step_size * (*m / (v.sqrt() / root2 + eps));
             }
         });
     });

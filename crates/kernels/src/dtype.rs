@@ -75,11 +75,7 @@ impl Element for bf16 {
         let bits = x.to_bits();
         let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16;
         let nan = (bits >> 16) | 0x40;
-        bf16::from_bits(if x.is_nan() {
-            nan as u16
-        } else {
-            rounded as u16
-        })
+        bf16::from_bits(if x.is_nan() { nan as u16 } else { rounded as u16 })
     }
 }
 

@@ -104,10 +104,7 @@ impl FromStr for Isa {
         let known = Isa::ALL.into_iter().find(|isa| isa.name() == name);
         known.ok_or_else(|| {
             let names: Vec<_> = Isa::ALL.iter().map(|isa| isa.name()).collect();
-            format!(
-                "`{name}` is no instruction set known here; one of {}",
-                names.join(", ")
-            )
+            format!("`{name}` is no instruction set known here; one of {}", names.join(", "))
         })
     }
 }

@@ -30,10 +30,7 @@ impl Shape {
         assert!(dims.len() <= 4, "a tensor has at most four dimensions");
         let mut all = [1; 4];
         all[..dims.len()].copy_from_slice(dims);
-        Self {
-            dims: all,
-            rank: dims.len(),
-        }
+        Self { dims: all, rank: dims.len() }
     }
 
     /// The dimensions.
@@ -78,17 +75,12 @@ unsafe impl Sync for AlignedBytes {}
 impl AlignedBytes {
     fn zeroed(len: usize) -> Self {
         if len == 0 {
-            return Self {
-                start: std::ptr::NonNull::<u64>::dangling().cast(),
-                len,
-            };
+            return Self { start: std::ptr::NonNull::<u64>::dangling().cast(), len };
         }
         let layout = Self::layout(len);
         // SAFETY: the layout has a size other than zero.
         let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = std::ptr::NonNull::new(start) else {
-            handle_alloc_error(layout)
-        };
+        let Some(start) = std::ptr::NonNull::new(start) else { handle_alloc_error(layout) };
         Self { start, len }
     }
 
@@ -118,10 +110,7 @@ impl Drop for AlignedBytes {
 
 enum Buffer {
     Owned(AlignedBytes),
-    Mapped {
-        file: Arc<Mmap>,
-        bytes: Range<usize>,
-    },
+    Mapped { file: Arc<Mmap>, bytes: Range<usize> },
 }
 
 /// An owned, contiguous tensor.
@@ -136,11 +125,7 @@ impl Tensor {
     pub fn zeros(dtype: DType, shape: &[usize]) -> Self {
         let shape = Shape::new(shape);
         let buffer = Buffer::Owned(AlignedBytes::zeroed(shape.elements() * dtype.bytes()));
-        Self {
-            buffer,
-            shape,
-            dtype,
-        }
+        Self { buffer, shape, dtype }
     }
 
     /// A copy of `values`.
@@ -149,30 +134,18 @@ impl Tensor {
     /// If the shape has another number of elements.
     pub fn from_slice<E: Element>(values: &[E], shape: &[usize]) -> Self {
         let mut tensor = Self::zeros(E::DTYPE, shape);
-        tensor
-            .view_mut()
-            .as_mut_slice::<E>()
-            .copy_from_slice(values);
+        tensor.view_mut().as_mut_slice::<E>().copy_from_slice(values);
         tensor
     }
 
     /// A read-only tensor in a memory-mapped file, without a copy; `None` if the bytes are not aligned for
     /// `dtype`, not inside the file, or not as many as the shape needs.
-    pub fn mapped(
-        file: Arc<Mmap>,
-        bytes: Range<usize>,
-        dtype: DType,
-        shape: &[usize],
-    ) -> Option<Self> {
+    pub fn mapped(file: Arc<Mmap>, bytes: Range<usize>, dtype: DType, shape: &[usize]) -> Option<Self> {
         let shape = Shape::new(shape);
         let slice = file.get(bytes.clone())?;
         let aligned = slice.as_ptr().addr().is_multiple_of(dtype.bytes());
         let fits = slice.len() == shape.elements() * dtype.bytes();
-        (aligned && fits).then_some(Self {
-            buffer: Buffer::Mapped { file, bytes },
-            shape,
-            dtype,
-        })
+        (aligned && fits).then_some(Self { buffer: Buffer::Mapped { file, bytes }, shape, dtype })
     }
 
     /// The dimensions.
@@ -204,11 +177,7 @@ impl Tensor {
             Buffer::Owned(owned) => owned.bytes(),
             Buffer::Mapped { file, bytes } => &file[bytes.clone()],
         };
-        View {
-            bytes,
-            shape: self.shape,
-            dtype: self.dtype,
-        }
+        View { bytes, shape: self.shape, dtype: self.dtype }
     }
 
     /// The whole tensor, to write.
@@ -219,11 +188,7 @@ impl Tensor {
         let Buffer::Owned(owned) = &mut self.buffer else {
             panic!("a tensor that is mapped from a file is read-only");
         };
-        ViewMut {
-            bytes: owned.bytes_mut(),
-            shape: self.shape,
-            dtype: self.dtype,
-        }
+        ViewMut { bytes: owned.bytes_mut(), shape: self.shape, dtype: self.dtype }
     }
 
     /// The first `rows` rows, to read: buffers are planned for the largest micro-batch and used up to its size.
@@ -272,13 +237,8 @@ impl<'a> View<'a> {
         let shape = Shape::new(shape);
         assert_eq!(shape.elements(), values.len(), "values for shape {shape:?}");
         // SAFETY: `Element` is sealed to plain old data; any such slice is readable as bytes.
-        let bytes =
-            unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
-        Self {
-            bytes,
-            shape,
-            dtype: E::DTYPE,
-        }
+        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
+        Self { bytes, shape, dtype: E::DTYPE }
     }
 
     /// The dimensions.
@@ -307,12 +267,7 @@ impl<'a> View<'a> {
     /// If the number of elements differs.
     pub fn reshape(self, shape: &[usize]) -> Self {
         let shape = Shape::new(shape);
-        assert_eq!(
-            shape.elements(),
-            self.shape.elements(),
-            "{:?} as {shape:?}",
-            self.shape
-        );
+        assert_eq!(shape.elements(), self.shape.elements(), "{:?} as {shape:?}", self.shape);
         Self { shape, ..self }
     }
 
@@ -323,11 +278,7 @@ impl<'a> View<'a> {
     pub fn rows(self, range: Range<usize>) -> Self {
         let row_bytes = self.bytes.len() / self.shape.rows().max(1);
         let bytes = &self.bytes[range.start * row_bytes..range.end * row_bytes];
-        Self {
-            bytes,
-            shape: self.shape.with_rows(range.len()),
-            dtype: self.dtype,
-        }
+        Self { bytes, shape: self.shape.with_rows(range.len()), dtype: self.dtype }
     }
 
     /// The elements.
@@ -338,28 +289,15 @@ impl<'a> View<'a> {
         assert_eq!(E::DTYPE, self.dtype, "element type of {:?}", self.shape);
         // SAFETY: the type matches, buffers are aligned for it (`AlignedBytes`, `Tensor::mapped`), every bit
         // pattern is valid, and the length is a multiple of the element's size by construction.
-        unsafe {
-            std::slice::from_raw_parts(
-                self.bytes.as_ptr().cast(),
-                self.bytes.len() / size_of::<E>(),
-            )
-        }
+        unsafe { std::slice::from_raw_parts(self.bytes.as_ptr().cast(), self.bytes.len() / size_of::<E>()) }
     }
 
     /// All elements as `f32`, in a new vector.
     pub fn to_f32_vec(self) -> Vec<f32> {
         match self.dtype {
             DType::F32 => self.as_slice::<f32>().to_vec(),
-            DType::BF16 => self
-                .as_slice::<half::bf16>()
-                .iter()
-                .map(|x| Element::to_f32(*x))
-                .collect(),
-            DType::F16 => self
-                .as_slice::<half::f16>()
-                .iter()
-                .map(|x| Element::to_f32(*x))
-                .collect(),
+            DType::BF16 => self.as_slice::<half::bf16>().iter().map(|x| Element::to_f32(*x)).collect(),
+            DType::F16 => self.as_slice::<half::f16>().iter().map(|x| Element::to_f32(*x)).collect(),
         }
     }
 
@@ -391,14 +329,9 @@ impl<'a> ViewMut<'a> {
         let shape = Shape::new(shape);
         assert_eq!(shape.elements(), values.len(), "values for shape {shape:?}");
         // SAFETY: `Element` is sealed to plain old data; every bit pattern is valid.
-        let bytes = unsafe {
-            std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values))
-        };
-        Self {
-            bytes,
-            shape,
-            dtype: E::DTYPE,
-        }
+        let bytes =
+            unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) };
+        Self { bytes, shape, dtype: E::DTYPE }
     }
 
     /// The dimensions.
@@ -423,20 +356,12 @@ impl<'a> ViewMut<'a> {
 
     /// Read what is there.
     pub fn as_view(&self) -> View<'_> {
-        View {
-            bytes: self.bytes,
-            shape: self.shape,
-            dtype: self.dtype,
-        }
+        View { bytes: self.bytes, shape: self.shape, dtype: self.dtype }
     }
 
     /// The same view for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_> {
-        ViewMut {
-            bytes: self.bytes,
-            shape: self.shape,
-            dtype: self.dtype,
-        }
+        ViewMut { bytes: self.bytes, shape: self.shape, dtype: self.dtype }
     }
 
     /// The same elements under another shape.
@@ -445,12 +370,7 @@ impl<'a> ViewMut<'a> {
     /// If the number of elements differs.
     pub fn reshape(self, shape: &[usize]) -> Self {
         let shape = Shape::new(shape);
-        assert_eq!(
-            shape.elements(),
-            self.shape.elements(),
-            "{:?} as {shape:?}",
-            self.shape
-        );
+        assert_eq!(shape.elements(), self.shape.elements(), "{:?} as {shape:?}", self.shape);
         Self { shape, ..self }
     }
 
@@ -461,11 +381,7 @@ impl<'a> ViewMut<'a> {
     pub fn into_rows(self, range: Range<usize>) -> Self {
         let row_bytes = self.bytes.len() / self.shape.rows().max(1);
         let bytes = &mut self.bytes[range.start * row_bytes..range.end * row_bytes];
-        Self {
-            bytes,
-            shape: self.shape.with_rows(range.len()),
-            dtype: self.dtype,
-        }
+        Self { bytes, shape: self.shape.with_rows(range.len()), dtype: self.dtype }
     }
 
     /// The elements.
@@ -476,10 +392,7 @@ impl<'a> ViewMut<'a> {
         assert_eq!(E::DTYPE, self.dtype, "element type of {:?}", self.shape);
         // SAFETY: as in `View::as_slice`, and the bytes are borrowed mutably.
         unsafe {
-            std::slice::from_raw_parts_mut(
-                self.bytes.as_mut_ptr().cast(),
-                self.bytes.len() / size_of::<E>(),
-            )
+            std::slice::from_raw_parts_mut(self.bytes.as_mut_ptr().cast(), self.bytes.len() / size_of::<E>())
         }
     }
 
@@ -493,20 +406,13 @@ impl<'a> ViewMut<'a> {
     /// # Panics
     /// If the number of elements differs.
     pub fn copy_from(self, from: View<'_>) {
-        assert_eq!(
-            self.shape.elements(),
-            from.elements(),
-            "{from:?} into {:?}",
-            self.shape
-        );
+        assert_eq!(self.shape.elements(), from.elements(), "{from:?} into {:?}", self.shape);
         if self.dtype == from.dtype {
             self.bytes.copy_from_slice(from.bytes);
             return;
         }
         fn convert<A: Element, B: Element>(to: &mut [B], from: &[A]) {
-            to.iter_mut()
-                .zip(from)
-                .for_each(|(to, from)| *to = B::from_f32(from.to_f32()));
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = B::from_f32(from.to_f32()));
         }
         fn from_type<A: Element>(to: ViewMut<'_>, from: &[A]) {
             match to.dtype {

@@ -170,7 +170,7 @@ impl Job {
 /// Rows → examples: conversations with a template, or plain text.
 enum Encoder {
     Conversations(Box<Pipeline>),
-    Text(Pretrain),
+    Text(Box<Pretrain>),
 }
 
 impl Encoder {
@@ -179,12 +179,12 @@ impl Encoder {
             Stage::Sft => Encoder::Conversations(Box::new(setup::pipeline(config)?)),
             Stage::Pt => {
                 let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
-                Encoder::Text(Pretrain::new(
+                Encoder::Text(Box::new(Pretrain::new(
                     tokenizer,
                     Some(&config.template),
                     config.cutoff_len,
                     config.packing,
-                )?)
+                )?))
             }
         })
     }

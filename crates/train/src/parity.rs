@@ -199,8 +199,7 @@ impl Case {
                 }
                 Err(_) => f64::INFINITY,
             };
-            // A NaN compares as larger than anything here.
-            if !(difference <= parity.gradient.0) {
+            if difference.is_nan() || difference > parity.gradient.0 {
                 parity.gradient = (difference, name);
             }
         }

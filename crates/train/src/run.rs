@@ -58,7 +58,7 @@ pub fn run(job: Job, observer: &mut dyn Observer) -> Result<Outcome, TrainError>
         Resume::From(path) => ResumeFrom::Path(path.clone()),
     };
     let folder = RunFolder::open(&job.config.output_dir, job.config.overwrite_output_dir, &from)?;
-    dev.install(|| Running::begin(&dev, job, &folder)?.to_the_end(observer))
+    dev.install(|| Running::begin(&dev, job, &folder)?.complete(observer))
 }
 
 /// Loads the model of a job with its adapters; the settings of the adapter that it carries, if it does.
@@ -161,7 +161,7 @@ impl<'a> Running<'a> {
         self.step as f64 / self.job.train.steps_per_epoch().max(1) as f64
     }
 
-    fn to_the_end(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+    fn complete(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
         observer.on(&Event::Ready { resumed_at: self.step, notes: self.folder.notes() });
         let mut interrupted = false;
         if self.job.config.do_train {

@@ -110,7 +110,8 @@ mod tests {
 
     #[test]
     fn every_schedule_gives_the_rates_of_transformers() {
-        let golden: serde_json::Value = serde_json::from_str(include_str!("../goldens/schedules.json")).unwrap();
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../goldens/schedules.json")).unwrap();
         for (name, rates) in golden.as_object().unwrap() {
             let shape = match name.as_str() {
                 "linear" => LrSchedule::Linear,

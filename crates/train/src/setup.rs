@@ -129,7 +129,7 @@ pub fn method(config: &RunConfig, spec: &DecoderSpec) -> Result<Method, ModelErr
             &config.freeze_extra_modules,
         ),
         FinetuningType::Lora => match continued_adapter(config) {
-            Some(folder) => Ok(Method::Lora(AdapterConfig::read(&folder)?.options(Vec::new()))),
+            Some(folder) => Ok(Method::Lora(AdapterConfig::read(&folder)?.options_for(spec))),
             None => Ok(Method::Lora(LoraOptions {
                 rank: config.lora_rank as usize,
                 alpha: config.lora_alpha,

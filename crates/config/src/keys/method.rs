@@ -134,7 +134,11 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
 ];
 
 pub(super) const NOT_YET: &[super::NotYetKey] = &[
-    ("pure_bf16", "false", "use `bf16: true`: trained weights stay in float32, so that small updates are not lost"),
+    (
+        "pure_bf16",
+        "false",
+        "use `bf16: true`: trained weights stay in float32, so that small updates are not lost",
+    ),
     ("use_dora", "false", "leave it out: plain LoRA"),
     ("pissa_init", "false", "leave it out: LoRA begins with B = 0"),
     ("loraplus_lr_ratio", "null", "leave it out: both matrices share `learning_rate`"),

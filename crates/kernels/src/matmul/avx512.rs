@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::kernel::{Block, MicroKernel, Unit};
+use super::kernel::{MicroKernel, Unit};
 use super::vector::{Vector, f32_tile};
 use crate::Isa;
 
@@ -65,7 +65,7 @@ impl MicroKernel for Avx512F32 {
     const ISA: Isa = Isa::Avx512;
     const MR: usize = 14;
     const NR: usize = 32;
-    const PASS: usize = 1024;
+    const PASS: usize = 512;
     const A_PANELS: usize = 8;
     const B_PANELS: usize = 4;
 
@@ -80,20 +80,24 @@ impl MicroKernel for Avx512F32 {
     }
 
     #[inline(always)]
-    unsafe fn transpose(block: &mut Block) {
-        // SAFETY: the CPU has AVX-512, by the caller's promise.
-        unsafe { transpose(block) }
+    unsafe fn transpose(from: &[*const Unit; 16], to: *mut Unit, lanes: usize, stride: usize) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { transpose(from, to, lanes, stride) }
     }
 }
 
 /// Swaps the rows and the columns of sixteen registers: pairs, fours, then quarters of registers.
+///
+/// # Safety
+/// That of [`MicroKernel::transpose`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub(super) fn transpose(block: &mut Block) {
+pub(super) unsafe fn transpose(from: &[*const Unit; 16], to: *mut Unit, lanes: usize, stride: usize) {
     let mut rows = [_mm512_setzero_si512(); 16];
-    for (row, units) in rows.iter_mut().zip(&block.0) {
+    for (row, from) in rows.iter_mut().zip(from) {
         // SAFETY: sixteen units are a register.
-        *row = unsafe { _mm512_loadu_si512(units.as_ptr().cast()) };
+        *row = unsafe { _mm512_loadu_si512(from.cast()) };
     }
+    let mask = (0xFFFF_u32 >> (16 - lanes)) as u16;
     let mut twos = rows;
     for i in 0..8 {
         twos[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
@@ -120,8 +124,8 @@ pub(super) fn transpose(block: &mut Block) {
             (12 + j, _mm512_shuffle_i32x4::<0xDD>(ab_odd, cd_odd)),
         ];
         for (unit, column) in columns {
-            // SAFETY: sixteen units are a register.
-            unsafe { _mm512_storeu_si512(block.0[unit].as_mut_ptr().cast(), column) };
+            // SAFETY: the caller's promise, for the lanes of the mask.
+            unsafe { _mm512_mask_storeu_epi32(to.add(unit * stride).cast(), mask, column) };
         }
     }
 }

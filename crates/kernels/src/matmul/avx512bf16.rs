@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::avx512::Lanes16;
-use super::kernel::{Block, MicroKernel, Unit};
+use super::kernel::{MicroKernel, Unit};
 use crate::Isa;
 
 /// Rows of a tile.
@@ -25,7 +25,7 @@ impl MicroKernel for Avx512Bf16 {
     const ISA: Isa = Isa::Avx512;
     const MR: usize = MR;
     const NR: usize = 2 * LANES;
-    const PASS: usize = 1024;
+    const PASS: usize = 512;
     const A_PANELS: usize = 8;
     const B_PANELS: usize = 4;
 
@@ -35,9 +35,9 @@ impl MicroKernel for Avx512Bf16 {
     }
 
     #[inline(always)]
-    unsafe fn transpose(block: &mut Block) {
-        // SAFETY: the CPU has AVX-512, by the caller's promise.
-        unsafe { super::avx512::transpose(block) }
+    unsafe fn transpose(from: &[*const Unit; 16], to: *mut Unit, lanes: usize, stride: usize) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { super::avx512::transpose(from, to, lanes, stride) }
     }
 }
 

@@ -9,11 +9,6 @@ use crate::{Element, Isa};
 /// Four bytes of a packed panel: one `f32`, or two `bf16` that follow each other along `k`.
 pub(super) type Unit = u32;
 
-/// Sixteen lanes of sixteen units each.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Block(pub [[Unit; 16]; 16]);
-
 /// Product of a panel of `MR` rows of `op(A)` with a panel of `NR` columns of `op(B)`.
 ///
 /// # Packed panels
@@ -48,16 +43,17 @@ pub(super) trait MicroKernel: Send + Sync + 'static {
     /// nobody else's.
     unsafe fn tile(units: usize, a: *const Unit, b: *const Unit, tile: *mut f32, add: bool);
 
-    /// Swaps lanes and units.
+    /// Writes sixteen units of `lanes` lanes, the units `stride` apart: lane `i` is read from `from[i]`.
     ///
     /// # Safety
-    /// The CPU has `ISA`.
+    /// The CPU has `ISA`; each pointer of `from` is readable for sixteen units and need not be aligned; `lanes` is
+    /// at most sixteen; `to` is writable for the lanes of each unit.
     #[inline(always)]
-    unsafe fn transpose(block: &mut Block) {
-        for i in 0..16 {
-            for j in 0..i {
-                let (x, y) = (block.0[i][j], block.0[j][i]);
-                (block.0[i][j], block.0[j][i]) = (y, x);
+    unsafe fn transpose(from: &[*const Unit; 16], to: *mut Unit, lanes: usize, stride: usize) {
+        for (lane, from) in from.iter().enumerate().take(lanes) {
+            for unit in 0..16 {
+                // SAFETY: the caller's promise.
+                unsafe { *to.add(unit * stride + lane) = from.add(unit).read_unaligned() };
             }
         }
     }

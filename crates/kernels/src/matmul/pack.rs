@@ -1,11 +1,12 @@
 //! Copies an operand into the panels that a kernel reads.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use half::bf16;
 
 use super::compiled::{self, Job};
-use super::kernel::{Block, MicroKernel, Unit};
+use super::kernel::{MicroKernel, Unit};
 use super::vector::prefetch;
 use crate::{DType, Device, Element, View, with_dtype};
 
@@ -65,6 +66,13 @@ pub(super) fn pack_panels<K: MicroKernel>(
     });
 }
 
+/// A lane beyond the matrix.
+static ZEROS: [Unit; 16] = [0; 16];
+
+/// Sixteen lanes of sixteen units.
+#[repr(C, align(64))]
+struct Block([[Unit; 16]; 16]);
+
 /// Lanes to pack into some panels.
 struct Pack<'a, K, S> {
     from: Operand<'a>,
@@ -98,33 +106,64 @@ const RUN: usize = 8;
 impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
     /// Lanes lie in rows: a transposition, sixteen lanes by sixteen units at a time.
     #[inline(always)]
-    fn along_k<const ROUND: bool>(self) {
+    fn along_k<const ROUND: bool>(mut self) {
+        let panels = std::mem::take(&mut self.panels);
+        let mut staged = Block([[0; 16]; 16]);
         let (width, depth, lanes) = (self.width, self.from.depth(), self.from.lanes());
         let len = width * depth.div_ceil(K::UNIT);
-        for (first, panel) in (self.first..).step_by(width).zip(self.panels.chunks_exact_mut(len)) {
+        for (first, panel) in (self.first..).step_by(width).zip(panels.chunks_exact_mut(len)) {
             for (i, out) in panel.chunks_mut(16 * width).enumerate() {
                 let k0 = i * 16 * K::UNIT;
                 let k1 = depth.min(k0 + 16 * K::UNIT);
                 for group in (0..width).step_by(16) {
-                    let mut block = Block([[0; 16]; 16]);
                     let wanted = first + group..(first + width.min(group + 16)).min(lanes);
-                    for (lane, row) in wanted.zip(&mut block.0) {
-                        let from = &self.values[lane * depth..][k0..k1];
-                        prefetch(from.as_ptr().wrapping_add(AHEAD * 16 * K::UNIT));
-                        convert_all::<S, K::Packed, ROUND>(from, as_packed(row));
-                    }
-                    // SAFETY: this is compiled for `K::ISA` and runs because the device has it.
-                    unsafe { K::transpose(&mut block) };
-                    for (unit, from) in out.chunks_exact_mut(width).zip(&block.0) {
-                        if width - group >= 16 {
-                            unit[group..][..16].copy_from_slice(from);
-                        } else {
-                            unit[group..].copy_from_slice(&from[..width % 16]);
+                    let group_lanes = 16.min(width - group);
+                    let rows = self.rows::<ROUND>(wanted, k0..k1, &mut staged);
+                    // SAFETY: this is compiled for `K::ISA` and runs because the device has it; `rows` are good for
+                    // sixteen units, and whatever is written to holds sixteen units of its stride.
+                    unsafe {
+                        if out.len() == 16 * width {
+                            K::transpose(&rows, out[group..].as_mut_ptr(), group_lanes, width);
+                            continue;
+                        }
+                        let mut turned = Block([[0; 16]; 16]);
+                        K::transpose(&rows, turned.0.as_mut_ptr().cast(), 16, 16);
+                        for (unit, from) in out.chunks_exact_mut(width).zip(&turned.0) {
+                            unit[group..][..group_lanes].copy_from_slice(&from[..group_lanes]);
                         }
                     }
                 }
             }
         }
+    }
+
+    /// Where sixteen units of up to sixteen lanes are read: where they are stored if they are whole and need no
+    /// conversion, otherwise in `staged`, zero beyond the matrix.
+    #[inline(always)]
+    fn rows<const ROUND: bool>(
+        &self,
+        lanes: Range<usize>,
+        k: Range<usize>,
+        staged: &mut Block,
+    ) -> [*const Unit; 16] {
+        let depth = self.from.depth();
+        let as_stored = S::DTYPE == K::Packed::DTYPE && !(ROUND && S::DTYPE == DType::F32);
+        let in_place = as_stored && k.len() == 16 * K::UNIT;
+        if !in_place {
+            *staged = Block([[0; 16]; 16]);
+        }
+        let mut rows = [ZEROS.as_ptr(); 16];
+        for ((lane, to), row) in lanes.zip(&mut staged.0).zip(&mut rows) {
+            let from = &self.values[lane * depth..][k.clone()];
+            prefetch(from.as_ptr().wrapping_add(AHEAD * 16 * K::UNIT));
+            *row = to.as_ptr();
+            if in_place {
+                *row = from.as_ptr().cast();
+            } else {
+                convert_all::<S, K::Packed, ROUND>(from, as_packed(to));
+            }
+        }
+        rows
     }
 
     /// Lanes lie side by side in each row `k`: copies, with the rows of a unit interleaved.

@@ -7,7 +7,7 @@ use crate::{CpuOptions, DType, Device, Tensor};
 /// One product to check.
 #[derive(Debug, Clone, Copy)]
 struct Case {
-    size: (usize, usize, usize),
+    size: Size,
     transposed: (bool, bool),
     types: (DType, DType, DType),
     bias: Option<DType>,
@@ -25,6 +25,9 @@ const PLAIN: Case = Case {
 };
 const TRANSPOSES: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
 const TYPES: [DType; 2] = [DType::F32, DType::BF16];
+
+/// `(M, N, K)`.
+type Size = (usize, usize, usize);
 
 /// The tensors of a product.
 struct Operands {
@@ -86,7 +89,7 @@ impl Case {
 
 /// Sizes that together take every way through the driver: thin either way, along and across `k`, one and
 /// several passes, one and several shares of packed panels (which are small in tests).
-const PATHS: [((usize, usize, usize), (bool, bool)); 8] = [
+const PATHS: [(Size, (bool, bool)); 8] = [
     ((3, 300, 130), (false, true)),
     ((9, 300, 130), (false, false)),
     ((300, 5, 130), (false, true)),

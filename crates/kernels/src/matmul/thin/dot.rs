@@ -155,13 +155,15 @@ unsafe fn add_products<V: Vector, const R: usize, const T: usize>(
     x: [V; R],
     thin: *const f32,
 ) {
-    for t in 0..T {
+    let mut y = [x[0]; T];
+    for (t, y) in y.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
-        unsafe {
-            let y = V::load(thin.add(t * V::LANES));
-            for r in 0..R {
-                sums[r][t] = x[r].mul_add(y, sums[r][t]);
-            }
+        *y = unsafe { V::load(thin.add(t * V::LANES)) };
+    }
+    for (sums, x) in sums.iter_mut().zip(x) {
+        for (sum, y) in sums.iter_mut().zip(y) {
+            // SAFETY: the caller's promise.
+            *sum = unsafe { x.mul_add(y, *sum) };
         }
     }
 }
