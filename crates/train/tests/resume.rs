@@ -1,0 +1,81 @@
+//! A run that is interrupted and taken up again ends as the undisturbed run does, bit for bit.
+
+use std::path::Path;
+
+use sft_config::{Purpose, load_text};
+use sft_train::Job;
+use sft_train::events::{Event, Observer, Silent};
+use sft_train::run::{Outcome, run};
+
+const QUICKSTART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../quickstart");
+
+/// Interrupts after a number of steps.
+struct After(u64, u64);
+
+impl Observer for After {
+    fn on(&mut self, event: &Event<'_>) {
+        if let Event::Step(progress) = event {
+            self.1 = progress.step;
+        }
+    }
+    fn interrupted(&self) -> bool {
+        self.1 >= self.0
+    }
+}
+
+fn train(output: &Path, keys: &[&str], observer: &mut dyn Observer) -> Outcome {
+    let text = format!(
+        "dataset_dir: {QUICKSTART}/data\ndataset: quickstart_train\nmax_samples: 24\ncutoff_len: 64\n\
+         output_dir: {}\nper_device_train_batch_size: 2\ngradient_accumulation_steps: 2\nmax_steps: 9\n\
+         learning_rate: 1e-3\nlogging_steps: 1\n",
+        output.display()
+    );
+    let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+    let config = load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap();
+    run(Job::prepare(config).unwrap(), observer).unwrap()
+}
+
+/// Trains 9 steps at once, and 4 + 5; returns both digests.
+fn both_ways(keys: &[&str]) -> (String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = train(&folder.path().join("whole"), keys, &mut Silent);
+    let parts = folder.path().join("parts");
+    let first = train(&parts, keys, &mut After(4, 0));
+    assert_eq!((first.steps, first.interrupted_at.is_some()), (4, true));
+    let second = train(&parts, keys, &mut Silent);
+    assert_eq!((second.steps, second.interrupted_at), (9, None));
+    (whole.digest, second.digest)
+}
+
+#[test]
+fn four_steps_and_five_more_equal_nine_of_full_tuning() {
+    let base = format!("model_name_or_path={QUICKSTART}/base");
+    let (whole, parts) = both_ways(&[&base, "finetuning_type=full", "train_from_scratch=true"]);
+    assert_eq!(whole, parts);
+}
+
+#[test]
+fn four_steps_and_five_more_equal_nine_of_lora_with_dropout() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("base");
+    let scratch = format!("model_name_or_path={QUICKSTART}/base");
+    let keys = [scratch.as_str(), "finetuning_type=full", "train_from_scratch=true", "max_steps=1"];
+    train(&base, &keys, &mut Silent);
+    let base = format!("model_name_or_path={}", base.display());
+    let (whole, parts) = both_ways(&[&base, "finetuning_type=lora", "lora_dropout=0.1", "packing=true"]);
+    assert_eq!(whole, parts);
+}
+
+#[test]
+fn one_thread_and_recomputation_give_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("model_name_or_path={QUICKSTART}/base");
+    let digest = |name: &str, more: &[&str]| {
+        let keys = [&[base.as_str(), "finetuning_type=full", "train_from_scratch=true"], more].concat();
+        train(&folder.path().join(name), &keys, &mut Silent).digest
+    };
+    let expected = digest("plain", &[]);
+    assert_eq!(digest("one", &["threads=1"]), expected);
+    assert_eq!(digest("recomputed", &["disable_gradient_checkpointing=false"]), expected);
+    assert_eq!(digest("kept", &["disable_gradient_checkpointing=true"]), expected);
+}
