@@ -65,7 +65,7 @@ impl MicroKernel for Avx512F32 {
     const ISA: Isa = Isa::Avx512;
     const MR: usize = 14;
     const NR: usize = 32;
-    const PASS: usize = 512;
+    const PASS: usize = 1024;
     const A_PANELS: usize = 8;
     const B_PANELS: usize = 4;
 

@@ -25,7 +25,7 @@ impl MicroKernel for Avx512Bf16 {
     const ISA: Isa = Isa::Avx512;
     const MR: usize = MR;
     const NR: usize = 2 * LANES;
-    const PASS: usize = 512;
+    const PASS: usize = 1024;
     const A_PANELS: usize = 8;
     const B_PANELS: usize = 4;
 
