@@ -1,4 +1,4 @@
-"""Writes the quick start's pretraining corpus: plain text, one short document a line, statements only (no questions).
+"""Writes the quick start's pretraining corpus: plain text, one document of some sentences a line, statements only (no questions).
 
 usage: make_corpus.py OUT.txt [LINES]      the same bytes every time; Python standard library only
 
@@ -11,7 +11,7 @@ from world import ANIMALS, COUNTRIES, DAYS, MONTHS, OPPOSITES, PEOPLE, THINGS, D
 
 SEED = 20240501
 WORDS = [*COUNTRIES, *ANIMALS, *THINGS, *(word for pair in OPPOSITES for word in pair), *DAYS, *MONTHS]
-LINES = 32_000
+LINES = 16_000
 
 
 def country(dice):
@@ -133,15 +133,18 @@ def errand(dice):
 
 
 def curiosity(dice):
-    """Somebody has something in mind, and the text says it: what a question will later be about stands before its answer."""
-    sentences = []
-    for _ in range(2 + dice.below(3)):
+    """People have things in mind, and the text then says them, at once or after a while and in any order.
+
+    What a question will later be about stands before its answer, at no fixed distance: the model has to look for it.
+    """
+    thoughts, statements = [], []
+    for _ in range(1 + dice.below(3)):
         topic, statement = dice.pick(TOPICS)(dice)
-        who = dice.pick(PEOPLE)
-        sentences.append(dice.pick([
-            f"{who} wants to know {topic}. {statement}", f"{who} thinks about {topic}. {statement}", f"{who} looks up {topic}: {statement}",
-        ]))  # fmt: skip
-    return " ".join(sentences)
+        thoughts.append(dice.pick(PEOPLE) + dice.pick([" wants to know ", " thinks about ", " looks up ", " asks for "]) + topic + ".")
+        statements.append(statement)
+    if dice.below(3) == 0:
+        return " ".join(f"{thought} {statement}" for thought, statement in zip(thoughts, statements))
+    return " ".join([*thoughts, *dice.shuffled(statements)])
 
 
 def country_topic(dice):
@@ -217,7 +220,7 @@ def main():
     lines = int(sys.argv[2]) if len(sys.argv) > 2 else LINES
     with open(sys.argv[1], "w", encoding="utf-8", newline="\n") as out:
         for _ in range(lines):
-            out.write(dice.pick(KINDS)(dice) + "\n")
+            out.write(" ".join(dice.pick(KINDS)(dice) for _ in range(1 + dice.below(4))) + "\n")
 
 
 if __name__ == "__main__":
