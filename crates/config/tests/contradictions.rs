@@ -53,7 +53,6 @@ fn plain_text_has_no_prompt_to_mask() {
 #[test]
 fn float32_excludes_bf16() {
     refused("bf16: true; compute_dtype: float32", "(and c.yaml:4)");
-    refused("pure_bf16: true; compute_dtype: float32", "contradicts");
     accepted("compute_dtype: bfloat16; bf16: false");
 }
 
