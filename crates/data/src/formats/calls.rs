@@ -7,7 +7,8 @@ use crate::conversation::ToolCall;
 use crate::rows::kind_of;
 
 /// Takes the column of tools: an array of descriptions or the JSON text of one (a lone description
-/// counts as an array of one); `None` when there is no tool.
+/// counts as an array of one); `None` without the column or its value. An empty array stays one: LLaMA-Factory writes a
+/// system block for it.
 ///
 /// Descriptions are kept as they are, wrapped (`{"type": "function", "function": {…}}`) or not.
 pub(super) fn take_tools(
@@ -24,12 +25,15 @@ pub(super) fn take_tools(
     };
     let tools = match lone {
         Some(tool) => vec![tool],
-        None => take_array(columns, name)?.unwrap_or_default(),
+        None => match take_array(columns, name)? {
+            Some(tools) => tools,
+            None => return Ok(None),
+        },
     };
     if let Some((at, other)) = tools.iter().enumerate().find(|(_, tool)| !tool.is_object()) {
         return Err(format!("`{name}` item {} is {}, not an object", at + 1, kind_of(other)));
     }
-    Ok((!tools.is_empty()).then_some(Value::Array(tools)))
+    Ok(Some(Value::Array(tools)))
 }
 
 /// The words and the calls of a turn that calls tools (LLaMA-Factory's `function_call`).
