@@ -1,14 +1,18 @@
 //! `show_answers`: what the model answers to held-out questions before and after training, side by side.
 
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
+use serde_json::json;
 use sft_data::conversation::Conversation;
 use sft_infer::{Answered, GenerationOptions, Generator, answer_all, exact_match};
 use sft_kernels::Device;
 use sft_model::Decoder;
 use sft_train::{Job, setup};
 
-/// Rows whose answers are printed; the share counts all of them.
+/// The file in the run's folder with every question: one line `{prompt, expected, before, after}` each.
+const FILE: &str = "held_out_answers.jsonl";
+/// Rows whose answers are printed; the share and the file count all of them.
 const SHOWN: usize = 10;
 /// Characters of an answer that are printed.
 const WIDTH: usize = 60;
@@ -27,6 +31,7 @@ impl Comparison {
         if count == 0 {
             return Ok(None);
         }
+        job.check_memory()?;
         let rows = job.eval_rows[..count].to_vec();
         let mut comparison = Self { config: job.config.clone(), rows, before: Vec::new() };
         let dev = setup::device(&job.config)?;
@@ -35,7 +40,7 @@ impl Comparison {
         Ok(Some(comparison))
     }
 
-    /// Asks the trained model and prints both.
+    /// Asks the trained model, prints both and writes [`FILE`].
     pub fn finish(&self, decoder: &Decoder) -> anyhow::Result<()> {
         let dev = setup::device(&self.config)?;
         let after = self.ask(&dev, decoder)?;
@@ -52,7 +57,24 @@ impl Comparison {
             100.0 * exact_match(&after),
             after.len()
         );
+        println!("all of them: {}", self.write(&after)?.display());
         Ok(())
+    }
+
+    fn write(&self, after: &[Answered]) -> anyhow::Result<PathBuf> {
+        let line = |(before, after): (&Answered, &Answered)| {
+            let line = json!({
+                "prompt": after.prompt_text,
+                "expected": after.expected,
+                "before": before.answer,
+                "after": after.answer,
+            });
+            format!("{line}\n")
+        };
+        let lines: String = self.before.iter().zip(after).map(line).collect();
+        let path = self.config.output_dir.join(FILE);
+        sft_runs::atomic::write(&path, lines.as_bytes())?;
+        Ok(path)
     }
 
     fn ask(&self, dev: &Device, decoder: &Decoder) -> anyhow::Result<Vec<Answered>> {

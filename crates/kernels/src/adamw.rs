@@ -9,6 +9,7 @@
 
 use rayon::prelude::*;
 
+use crate::isa::per_isa;
 use crate::lanes::sum_by;
 use crate::{Device, View, ViewMut};
 
@@ -49,6 +50,7 @@ pub struct AdamWState<'a> {
 /// # Panics
 /// If lengths differ or a tensor is not f32.
 pub fn update(dev: &Device, params: &AdamWParams, g: View<'_>, state: AdamWState<'_>) {
+    let _timed = dev.pass("adamw", 7 * g.bytes().len());
     let g = g.as_slice::<f32>();
     let (p, m, v) =
         (state.p.as_mut_slice::<f32>(), state.m.as_mut_slice::<f32>(), state.v.as_mut_slice::<f32>());
@@ -64,16 +66,38 @@ pub fn update(dev: &Device, params: &AdamWParams, g: View<'_>, state: AdamWState
     let (rest1, rest2) = ((1.0 - params.beta1) as f32, (1.0 - params.beta2) as f32);
     let chunks = p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
     dev.for_each_item(chunks.enumerate(), |(i, ((p, m), v))| {
-        let g = &g[i * CHUNK..];
-        dev.isa().run(|| {
-            for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
-                let g = g * params.grad_scale;
-                *m += (g - *m) * rest1;
-                *v = *v * b2 + g * g * rest2;
-                *p = *p * decay - step_size * (*m / (v.sqrt() / root2 + eps));
-            }
-        });
+        let factors =
+            Factors { grad_scale: params.grad_scale, rest1, b2, rest2, decay, step_size, root2, eps };
+        update_chunk(dev.isa(), factors, &g[i * CHUNK..], p, m, v);
     });
+}
+
+/// The constants of one step, in `f32`.
+#[derive(Clone, Copy)]
+struct Factors {
+    grad_scale: f32,
+    rest1: f32,
+    b2: f32,
+    rest2: f32,
+    decay: f32,
+    step_size: f32,
+    root2: f32,
+    eps: f32,
+}
+
+per_isa! {
+    fn update_chunk(f: Factors, g: &[f32], p: &mut [f32], m: &mut [f32], v: &mut [f32]) {
+        for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
+            let g = g * f.grad_scale;
+            *m += (g - *m) * f.rest1;
+            *v = *v * f.b2 + g * g * f.rest2;
+            *p = *p * f.decay - f.step_size * (*m / (v.sqrt() / f.root2 + f.eps));
+        }
+    }
+
+    fn squares(g: &[f32]) -> f32 {
+        sum_by(g, |g| g * g)
+    }
 }
 
 /// Σ g² of one tensor, in f64 over fixed chunks.
@@ -81,11 +105,12 @@ pub fn update(dev: &Device, params: &AdamWParams, g: View<'_>, state: AdamWState
 /// # Panics
 /// If it is not f32.
 pub fn sum_of_squares(dev: &Device, g: View<'_>) -> f64 {
+    let _timed = dev.pass("gradient norm", g.bytes().len());
     let g = g.as_slice::<f32>();
     let mut sums = vec![0.0f64; g.len().div_ceil(CHUNK)];
     dev.for_each_chunk(&mut sums, 1, |i, sum| {
         let chunk = &g[i * CHUNK..g.len().min((i + 1) * CHUNK)];
-        sum[0] = f64::from(dev.isa().run(|| sum_by(chunk, |g| g * g)));
+        sum[0] = f64::from(squares(dev.isa(), chunk));
     });
     sums.iter().sum()
 }

@@ -9,6 +9,7 @@
 //! Logits are f32 and are replaced by their gradient. About 3 passes over the logits, one `exp` each.
 
 use crate::exp::exp;
+use crate::isa::per_isa;
 use crate::lanes::{max, sum_by};
 use crate::{Device, View, ViewMut};
 
@@ -28,17 +29,12 @@ pub struct Position {
 /// # Panics
 /// If shapes do not fit or a target is outside the vocabulary.
 pub fn forward(dev: &Device, logits: View<'_>, targets: &[u32], positions: &mut [Position]) {
+    let _timed = dev.pass("cross-entropy", logits.bytes().len());
     let v = logits.dim(1);
     assert_eq!((logits.dim(0), targets.len()), (positions.len(), positions.len()), "cross_entropy: rows");
     let logits = logits.as_slice::<f32>();
     dev.for_each_chunk(positions, 1, |row, position| {
-        let (z, target) = (&logits[row * v..(row + 1) * v], targets[row] as usize);
-        dev.isa().run(|| {
-            let largest = max(z);
-            let lse = largest + sum_by(z, |z| exp(z - largest)).ln();
-            let correct = z[target] == largest && !z[..target].contains(&largest);
-            position[0] = Position { nll: lse - z[target], lse, correct };
-        });
+        position[0] = loss_of_row(dev.isa(), &logits[row * v..(row + 1) * v], targets[row] as usize);
     });
 }
 
@@ -47,13 +43,26 @@ pub fn forward(dev: &Device, logits: View<'_>, targets: &[u32], positions: &mut 
 /// # Panics
 /// If shapes do not fit or a target is outside the vocabulary.
 pub fn backward(dev: &Device, logits: ViewMut<'_>, targets: &[u32], positions: &[Position], scale: f32) {
+    let _timed = dev.pass("cross-entropy backward", 2 * logits.as_view().bytes().len());
     let v = logits.dim(1);
     assert_eq!((logits.dim(0), targets.len()), (positions.len(), positions.len()), "cross_entropy: rows");
     dev.for_each_chunk(logits.as_mut_slice::<f32>(), v, |row, z| {
-        let lse = positions[row].lse;
-        dev.isa().run(|| z.iter_mut().for_each(|z| *z = scale * exp(*z - lse)));
+        scaled_softmax(dev.isa(), z, positions[row].lse, scale);
         z[targets[row] as usize] -= scale;
     });
+}
+
+per_isa! {
+    fn loss_of_row(z: &[f32], target: usize) -> Position {
+        let largest = max(z);
+        let lse = largest + sum_by(z, |z| exp(z - largest)).ln();
+        let correct = z[target] == largest && !z[..target].contains(&largest);
+        Position { nll: lse - z[target], lse, correct }
+    }
+
+    fn scaled_softmax(z: &mut [f32], lse: f32, scale: f32) {
+        z.iter_mut().for_each(|z| *z = scale * exp(*z - lse));
+    }
 }
 
 #[cfg(test)]

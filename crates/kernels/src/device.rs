@@ -5,6 +5,7 @@
 use rayon::prelude::*;
 use thiserror::Error;
 
+use crate::profile::{Profile, Timed};
 use crate::{DType, Isa, Tensor};
 
 /// Why a device could not be made.
@@ -52,6 +53,7 @@ pub struct CpuOptions {
 pub struct Device {
     pool: rayon::ThreadPool,
     isa: Isa,
+    profile: Profile,
 }
 
 impl Device {
@@ -77,7 +79,7 @@ impl Device {
             .num_threads(threads)
             .thread_name(|i| format!("sft-{i}"))
             .build()?;
-        Ok(Self { pool, isa })
+        Ok(Self { pool, isa, profile: Profile::default() })
     }
 
     /// Runs `f` on one of the device's threads, which saves every op inside it a hand-over.
@@ -93,6 +95,16 @@ impl Device {
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// What ops cost on this device.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Times an op of one pass over memory, if ops are timed.
+    pub(crate) fn pass(&self, name: &'static str, bytes: usize) -> Option<Timed<'_>> {
+        self.profile.op(name, [0; 3], || [0, bytes])
     }
 
     /// A tensor of zeros.

@@ -4,6 +4,7 @@
 //! (key, index of the element), so backward draws the same mask again, and results do not depend on threads.
 //! Derivative: dx = dy · keep / (1 − p), the same function.
 
+use crate::isa::per_isa;
 use crate::random::hash;
 use crate::{Device, Element, View, ViewMut, with_dtype};
 
@@ -14,6 +15,7 @@ const CHUNK: usize = 4096;
 /// # Panics
 /// If shapes or types do not fit, or p is outside.
 pub fn apply(dev: &Device, p: f32, key: u64, x: View<'_>, y: ViewMut<'_>, accumulate: bool) {
+    let _timed = dev.pass("dropout", 2 * x.bytes().len());
     assert!((0.0..1.0).contains(&p), "dropout: p = {p}");
     assert_eq!(x.elements(), y.elements(), "dropout: x and y");
     let scale = 1.0 / (1.0 - p);
@@ -22,15 +24,27 @@ pub fn apply(dev: &Device, p: f32, key: u64, x: View<'_>, y: ViewMut<'_>, accumu
         let x = x.as_slice::<E>();
         dev.for_each_chunk(y.as_mut_slice::<E>(), CHUNK, |i, y| {
             let first = i * CHUNK;
-            dev.isa().run(|| {
-                for (j, (y, x)) in y.iter_mut().zip(&x[first..]).enumerate() {
-                    let keep = (hash(key, (first + j) as u64) >> 32) >= threshold;
-                    let kept = if keep { x.to_f32() * scale } else { 0.0 };
-                    *y = E::from_f32(if accumulate { y.to_f32() + kept } else { kept });
-                }
-            });
+            drop_some(dev.isa(), (key, first as u64), threshold, scale, &x[first..], y, accumulate);
         });
     });
+}
+
+per_isa! {
+    fn drop_some<E: Element>(
+        draw: (u64, u64),
+        threshold: u64,
+        scale: f32,
+        x: &[E],
+        y: &mut [E],
+        accumulate: bool,
+    ) {
+        let (key, first) = draw;
+        for ((i, y), x) in (first..).zip(y).zip(x) {
+            let keep = (hash(key, i) >> 32) >= threshold;
+            let kept = if keep { x.to_f32() * scale } else { 0.0 };
+            *y = E::from_f32(if accumulate { y.to_f32() + kept } else { kept });
+        }
+    }
 }
 
 #[cfg(test)]

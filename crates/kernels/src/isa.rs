@@ -58,38 +58,45 @@ impl Isa {
         let strongest = Isa::ALL.into_iter().rev().find(|isa| isa.is_available());
         strongest.unwrap_or(Isa::Portable)
     }
+}
 
-    /// Runs `f` compiled for this instruction set: plain loops inside `f` vectorise for it.
-    ///
-    /// `f` should be small and called once, so that it is inlined.
-    #[inline(always)]
-    pub fn run<R>(self, f: impl FnOnce() -> R) -> R {
-        #[cfg(target_arch = "x86_64")]
-        match self {
-            // SAFETY: an `Isa` other than `Portable` reaches a `Device` only after `is_available`.
-            Isa::Avx512 | Isa::Avx512Bf16 => unsafe { compiled_for_avx512(f) },
-            // SAFETY: as above.
-            Isa::Avx2 => unsafe { compiled_for_avx2(f) },
-            Isa::Portable => f(),
+/// Defines a function whose body is compiled once for every instruction set, and which one runs is its first argument:
+/// plain loops vectorise for it.
+///
+/// The body is written out in a function of its own for each, so that closures inside it have the instructions too
+/// (a closure that is handed to such a function, and not inlined, would be compiled for the default ones and run
+/// ten times slower). What the body calls must be `#[inline(always)]`.
+///
+/// # Safety of the calls inside
+/// An `Isa` other than `Portable` comes from a `Device`, which exists only after [`Isa::is_available`].
+macro_rules! per_isa {
+    ($(
+        $(#[$attribute:meta])*
+        $visibility:vis fn $name:ident $(<$($G:ident: $bound:path),+>)? ($($arg:ident: $T:ty),* $(,)?) $(-> $R:ty)?
+        $body:block
+    )+) => { $(
+        $(#[$attribute])*
+        $visibility fn $name $(<$($G: $bound),+>)? (isa: $crate::Isa, $($arg: $T),*) $(-> $R)? {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            fn avx512 $(<$($G: $bound),+>)? ($($arg: $T),*) $(-> $R)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2 $(<$($G: $bound),+>)? ($($arg: $T),*) $(-> $R)? $body
+            fn portable $(<$($G: $bound),+>)? ($($arg: $T),*) $(-> $R)? $body
+            match isa {
+                // SAFETY: the CPU has it, see above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 => unsafe { avx512($($arg),*) },
+                // SAFETY: the CPU has it, see above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => portable($($arg),*),
+            }
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        f()
-    }
+    )+ };
 }
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-#[inline]
-fn compiled_for_avx512<R>(f: impl FnOnce() -> R) -> R {
-    f()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn compiled_for_avx2<R>(f: impl FnOnce() -> R) -> R {
-    f()
-}
+pub(crate) use per_isa;
 
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -31,6 +31,7 @@ pub mod isa;
 mod lanes;
 pub mod mapped_file;
 pub mod matmul;
+pub mod profile;
 pub mod random;
 pub mod rms_norm;
 pub mod rope;

@@ -12,6 +12,9 @@
 //! a fixed order. Saved for backward: x and `rstd`. Two passes over a row that stays in L1:
 //! about 4·N·C FLOP forward, 8·N·C backward.
 
+use std::ops::Range;
+
+use crate::isa::per_isa;
 use crate::lanes::{dot, sum_of_products};
 use crate::{DType, Device, Element, View, ViewMut, with_dtype};
 
@@ -41,6 +44,7 @@ pub fn forward(
     y: ViewMut<'_>,
     rstd: ViewMut<'_>,
 ) {
+    let _timed = dev.pass("rms_norm", 2 * x.bytes().len());
     assert_eq!(x.shape(), y.shape(), "rms_norm: x and y");
     assert_eq!(x.shape().last(), w.shape().last(), "rms_norm: x and w");
     with_dtype!(x.dtype(), X => with_dtype!(w.dtype(), W => {
@@ -48,15 +52,7 @@ pub fn forward(
         let c = w.len();
         let outputs = ((y.as_mut_slice::<X>(), c * ROWS_PER_TASK), (rstd.as_mut_slice::<f32>(), ROWS_PER_TASK));
         dev.for_each_chunk_pair(outputs.0, outputs.1, |task, y, rstd| {
-            let x = &x[task * ROWS_PER_TASK * c..];
-            dev.isa().run(|| {
-                for ((x, y), rstd) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(rstd) {
-                    *rstd = 1.0 / (dot(x, x) / c as f32 + params.eps).sqrt();
-                    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                        *y = X::from_f32(x.to_f32() * *rstd * (params.offset + w.to_f32()));
-                    }
-                }
-            });
+            norm_rows(dev.isa(), params, w, &x[task * ROWS_PER_TASK * c..], y, rstd);
         });
     }));
 }
@@ -83,6 +79,7 @@ pub fn backward_input(
     dx: ViewMut<'_>,
     accumulate: bool,
 ) {
+    let _timed = dev.pass("rms_norm backward", (3 + usize::from(accumulate)) * dy.bytes().len());
     assert_eq!(dy.shape(), dx.shape(), "rms_norm: dy and dx");
     assert_eq!(dy.elements(), saved.x.elements(), "rms_norm: dy and x");
     with_dtype!(dy.dtype(), X => with_dtype!(w.dtype(), W => {
@@ -90,18 +87,8 @@ pub fn backward_input(
         let (dy, rstd, c) = (dy.as_slice::<X>(), saved.rstd.as_slice::<f32>(), w.len());
         dev.for_each_chunk(dx.as_mut_slice::<X>(), c * ROWS_PER_TASK, |task, dx| {
             let first = task * ROWS_PER_TASK;
-            let rows = x[first * c..].chunks_exact(c).zip(dy[first * c..].chunks_exact(c));
-            dev.isa().run(|| {
-                for ((dx, (x, dy)), rstd) in dx.chunks_exact_mut(c).zip(rows).zip(&rstd[first..]) {
-                    let gx = sum_of_products(dy, x, w, params.offset);
-                    let scale = gx * rstd * rstd / c as f32;
-                    for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
-                        let g = dy.to_f32() * (params.offset + w.to_f32());
-                        let grad = rstd * (g - x.to_f32() * scale);
-                        *dx = X::from_f32(if accumulate { dx.to_f32() + grad } else { grad });
-                    }
-                }
-            });
+            let (x, dy, rstd) = (&x[first * c..], &dy[first * c..], &rstd[first..]);
+            norm_rows_backward(dev.isa(), params, w, x, rstd, dy, dx, accumulate);
         });
     }));
 }
@@ -111,6 +98,7 @@ pub fn backward_input(
 /// # Panics
 /// If shapes or types do not fit.
 pub fn backward_weight(dev: &Device, dy: View<'_>, saved: Saved<'_>, dw: ViewMut<'_>) {
+    let _timed = dev.pass("rms_norm backward, weight", 2 * dy.bytes().len());
     assert_eq!(dy.elements(), saved.x.elements(), "rms_norm: dy and x");
     assert_eq!(dw.dtype(), DType::F32, "rms_norm: gradients of weights are float32");
     with_dtype!(dy.dtype(), X => {
@@ -118,16 +106,60 @@ pub fn backward_weight(dev: &Device, dy: View<'_>, saved: Saved<'_>, dw: ViewMut
         let (rstd, c) = (saved.rstd.as_slice::<f32>(), dw.elements());
         dev.for_each_chunk(dw.as_mut_slice::<f32>(), COLUMNS_PER_TASK, |task, dw| {
             let columns = task * COLUMNS_PER_TASK..task * COLUMNS_PER_TASK + dw.len();
-            dev.isa().run(|| {
-                for ((dy, x), rstd) in dy.chunks_exact(c).zip(x.chunks_exact(c)).zip(rstd) {
-                    let pairs = dy[columns.clone()].iter().zip(&x[columns.clone()]);
-                    for (dw, (dy, x)) in dw.iter_mut().zip(pairs) {
-                        *dw += dy.to_f32() * x.to_f32() * rstd;
-                    }
-                }
-            });
+            weight_columns(dev.isa(), (c, columns), x, rstd, dy, dw);
         });
     });
+}
+
+per_isa! {
+    fn norm_rows<X: Element, W: Element>(params: RmsNormParams, w: &[W], x: &[X], y: &mut [X], rstd: &mut [f32]) {
+        let c = w.len();
+        for ((x, y), rstd) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(rstd) {
+            *rstd = 1.0 / (dot(x, x) / c as f32 + params.eps).sqrt();
+            for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                *y = X::from_f32(x.to_f32() * *rstd * (params.offset + w.to_f32()));
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the formula's own")]
+    fn norm_rows_backward<X: Element, W: Element>(
+        params: RmsNormParams,
+        w: &[W],
+        x: &[X],
+        rstd: &[f32],
+        dy: &[X],
+        dx: &mut [X],
+        accumulate: bool,
+    ) {
+        let c = w.len();
+        let rows = x.chunks_exact(c).zip(dy.chunks_exact(c));
+        for ((dx, (x, dy)), rstd) in dx.chunks_exact_mut(c).zip(rows).zip(rstd) {
+            let gx = sum_of_products(dy, x, w, params.offset);
+            let scale = gx * rstd * rstd / c as f32;
+            for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
+                let g = dy.to_f32() * (params.offset + w.to_f32());
+                let before = if accumulate { dx.to_f32() } else { 0.0 };
+                *dx = X::from_f32(before + rstd * (g - x.to_f32() * scale));
+            }
+        }
+    }
+
+    fn weight_columns<X: Element>(
+        part: (usize, Range<usize>),
+        x: &[X],
+        rstd: &[f32],
+        dy: &[X],
+        dw: &mut [f32],
+    ) {
+        let (c, columns) = part;
+        for ((dy, x), rstd) in dy.chunks_exact(c).zip(x.chunks_exact(c)).zip(rstd) {
+            let pairs = dy[columns.clone()].iter().zip(&x[columns.clone()]);
+            for (dw, (dy, x)) in dw.iter_mut().zip(pairs) {
+                *dw += dy.to_f32() * x.to_f32() * rstd;
+            }
+        }
+    }
 }
 
 #[cfg(test)]

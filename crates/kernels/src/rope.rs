@@ -11,6 +11,7 @@
 //! Storage f32 or bf16, arithmetic f32; cos and sin are f32 [N, rotary_dim/2]. Nothing is saved. Overwrites `x`;
 //! 3·N·H·rotary_dim FLOP, one pass over `x`.
 
+use crate::isa::per_isa;
 use crate::{Device, Element, View, ViewMut, with_dtype};
 
 /// Elements that one task rotates, about.
@@ -42,6 +43,7 @@ pub fn backward(dev: &Device, dx: ViewMut<'_>, cos: View<'_>, sin: View<'_>, sty
 }
 
 fn rotate(dev: &Device, x: ViewMut<'_>, (cos, sin): (View<'_>, View<'_>), style: RopeStyle, sign: f32) {
+    let _timed = dev.pass("rope", 2 * x.as_view().bytes().len());
     let (tokens, heads, width) = (x.dim(0), x.dim(1), x.dim(2));
     let pairs = cos.dim(1);
     assert_eq!(cos.shape(), sin.shape(), "rope: cos and sin");
@@ -56,17 +58,29 @@ fn rotate(dev: &Device, x: ViewMut<'_>, (cos, sin): (View<'_>, View<'_>), style:
         let x = x.as_mut_slice::<E>();
         dev.for_each_chunk(x, tokens_per_task * heads * width, |task, chunk| {
             let first = task * tokens_per_task;
-            dev.isa().run(|| {
-                for (n, token) in chunk.chunks_exact_mut(heads * width).enumerate() {
-                    let angles = (first + n) * pairs..(first + n + 1) * pairs;
-                    let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
-                    for head in token.chunks_exact_mut(width) {
-                        rotate_head(head, cos, sin, style, sign);
-                    }
-                }
-            });
+            let (cos, sin) = (&cos[first * pairs..], &sin[first * pairs..]);
+            rotate_tokens(dev.isa(), chunk, (heads, width), pairs, (cos, sin), style, sign);
         });
     });
+}
+
+per_isa! {
+    fn rotate_tokens<E: Element>(
+        chunk: &mut [E],
+        token: (usize, usize),
+        pairs: usize,
+        angles: (&[f32], &[f32]),
+        style: RopeStyle,
+        sign: f32,
+    ) {
+        let (heads, width) = token;
+        let angles = angles.0.chunks_exact(pairs).zip(angles.1.chunks_exact(pairs));
+        for (token, (cos, sin)) in chunk.chunks_exact_mut(heads * width).zip(angles) {
+            for head in token.chunks_exact_mut(width) {
+                rotate_head(head, cos, sin, style, sign);
+            }
+        }
+    }
 }
 
 #[inline(always)]

@@ -5,6 +5,7 @@
 //! The embedding is `gather` from its weight; its weight's gradient is `scatter_add` into f32, in token order within
 //! a column, so that equal ids add up in a fixed order. Memory-bound: each row is read and written once.
 
+use crate::isa::per_isa;
 use crate::{DType, Device, Element, View, ViewMut, with_dtype};
 
 /// Elements that one task of `add` handles.
@@ -17,13 +18,14 @@ const COLUMNS_PER_TASK: usize = 64;
 /// # Panics
 /// If an index is outside, or shapes do not fit.
 pub fn gather(dev: &Device, x: View<'_>, index: &[u32], scale: f32, y: ViewMut<'_>) {
+    let _timed = dev.pass("gather rows", 2 * y.as_view().bytes().len());
     let c = x.dim(1);
     assert_eq!(y.shape(), [index.len(), c], "gather: y");
     with_dtype!(x.dtype(), X => with_dtype!(y.dtype(), Y => {
         let x = x.as_slice::<X>();
         dev.for_each_chunk(y.as_mut_slice::<Y>(), c, |i, y| {
             let x = &x[index[i] as usize * c..][..c];
-            dev.isa().run(|| y.iter_mut().zip(x).for_each(|(y, x)| *y = Y::from_f32(x.to_f32() * scale)));
+            scaled(dev.isa(), x, scale, y);
         });
     }));
 }
@@ -33,6 +35,7 @@ pub fn gather(dev: &Device, x: View<'_>, index: &[u32], scale: f32, y: ViewMut<'
 /// # Panics
 /// If an index is outside, or shapes do not fit.
 pub fn scatter_add(dev: &Device, dy: View<'_>, index: &[u32], scale: f32, dx: ViewMut<'_>) {
+    let _timed = dev.pass("scatter rows", 3 * dy.bytes().len());
     let c = dx.dim(1);
     assert_eq!(dy.shape(), [index.len(), c], "scatter_add: dy");
     assert_eq!(dx.dtype(), DType::F32, "scatter_add: sums are float32");
@@ -46,7 +49,7 @@ pub fn scatter_add(dev: &Device, dy: View<'_>, index: &[u32], scale: f32, dx: Vi
             for (row, dy) in index.iter().zip(dy.chunks_exact(c)) {
                 // SAFETY: rows are inside (asserted above) and tasks have disjoint columns.
                 let dx = unsafe { dx.of_row(*row as usize, columns.clone()) };
-                dx.iter_mut().zip(&dy[columns.clone()]).for_each(|(dx, dy)| *dx += dy.to_f32() * scale);
+                scaled_and_added(dev.isa(), &dy[columns.clone()], scale, dx);
             }
         });
     });
@@ -79,6 +82,7 @@ impl Columns {
 /// # Panics
 /// If indices are not ascending or outside, or shapes do not fit.
 pub fn place(dev: &Device, x: View<'_>, index: &[u32], y: ViewMut<'_>) {
+    let _timed = dev.pass("place rows", x.bytes().len() + y.as_view().bytes().len());
     let c = y.dim(1);
     assert_eq!(x.shape(), [index.len(), c], "place: x");
     assert!(index.is_sorted_by(|a, b| a < b), "place: ascending rows");
@@ -96,12 +100,12 @@ pub fn place(dev: &Device, x: View<'_>, index: &[u32], y: ViewMut<'_>) {
 /// # Panics
 /// If shapes do not fit.
 pub fn add(dev: &Device, x: View<'_>, y: ViewMut<'_>) {
+    let _timed = dev.pass("add", x.bytes().len() + 2 * y.as_view().bytes().len());
     assert_eq!(x.elements(), y.elements(), "add: x and y");
     with_dtype!(x.dtype(), X => with_dtype!(y.dtype(), Y => {
         let x = x.as_slice::<X>();
         dev.for_each_chunk(y.as_mut_slice::<Y>(), CHUNK, |i, y| {
-            let x = &x[i * CHUNK..];
-            dev.isa().run(|| y.iter_mut().zip(x).for_each(|(y, x)| *y = Y::from_f32(y.to_f32() + x.to_f32())));
+            added(dev.isa(), &x[i * CHUNK..], y);
         });
     }));
 }
@@ -111,14 +115,12 @@ pub fn add(dev: &Device, x: View<'_>, y: ViewMut<'_>) {
 /// # Panics
 /// If shapes or types do not fit.
 pub fn sum(dev: &Device, a: View<'_>, b: View<'_>, y: ViewMut<'_>) {
+    let _timed = dev.pass("sum", 3 * a.bytes().len());
     assert_eq!((a.elements(), b.elements()), (y.elements(), y.elements()), "sum: a, b and y");
     with_dtype!(y.dtype(), E => {
         let (a, b) = (a.as_slice::<E>(), b.as_slice::<E>());
         dev.for_each_chunk(y.as_mut_slice::<E>(), CHUNK, |i, y| {
-            let terms = a[i * CHUNK..].iter().zip(&b[i * CHUNK..]);
-            dev.isa().run(|| {
-                y.iter_mut().zip(terms).for_each(|(y, (a, b))| *y = E::from_f32(a.to_f32() + b.to_f32()));
-            });
+            sums(dev.isa(), &a[i * CHUNK..], &b[i * CHUNK..], y);
         });
     });
 }
@@ -128,6 +130,7 @@ pub fn sum(dev: &Device, a: View<'_>, b: View<'_>, y: ViewMut<'_>) {
 /// # Panics
 /// If shapes do not fit.
 pub fn sum_rows(dev: &Device, dy: View<'_>, db: ViewMut<'_>) {
+    let _timed = dev.pass("sum of rows", dy.bytes().len());
     let c = db.elements();
     assert_eq!(dy.elements() % c.max(1), 0, "sum_rows: {dy:?} into {c} columns");
     with_dtype!(dy.dtype(), Y => {
@@ -135,11 +138,28 @@ pub fn sum_rows(dev: &Device, dy: View<'_>, db: ViewMut<'_>) {
         dev.for_each_chunk(db.as_mut_slice::<f32>(), COLUMNS_PER_TASK, |task, db| {
             let first = task * COLUMNS_PER_TASK;
             for row in dy.chunks_exact(c) {
-                let row = &row[first..first + db.len()];
-                db.iter_mut().zip(row).for_each(|(db, dy)| *db += dy.to_f32());
+                added(dev.isa(), &row[first..first + db.len()], db);
             }
         });
     });
+}
+
+per_isa! {
+    fn scaled<X: Element, Y: Element>(x: &[X], scale: f32, y: &mut [Y]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = Y::from_f32(x.to_f32() * scale));
+    }
+
+    fn scaled_and_added<X: Element>(x: &[X], scale: f32, y: &mut [f32]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y += x.to_f32() * scale);
+    }
+
+    fn added<X: Element, Y: Element>(x: &[X], y: &mut [Y]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = Y::from_f32(y.to_f32() + x.to_f32()));
+    }
+
+    fn sums<E: Element>(a: &[E], b: &[E], y: &mut [E]) {
+        y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = E::from_f32(a.to_f32() + b.to_f32()));
+    }
 }
 
 #[cfg(test)]

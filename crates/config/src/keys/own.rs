@@ -18,7 +18,8 @@ macro_rules! own_keys {
         /// Each one is shown with file and line. (LLaMA-Factory drops any number in silence.)
         max_malformed: Amount { default: Amount::Fraction(0.01), read_by: "data::dataset" }
         /// Answer so many evaluation rows before and after training and print the answers side by side, with the
-        /// share that is exactly as expected. Answers are the most likely tokens, at most `max_new_tokens`.
+        /// share that is exactly as expected; all are in the run's `held_out_answers.jsonl`. Answers are the most
+        /// likely tokens, at most `max_new_tokens`.
         show_answers: usize { read_by: "cli::answers" }
     } } };
 }

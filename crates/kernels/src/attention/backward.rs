@@ -11,6 +11,7 @@ use super::simd::{Job, Simd, run};
 use super::softmax::{Block, Pairs, Statistics, cap, derivative};
 use super::tiling::{Heads, KEYS, Lanes, Row, Sight, key_rows};
 use super::{AttentionParams, RowOffsets, share_out};
+use crate::isa::per_isa;
 use crate::{Device, Element};
 
 /// Query positions, and keys, of a task; a multiple of [`KEYS`] and of [`LANES`].
@@ -413,10 +414,14 @@ fn write_keys<E: Element>(
         for (i, (dk, dv)) in rows.enumerate() {
             let (key, head) = (task * KEYS_PER_WRITE + i / heads, i % heads);
             let (from_dk, from_dv) = (&sums[layout.dk(head, key)..], &sums[layout.dv(head, key)..]);
-            dev.isa().run(|| {
-                dk.iter_mut().zip(from_dk).for_each(|(to, x)| *to = E::from_f32(x * scale));
-                dv.iter_mut().zip(from_dv).for_each(|(to, x)| *to = E::from_f32(*x));
-            });
+            scaled(dev.isa(), from_dk, scale, dk);
+            scaled(dev.isa(), from_dv, 1.0, dv);
         }
     });
+}
+
+per_isa! {
+    fn scaled<E: Element>(from: &[f32], scale: f32, to: &mut [E]) {
+        to.iter_mut().zip(from).for_each(|(to, x)| *to = E::from_f32(x * scale));
+    }
 }

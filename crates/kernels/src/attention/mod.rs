@@ -47,8 +47,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use self::backward::SumLayout;
 use self::scratch::Disjoint;
 use self::tiling::Heads;
+use crate::isa::per_isa;
 use crate::lanes::dot;
-use crate::{Device, View, ViewMut, with_dtype};
+use crate::{Device, Element, View, ViewMut, with_dtype};
 
 /// Rows of dout·out that one task computes.
 const DELTAS_PER_TASK: usize = 256;
@@ -127,6 +128,10 @@ pub struct Backward<'a> {
 /// If shapes, types or offsets do not fit.
 pub fn forward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io: Forward<'_>) {
     let heads = checked_heads(params, rows, io.q, io.k);
+    let _timed = dev.profile().op("attention", [0; 3], || {
+        let pairs = visible_pairs(params, rows) * io.q.dim(1);
+        [4 * pairs * io.q.dim(2), 2 * (io.q.bytes().len() + io.k.bytes().len())]
+    });
     assert_eq!(io.k.shape(), io.v.shape(), "attention: k and v");
     assert_eq!(io.q.shape(), io.out.shape(), "attention: q and out");
     if let Some(lse) = &io.lse {
@@ -153,6 +158,10 @@ pub fn forward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io:
 /// If shapes, types or offsets do not fit.
 pub fn backward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io: Backward<'_>) {
     let heads = checked_heads(params, rows, io.q, io.k);
+    let _timed = dev.profile().op("attention backward", [0; 3], || {
+        let pairs = visible_pairs(params, rows) * io.q.dim(1);
+        [10 * pairs * io.q.dim(2), 4 * (io.q.bytes().len() + io.k.bytes().len())]
+    });
     for (name, view) in [("out", io.out), ("dout", io.dout), ("dq", io.dq.as_view())] {
         assert_eq!(io.q.shape(), view.shape(), "attention: q and {name}");
     }
@@ -167,12 +176,8 @@ pub fn backward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io
         let (out, dout) = (io.out.as_slice::<E>(), io.dout.as_slice::<E>());
         let delta = io.delta.as_mut_slice::<f32>();
         dev.for_each_chunk(delta, DELTAS_PER_TASK, |task, delta| {
-            let pairs = out.chunks_exact(width).zip(dout.chunks_exact(width));
-            dev.isa().run(|| {
-                for (delta, (out, dout)) in delta.iter_mut().zip(pairs.skip(task * DELTAS_PER_TASK)) {
-                    *delta = dot(out, dout);
-                }
-            });
+            let first = task * DELTAS_PER_TASK * width;
+            dots(dev.isa(), width, &out[first..], &dout[first..], delta);
         });
         let call = backward::Call {
             params,
@@ -192,6 +197,26 @@ pub fn backward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io
         };
         backward::backward(dev, &call, gradients);
     });
+}
+
+/// Pairs of a query and a key that it sees.
+fn visible_pairs(params: &AttentionParams, rows: RowOffsets<'_>) -> usize {
+    let window = params.window.unwrap_or(usize::MAX);
+    let rows = rows.q.windows(2).zip(rows.k.windows(2));
+    rows.map(|(q, k)| {
+        let (queries, keys) = ((q[1] - q[0]) as usize, (k[1] - k[0]) as usize);
+        (keys - queries..keys).map(|before| (before + 1).min(window)).sum::<usize>()
+    })
+    .sum()
+}
+
+per_isa! {
+    /// The dot product of each row of `a` with that of `b`.
+    fn dots<E: Element>(width: usize, a: &[E], b: &[E], sums: &mut [f32]) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.chunks_exact(width).zip(b.chunks_exact(width))) {
+            *sum = dot(a, b);
+        }
+    }
 }
 
 /// Bytes that [`backward()`] keeps for its sums, from the first call on: f32 dq, dk and dv, and the gaps between tiles.

@@ -19,11 +19,11 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::compiled::{self, Job};
 use super::kernel::{MicroKernel, Unit};
 use super::output::Output;
 use super::pack::{Operand, pack_panels};
 use super::scratch::{self, Use};
+use crate::isa::per_isa;
 use crate::{Device, Element};
 
 /// Bytes of packed `op(A)` at a time. Tests cut small matrices into shares, too.
@@ -153,8 +153,7 @@ impl<K: MicroKernel> Part<'_, K> {
     fn store<E: Element>(&self, c: &Output<'_, E>, tile: &[f32], i: usize, j: usize) {
         let (row, col) = (self.row + i * K::MR, self.col + j * K::NR);
         let store = Store { c, tile, row, col, kernel: PhantomData::<K> };
-        // SAFETY: the device's CPU has the kernel's instruction set.
-        unsafe { compiled::run(K::ISA, store) };
+        store_tile(K::ISA, store);
     }
 }
 
@@ -167,7 +166,13 @@ struct Store<'a, K, E> {
     kernel: PhantomData<K>,
 }
 
-impl<K: MicroKernel, E: Element> Job for Store<'_, K, E> {
+per_isa! {
+    fn store_tile<K: MicroKernel, E: Element>(store: Store<'_, K, E>) {
+        store.run();
+    }
+}
+
+impl<K: MicroKernel, E: Element> Store<'_, K, E> {
     #[inline(always)]
     fn run(self) {
         let rows = K::MR.min(self.c.rows() - self.row);

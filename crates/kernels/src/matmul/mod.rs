@@ -24,7 +24,6 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 mod blocked;
-mod compiled;
 mod kernel;
 mod output;
 mod pack;
@@ -135,10 +134,19 @@ impl<'a> Matmul<'a> {
 /// # Panics
 /// If the shapes do not fit; the message names them.
 pub fn run(dev: &Device, args: Matmul<'_>) {
-    let (m, n, _) = args.sizes();
+    let (m, n, k) = args.sizes();
     if m == 0 || n == 0 {
         return;
     }
+    let name = match (args.a_transposed, args.b_transposed) {
+        (false, true) => "matmul x·Wᵀ",
+        (false, false) => "matmul dy·W",
+        (true, _) => "matmul dyᵀ·x",
+    };
+    let _timed = dev.profile().op(name, [m, n, k], || {
+        let c = args.c.as_view().bytes().len() * if args.accumulate { 2 } else { 1 };
+        [2 * m * n * k, args.a.bytes().len() + args.b.bytes().len() + c]
+    });
     let in_f32 = args.a.dtype() == DType::F32 && args.b.dtype() == DType::F32;
     match dev.isa() {
         #[cfg(target_arch = "x86_64")]

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::compiled::{self, Job};
 use super::kernel::{MicroKernel, Unit};
 use super::vector::prefetch;
+use crate::isa::per_isa;
 use crate::{DType, Device, Element, View, with_dtype};
 
 /// `op(A)` by rows or `op(B)` by columns: lanes of values along `k`.
@@ -60,8 +60,7 @@ pub(super) fn pack_panels<K: MicroKernel>(
                 panels,
                 kernel: PhantomData::<K>,
             };
-            // SAFETY: the device's CPU has the kernel's instruction set.
-            unsafe { compiled::run(K::ISA, pack) };
+            pack_lanes(K::ISA, pack);
         });
     });
 }
@@ -86,7 +85,13 @@ struct Pack<'a, K, S> {
     kernel: PhantomData<K>,
 }
 
-impl<K: MicroKernel, S: Element> Job for Pack<'_, K, S> {
+per_isa! {
+    fn pack_lanes<K: MicroKernel, S: Element>(pack: Pack<'_, K, S>) {
+        pack.run();
+    }
+}
+
+impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
     #[inline(always)]
     fn run(self) {
         match (self.from.along_k, self.from.round) {

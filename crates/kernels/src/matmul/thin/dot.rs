@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{Thin, load};
-use crate::matmul::compiled::{self, Job};
+use crate::isa::per_isa;
 use crate::matmul::kernel::MicroKernel;
 use crate::matmul::output::Output;
 use crate::matmul::scratch::{self, Use};
@@ -40,8 +40,7 @@ pub(super) fn run<K: MicroKernel, S: Element, E: Element>(
                 let t = g * group;
                 let (lanes, vector) = (first..last, PhantomData::<K::Lanes>);
                 let part = Part { lanes, group, product, values, depth, packed, t, c, vector };
-                // SAFETY: the device's CPU has the kernel's instruction set.
-                unsafe { compiled::run(K::ISA, part) };
+                sum_part(K::ISA, part);
             }
         });
     });
@@ -75,7 +74,13 @@ struct Part<'a, V, S, E> {
     vector: PhantomData<V>,
 }
 
-impl<V: Vector, S: Element, E: Element> Job for Part<'_, V, S, E> {
+per_isa! {
+    fn sum_part<V: Vector, S: Element, E: Element>(part: Part<'_, V, S, E>) {
+        part.run();
+    }
+}
+
+impl<V: Vector, S: Element, E: Element> Part<'_, V, S, E> {
     #[inline(always)]
     fn run(self) {
         let many = V::REGISTERS >= 32;

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use super::{THIN, Thin, load};
-use crate::matmul::compiled::{self, Job};
+use crate::isa::per_isa;
 use crate::matmul::kernel::MicroKernel;
 use crate::matmul::output::Output;
 use crate::matmul::scratch::{self, Use};
@@ -47,8 +47,7 @@ pub(super) fn run<K: MicroKernel, S: Element, E: Element>(
                 let lanes = STRIP.min(big - first);
                 let vector = PhantomData::<K::Lanes>;
                 let strip = Strip { product, values, row: big, first, lanes, depth, packed, sums, c, vector };
-                // SAFETY: the device's CPU has the kernel's instruction set.
-                unsafe { compiled::run(K::ISA, strip) };
+                sum_strip(K::ISA, strip);
             });
         });
     });
@@ -70,7 +69,13 @@ struct Strip<'a, V, S, E> {
     vector: PhantomData<V>,
 }
 
-impl<V: Vector, S: Element, E: Element> Job for Strip<'_, V, S, E> {
+per_isa! {
+    fn sum_strip<V: Vector, S: Element, E: Element>(strip: Strip<'_, V, S, E>) {
+        strip.run();
+    }
+}
+
+impl<V: Vector, S: Element, E: Element> Strip<'_, V, S, E> {
     #[inline(always)]
     fn run(mut self) {
         self.sum();

@@ -1,0 +1,92 @@
+//! What every op costs: calls, time, arithmetic and bytes moved.
+//!
+//! In: each op of this crate says at its entrance what it is about to do. Out: a table by op. While it is switched
+//! off, as it is at first, an op pays one comparison for it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// An op, and for products the size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Op {
+    /// Its name, `matmul x·Wᵀ` for instance.
+    pub name: &'static str,
+    /// M, N and K of a product; zeros for other ops.
+    pub size: [usize; 3],
+}
+
+/// What calls of an op came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Cost {
+    /// How often it ran.
+    pub calls: u64,
+    /// Wall time.
+    pub time: Duration,
+    /// Multiplications and additions.
+    pub flops: f64,
+    /// Operands read and results written, each once.
+    pub bytes: f64,
+}
+
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        self.calls += other.calls;
+        self.time += other.time;
+        self.flops += other.flops;
+        self.bytes += other.bytes;
+    }
+}
+
+/// The table of a device.
+#[derive(Debug, Default)]
+pub struct Profile {
+    on: AtomicBool,
+    costs: Mutex<BTreeMap<Op, Cost>>,
+}
+
+impl Profile {
+    /// Begins to count.
+    pub fn start(&self) {
+        self.on.store(true, Ordering::Relaxed);
+    }
+
+    /// Stops counting and hands over what was counted since the last time.
+    pub fn take(&self) -> BTreeMap<Op, Cost> {
+        self.on.store(false, Ordering::Relaxed);
+        std::mem::take(&mut self.costs.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Times an op from here until what is returned goes out of scope; `work` tells its FLOP and bytes.
+    pub(crate) fn op(
+        &self,
+        name: &'static str,
+        size: [usize; 3],
+        work: impl FnOnce() -> [usize; 2],
+    ) -> Option<Timed<'_>> {
+        if !self.on.load(Ordering::Relaxed) {
+            return None;
+        }
+        let [flops, bytes] = work().map(|amount| amount as f64);
+        let cost = Cost { calls: 1, time: Duration::ZERO, flops, bytes };
+        Some(Timed { profile: self, op: Op { name, size }, cost, started: Instant::now() })
+    }
+}
+
+/// An op that runs.
+#[derive(Debug)]
+pub(crate) struct Timed<'a> {
+    profile: &'a Profile,
+    op: Op,
+    cost: Cost,
+    started: Instant,
+}
+
+impl Drop for Timed<'_> {
+    fn drop(&mut self) {
+        self.cost.time = self.started.elapsed();
+        let mut costs = self.profile.costs.lock().unwrap_or_else(PoisonError::into_inner);
+        *costs.entry(self.op).or_default() += self.cost;
+    }
+}
