@@ -35,7 +35,7 @@ impl Comparison {
         let rows = job.eval_rows[..count].to_vec();
         let mut comparison = Self { config: job.config.clone(), rows, before: Vec::new() };
         let dev = setup::device(&job.config)?;
-        let (decoder, _) = dev.install(|| sft_train::run::load_decoder(&dev, job))?;
+        let (decoder, _) = dev.install(|| sft_train::trainer::load_decoder(&dev, job))?;
         comparison.before = comparison.ask(&dev, &decoder)?;
         Ok(Some(comparison))
     }

@@ -1,6 +1,7 @@
 //! The `sft` command: argv → one subcommand (stage 0 of the walk). Only this crate prints.
 
 mod answers;
+mod bench;
 mod chat;
 mod config;
 mod data;
@@ -30,6 +31,8 @@ enum Command {
     Chat(chat::Args),
     /// Merge an adapter into its model and write a Hugging Face folder
     Export(export::Args),
+    /// Time a job on this machine, op by op
+    Bench(bench::Args),
     /// Look at what is trained
     #[command(subcommand)]
     Data(data::Command),
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Export(args) => export::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Data(command) => data::run(command),
         Command::Parity(args) => parity::run(args),
         Command::Config(args) => config::run(args),

@@ -104,7 +104,7 @@ impl Device {
 
     /// Times an op of one pass over memory, if ops are timed.
     pub(crate) fn pass(&self, name: &'static str, bytes: usize) -> Option<Timed<'_>> {
-        self.profile.op(name, [0; 3], || [0, bytes])
+        self.profile.op(name, [0; 2], || [0, bytes])
     }
 
     /// A tensor of zeros.

@@ -29,6 +29,7 @@ mod exp;
 pub mod gated;
 pub mod isa;
 mod lanes;
+pub mod limits;
 pub mod mapped_file;
 pub mod matmul;
 pub mod profile;

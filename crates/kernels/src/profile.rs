@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// An op, and for products the size.
+/// An op, and for products the weight, whatever the number of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Op {
     /// Its name, `matmul x·Wᵀ` for instance.
     pub name: &'static str,
-    /// M, N and K of a product; zeros for other ops.
-    pub size: [usize; 3],
+    /// The shape of the weight in a product, or of its gradient; zeros for other ops.
+    pub weight: [usize; 2],
 }
 
 /// What calls of an op came to.
@@ -62,7 +62,7 @@ impl Profile {
     pub(crate) fn op(
         &self,
         name: &'static str,
-        size: [usize; 3],
+        weight: [usize; 2],
         work: impl FnOnce() -> [usize; 2],
     ) -> Option<Timed<'_>> {
         if !self.on.load(Ordering::Relaxed) {
@@ -70,7 +70,7 @@ impl Profile {
         }
         let [flops, bytes] = work().map(|amount| amount as f64);
         let cost = Cost { calls: 1, time: Duration::ZERO, flops, bytes };
-        Some(Timed { profile: self, op: Op { name, size }, cost, started: Instant::now() })
+        Some(Timed { profile: self, op: Op { name, weight }, cost, started: Instant::now() })
     }
 }
 

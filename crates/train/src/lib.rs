@@ -3,6 +3,7 @@
 //! There is one loop, [`run::run`], and one place where the loss is normalised, [`step::gradients`]. This crate asks
 //! neither which method is on nor whether rows are packed.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod digest;
 mod error;
@@ -17,6 +18,7 @@ pub mod run;
 pub mod schedule;
 pub mod setup;
 pub mod step;
+pub mod trainer;
 
 pub use error::TrainError;
 pub use job::Job;

@@ -5,12 +5,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use sft_config::{IntervalStrategy, Reporter, Resume};
-use sft_kernels::{DType, Device, random};
-use sft_model::adapter::{self, Last};
-use sft_model::loading::{self, Source};
-use sft_model::method::{LoraOptions, Method};
-use sft_model::weights::WeightFiles;
-use sft_model::workspace::{Purpose, Workspace};
+use sft_kernels::{DType, Device};
 use sft_model::{Decoder, ModelError};
 use sft_runs::checkpoint::{CheckpointWriter, rotate};
 use sft_runs::folder::{ResumeFrom, RunFolder, Start};
@@ -25,8 +20,7 @@ use crate::evaluate::{Evaluation, evaluate};
 use crate::events::{Event, Observer, Progress};
 use crate::job::Job;
 use crate::model_card;
-use crate::optim::{AdamW, AdamWOptions, Optimizer};
-use crate::step::{UpdateOptions, gradients, update};
+use crate::trainer::Trainer;
 use crate::{TrainError, setup};
 
 /// How a run ended.
@@ -61,43 +55,12 @@ pub fn run(job: Job, observer: &mut dyn Observer) -> Result<Outcome, TrainError>
     dev.install(|| Running::begin(&dev, job, &folder)?.complete(observer))
 }
 
-/// Loads the model of a job with its adapters; the settings of the adapter that it carries, if it does.
-///
-/// # Errors
-/// Weights that are missing or do not fit.
-pub fn load_decoder(dev: &Device, job: &Job) -> Result<(Decoder, Option<LoraOptions>), ModelError> {
-    let (seed, folders) = (job.config.seed, setup::adapter_folders(&job.config));
-    let continued = setup::continued_adapter(&job.config).is_some();
-    // A continued adapter is attached to a model without any; everything else begins with its own.
-    let method = if continued { &Method::Inference } else { &job.method };
-    let files;
-    let source = if job.config.train_from_scratch {
-        Source::Random { seed }
-    } else {
-        files = WeightFiles::open_model(&job.base)?;
-        Source::Files(&files)
-    };
-    let mut decoder = loading::load(dev, &job.spec, &source, method, job.compute, seed)?;
-    let last = if continued { Last::Continued } else { Last::Merged };
-    let carried = adapter::apply(dev, &mut decoder, &folders, last)?;
-    let fresh = match &job.method {
-        Method::Lora(options) => Some(options.clone()),
-        _ => None,
-    };
-    Ok((decoder, carried.or(fresh)))
-}
-
 /// A run between two steps.
 struct Running<'a> {
-    dev: &'a Device,
     job: Job,
     folder: &'a RunFolder,
-    decoder: Decoder,
-    lora: Option<LoraOptions>,
-    optimizer: Box<dyn Optimizer>,
-    work: Workspace,
+    trainer: Trainer<'a>,
     recorder: Recorder,
-    trained_elements: u64,
     step: u64,
     /// Checkpoint of the current step, if it is written already.
     saved_at: Option<PathBuf>,
@@ -105,40 +68,12 @@ struct Running<'a> {
 
 impl<'a> Running<'a> {
     fn begin(dev: &'a Device, job: Job, folder: &'a RunFolder) -> Result<Self, TrainError> {
-        let (mut decoder, lora) = load_decoder(dev, &job)?;
-        let c = &job.config;
-        let options = AdamWOptions {
-            beta1: c.adam_beta1,
-            beta2: c.adam_beta2,
-            eps: c.adam_epsilon,
-            weight_decay: c.weight_decay,
-            decay_all: false,
-        };
-        let trained = decoder.trained_mut();
-        let trained_elements = trained.iter().map(|p| p.value().elements() as u64).sum();
-        let optimizer: Box<dyn Optimizer> = Box::new(AdamW::new(options, &trained));
-        drop(trained);
-        let plan = &job.plan;
-        let purpose = Purpose::Training { recompute: plan.recompute };
-        let work = Workspace::new(&job.spec, decoder.adapters(), job.compute, plan.max_tokens, purpose);
+        let trainer = Trainer::new(dev, &job)?;
         let recorder = Recorder::open(folder, recorder_options(&job))?;
-        let mut running = Self {
-            dev,
-            folder,
-            decoder,
-            lora,
-            optimizer,
-            work,
-            recorder,
-            trained_elements,
-            step: 0,
-            saved_at: None,
-            job,
-        };
+        let mut running = Self { folder, trainer, recorder, step: 0, saved_at: None, job };
         if let Start::Resume(from) = folder.start() {
-            checkpoint::read_weights(&from.path, &mut running.decoder, &running.job.method)?;
             let expected = running.state();
-            let state = checkpoint::read_state(&from.path, &expected, running.optimizer.as_mut())?;
+            let state = running.trainer.restore(&from.path, &running.job.method, &expected)?;
             running.job.train.seek(state.cursor);
             running.step = state.step;
         }
@@ -153,7 +88,7 @@ impl<'a> Running<'a> {
             cursor: self.job.train.cursor(),
             seed: self.job.config.seed,
             steps_per_epoch: self.job.train.steps_per_epoch(),
-            trained_elements: self.trained_elements,
+            trained_elements: self.trainer.trained_elements,
         }
     }
 
@@ -185,13 +120,13 @@ impl<'a> Running<'a> {
         }
         if interrupted {
             let at = self.save(observer)?;
-            let digest = digest(&mut self.decoder);
+            let digest = digest(&mut self.trainer.decoder);
             return Ok(Outcome {
                 steps: self.step,
                 results: serde_json::Map::new(),
                 interrupted_at: Some(at),
                 digest,
-                decoder: self.decoder,
+                decoder: self.trainer.decoder,
             });
         }
         self.finish(observer)
@@ -209,13 +144,8 @@ impl<'a> Running<'a> {
     fn take_step(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let started = Instant::now();
         let batch = self.job.train.next_step();
-        let key = random::key(self.job.config.seed, &[random::name_part("dropout"), self.step]);
-        let sums = gradients(self.dev, &mut self.decoder, &batch, key, &mut self.work)?;
-        let options = UpdateOptions {
-            learning_rate: self.job.schedule.rate(self.step),
-            max_grad_norm: self.job.config.max_grad_norm,
-        };
-        let outcome = update(self.dev, &mut self.decoder, self.optimizer.as_mut(), options, sums);
+        let outcome = self.trainer.step(&self.job, self.step, &batch)?;
+        let learning_rate = self.job.schedule.rate(self.step);
         self.step += 1;
         self.saved_at = None;
         if !(outcome.loss.is_finite() && outcome.grad_norm.is_finite()) {
@@ -226,10 +156,10 @@ impl<'a> Running<'a> {
             step: self.step,
             epoch: self.epoch(),
             loss: outcome.loss,
-            learning_rate: options.learning_rate,
+            learning_rate,
             grad_norm: Some(outcome.grad_norm),
             tokens: batch.tokens() as u64,
-            supervised_tokens: sums.supervised as u64,
+            supervised_tokens: outcome.sums.supervised as u64,
             samples: samples as u64,
             flops: 0.0,
             device_peak_bytes: None,
@@ -240,10 +170,10 @@ impl<'a> Running<'a> {
             total_steps: self.job.total_steps,
             epoch: record.epoch,
             loss: outcome.loss,
-            learning_rate: options.learning_rate,
+            learning_rate,
             grad_norm: outcome.grad_norm,
             tokens: batch.tokens(),
-            sums,
+            sums: outcome.sums,
             seconds: started.elapsed().as_secs_f64(),
         }));
         if let Some(line) = &line {
@@ -291,7 +221,9 @@ impl<'a> Running<'a> {
         let Some(rows) = &self.job.eval else { return Ok(None) };
         let started = Instant::now();
         let evaluation: Evaluation =
-            evaluate(self.dev, &self.decoder, rows, &mut self.work, || observer.interrupted())?;
+            evaluate(self.trainer.dev, &self.trainer.decoder, rows, &mut self.trainer.work, || {
+                observer.interrupted()
+            })?;
         Ok((!evaluation.stopped).then(|| EvalRecord {
             step: self.step,
             epoch: self.epoch(),
@@ -314,7 +246,7 @@ impl<'a> Running<'a> {
         if self.job.config.save_only_model {
             writer.set_model_only();
         } else {
-            checkpoint::write_state(writer.folder(), &self.state(), self.optimizer.as_ref())
+            checkpoint::write_state(writer.folder(), &self.state(), self.trainer.optimizer.as_ref())
                 .map_err(on_disk)?;
         }
         self.recorder.save(&writer)?;
@@ -327,8 +259,14 @@ impl<'a> Running<'a> {
     }
 
     fn write_weights(&self, to: &Path, dtype: Option<DType>) -> Result<(), TrainError> {
-        checkpoint::write_weights(to, &self.decoder, &self.job.base, self.lora.as_ref(), dtype)
-            .map_err(on_disk)
+        checkpoint::write_weights(
+            to,
+            &self.trainer.decoder,
+            &self.job.base,
+            self.trainer.lora.as_ref(),
+            dtype,
+        )
+        .map_err(on_disk)
     }
 
     fn finish(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
@@ -336,14 +274,14 @@ impl<'a> Running<'a> {
             && let Some(step) = self.recorder.best_checkpoint_step().filter(|best| *best != self.step)
         {
             let best = self.folder.path().join(format!("checkpoint-{step}"));
-            checkpoint::read_weights(&best, &mut self.decoder, &self.job.method)?;
+            checkpoint::read_weights(&best, &mut self.trainer.decoder, &self.job.method)?;
             observer.on(&Event::BestLoaded { step });
         }
         let mut results = serde_json::Map::new();
         if self.job.config.do_train {
             self.write_weights(self.folder.path(), Some(self.job.compute))?;
             let mut extra = serde_json::Map::new();
-            extra.insert("trained_parameters".into(), json!(self.trained_elements));
+            extra.insert("trained_parameters".into(), json!(self.trainer.trained_elements));
             results = self.recorder.finish(&Summary { peak_bytes: peak_rss_bytes(), extra })?;
         }
         if self.job.config.do_eval
@@ -355,8 +293,8 @@ impl<'a> Running<'a> {
         if self.job.config.do_train {
             model_card::write(&self.job, self.folder.path(), self.recorder.state())?;
         }
-        let digest = digest(&mut self.decoder);
-        Ok(Outcome { steps: self.step, results, interrupted_at: None, digest, decoder: self.decoder })
+        let digest = digest(&mut self.trainer.decoder);
+        Ok(Outcome { steps: self.step, results, interrupted_at: None, digest, decoder: self.trainer.decoder })
     }
 }
 

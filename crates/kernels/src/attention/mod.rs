@@ -128,7 +128,7 @@ pub struct Backward<'a> {
 /// If shapes, types or offsets do not fit.
 pub fn forward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io: Forward<'_>) {
     let heads = checked_heads(params, rows, io.q, io.k);
-    let _timed = dev.profile().op("attention", [0; 3], || {
+    let _timed = dev.profile().op("attention", [0; 2], || {
         let pairs = visible_pairs(params, rows) * io.q.dim(1);
         [4 * pairs * io.q.dim(2), 2 * (io.q.bytes().len() + io.k.bytes().len())]
     });
@@ -158,7 +158,7 @@ pub fn forward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io:
 /// If shapes, types or offsets do not fit.
 pub fn backward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io: Backward<'_>) {
     let heads = checked_heads(params, rows, io.q, io.k);
-    let _timed = dev.profile().op("attention backward", [0; 3], || {
+    let _timed = dev.profile().op("attention backward", [0; 2], || {
         let pairs = visible_pairs(params, rows) * io.q.dim(1);
         [10 * pairs * io.q.dim(2), 4 * (io.q.bytes().len() + io.k.bytes().len())]
     });

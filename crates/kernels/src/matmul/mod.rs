@@ -138,12 +138,12 @@ pub fn run(dev: &Device, args: Matmul<'_>) {
     if m == 0 || n == 0 {
         return;
     }
-    let name = match (args.a_transposed, args.b_transposed) {
-        (false, true) => "matmul x·Wᵀ",
-        (false, false) => "matmul dy·W",
-        (true, _) => "matmul dyᵀ·x",
+    let (name, weight) = match (args.a_transposed, args.b_transposed) {
+        (false, true) => ("matmul x·Wᵀ", [n, k]),
+        (false, false) => ("matmul dy·W", [k, n]),
+        (true, _) => ("matmul dyᵀ·x", [m, n]),
     };
-    let _timed = dev.profile().op(name, [m, n, k], || {
+    let _timed = dev.profile().op(name, weight, || {
         let c = args.c.as_view().bytes().len() * if args.accumulate { 2 } else { 1 };
         [2 * m * n * k, args.a.bytes().len() + args.b.bytes().len() + c]
     });

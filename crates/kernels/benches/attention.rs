@@ -1,6 +1,6 @@
 //! Times attention, forward and backward, at the shapes of small models.
 //!
-//! `cargo run --release -p sft-kernels --example attention_speed [float32]` prints the median of nine runs in
+//! `cargo bench -p sft-kernels --bench attention -- [float32]` prints the median of nine runs in
 //! milliseconds, and GFLOP/s where a pair of positions counts 4·D FLOP a head in forward and 10·D in backward.
 //! Only pairs that causality allows are counted.
 

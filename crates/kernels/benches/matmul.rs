@@ -1,11 +1,12 @@
 //! Speed of matrix products by shape and instruction set, against what the machine can do.
 //!
-//! `cargo run --release -p sft-kernels --example matmul_speed [ISA] [WORD]`: one instruction set instead of all,
+//! `cargo bench -p sft-kernels --bench matmul -- [ISA] [WORD]`: one instruction set instead of all,
 //! and only the shapes whose name contains a word. Times are the best and the median of several runs;
-//! the limits are measured here and now: a loop on registers alone, and reading memory.
+//! the limits are measured here and now: a loop on registers alone, and copying memory.
 
 use std::time::Instant;
 
+use sft_kernels::limits::Limits;
 use sft_kernels::matmul::Matmul;
 use sft_kernels::{CpuOptions, DType, Device, Isa, Tensor};
 
@@ -54,100 +55,6 @@ const SHAPES: &[(&str, Product, [usize; 3])] = &[
     ("decode head 16", Product::XWt, [16, 151_936, 896]),
 ];
 
-/// Floating-point operations a second of register-only loops, `[f32, bf16]`, on all threads of `dev`.
-fn peak(dev: &Device) -> [f64; 2] {
-    let rate = |f: &(dyn Fn() -> f64 + Sync)| {
-        (0..7).fold(0f64, |best, _| {
-            let start = Instant::now();
-            let flops = std::sync::Mutex::new(0.0);
-            std::thread::scope(|scope| {
-                for _ in 0..dev.threads() {
-                    scope.spawn(|| {
-                        let done = f();
-                        *flops.lock().expect("no thread panics") += done;
-                    });
-                }
-            });
-            let flops = flops.into_inner().expect("no thread panics");
-            best.max(flops / start.elapsed().as_secs_f64())
-        })
-    };
-    #[cfg(target_arch = "x86_64")]
-    {
-        let [f32_loop, bf16_loop]: [fn() -> f64; 2] = match dev.isa() {
-            Isa::Avx512Bf16 => [registers::fma512, registers::dpbf16],
-            Isa::Avx512 => [registers::fma512, registers::fma512],
-            Isa::Avx2 => [registers::fma256, registers::fma256],
-            Isa::Portable => [registers::sse, registers::sse],
-        };
-        [rate(&f32_loop), rate(&bf16_loop)]
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = rate;
-        [f64::NAN; 2]
-    }
-}
-
-/// Loops that touch no memory; each returns the operations it did. The instruction set must be there.
-#[cfg(target_arch = "x86_64")]
-mod registers {
-    use std::arch::x86_64::*;
-
-    const TURNS: usize = 4_000_000;
-
-    macro_rules! register_loop {
-        ($name:ident, $features:literal, $sums:literal, $flops:literal, $zero:expr, |$sum:ident| $step:expr) => {
-            pub fn $name() -> f64 {
-                #[target_feature(enable = $features)]
-                fn turns() {
-                    let mut sums = [$zero; $sums];
-                    for _ in 0..TURNS {
-                        for $sum in &mut sums {
-                            *$sum = $step;
-                        }
-                        // SAFETY: no instruction at all; it keeps the loop from being computed beforehand.
-                        unsafe { std::arch::asm!("", options(nomem, nostack, preserves_flags)) }
-                    }
-                    std::hint::black_box(sums);
-                }
-                // SAFETY: the device that this is measured for has the instruction set.
-                unsafe { turns() }
-                (TURNS * $sums * $flops) as f64
-            }
-        };
-    }
-
-    register_loop!(dpbf16, "avx512f,avx512bf16", 24, 64, _mm512_setzero_ps(), |s| {
-        // SAFETY: the same bits under another name.
-        let ones: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi32(0x3F80_3F80)) };
-        _mm512_dpbf16_ps(*s, ones, ones)
-    });
-    register_loop!(fma512, "avx512f", 24, 32, _mm512_setzero_ps(), |s| {
-        _mm512_fmadd_ps(_mm512_set1_ps(1e-3), _mm512_set1_ps(1e-3), *s)
-    });
-    register_loop!(fma256, "avx2,fma", 12, 16, _mm256_setzero_ps(), |s| {
-        _mm256_fmadd_ps(_mm256_set1_ps(1e-3), _mm256_set1_ps(1e-3), *s)
-    });
-    register_loop!(sse, "sse2", 12, 8, _mm_setzero_ps(), |s| {
-        _mm_add_ps(_mm_mul_ps(*s, _mm_set1_ps(0.5)), *s)
-    });
-}
-
-/// Bytes a second of reading memory on all threads.
-fn read_bandwidth(dev: &Device) -> f64 {
-    let words = vec![1u64; 32 << 20];
-    let share = words.len() / dev.threads();
-    (0..7).fold(0f64, |best, _| {
-        let start = Instant::now();
-        dev.for_each(dev.threads(), |i| {
-            let part = &words[i * share..][..share];
-            std::hint::black_box(part.iter().fold(0, |a, b| a ^ b));
-        });
-        best.max((words.len() * 8) as f64 / start.elapsed().as_secs_f64())
-    })
-}
-
 /// Seconds of one product, best and median.
 fn time(dev: &Device, product: Product, [m, n, k]: [usize; 3], dtype: DType) -> (f64, f64) {
     let noise = |shape: [usize; 2]| {
@@ -174,16 +81,16 @@ fn time(dev: &Device, product: Product, [m, n, k]: [usize; 3], dtype: DType) -> 
 }
 
 fn main() {
-    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let isa: Option<Isa> = words.first().and_then(|word| word.parse().ok());
     let word = words.get(usize::from(isa.is_some())).cloned().unwrap_or_default();
     let chosen = Isa::ALL.into_iter().rev().filter(|i| isa.is_none_or(|isa| isa == *i));
     for isa in chosen.filter(|isa| isa.is_available()) {
         let dev = Device::cpu(CpuOptions { threads: None, isa: Some(isa) }).expect("it is available");
-        let [f32_peak, bf16_peak] = peak(&dev);
-        let bandwidth = read_bandwidth(&dev);
+        let limits = Limits::measure(&dev);
+        let (f32_peak, bf16_peak, bandwidth) = (limits.f32_flops, limits.bf16_flops, limits.copy_bytes);
         println!(
-            "\n{isa}, {} threads: at most {:.0} GFLOP/s in float32, {:.0} in bfloat16, {:.1} GB/s read",
+            "\n{isa}, {} threads: at most {:.0} GFLOP/s in float32, {:.0} in bfloat16, {:.1} GB/s copied",
             dev.threads(),
             f32_peak / 1e9,
             bf16_peak / 1e9,

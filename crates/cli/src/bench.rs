@@ -1,0 +1,145 @@
+//! `sft bench CONFIG`: how fast a job trains here, op by op, beside the limits of the machine.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde_json::json;
+use sft_config::Purpose;
+use sft_kernels::profile::{Cost, Op};
+use sft_train::Job;
+use sft_train::bench::{Report, bench};
+
+use crate::train::read_config;
+
+/// Takes some steps of a job, writes nothing, and prints tokens a second and the time of every op.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration of the job
+    #[arg(value_name = "CONFIG")]
+    config: Option<PathBuf>,
+    /// `key=value`
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Steps that are timed
+    #[arg(long, default_value_t = 4)]
+    steps: u64,
+    /// Steps before them
+    #[arg(long, default_value_t = 1)]
+    warm_up: u64,
+    /// Products apart by the shape of their weight
+    #[arg(long)]
+    profile: bool,
+    /// Only the line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = read_config(args.config, args.overrides, Purpose::Train)?;
+    let report = bench(Job::prepare(config)?, args.warm_up, args.steps)?;
+    if !args.json {
+        head(&report);
+        table(&report, args.profile);
+    }
+    println!("{}", as_json(&report));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn head(report: &Report) {
+    let limits = report.limits;
+    println!(
+        "{} with {} threads: at most {:.0} GFLOP/s in float32, {:.0} in bfloat16; copies {:.1} GB/s",
+        report.isa,
+        report.threads,
+        limits.f32_flops / 1e9,
+        limits.bf16_flops / 1e9,
+        limits.copy_bytes / 1e9
+    );
+    println!(
+        "loading {:.2} s, first step {:.2} s, then {} steps of {:.3} s (median)",
+        report.load_s,
+        report.first_step_s,
+        report.steps.len(),
+        report.step_s()
+    );
+    println!(
+        "{:.0} tokens/s, {:.0} supervised tokens/s, {:.0} GFLOP/s = {:.1} % of the limit, peak memory {}",
+        report.tokens_per_s(),
+        report.supervised_per_s(),
+        report.flops_per_s() / 1e9,
+        100.0 * report.flops_per_s() / report.flops_limit(),
+        report.peak_bytes.map_or("unknown".into(), |bytes| format!("{:.2} GB", bytes as f64 / 1e9))
+    );
+}
+
+/// Ops by the time they take; products apart by their weight if `weights`.
+fn table(report: &Report, weights: bool) {
+    let mut ops: BTreeMap<Op, Cost> = BTreeMap::new();
+    for (op, cost) in &report.ops {
+        let key = if weights { *op } else { Op { weight: [0; 2], ..*op } };
+        *ops.entry(key).or_default() += *cost;
+    }
+    let mut ops: Vec<_> = ops.into_iter().collect();
+    ops.sort_by_key(|(_, cost)| std::cmp::Reverse(cost.time));
+    let (steps, total) = (report.steps.len() as f64, report.seconds());
+    println!(
+        "\n{:<40} {:>8} {:>9} {:>7} {:>9} {:>7} {:>7}",
+        "op", "calls", "ms", "%", "GFLOP/s", "% limit", "GB/s"
+    );
+    let mut inside = 0.0;
+    for (op, cost) in ops {
+        let seconds = cost.time.as_secs_f64();
+        inside += seconds;
+        let name = match op.weight {
+            [0, 0] => op.name.to_owned(),
+            [out, input] => format!("{} [{out}, {input}]", op.name),
+        };
+        let (rate, share) = if cost.flops > 0.0 {
+            let rate = cost.flops / seconds;
+            (format!("{:.0}", rate / 1e9), format!("{:.0}", 100.0 * rate / report.flops_limit()))
+        } else {
+            (String::new(), String::new())
+        };
+        println!(
+            "{name:<40} {:>8.0} {:>9.2} {:>7.1} {rate:>9} {share:>7} {:>7.1}",
+            cost.calls as f64 / steps,
+            1e3 * seconds / steps,
+            100.0 * seconds / total,
+            cost.bytes / seconds / 1e9
+        );
+    }
+    let rest = total - inside;
+    println!(
+        "{:<40} {:>8} {:>9.2} {:>7.1}\n",
+        "outside of ops",
+        "",
+        1e3 * rest / steps,
+        100.0 * rest / total
+    );
+}
+
+fn as_json(report: &Report) -> serde_json::Value {
+    let mut ops = BTreeMap::<&str, f64>::new();
+    for (op, cost) in &report.ops {
+        *ops.entry(op.name).or_default() += 1e3 * cost.time.as_secs_f64() / report.steps.len() as f64;
+    }
+    json!({
+        "isa": report.isa.name(),
+        "threads": report.threads,
+        "compute_dtype": report.compute.name(),
+        "f32_flops_limit": report.limits.f32_flops,
+        "bf16_flops_limit": report.limits.bf16_flops,
+        "copy_bytes_per_s": report.limits.copy_bytes,
+        "load_s": report.load_s,
+        "first_step_s": report.first_step_s,
+        "step_s": report.step_s(),
+        "tokens_per_s": report.tokens_per_s(),
+        "supervised_tokens_per_s": report.supervised_per_s(),
+        "flops_per_s": report.flops_per_s(),
+        "loss": report.loss,
+        "peak_bytes": report.peak_bytes,
+        "ops_ms": ops,
+    })
+}

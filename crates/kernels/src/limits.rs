@@ -1,0 +1,129 @@
+//! What this machine can do at most, measured here and now: arithmetic in registers alone, and copying memory.
+
+use std::time::Instant;
+
+use crate::{Device, Isa};
+
+/// Limits of a device.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// Multiplications and additions a second with `f32` operands.
+    pub f32_flops: f64,
+    /// Multiplications and additions a second with `bf16` operands.
+    pub bf16_flops: f64,
+    /// Bytes a second of a copy, read and written.
+    pub copy_bytes: f64,
+}
+
+/// Times every loop this often; the best counts.
+const TURNS: usize = 5;
+/// Bytes that are copied: more than any cache holds.
+const COPIED: usize = 128 << 20;
+
+impl Limits {
+    /// Measures for about a second, on all threads of `dev`.
+    pub fn measure(dev: &Device) -> Self {
+        let [f32_flops, bf16_flops] = arithmetic(dev);
+        Self { f32_flops, bf16_flops, copy_bytes: copy(dev) }
+    }
+}
+
+/// Operations a second of loops that touch no memory, `[f32, bf16]`.
+fn arithmetic(dev: &Device) -> [f64; 2] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use registers::{dpbf16, fma256, fma512, sse};
+        let loops: [fn() -> f64; 2] = match dev.isa() {
+            Isa::Avx512Bf16 => [fma512, dpbf16],
+            Isa::Avx512 => [fma512, fma512],
+            Isa::Avx2 => [fma256, fma256],
+            Isa::Portable => [sse, sse],
+        };
+        loops.map(|register_loop| rate(dev, register_loop))
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        [rate(dev, plain), rate(dev, plain)]
+    }
+}
+
+/// What `work` counts on every thread at once, a second.
+fn rate(dev: &Device, work: fn() -> f64) -> f64 {
+    (0..TURNS).fold(0.0, |best, _| {
+        let started = Instant::now();
+        let mut counted = vec![0.0; dev.threads()];
+        dev.for_each_chunk(&mut counted, 1, |_, counted| counted[0] = work());
+        f64::max(best, counted.iter().sum::<f64>() / started.elapsed().as_secs_f64())
+    })
+}
+
+fn copy(dev: &Device) -> f64 {
+    let from = vec![1u64; COPIED / 8];
+    let mut to = vec![0u64; COPIED / 8];
+    let share = from.len().div_ceil(dev.threads());
+    (0..TURNS).fold(0.0, |best, _| {
+        let started = Instant::now();
+        dev.for_each_chunk(&mut to, share, |i, to| to.copy_from_slice(&from[i * share..][..to.len()]));
+        std::hint::black_box(&to);
+        f64::max(best, (2 * COPIED) as f64 / started.elapsed().as_secs_f64())
+    })
+}
+
+/// Multiplications and additions in eight independent sums.
+#[cfg(not(target_arch = "x86_64"))]
+fn plain() -> f64 {
+    const STEPS: usize = 1_000_000;
+    let mut sums = std::hint::black_box([[0.5f32; 4]; 8]);
+    for _ in 0..STEPS {
+        for sum in sums.iter_mut().flatten() {
+            *sum = *sum * 0.5 + 1.0;
+        }
+    }
+    std::hint::black_box(sums);
+    (STEPS * 64) as f64
+}
+
+/// Loops on registers; each returns the operations it did. The instruction set must be there.
+#[cfg(target_arch = "x86_64")]
+mod registers {
+    use std::arch::x86_64::*;
+
+    const STEPS: usize = 1_000_000;
+
+    macro_rules! register_loop {
+        ($name:ident, $features:literal, $sums:literal, $flops:literal, $zero:expr, |$sum:ident| $step:expr) => {
+            pub(super) fn $name() -> f64 {
+                #[target_feature(enable = $features)]
+                fn steps() {
+                    let mut sums = [$zero; $sums];
+                    for _ in 0..STEPS {
+                        for $sum in &mut sums {
+                            *$sum = $step;
+                        }
+                        // SAFETY: no instruction at all; it keeps the loop from being computed beforehand.
+                        unsafe { std::arch::asm!("", options(nomem, nostack, preserves_flags)) }
+                    }
+                    std::hint::black_box(sums);
+                }
+                // SAFETY: the device that this is measured for has the instruction set.
+                unsafe { steps() }
+                (STEPS * $sums * $flops) as f64
+            }
+        };
+    }
+
+    register_loop!(dpbf16, "avx512f,avx512bf16", 24, 64, _mm512_setzero_ps(), |s| {
+        // SAFETY: the same bits under another name.
+        let ones: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi32(0x3F80_3F80)) };
+        _mm512_dpbf16_ps(*s, ones, ones)
+    });
+    register_loop!(fma512, "avx512f", 24, 32, _mm512_setzero_ps(), |s| {
+        _mm512_fmadd_ps(_mm512_set1_ps(1e-3), _mm512_set1_ps(1e-3), *s)
+    });
+    register_loop!(fma256, "avx2,fma", 12, 16, _mm256_setzero_ps(), |s| {
+        _mm256_fmadd_ps(_mm256_set1_ps(1e-3), _mm256_set1_ps(1e-3), *s)
+    });
+    register_loop!(sse, "sse2", 12, 8, _mm_setzero_ps(), |s| {
+        _mm_add_ps(_mm_mul_ps(*s, _mm_set1_ps(0.5)), *s)
+    });
+}

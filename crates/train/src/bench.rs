@@ -1,0 +1,140 @@
+//! How fast a job trains on this machine: its own steps, timed as a whole and op by op.
+//!
+//! In: a [`Job`]. Out: a [`Report`]; nothing is written.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use sft_kernels::limits::Limits;
+use sft_kernels::profile::{Cost, Op};
+use sft_kernels::{DType, Isa};
+use sft_runs::memory::peak_rss_bytes;
+
+use crate::trainer::Trainer;
+use crate::{Job, TrainError, setup};
+
+/// One timed step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TimedStep {
+    /// Wall time.
+    pub seconds: f64,
+    /// Tokens.
+    pub tokens: usize,
+    /// Tokens that count in the loss.
+    pub supervised: usize,
+}
+
+/// What was measured.
+#[derive(Debug)]
+pub struct Report {
+    /// The instruction set.
+    pub isa: Isa,
+    /// Threads.
+    pub threads: usize,
+    /// Type of activations and of frozen weights.
+    pub compute: DType,
+    /// What the machine can do at most.
+    pub limits: Limits,
+    /// Loading the model and making room, in seconds.
+    pub load_s: f64,
+    /// The first step, in seconds: pages and buffers are touched for the first time.
+    pub first_step_s: f64,
+    /// The steps that were timed.
+    pub steps: Vec<TimedStep>,
+    /// All ops of the timed steps.
+    pub ops: BTreeMap<Op, Cost>,
+    /// Loss of the last step.
+    pub loss: f64,
+    /// Peak memory of the process.
+    pub peak_bytes: Option<u64>,
+}
+
+impl Report {
+    /// The most arithmetic a second that the machine does with this job's numbers.
+    pub fn flops_limit(&self) -> f64 {
+        match self.compute {
+            DType::F32 => self.limits.f32_flops,
+            DType::BF16 | DType::F16 => self.limits.bf16_flops,
+        }
+    }
+
+    /// Wall time of all timed steps.
+    pub fn seconds(&self) -> f64 {
+        self.steps.iter().map(|step| step.seconds).sum()
+    }
+
+    /// Tokens a second of the median step.
+    pub fn tokens_per_s(&self) -> f64 {
+        self.median(|step| step.tokens as f64 / step.seconds)
+    }
+
+    /// Supervised tokens a second of the median step.
+    pub fn supervised_per_s(&self) -> f64 {
+        self.median(|step| step.supervised as f64 / step.seconds)
+    }
+
+    /// Wall time of the median step.
+    pub fn step_s(&self) -> f64 {
+        self.median(|step| step.seconds)
+    }
+
+    /// Multiplications and additions a second, over all timed steps.
+    pub fn flops_per_s(&self) -> f64 {
+        self.ops.values().map(|cost| cost.flops).sum::<f64>() / self.seconds()
+    }
+
+    fn median(&self, of: impl Fn(&TimedStep) -> f64) -> f64 {
+        let mut values: Vec<f64> = self.steps.iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// Takes `warm_up` + `steps` steps of a job, at least one of each, and times the latter.
+///
+/// # Errors
+/// A model that does not fit or cannot be read.
+pub fn bench(mut job: Job, warm_up: u64, steps: u64) -> Result<Report, TrainError> {
+    job.check_memory()?;
+    let dev = setup::device(&job.config)?;
+    dev.install(|| {
+        let limits = Limits::measure(&dev);
+        let started = Instant::now();
+        let mut trainer = Trainer::new(&dev, &job)?;
+        let load_s = started.elapsed().as_secs_f64();
+        let (warm_up, steps) = (warm_up.max(1), steps.max(1));
+        let (mut first_step_s, mut timed, mut loss) = (0.0, Vec::new(), f64::NAN);
+        for step in 0..warm_up + steps {
+            if step == warm_up {
+                dev.profile().start();
+            }
+            let batch = job.train.next_step();
+            let started = Instant::now();
+            let outcome = trainer.step(&job, step, &batch)?;
+            let seconds = started.elapsed().as_secs_f64();
+            loss = outcome.loss;
+            if step == 0 {
+                first_step_s = seconds;
+            }
+            if step >= warm_up {
+                timed.push(TimedStep {
+                    seconds,
+                    tokens: batch.tokens(),
+                    supervised: outcome.sums.supervised,
+                });
+            }
+        }
+        Ok(Report {
+            isa: dev.isa(),
+            threads: dev.threads(),
+            compute: job.compute,
+            limits,
+            load_s,
+            first_step_s,
+            steps: timed,
+            ops: dev.profile().take(),
+            loss,
+            peak_bytes: peak_rss_bytes(),
+        })
+    })
+}

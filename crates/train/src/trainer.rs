@@ -1,0 +1,113 @@
+//! A model with all that a step needs (stages 9 to 12 of the walk): weights, optimizer, workspace.
+
+use std::path::Path;
+
+use sft_data::loader::StepBatch;
+use sft_kernels::{Device, random};
+use sft_model::adapter::{self, Last};
+use sft_model::loading::{self, Source};
+use sft_model::method::{LoraOptions, Method};
+use sft_model::weights::WeightFiles;
+use sft_model::workspace::{Purpose, Workspace};
+use sft_model::{Decoder, ModelError};
+
+use crate::TrainError;
+use crate::checkpoint::{self, TrainingState};
+use crate::job::Job;
+use crate::optim::{AdamW, AdamWOptions, Optimizer};
+use crate::setup;
+use crate::step::{StepOutcome, UpdateOptions, gradients, update};
+
+/// Takes the steps of a job.
+pub struct Trainer<'a> {
+    /// Where it computes.
+    pub dev: &'a Device,
+    /// The model.
+    pub decoder: Decoder,
+    /// Settings of the adapter that the model carries, if it does.
+    pub lora: Option<LoraOptions>,
+    /// What turns gradients into updates.
+    pub optimizer: Box<dyn Optimizer>,
+    /// Activations and buffers, of the largest micro-batch.
+    pub work: Workspace,
+    /// How many weights are trained.
+    pub trained_elements: u64,
+}
+
+impl<'a> Trainer<'a> {
+    /// Loads the model of a job and makes room for its steps.
+    ///
+    /// # Errors
+    /// Weights that are missing or do not fit.
+    pub fn new(dev: &'a Device, job: &Job) -> Result<Self, ModelError> {
+        let (mut decoder, lora) = load_decoder(dev, job)?;
+        let c = &job.config;
+        let options = AdamWOptions {
+            beta1: c.adam_beta1,
+            beta2: c.adam_beta2,
+            eps: c.adam_epsilon,
+            weight_decay: c.weight_decay,
+            decay_all: false,
+        };
+        let trained = decoder.trained_mut();
+        let trained_elements = trained.iter().map(|p| p.value().elements() as u64).sum();
+        let optimizer: Box<dyn Optimizer> = Box::new(AdamW::new(options, &trained));
+        drop(trained);
+        let purpose = Purpose::Training { recompute: job.plan.recompute };
+        let work = Workspace::new(&job.spec, decoder.adapters(), job.compute, job.plan.max_tokens, purpose);
+        Ok(Self { dev, decoder, lora, optimizer, work, trained_elements })
+    }
+
+    /// Takes weights and optimizer state from a checkpoint; where the run goes on. `expected` is the state of the run
+    /// that wants to.
+    ///
+    /// # Errors
+    /// A checkpoint of another run, or one that cannot be read.
+    pub fn restore(
+        &mut self,
+        from: &Path,
+        method: &Method,
+        expected: &TrainingState,
+    ) -> Result<TrainingState, TrainError> {
+        checkpoint::read_weights(from, &mut self.decoder, method)?;
+        checkpoint::read_state(from, expected, self.optimizer.as_mut())
+    }
+
+    /// Step number `step` (from 0) of `job`, on `batch`.
+    ///
+    /// # Errors
+    /// A token id outside of the vocabulary.
+    pub fn step(&mut self, job: &Job, step: u64, batch: &StepBatch) -> Result<StepOutcome, ModelError> {
+        let key = random::key(job.config.seed, &[random::name_part("dropout"), step]);
+        let sums = gradients(self.dev, &mut self.decoder, batch, key, &mut self.work)?;
+        let options =
+            UpdateOptions { learning_rate: job.schedule.rate(step), max_grad_norm: job.config.max_grad_norm };
+        Ok(update(self.dev, &mut self.decoder, self.optimizer.as_mut(), options, sums))
+    }
+}
+
+/// Loads the model of a job with its adapters; the settings of the adapter that it carries, if it does.
+///
+/// # Errors
+/// Weights that are missing or do not fit.
+pub fn load_decoder(dev: &Device, job: &Job) -> Result<(Decoder, Option<LoraOptions>), ModelError> {
+    let (seed, folders) = (job.config.seed, setup::adapter_folders(&job.config));
+    let continued = setup::continued_adapter(&job.config).is_some();
+    // A continued adapter is attached to a model without any; everything else begins with its own.
+    let method = if continued { &Method::Inference } else { &job.method };
+    let files;
+    let source = if job.config.train_from_scratch {
+        Source::Random { seed }
+    } else {
+        files = WeightFiles::open_model(&job.base)?;
+        Source::Files(&files)
+    };
+    let mut decoder = loading::load(dev, &job.spec, &source, method, job.compute, seed)?;
+    let last = if continued { Last::Continued } else { Last::Merged };
+    let carried = adapter::apply(dev, &mut decoder, &folders, last)?;
+    let fresh = match &job.method {
+        Method::Lora(options) => Some(options.clone()),
+        _ => None,
+    };
+    Ok((decoder, carried.or(fresh)))
+}
