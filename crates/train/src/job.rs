@@ -138,6 +138,14 @@ impl Job {
         amount.of(self.total_steps).max(1)
     }
 
+    /// Floating-point operations of a trained token as transformers' `Trainer.floating_point_ops` counts them: six for
+    /// each weight outside of the embedding (two forward, four backward), frozen ones and adapters included.
+    pub fn flops_per_token(&self) -> f64 {
+        let counts = self.plan.counts;
+        let embedding = self.spec.vocab_size * self.spec.hidden_size;
+        6.0 * (counts.frozen + counts.trained).saturating_sub(embedding) as f64
+    }
+
     /// Refuses a run that does not fit.
     ///
     /// # Errors

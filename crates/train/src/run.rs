@@ -161,7 +161,7 @@ impl<'a> Running<'a> {
             tokens: batch.tokens() as u64,
             supervised_tokens: outcome.sums.supervised as u64,
             samples: samples as u64,
-            flops: 0.0,
+            flops: self.job.flops_per_token() * batch.tokens() as f64,
             device_peak_bytes: None,
         };
         let line = self.recorder.record_step(&record)?;
