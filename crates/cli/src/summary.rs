@@ -83,7 +83,7 @@ fn steps(job: &Job) {
         "steps: {} ({} an epoch, {} epochs), {} × {} rows{fill}",
         job.total_steps,
         job.train.steps_per_epoch(),
-        job.epochs,
+        (job.epochs * 100.0).round() / 100.0,
         c.gradient_accumulation_steps,
         c.per_device_train_batch_size
     );

@@ -27,6 +27,9 @@ pub struct Args {
     dry_run: bool,
 }
 
+/// The exit status of a run that Ctrl-C ended, as shells have it: `sft train … && sft export …` stops there.
+const INTERRUPTED: u8 = 130;
+
 /// Splits `[CONFIG] key=value …`: a first word with `=` in it is an override, unless there is such a file.
 pub fn read_config(
     path: Option<PathBuf>,
@@ -67,7 +70,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     screen.close();
     let outcome = outcome?;
     report(&outcome, &output);
-    if let (Some(comparison), None) = (comparison, &outcome.interrupted_at) {
+    if outcome.interrupted_at.is_some() {
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    if let Some(comparison) = comparison {
         comparison.finish(&outcome.decoder)?;
     }
     Ok(ExitCode::SUCCESS)
@@ -79,7 +85,7 @@ fn count_interrupts() -> anyhow::Result<Arc<AtomicUsize>> {
     let counted = Arc::clone(&count);
     ctrlc::set_handler(move || {
         if counted.fetch_add(1, Ordering::Relaxed) >= 2 {
-            std::process::exit(130);
+            std::process::exit(INTERRUPTED.into());
         }
     })?;
     Ok(count)

@@ -50,6 +50,25 @@ pub enum ProblemLimit {
     Fraction(f64),
 }
 
+impl ProblemLimit {
+    /// Lets dropped rows pass up to the limit; `are` says what is wrong with them ("malformed").
+    ///
+    /// # Errors
+    /// [`DataError::TooManyProblems`] with the first of them.
+    pub fn check(self, problems: &[RowProblem], rows: u64, are: &str) -> Result<(), DataError> {
+        let dropped = problems.len() as u64;
+        let (over, limit) = match self {
+            Self::Rows(count) => (dropped > count, format!("{count} rows")),
+            Self::Fraction(part) => (dropped as f64 > part * rows as f64, format!("{} %", part * 100.0)),
+        };
+        if !over {
+            return Ok(());
+        }
+        let summary = format!("{dropped} of {rows} rows are {are}, more than the limit of {limit}");
+        Err(too_many(summary, problems, "mend or remove these rows, or raise `max_malformed`"))
+    }
+}
+
 /// What is to be loaded: the keys of the configuration that concern rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DatasetOptions {
@@ -301,20 +320,7 @@ fn split(
 
 fn check_limit(limit: ProblemLimit, loaded: &LoadedData) -> Result<(), DataError> {
     let read: u64 = loaded.reports.iter().map(|report| report.rows_read).sum();
-    let dropped = loaded.problems.len() as u64;
-    let (over, limit) = match limit {
-        ProblemLimit::Rows(count) => (dropped > count, format!("{count} rows")),
-        ProblemLimit::Fraction(part) => (dropped as f64 > part * read as f64, format!("{} %", part * 100.0)),
-    };
-    if !over {
-        return Ok(());
-    }
-    let summary = format!("{dropped} of {read} rows are malformed, more than the limit of {limit}");
-    Err(too_many(
-        summary,
-        &loaded.problems,
-        "mend or remove these rows, or raise the limit of malformed rows",
-    ))
+    limit.check(&loaded.problems, read, "malformed")
 }
 
 fn too_many(summary: String, problems: &[RowProblem], help: &str) -> DataError {

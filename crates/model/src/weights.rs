@@ -278,14 +278,22 @@ fn write<'a>(
     let at = |source| ModelError::File { path: path.to_owned(), source };
     // The library writes beside and renames, and leaves a file that its owner alone may read: it gets the permissions
     // of any new file here, or of the one that it replaces.
-    let permissions = match fs::metadata(path) {
-        Ok(existing) => existing.permissions(),
-        Err(_) => fs::File::create_new(path).and_then(|new| new.metadata()).map_err(at)?.permissions(),
+    let existing = fs::metadata(path).ok();
+    let is_new = existing.is_none();
+    let permissions = match existing {
+        Some(existing) => existing.permissions(),
+        None => fs::File::create_new(path).and_then(|new| new.metadata()).map_err(at)?.permissions(),
     };
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(source) => at(source),
-        other => ModelError::Safetensors { path: path.to_owned(), reason: other.to_string() },
+    safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| {
+        if is_new {
+            // An empty file must not look like weights.
+            let _ = fs::remove_file(path);
+        }
+        match error {
+            safetensors::SafeTensorError::IoError(source) => at(source),
+            other => ModelError::Safetensors { path: path.to_owned(), reason: other.to_string() },
+        }
     })?;
     fs::set_permissions(path, permissions).map_err(at)
 }

@@ -110,7 +110,7 @@ pub enum RunError {
 
     /// A check before writing found too little room.
     #[error(
-        "{}: {} are needed here and {} are free\n\
+        "{}: at least {} are needed here and {} are free\n\
          help: free space on this file system, lower `save_total_limit`, set `save_only_model: true`, \
          or choose another `output_dir`", .path.display(), bytes(*.needed_bytes), bytes(*.free_bytes)
     )]
@@ -124,7 +124,7 @@ pub enum RunError {
     },
 
     /// Any other I/O error.
-    #[error("{}: cannot {action}: {source}", .path.display())]
+    #[error("{}: cannot {action}: {source}\nhelp: check the path and the state of its file system", .path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -224,7 +224,7 @@ mod tests {
     fn every_message_about_room_names_the_path_both_amounts_and_what_to_do() {
         let text =
             RunError::NoRoom { path: "out".into(), needed_bytes: 3 << 30, free_bytes: 512 }.to_string();
-        assert!(text.starts_with("out: 3.0 GiB are needed here and 512 bytes are free"), "{text}");
+        assert!(text.starts_with("out: at least 3.0 GiB are needed here and 512 bytes are free"), "{text}");
         assert!(text.contains("help:"), "{text}");
     }
 }
