@@ -4,9 +4,11 @@
 //!
 //! > y = x·Wᵀ + b + s·(drop(x)·Aᵀ)·Bᵀ
 //!
-//! Derivative, with xa = drop(x)·Aᵀ (saved) and dxa = s·dy·B:
+//! Derivative, with xa = s·drop(x)·Aᵀ (saved) and dxa = s·dy·B:
 //!
-//! > dW = dyᵀ·x, db = Σ dy, dB = s·dyᵀ·xa, dA = dxaᵀ·drop(x), dx = dy·W + drop(dxa·A)
+//! > dW = dyᵀ·x, db = Σ dy, dB = dyᵀ·xa, dA = dxaᵀ·drop(x), dx = dy·W + drop(dxa·A)
+//!
+//! The adapter's part of y, and of dx where nothing is dropped, is summed with the base's in one product.
 //!
 //! Nothing outside of this file knows whether a layer carries an adapter.
 
@@ -45,7 +47,7 @@ pub struct Lora {
 /// What forward leaves for backward.
 #[derive(Debug)]
 pub struct Saved {
-    /// drop(x)·Aᵀ: [N · largest R], since blocks that share it may carry adapters of different ranks.
+    /// s·drop(x)·Aᵀ: [N · largest R], since blocks that share it may carry adapters of different ranks.
     xa: Option<Tensor>,
 }
 
@@ -99,21 +101,21 @@ impl Linear {
         &self,
         dev: &Device,
         x: View<'_>,
-        mut y: ViewMut<'_>,
+        y: ViewMut<'_>,
         saved: &mut Saved,
         scratch: &mut Scratch,
         dropout: Option<u64>,
     ) {
         let bias = self.bias.as_ref().map(Parameter::value);
-        Matmul::x_wt(x, self.weight.value(), y.reborrow()).bias(bias).run(dev);
-        if let Some(lora) = &self.lora {
-            let xa = saved.xa.as_mut().expect("the workspace was made for the adapters on this model");
-            let input = lora.dropped(dev, x, scratch, dropout);
-            let (n, rank) = (x.dim(0), lora.rank());
-            Matmul::x_wt(input, lora.a.value(), matrix(xa, n, rank)).run(dev);
-            let xa = xa.head(n * rank).reshape(&[n, rank]);
-            Matmul::x_wt(xa, lora.b.value(), y).alpha(lora.scale).accumulate().run(dev);
-        }
+        let Some(lora) = &self.lora else {
+            return Matmul::x_wt(x, self.weight.value(), y).bias(bias).run(dev);
+        };
+        let xa = saved.xa.as_mut().expect("the workspace was made for the adapters on this model");
+        let input = lora.dropped(dev, x, scratch, dropout);
+        let (n, rank) = (x.dim(0), lora.rank());
+        Matmul::x_wt(input, lora.a.value(), matrix(xa, n, rank)).alpha(lora.scale).run(dev);
+        let xa = xa.head(n * rank).reshape(&[n, rank]);
+        Matmul::x_wt(x, self.weight.value(), y).bias(bias).plus(xa, lora.b.value()).run(dev);
     }
 
     /// Adds to the gradients of what is trained; writes the input's gradient to `dx` if there is one, or adds to it
@@ -127,7 +129,7 @@ impl Linear {
         dev: &Device,
         x: View<'_>,
         dy: View<'_>,
-        mut dx: Option<ViewMut<'_>>,
+        dx: Option<ViewMut<'_>>,
         accumulate: bool,
         saved: &Saved,
         scratch: &mut Scratch,
@@ -139,14 +141,30 @@ impl Linear {
         if let Some(db) = self.bias.as_mut().and_then(Parameter::gradient_mut) {
             rows::sum_rows(dev, dy, db);
         }
-        if let Some(dx) = &mut dx {
-            let product = Matmul::dy_w(dy, self.weight.value(), dx.reborrow());
-            if accumulate { product.accumulate() } else { product }.run(dev);
+        let lora = self.lora.as_mut().zip(saved.xa.as_ref());
+        let Some((lora, xa)) = lora else {
+            if let Some(dx) = dx {
+                Matmul::dy_w(dy, self.weight.value(), dx).accumulate_if(accumulate).run(dev);
+            }
+            return;
+        };
+        let (n, rank) = (x.dim(0), lora.rank());
+        let Some(mut dxa) = scratch.dxa.take() else { return };
+        lora.gradients(dev, x, dy, (xa.head(n * rank).reshape(&[n, rank]), &mut dxa), scratch, dropout);
+        if let Some(mut dx) = dx {
+            let dxa = dxa.head(n * rank).reshape(&[n, rank]);
+            let product = Matmul::dy_w(dy, self.weight.value(), dx.reborrow()).accumulate_if(accumulate);
+            match lora.dropout_key(dropout).zip(scratch.dropped.as_mut()) {
+                None => product.plus(dxa, lora.a.value()).run(dev),
+                Some((key, buffer)) => {
+                    product.run(dev);
+                    Matmul::dy_w(dxa, lora.a.value(), matrix(buffer, n, x.dim(1))).run(dev);
+                    let through = buffer.head(x.elements()).reshape(x.shape());
+                    dropout::apply(dev, lora.dropout, key, through, dx, true);
+                }
+            }
         }
-        if let (Some(lora), Some(xa)) = (&mut self.lora, &saved.xa) {
-            let (n, rank) = (x.dim(0), lora.rank());
-            lora.backward(dev, x, dy, dx, xa.head(n * rank).reshape(&[n, rank]), scratch, dropout);
-        }
+        scratch.dxa = Some(dxa);
     }
 }
 
@@ -171,41 +189,26 @@ impl Lora {
         key.filter(|_| self.dropout > 0.0).map(|key| random::key(key, &[self.dropout_id]))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "as Linear::backward")]
-    fn backward(
+    /// dxa, and the gradients of A and B.
+    fn gradients(
         &mut self,
         dev: &Device,
         x: View<'_>,
         dy: View<'_>,
-        dx: Option<ViewMut<'_>>,
-        xa: View<'_>,
+        (xa, dxa): (View<'_>, &mut Tensor),
         scratch: &mut Scratch,
         dropout: Option<u64>,
     ) {
         let (n, rank) = (x.dim(0), xa.dim(1));
-        let Some(mut dxa) = scratch.dxa.take() else { return };
-        Matmul::dy_w(dy, self.b.value(), matrix(&mut dxa, n, rank)).alpha(self.scale).run(dev);
-        let dxa_view = dxa.head(n * rank).reshape(&[n, rank]);
+        Matmul::dy_w(dy, self.b.value(), matrix(dxa, n, rank)).alpha(self.scale).run(dev);
         if let Some(db) = self.b.gradient_mut() {
-            Matmul::dyt_x(dy, xa, db).alpha(self.scale).accumulate().run(dev);
+            Matmul::dyt_x(dy, xa, db).accumulate().run(dev);
         }
-        let key = self.dropout_key(dropout);
         if self.a.is_trained() {
             let input = self.dropped(dev, x, scratch, dropout);
             if let Some(da) = self.a.gradient_mut() {
-                Matmul::dyt_x(dxa_view, input, da).accumulate().run(dev);
+                Matmul::dyt_x(dxa.head(n * rank).reshape(&[n, rank]), input, da).accumulate().run(dev);
             }
         }
-        if let Some(dx) = dx {
-            match (&mut scratch.dropped, key) {
-                (Some(buffer), Some(key)) => {
-                    Matmul::dy_w(dxa_view, self.a.value(), matrix(buffer, n, x.dim(1))).run(dev);
-                    let through = buffer.head(x.elements()).reshape(x.shape());
-                    dropout::apply(dev, self.dropout, key, through, dx, true);
-                }
-                _ => Matmul::dy_w(dxa_view, self.a.value(), dx).accumulate().run(dev),
-            }
-        }
-        scratch.dxa = Some(dxa);
     }
 }

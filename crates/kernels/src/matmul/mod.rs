@@ -4,7 +4,7 @@
 //! overwritten, or added to if `accumulate`.
 //!
 //! ```text
-//! C[m, n] = alpha · Σₖ op(A)[m, k] · op(B)[k, n]  (+ C[m, n])  (+ bias[n])
+//! C[m, n] = alpha · (Σₖ op(A)[m, k] · op(B)[k, n]  (+ the same of a second pair))  (+ C[m, n])  (+ bias[n])
 //! ```
 //!
 //! The three products of a linear layer `y = x·Wᵀ` with `W` stored `[out, in]` have constructors of their own:
@@ -59,12 +59,24 @@ pub struct Matmul<'a> {
     pub alpha: f32,
     /// Add to `c` instead of overwriting it.
     pub accumulate: bool,
+    /// A second product `op(A₂)·op(B₂)` to add, stored as the first is; its `K` is its own.
+    pub second: Option<(View<'a>, View<'a>)>,
 }
 
 impl<'a> Matmul<'a> {
     /// `c = a·b`, all stored straight.
     pub fn new(a: View<'a>, b: View<'a>, c: ViewMut<'a>) -> Self {
-        Self { a, a_transposed: false, b, b_transposed: false, c, bias: None, alpha: 1.0, accumulate: false }
+        Self {
+            a,
+            a_transposed: false,
+            b,
+            b_transposed: false,
+            c,
+            bias: None,
+            alpha: 1.0,
+            accumulate: false,
+            second: None,
+        }
     }
 
     /// Forward of a linear layer: `y [N, out] = x [N, in] · Wᵀ`, `w` stored `[out, in]`.
@@ -87,6 +99,12 @@ impl<'a> Matmul<'a> {
         Self { bias, ..self }
     }
 
+    /// Adds a second product of operands that are stored as the first ones are: an adapter's, of small depth. Both are
+    /// one sum, rounded once; with a thin first product (decoding) `C` is rounded after each.
+    pub fn plus(self, a: View<'a>, b: View<'a>) -> Self {
+        Self { second: Some((a, b)), ..self }
+    }
+
     /// Scales the product (not the bias, not what is in `C`).
     pub fn alpha(self, alpha: f32) -> Self {
         Self { alpha, ..self }
@@ -95,6 +113,11 @@ impl<'a> Matmul<'a> {
     /// Adds to `C` instead of overwriting it.
     pub fn accumulate(self) -> Self {
         Self { accumulate: true, ..self }
+    }
+
+    /// Adds to `C` instead of overwriting it, if `accumulate`.
+    pub fn accumulate_if(self, accumulate: bool) -> Self {
+        Self { accumulate, ..self }
     }
 
     /// Runs it.
@@ -122,6 +145,12 @@ impl<'a> Matmul<'a> {
             "matmul: op(A) is [{m}, {k}], op(B) is [{k}, {n}], C is {:?}",
             self.c.shape()
         );
+        if let Some((a2, b2)) = self.second {
+            let (a, b) = (two(a2.shape()), two(b2.shape()));
+            let (m2, ka) = if self.a_transposed { (a[1], a[0]) } else { (a[0], a[1]) };
+            let (kb, n2) = if self.b_transposed { (b[1], b[0]) } else { (b[0], b[1]) };
+            assert_eq!((m2, n2, ka), (m, n, kb), "matmul: the second product, beside [{m}, {n}]");
+        }
         if let Some(bias) = self.bias {
             assert_eq!(bias.shape(), [n], "matmul: C is [{m}, {n}] and the bias is {:?}", bias.shape());
         }
@@ -145,9 +174,12 @@ pub fn run(dev: &Device, args: Matmul<'_>) {
     };
     let _timed = dev.profile().op(name, weight, || {
         let c = args.c.as_view().bytes().len() * if args.accumulate { 2 } else { 1 };
-        [2 * m * n * k, args.a.bytes().len() + args.b.bytes().len() + c]
+        let (a2, b2) = args.second.map_or((0, 0), |(a, b)| (a.bytes().len(), b.bytes().len()));
+        let k2 = args.second.map_or(0, |(a, _)| a.elements() / m);
+        [2 * m * n * (k + k2), args.a.bytes().len() + args.b.bytes().len() + c + a2 + b2]
     });
-    let in_f32 = args.a.dtype() == DType::F32 && args.b.dtype() == DType::F32;
+    let all = [Some(args.a), Some(args.b), args.second.map(|s| s.0), args.second.map(|s| s.1)];
+    let in_f32 = all.into_iter().flatten().all(|view| view.dtype() == DType::F32);
     match dev.isa() {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 if !in_f32 => run_with::<avx512bf16::Avx512Bf16>(dev, args, !in_f32),
@@ -159,15 +191,24 @@ pub fn run(dev: &Device, args: Matmul<'_>) {
     }
 }
 
-fn run_with<K: MicroKernel>(dev: &Device, args: Matmul<'_>, round: bool) {
-    let a = Operand { view: args.a, along_k: !args.a_transposed, round };
-    let b = Operand { view: args.b, along_k: args.b_transposed, round };
+fn run_with<K: MicroKernel>(dev: &Device, mut args: Matmul<'_>, round: bool) {
+    let pair = |a, b| {
+        let a = Operand { view: a, along_k: !args.a_transposed, round };
+        (a, Operand { view: b, along_k: args.b_transposed, round })
+    };
+    let (first, second) = (pair(args.a, args.b), args.second.map(|(a, b)| pair(a, b)));
     let finish = Finish { alpha: args.alpha, accumulate: args.accumulate, bias: args.bias.map(Bias::new) };
     with_dtype!(args.c.dtype(), E => {
-        let c = Output::<E>::new(args.c, finish);
-        match Thin::new(a, b) {
-            Some(thin) => thin.run::<K, E>(dev, &c),
-            None => blocked::run::<K, E>(dev, a, b, &c),
+        let Some(thin) = Thin::new(first.0, first.1) else {
+            return blocked::run::<K, E>(dev, first, second, &Output::<E>::new(args.c, finish));
+        };
+        thin.run::<K, E>(dev, &Output::<E>::new(args.c.reborrow(), finish));
+        if let Some(second) = second {
+            let c = Output::<E>::new(args.c, Finish { accumulate: true, bias: None, ..finish });
+            match Thin::new(second.0, second.1) {
+                Some(thin) => thin.run::<K, E>(dev, &c),
+                None => blocked::run::<K, E>(dev, second, None, &c),
+            }
         }
     });
 }

@@ -33,35 +33,64 @@ impl Operand<'_> {
     }
 }
 
+/// A range of an operand along `k`.
+#[derive(Clone, Copy)]
+pub(super) struct Slice<'a> {
+    /// What it is of.
+    pub of: Operand<'a>,
+    /// The range.
+    pub k: (usize, usize),
+}
+
+impl<'a> Slice<'a> {
+    /// All of an operand.
+    pub fn whole(of: Operand<'a>) -> Self {
+        Self { of, k: (0, of.depth()) }
+    }
+
+    /// Units of kernel `K` that it fills, the last one up to its end.
+    pub fn units<K: MicroKernel>(&self) -> usize {
+        (self.k.1 - self.k.0).div_ceil(K::UNIT)
+    }
+}
+
 /// A task of at least so many bytes hides what it costs to hand it to a thread.
 const TASK_BYTES: usize = 64 * 1024;
 
-/// Packs the lanes from `first` on into `out`, whole panels of `width` lanes, on all threads.
+/// Packs the lanes from `first` on into `out`, whole panels of `width` lanes, on all threads. A panel holds the units
+/// of all slices, one slice after the other.
 pub(super) fn pack_panels<K: MicroKernel>(
     dev: &Device,
-    from: Operand<'_>,
+    slices: &[Slice<'_>],
     width: usize,
     first: usize,
     out: &mut [Unit],
 ) {
-    let len = width * from.depth().div_ceil(K::UNIT);
+    let units: usize = slices.iter().map(Slice::units::<K>).sum();
+    let len = width * units;
     if len == 0 {
         return;
     }
     let panels_per_task = TASK_BYTES.div_ceil(len * size_of::<Unit>());
     dev.for_each_chunk(out, len * panels_per_task, |task, panels| {
         let first = first + task * panels_per_task * width;
-        with_dtype!(from.view.dtype(), S => {
-            let pack = Pack {
-                from,
-                values: from.view.as_slice::<S>(),
-                first,
-                width,
-                panels,
-                kernel: PhantomData::<K>,
-            };
-            pack_lanes(K::ISA, pack);
-        });
+        let mut before = 0;
+        for slice in slices {
+            with_dtype!(slice.of.view.dtype(), S => {
+                let pack = Pack {
+                    slice: *slice,
+                    values: slice.of.view.as_slice::<S>(),
+                    first,
+                    width,
+                    panels: &mut *panels,
+                    before,
+                    units,
+                    kernel: PhantomData::<K>,
+                };
+                pack_lanes(K::ISA, pack);
+            });
+            before += slice.units::<K>();
+        }
     });
 }
 
@@ -74,7 +103,7 @@ struct Block([[Unit; 16]; 16]);
 
 /// Lanes to pack into some panels.
 struct Pack<'a, K, S> {
-    from: Operand<'a>,
+    slice: Slice<'a>,
     /// As stored.
     values: &'a [S],
     /// First lane.
@@ -82,6 +111,10 @@ struct Pack<'a, K, S> {
     /// Lanes of a panel.
     width: usize,
     panels: &'a mut [Unit],
+    /// Units of a panel before the slice's own.
+    before: usize,
+    /// Units of a panel.
+    units: usize,
     kernel: PhantomData<K>,
 }
 
@@ -94,7 +127,7 @@ per_isa! {
 impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
     #[inline(always)]
     fn run(self) {
-        match (self.from.along_k, self.from.round) {
+        match (self.slice.of.along_k, self.slice.of.round) {
             (true, false) => self.along_k::<false>(),
             (true, true) => self.along_k::<true>(),
             (false, false) => self.across_k::<false>(),
@@ -114,12 +147,12 @@ impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
     fn along_k<const ROUND: bool>(mut self) {
         let panels = std::mem::take(&mut self.panels);
         let mut staged = Block([[0; 16]; 16]);
-        let (width, depth, lanes) = (self.width, self.from.depth(), self.from.lanes());
-        let len = width * depth.div_ceil(K::UNIT);
-        for (first, panel) in (self.first..).step_by(width).zip(panels.chunks_exact_mut(len)) {
+        let (width, lanes, own) = (self.width, self.slice.of.lanes(), self.slice.units::<K>());
+        for (first, panel) in (self.first..).step_by(width).zip(panels.chunks_exact_mut(width * self.units)) {
+            let panel = &mut panel[self.before * width..][..own * width];
             for (i, out) in panel.chunks_mut(16 * width).enumerate() {
-                let k0 = i * 16 * K::UNIT;
-                let k1 = depth.min(k0 + 16 * K::UNIT);
+                let k0 = self.slice.k.0 + i * 16 * K::UNIT;
+                let k1 = self.slice.k.1.min(k0 + 16 * K::UNIT);
                 for group in (0..width).step_by(16) {
                     let wanted = first + group..(first + width.min(group + 16)).min(lanes);
                     let group_lanes = 16.min(width - group);
@@ -151,7 +184,7 @@ impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
         k: Range<usize>,
         staged: &mut Block,
     ) -> [*const Unit; 16] {
-        let depth = self.from.depth();
+        let depth = self.slice.of.depth();
         let as_stored = S::DTYPE == K::Packed::DTYPE && !(ROUND && S::DTYPE == DType::F32);
         let in_place = as_stored && k.len() == 16 * K::UNIT;
         if !in_place {
@@ -174,16 +207,15 @@ impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
     /// Lanes lie side by side in each row `k`: copies, with the rows of a unit interleaved.
     #[inline(always)]
     fn across_k<const ROUND: bool>(self) {
-        let (width, depth, lanes) = (self.width, self.from.depth(), self.from.lanes());
-        let units = depth.div_ceil(K::UNIT);
-        for run in (0..units).step_by(RUN) {
-            let panels = self.panels.chunks_exact_mut(width * units);
+        let (width, lanes, own) = (self.width, self.slice.of.lanes(), self.slice.units::<K>());
+        for run in (0..own).step_by(RUN) {
+            let panels = self.panels.chunks_exact_mut(width * self.units);
             for (first, panel) in (self.first..).step_by(width).zip(panels) {
-                for u in run..units.min(run + RUN) {
-                    let unit = &mut panel[u * width..][..width];
-                    let k = u * K::UNIT;
+                for u in run..own.min(run + RUN) {
+                    let unit = &mut panel[(self.before + u) * width..][..width];
+                    let k = self.slice.k.0 + u * K::UNIT;
                     let low = &self.values[k * lanes + first..(k + 1) * lanes];
-                    let high = (K::UNIT == 2 && k + 1 < depth)
+                    let high = (K::UNIT == 2 && k + 1 < self.slice.k.1)
                         .then(|| &self.values[(k + 1) * lanes + first..(k + 2) * lanes]);
                     if lanes - first < width {
                         unit.fill(0);

@@ -13,23 +13,27 @@ fn at(x: &[f32], cols: usize, transposed: bool, round: bool, i: usize, j: usize)
     if round { Element::to_f32(<bf16 as Element>::from_f32(value)) } else { value }
 }
 
-/// What `C` becomes, before it is rounded to its type: `alpha·op(A)·op(B) (+ C) (+ bias)`.
+/// What `C` becomes, before it is rounded to its type: `alpha·Σ op(A)·op(B) (+ C) (+ bias)`.
 pub(super) fn product<T>(args: &Matmul<'_>) -> Vec<T>
 where
     T: From<f32> + Copy + AddAssign + Mul<Output = T>,
 {
-    let (m, n, k) = args.sizes();
-    let round = args.a.dtype() != DType::F32 || args.b.dtype() != DType::F32;
-    let (a, b, c) = (args.a.to_f32_vec(), args.b.to_f32_vec(), args.c.as_view().to_f32_vec());
+    let (m, n, _) = args.sizes();
+    let pairs: Vec<_> = std::iter::once((args.a, args.b)).chain(args.second).collect();
+    let round = pairs.iter().any(|(a, b)| a.dtype() != DType::F32 || b.dtype() != DType::F32);
+    let c = args.c.as_view().to_f32_vec();
+    let values: Vec<_> = pairs.iter().map(|(a, b)| (a.to_f32_vec(), b.to_f32_vec())).collect();
     let bias = args.bias.map(View::to_f32_vec);
     let mut out = Vec::with_capacity(m * n);
     for i in 0..m {
         for j in 0..n {
             let mut sum = T::from(0.0);
-            for kk in 0..k {
-                let x = at(&a, args.a.dim(1), args.a_transposed, round, i, kk);
-                let y = at(&b, args.b.dim(1), args.b_transposed, round, kk, j);
-                sum += T::from(x) * T::from(y);
+            for ((a, b), (a_values, b_values)) in pairs.iter().zip(&values) {
+                for kk in 0..a.dim(usize::from(!args.a_transposed)) {
+                    let x = at(a_values, a.dim(1), args.a_transposed, round, i, kk);
+                    let y = at(b_values, b.dim(1), args.b_transposed, round, kk, j);
+                    sum += T::from(x) * T::from(y);
+                }
             }
             let mut value = T::from(args.alpha) * sum;
             if args.accumulate {

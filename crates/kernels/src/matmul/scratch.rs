@@ -25,10 +25,12 @@ pub(super) enum Use {
     Tiles,
     /// The thin operand of a product with few rows or columns.
     Thin,
+    /// Sums of all of `C`, while a product goes through its depth in pieces.
+    Partial,
 }
 
 thread_local! {
-    static KEPT: [Cell<Option<MmapMut>>; 4] = const { [const { Cell::new(None) }; 4] };
+    static KEPT: [Cell<Option<MmapMut>>; 5] = const { [const { Cell::new(None) }; 5] };
 }
 
 /// Calls `f` with this thread's buffer of `len` elements, aligned to 64 bytes, its content arbitrary.

@@ -13,6 +13,8 @@ struct Case {
     bias: Option<DType>,
     alpha: f32,
     accumulate: bool,
+    /// `K` of a second product.
+    second: Option<usize>,
 }
 
 const PLAIN: Case = Case {
@@ -22,6 +24,7 @@ const PLAIN: Case = Case {
     bias: None,
     alpha: 1.0,
     accumulate: false,
+    second: None,
 };
 const TRANSPOSES: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
 const TYPES: [DType; 2] = [DType::F32, DType::BF16];
@@ -35,17 +38,25 @@ struct Operands {
     b: Tensor,
     c: Tensor,
     bias: Option<Tensor>,
+    second: Option<(Tensor, Tensor)>,
 }
 
 impl Case {
     fn operands(&self) -> Operands {
         let (m, n, k) = self.size;
         let mut random = Random::new(1);
+        let (a_shape, b_shape) = (
+            |k: usize| if self.transposed.0 { [k, m] } else { [m, k] },
+            |k: usize| if self.transposed.1 { [n, k] } else { [k, n] },
+        );
         Operands {
-            a: random.tensor(self.types.0, &if self.transposed.0 { [k, m] } else { [m, k] }),
-            b: random.tensor(self.types.1, &if self.transposed.1 { [n, k] } else { [k, n] }),
+            a: random.tensor(self.types.0, &a_shape(k)),
+            b: random.tensor(self.types.1, &b_shape(k)),
             c: random.tensor(self.types.2, &[m, n]),
             bias: self.bias.map(|dtype| random.tensor(dtype, &[n])),
+            second: self.second.map(|k| {
+                (random.tensor(self.types.0, &a_shape(k)), random.tensor(self.types.1, &b_shape(k)))
+            }),
         }
     }
 
@@ -59,6 +70,7 @@ impl Case {
             bias: operands.bias.as_ref().map(Tensor::view),
             alpha: self.alpha,
             accumulate: self.accumulate,
+            second: operands.second.as_ref().map(|(a, b)| (a.view(), b.view())),
         }
     }
 
@@ -66,11 +78,14 @@ impl Case {
     fn check(&self, dev: &Device) {
         let mut operands = self.operands();
         let expected: Vec<f64> = reference::product(&self.product(&mut operands));
+        // A thin first product is rounded before the second is added.
+        let first = reference::product::<f64>(&Matmul { second: None, ..self.product(&mut operands) });
         self.product(&mut operands).run(dev);
         // Values below 1: `k` roundings of a sum of about √k in `f32`, then one to `C`'s type.
         let last = if self.types.2 == DType::BF16 { 1.0 / 256.0 } else { 1.2e-7 };
         for (i, (got, expected)) in operands.c.to_f32_vec().iter().zip(&expected).enumerate() {
-            let allowed = 2.4e-7 * (self.size.2 as f64 + 4.0) + last * expected.abs();
+            let rounded = if self.second.is_some() { first[i].abs() } else { 0.0 } + expected.abs();
+            let allowed = 2.4e-7 * (self.size.2 as f64 + 4.0) + last * rounded;
             assert!(
                 (f64::from(*got) - expected).abs() <= allowed,
                 "{self:?} on {}: element {i} is {got} and not {expected}",
@@ -133,6 +148,7 @@ fn device_matches_reference_for_every_combination() {
                 bias: [None, Some(DType::F32), Some(DType::BF16)][rest % 3],
                 alpha: [1.0, -0.75][rest % 2],
                 accumulate: rest >= 3,
+                second: [None, Some(8), Some(5)][(types + rest) % 3],
             }
             .check(&dev);
         }
@@ -144,7 +160,10 @@ fn device_matches_reference_on_every_path() {
     for dev in devices() {
         for (size, transposed) in PATHS {
             for dtype in TYPES {
-                Case { size, transposed, types: (dtype, dtype, DType::F32), ..PLAIN }.check(&dev);
+                for second in [None, Some(9)] {
+                    let types = (dtype, dtype, DType::F32);
+                    Case { size, transposed, types, second, ..PLAIN }.check(&dev);
+                }
             }
         }
     }
@@ -159,7 +178,14 @@ fn one_and_two_threads_give_the_same_bits() {
         };
         for (size, transposed) in PATHS {
             for dtype in TYPES {
-                let case = Case { size, transposed, types: (dtype, dtype, dtype), accumulate: true, ..PLAIN };
+                let case = Case {
+                    size,
+                    transposed,
+                    types: (dtype, dtype, dtype),
+                    accumulate: true,
+                    second: Some(6),
+                    ..PLAIN
+                };
                 assert!(case.bytes(&one) == case.bytes(&two), "{case:?} on {}", one.isa());
             }
         }

@@ -29,7 +29,10 @@ pub(super) fn run<K: MicroKernel, S: Element, E: Element>(
     let groups = thin.div_ceil(group);
     scratch::with(Use::Thin, groups * group * padded, |packed: &mut [f32]| {
         with_dtype!(product.thin.view.dtype(), P => {
-            pack::<K::Lanes, P>(product, group, padded, packed);
+            let values = product.thin.view.as_slice::<P>();
+            for (g, packed) in packed.chunks_exact_mut(group * padded).enumerate() {
+                pack_group(K::ISA, (product, g * group), values, (K::Lanes::LANES, group), packed);
+            }
         });
         let packed = &*packed;
         let rows = TASK_BYTES.div_ceil(depth * size_of::<S>()).next_multiple_of(8);
@@ -44,19 +47,6 @@ pub(super) fn run<K: MicroKernel, S: Element, E: Element>(
             }
         });
     });
-}
-
-/// Thin lanes in groups; within a group, registers of consecutive `k` of each lane in turn.
-fn pack<V: Vector, P: Element>(product: Thin<'_>, group: usize, padded: usize, out: &mut [f32]) {
-    let values = product.thin.view.as_slice::<P>();
-    for (g, out) in out.chunks_exact_mut(group * padded).enumerate() {
-        for (i, register) in out.chunks_exact_mut(V::LANES).enumerate() {
-            let (k0, lane) = (i / group * V::LANES, g * group + i % group);
-            for (k, x) in (k0..).zip(register) {
-                *x = product.value(values, lane, k);
-            }
-        }
-    }
 }
 
 /// One group of thin lanes, for some of the big ones.
@@ -75,6 +65,29 @@ struct Part<'a, V, S, E> {
 }
 
 per_isa! {
+    /// The thin lanes from a first one on: registers of consecutive `k` of each lane in turn, zero beyond.
+    fn pack_group<P: Element>(
+        from: (Thin<'_>, usize),
+        values: &[P],
+        registers: (usize, usize),
+        packed: &mut [f32],
+    ) {
+        let ((product, first), (width, group)) = (from, registers);
+        let (lanes, depth) = (product.thin.lanes(), product.thin.depth());
+        let (along, across) = if product.thin.along_k { (1, depth) } else { (lanes, 1) };
+        packed.fill(0.0);
+        for t in 0..group.min(lanes - first) {
+            let lane = &values[(first + t) * across..];
+            for (i, registers) in packed.chunks_exact_mut(group * width).enumerate() {
+                let k0 = i * width;
+                let to = &mut registers[t * width..][..width.min(depth - k0)];
+                for (to, from) in to.iter_mut().zip(lane[k0 * along..].iter().step_by(along)) {
+                    *to = product.rounded(*from);
+                }
+            }
+        }
+    }
+
     fn sum_part<V: Vector, S: Element, E: Element>(part: Part<'_, V, S, E>) {
         part.run();
     }

@@ -68,7 +68,12 @@ impl<'a> Thin<'a> {
         if lane >= lanes || k >= depth {
             return 0.0;
         }
-        let value = values[if self.thin.along_k { lane * depth + k } else { k * lanes + lane }];
+        self.rounded(values[if self.thin.along_k { lane * depth + k } else { k * lanes + lane }])
+    }
+
+    /// One of the thin operand's values as it is multiplied.
+    #[inline(always)]
+    fn rounded<P: Element>(self, value: P) -> f32 {
         if self.thin.round {
             Element::to_f32(<bf16 as Element>::from_f32(value.to_f32()))
         } else {

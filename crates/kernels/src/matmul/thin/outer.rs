@@ -13,7 +13,7 @@ use crate::{Device, Element, with_dtype};
 /// Thin lanes in a group.
 const GROUP: usize = 8;
 /// Big lanes in a task: a few cache lines of each stored row.
-const STRIP: usize = 128;
+const STRIP: usize = 64;
 /// Stored rows at a time: with a strip's width they stay in the first-level cache.
 const ROWS: usize = 64;
 /// Stored rows to prefetch ahead.
@@ -33,11 +33,7 @@ pub(super) fn run<K: MicroKernel, S: Element, E: Element>(
         with_dtype!(product.thin.view.dtype(), P => {
             let values = product.thin.view.as_slice::<P>();
             for (g, packed) in packed.chunks_exact_mut(GROUP * depth).enumerate() {
-                for (k, row) in packed.chunks_exact_mut(GROUP).enumerate() {
-                    for (t, x) in row.iter_mut().enumerate() {
-                        *x = product.value(values, g * GROUP + t, k);
-                    }
-                }
+                pack_group(K::ISA, product, values, g * GROUP, packed);
             }
         });
         let packed = &*packed;
@@ -70,6 +66,25 @@ struct Strip<'a, V, S, E> {
 }
 
 per_isa! {
+    /// The thin lanes from `first` on, `GROUP` of them for each `k` in turn.
+    fn pack_group<P: Element>(product: Thin<'_>, values: &[P], first: usize, packed: &mut [f32]) {
+        let (lanes, depth) = (product.thin.lanes(), product.thin.depth());
+        let whole = first + GROUP <= lanes;
+        if whole && !product.thin.along_k {
+            for (to, from) in packed.chunks_exact_mut(GROUP).zip(values.chunks_exact(lanes)) {
+                for (to, from) in to.iter_mut().zip(&from[first..first + GROUP]) {
+                    *to = product.rounded(*from);
+                }
+            }
+        } else {
+            for t in 0..GROUP {
+                for k in 0..depth {
+                    packed[k * GROUP + t] = product.value(values, first + t, k);
+                }
+            }
+        }
+    }
+
     fn sum_strip<V: Vector, S: Element, E: Element>(strip: Strip<'_, V, S, E>) {
         strip.run();
     }
