@@ -167,6 +167,7 @@ fn describe(reason: Reason) -> &'static str {
         Reason::EndOfLastAnswer => "stands for the end of the answer before",
         Reason::Prompt => "prompt",
         Reason::History => "earlier answer (mask_history)",
+        Reason::Apart => "earlier answer, trained in an example of its own",
         Reason::SwitchedOff => "answer that the row switches off",
         Reason::NotShown => "end of an answer that the template leaves out",
         Reason::Border => "shares characters with an answer",

@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::proof::Proof;
 use crate::rows::RowProblem;
 
 /// Why data could not be prepared; messages name the place and end in a `help:` line.
@@ -207,6 +208,13 @@ pub enum DataError {
         help: String,
     },
 
+    /// Rows that would be trained otherwise than inference asks for them.
+    #[error("{}", unproved(proof))]
+    Unproved {
+        /// What was checked, with the rows that break a rule.
+        proof: Box<Proof>,
+    },
+
     /// No example, or none with a token to train.
     #[error(
         "nothing to train: {reason}\nhelp: look at the rows with `sft data show`; check `cutoff_len` and the roles of the data"
@@ -222,6 +230,17 @@ fn place(path: &Path, line: u64) -> String {
         0 => path.display().to_string(),
         line => format!("{}:{line}", path.display()),
     }
+}
+
+fn unproved(proof: &Proof) -> String {
+    let listed = proof.violations.iter().take(3).map(|violation| format!("\n  {violation}"));
+    let help = proof.violations.first().map_or("", |violation| violation.rule.help());
+    format!(
+        "{} of {} rows would be trained otherwise than they are asked for:{}\nhelp: {help}",
+        proof.violated_rows,
+        proof.rows,
+        listed.collect::<String>()
+    )
 }
 
 fn did_you_mean(nearby: &[String]) -> String {

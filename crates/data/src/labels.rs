@@ -76,6 +76,9 @@ pub enum Reason {
     Prompt,
     /// Ignored: the answer of an earlier turn (`mask_history`).
     History,
+    /// Ignored: the template shows this earlier answer otherwise than it is asked for, so it is trained in
+    /// a row of its own.
+    Apart,
     /// Ignored: the row says that this message is not trained.
     SwitchedOff,
     /// Ignored: the template leaves out the answer that this ends.
@@ -128,7 +131,7 @@ pub fn label(tokens: &[MarkedToken], rendered: &Rendered, policy: &Policy) -> Ve
             false => seen.0 += 1,
         }
         let reason = match is_kept {
-            true => reason(token, rendered.turns[turn], last_turn, policy),
+            true => reason(token, &rendered.turns[turn], last_turn, policy),
             false => Reason::Cut,
         };
         let mut labelled = LabelledToken {
@@ -157,8 +160,9 @@ pub fn label(tokens: &[MarkedToken], rendered: &Rendered, policy: &Policy) -> Ve
 }
 
 /// The one decision: is this token trained?
-fn reason(token: &MarkedToken, turn: Turn, last_turn: u32, policy: &Policy) -> Reason {
-    let is_history = policy.mask_history && token.mark.turn != last_turn;
+fn reason(token: &MarkedToken, turn: &Turn, last_turn: u32, policy: &Policy) -> Reason {
+    let is_earlier = token.mark.turn != last_turn;
+    let is_history = policy.mask_history && is_earlier;
     match token.mark.part {
         Part::Answer | Part::End if turn.supervised == Some(false) => Reason::SwitchedOff,
         Part::Prompt | Part::Border if policy.train_on_prompt => Reason::PromptTrained,
@@ -166,9 +170,24 @@ fn reason(token: &MarkedToken, turn: Turn, last_turn: u32, policy: &Policy) -> R
         Part::Border => Reason::Border,
         Part::Answer | Part::End if turn.hidden => Reason::NotShown,
         Part::Answer | Part::End if is_history && turn.supervised != Some(true) => Reason::History,
+        Part::Answer | Part::End if turn.rewritten && is_earlier && !policy.train_on_prompt => Reason::Apart,
         Part::Answer => Reason::Answer,
         Part::End => Reason::End,
     }
+}
+
+/// The messages, by place, whose answers the row shows otherwise than they are asked for, and that are to
+/// be trained: each gets a row that ends with it.
+pub fn apart(tokens: &[MarkedToken], rendered: &Rendered, policy: &Policy) -> Vec<usize> {
+    let last_answered = tokens.iter().rev().find(|token| token.is_target);
+    let last_turn = last_answered.map_or(0, |token| token.mark.turn as usize);
+    let earlier = rendered.turns.iter().take(last_turn);
+    let is_trained = |turn: &&Turn| match turn.supervised {
+        Some(wanted) => wanted,
+        None => !policy.mask_history,
+    };
+    let apart = earlier.filter(|turn| turn.rewritten && !turn.hidden && !policy.train_on_prompt);
+    apart.filter(is_trained).filter_map(|turn| turn.message).collect()
 }
 
 /// Tokens given and answered, a turn.
@@ -260,7 +279,7 @@ pub(crate) mod tests {
                 tokens.push(MarkedToken { id: tokens.len() as u32, mark, is_target: i >= given });
             }
         }
-        let turn = Turn { supervised: None, rewritten: false, hidden: false };
+        let turn = Turn { message: None, supervised: None, rewritten: false, hidden: false };
         let turns = vec![turn; lengths.len()];
         (tokens, Rendered { turns, ..Rendered::default() })
     }

@@ -10,6 +10,7 @@ pub mod loader;
 pub mod pack;
 pub mod pipeline;
 pub mod pretrain;
+pub mod proof;
 pub mod rows;
 pub mod shuffle;
 pub mod template;

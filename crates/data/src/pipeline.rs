@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use crate::conversation::{Conversation, Message};
+use crate::conversation::{Conversation, Message, Role};
 use crate::error::DataError;
 use crate::labels::{self, Example, LabelledToken, Policy, Reason};
+use crate::proof::{self, Proof};
 use crate::rows::RowProblem;
-use crate::template::{Part, Template, TemplateOptions};
+use crate::template::{Part, Rendered, Template, TemplateOptions};
 use crate::tokenize::{self, Tokenizer};
 
 /// A tokenizer, a template and a supervision policy that belong together.
@@ -21,6 +22,7 @@ pub struct Pipeline {
     template: Template,
     policy: Policy,
     stop_ids: Vec<u32>,
+    stops: Vec<String>,
 }
 
 /// A row as the model sees it, token by token.
@@ -57,14 +59,21 @@ pub struct EncodeReport {
     pub cut_tokens: usize,
     /// Rows whose last answer lost its end: a model trained on many of them does not stop.
     pub cut_ends: usize,
-    /// Rows in which an answer shares a token with what stands around it; that token is not trained.
+    /// Rows in which an answer shares a token with what follows it; that token is not trained.
     pub border_rows: usize,
+    /// Rows whose text, tokenised as a whole, has a token across the border between prompt and answer:
+    /// they are tokenised on both sides of it, as inference is.
+    pub parted_rows: usize,
     /// Rows in which the model's template shows an earlier answer otherwise than it was written
-    /// (Qwen3 leaves out earlier thoughts): it is trained as shown.
+    /// (Qwen3 leaves out earlier thoughts): such an answer is trained in an example of its own.
     pub rewritten_rows: usize,
     /// Rows in which the model's template leaves out an answer (tool calls that it does not know):
     /// nothing of that answer is trained.
     pub hidden_rows: usize,
+    /// Tokens of the shortest first prompt, before any cut; `None` where rows have no prompts.
+    pub shortest_prompt: Option<usize>,
+    /// What was found to hold for every row.
+    pub proof: Proof,
     /// Tokens of the longest example.
     pub longest: usize,
     /// Number of examples by length: those of `256 * k` tokens or more, below `256 * (k + 1)`.
@@ -76,12 +85,22 @@ pub const LENGTH_STEP: usize = 256;
 
 /// A row, encoded.
 struct Encoded {
-    example: Option<Example>,
+    examples: Vec<Example>,
+    prompt_tokens: usize,
     cut_tokens: usize,
     cut_end: bool,
     border: bool,
+    parted: bool,
     rewritten: bool,
     hidden: bool,
+    proved: Result<proof::RowProof, proof::Violation>,
+}
+
+/// What becomes one example: a row, or a row up to an answer that is shown otherwise later.
+struct Sequence {
+    tokens: Vec<LabelledToken>,
+    /// Borders that were cut.
+    parted: bool,
 }
 
 impl Pipeline {
@@ -121,7 +140,8 @@ impl Pipeline {
         stop_ids.extend(tokenizer.generation_stop_ids());
         stop_ids.sort_unstable();
         stop_ids.dedup();
-        Ok(Self { tokenizer, template, policy, stop_ids })
+        let stops = stop_ids.iter().filter_map(|&id| tokenizer.token_text(id)).collect();
+        Ok(Self { tokenizer, template, policy, stop_ids, stops })
     }
 
     /// The tokenizer; a named template may have given it another end-of-sequence token.
@@ -145,6 +165,19 @@ impl Pipeline {
         &self.stop_ids
     }
 
+    /// The same as texts.
+    pub(crate) fn stop_texts(&self) -> &[String] {
+        &self.stops
+    }
+
+    /// Whether the template ends a last answer with something to learn.
+    pub(crate) fn ends_answers(&self) -> bool {
+        let messages = [Message::text(Role::User, "question"), Message::text(Role::Assistant, "answer")];
+        let Ok(rendered) = self.render(&messages, None) else { return true };
+        let Ok(tokens) = tokenize::tokens(&self.tokenizer, &rendered) else { return true };
+        rendered.shared_end.is_some() || tokens.tokens.iter().any(|token| token.mark.part == Part::End)
+    }
+
     /// What inference feeds before the model answers the last message.
     ///
     /// # Errors
@@ -155,18 +188,51 @@ impl Pipeline {
             reason,
             help: "see which order of roles the template takes; `template` chooses another".into(),
         };
-        let rendered = self.template.render_prompt(&self.tokenizer, messages, tools).map_err(refused)?;
-        let tokens = tokenize::tokens(&self.tokenizer, &rendered)?;
+        let rendered = self.render_prompt(messages, tools).map_err(refused)?;
+        let tokens = tokenize::tokens(&self.tokenizer, &rendered)?.tokens;
         Ok(tokens.into_iter().map(|token| token.id).collect())
     }
 
-    /// The example of a conversation.
+    /// The text that inference feeds before the model answers the last message.
+    pub(crate) fn render_prompt(
+        &self,
+        messages: &[Message],
+        tools: Option<&Value>,
+    ) -> Result<Rendered, String> {
+        let last_turn_only = self.policy.mask_history;
+        self.template.render_prompt(&self.tokenizer, messages, tools, last_turn_only, &self.stops)
+    }
+
+    /// Every text that may ask for the next answer: with `enable_thinking: null` a reasoning template asks
+    /// with an empty thought or without one.
+    pub(crate) fn render_prompts(
+        &self,
+        messages: &[Message],
+        tools: Option<&Value>,
+    ) -> Result<Vec<Rendered>, String> {
+        let mut prompts = vec![self.render_prompt(messages, tools)?];
+        if let (Template::Named(named), Some(first)) = (&self.template, prompts.first()) {
+            prompts.extend(named.without_given_thought(first));
+        }
+        Ok(prompts)
+    }
+
+    /// The text of a conversation that is trained on.
+    pub(crate) fn render(&self, messages: &[Message], tools: Option<&Value>) -> Result<Rendered, String> {
+        let last_turn_only = self.policy.mask_history;
+        self.template.render(&self.tokenizer, messages, tools, last_turn_only, &self.stops)
+    }
+
+    /// The example of a conversation; where the template shows earlier answers otherwise than they are
+    /// asked for, the one that trains the last answer.
     ///
     /// # Errors
     /// The template refuses the conversation, or nothing of it is trained.
     pub fn encode(&self, conversation: &Conversation) -> Result<Example, RowProblem> {
-        let encoded = self.encode_row(conversation)?;
-        encoded.example.ok_or_else(|| self.untrained(conversation))
+        let sequences = self.sequences(conversation)?;
+        let example =
+            sequences.first().and_then(|first| labels::example(&first.tokens, &conversation.origin));
+        example.ok_or_else(|| self.untrained(conversation))
     }
 
     /// The examples of all conversations, in order, made on all cores.
@@ -180,19 +246,21 @@ impl Pipeline {
             match encoded {
                 Err(problem) => report.refused.push(problem),
                 Ok(encoded) => {
+                    let shortest = report.shortest_prompt.unwrap_or(usize::MAX);
+                    report.shortest_prompt = Some(shortest.min(encoded.prompt_tokens));
                     report.cut_tokens += encoded.cut_tokens;
                     report.cut_rows += usize::from(encoded.cut_tokens > 0);
                     report.cut_ends += usize::from(encoded.cut_end);
                     report.border_rows += usize::from(encoded.border);
+                    report.parted_rows += usize::from(encoded.parted);
                     report.rewritten_rows += usize::from(encoded.rewritten);
                     report.hidden_rows += usize::from(encoded.hidden);
-                    match encoded.example {
-                        None => report.untrained.push(self.untrained(row)),
-                        Some(example) => {
-                            report.count(&example);
-                            examples.push(example);
-                        }
+                    report.proof.add(encoded.proved);
+                    if encoded.examples.is_empty() {
+                        report.untrained.push(self.untrained(row));
                     }
+                    encoded.examples.iter().for_each(|example| report.count(example));
+                    examples.extend(encoded.examples);
                 }
             }
         }
@@ -204,41 +272,84 @@ impl Pipeline {
     /// # Errors
     /// The template refuses the conversation.
     pub fn explain(&self, conversation: &Conversation) -> Result<Vec<ExplainedToken>, RowProblem> {
-        let (tokens, _) = self.labelled(conversation)?;
-        let explained = tokens.into_iter().map(|token| ExplainedToken {
+        Ok(self.explain_all(conversation)?.swap_remove(0))
+    }
+
+    /// As [`Pipeline::explain`], and after it the further examples, each of which trains an earlier answer
+    /// that the template shows otherwise later on.
+    ///
+    /// # Errors
+    /// The template refuses the conversation.
+    pub fn explain_all(&self, conversation: &Conversation) -> Result<Vec<Vec<ExplainedToken>>, RowProblem> {
+        let explained = |token: LabelledToken| ExplainedToken {
             id: token.id,
             text: self.tokenizer.text_of(token.id),
             label: token.label,
             reason: token.reason,
-        });
-        Ok(explained.collect())
+        };
+        let sequences = self.sequences(conversation)?.into_iter();
+        Ok(sequences.map(|sequence| sequence.tokens.into_iter().map(explained).collect()).collect())
     }
 
-    fn labelled(&self, row: &Conversation) -> Result<(Vec<LabelledToken>, bool), RowProblem> {
+    /// The row, and after it one sequence for each answer that it cannot train; never empty.
+    fn sequences(&self, row: &Conversation) -> Result<Vec<Sequence>, RowProblem> {
+        let (rendered, tokens) = self.tokens(row, &row.messages)?;
+        let first = Sequence {
+            tokens: labels::label(&tokens.tokens, &rendered, &self.policy),
+            parted: tokens.cuts > 0,
+        };
+        let mut sequences = vec![first];
+        let last_only = Policy { mask_history: true, ..self.policy };
+        for place in labels::apart(&tokens.tokens, &rendered, &self.policy) {
+            let (mut rendered, tokens) = self.tokens(row, &row.messages[..=place])?;
+            let others = rendered.turns.iter_mut().filter(|turn| turn.message != Some(place));
+            others.for_each(|turn| turn.supervised = Some(false));
+            sequences.push(Sequence {
+                tokens: labels::label(&tokens.tokens, &rendered, &last_only),
+                parted: tokens.cuts > 0,
+            });
+        }
+        Ok(sequences)
+    }
+
+    fn tokens(
+        &self,
+        row: &Conversation,
+        messages: &[Message],
+    ) -> Result<(Rendered, tokenize::Tokens), RowProblem> {
         let problem = |reason: String| RowProblem { origin: row.origin.clone(), reason };
-        let last_turn_only = self.policy.mask_history;
-        let rendered = self
-            .template
-            .render(&self.tokenizer, &row.messages, row.tools.as_ref(), last_turn_only)
-            .map_err(problem)?;
+        let rendered = self.render(messages, row.tools.as_ref()).map_err(problem)?;
         let tokens =
             tokenize::tokens(&self.tokenizer, &rendered).map_err(|error| problem(error.to_string()))?;
-        let rewritten = rendered.turns.iter().any(|turn| turn.rewritten);
-        Ok((labels::label(&tokens, &rendered, &self.policy), rewritten))
+        Ok((rendered, tokens))
     }
 
     fn encode_row(&self, row: &Conversation) -> Result<Encoded, RowProblem> {
-        let (tokens, rewritten) = self.labelled(row)?;
+        let sequences = self.sequences(row)?;
         let is_cut = |token: &LabelledToken| token.reason == Reason::Cut;
-        let cut_tokens = tokens.iter().filter(|token| is_cut(token)).count();
-        let mut answered = tokens.iter().filter(|token| matches!(token.mark.part, Part::Answer | Part::End));
+        let tokens = || sequences.iter().flat_map(|sequence| &sequence.tokens);
+        let cut_tokens = tokens().filter(|token| is_cut(token)).count();
+        let lost_its_end = |sequence: &Sequence| {
+            let mut tokens = sequence.tokens.iter();
+            let last = tokens.rfind(|token| matches!(token.mark.part, Part::Answer | Part::End));
+            last.is_some_and(is_cut)
+        };
+        let first_prompt = |sequence: &Sequence| {
+            let is_prompt = |token: &&LabelledToken| !matches!(token.mark.part, Part::Answer | Part::End);
+            sequence.tokens.iter().take_while(is_prompt).count()
+        };
+        let examples = sequences.iter().filter_map(|sequence| labels::example(&sequence.tokens, &row.origin));
+        let examples: Vec<Example> = examples.collect();
         Ok(Encoded {
-            example: labels::example(&tokens, &row.origin),
+            proved: proof::prove(self, row, &examples, cut_tokens > 0),
+            examples,
             cut_tokens,
-            cut_end: answered.next_back().is_some_and(is_cut),
-            border: tokens.iter().any(|token| token.reason == Reason::Border),
-            rewritten,
-            hidden: tokens.iter().any(|token| token.reason == Reason::NotShown),
+            prompt_tokens: sequences.first().map_or(0, first_prompt),
+            cut_end: sequences.iter().any(lost_its_end),
+            border: tokens().any(|token| token.reason == Reason::Border),
+            parted: sequences.iter().any(|sequence| sequence.parted),
+            rewritten: sequences.len() > 1,
+            hidden: tokens().any(|token| token.reason == Reason::NotShown),
         })
     }
 

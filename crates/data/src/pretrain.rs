@@ -10,6 +10,7 @@ use crate::conversation::Conversation;
 use crate::error::DataError;
 use crate::labels::{Example, Reason};
 use crate::pipeline::{EncodeReport, ExplainedToken};
+use crate::proof::Proof;
 use crate::rows::RowProblem;
 use crate::tokenize::Tokenizer;
 
@@ -85,6 +86,14 @@ impl Pretrain {
         // A single token has nothing to predict.
         examples.retain(|example| example.supervised() > 0);
         examples.iter().for_each(|example| report.count(example));
+        // Texts have no prompts: everything is trained and ends with the end-of-sequence token.
+        report.proof = Proof {
+            rows: report.rows,
+            examples: report.examples,
+            supervised: report.supervised,
+            cut_rows: report.cut_rows,
+            ..Proof::default()
+        };
         (examples, report)
     }
 

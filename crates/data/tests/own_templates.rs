@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use sft_data::conversation::{Conversation, Message, Origin, Role, ToolCall};
-use sft_data::labels::{Policy, Reason};
+use sft_data::labels::{Example, Policy, Reason};
 use sft_data::pipeline::Pipeline;
 use sft_data::template::TemplateOptions;
 
@@ -141,17 +141,38 @@ fn what_stands_only_at_the_very_end_is_not_trained() {
     );
 }
 
+/// The examples of a row, each marked.
+fn all_marked(pipeline: &Pipeline, messages: &[Message]) -> Vec<String> {
+    let (examples, report) = pipeline.encode_all(&[row(messages)]);
+    assert!(report.proof.holds(), "{:?}", report.proof.violations);
+    let text = |example: &Example| {
+        let runs = example.input_ids.iter().zip(&example.labels).collect::<Vec<_>>();
+        let runs = runs.chunk_by(|a, b| (*a.1 == -100) == (*b.1 == -100)).map(|run| {
+            let ids: Vec<u32> = run.iter().map(|(id, _)| **id).collect();
+            let text = pipeline.tokenizer().decode(&ids, false);
+            if *run[0].1 == -100 { text } else { format!("[{text}]") }
+        });
+        runs.collect()
+    };
+    examples.iter().map(text).collect()
+}
+
 #[test]
-fn earlier_thoughts_left_out_by_the_template_are_counted() {
+fn an_earlier_answer_shown_otherwise_is_trained_in_a_row_of_its_own() {
     let messages = [user("a"), answer("<think>m</think>b"), user("c"), answer("<think>n</think>d")];
     let forgetful = pipeline(FORGETFUL, &TemplateOptions::default(), Policy::default());
     assert_eq!(
-        marked(&forgetful, &messages),
-        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n[b]{<|im_end|>}\n\
-         <|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[<think>n</think>d]{<|im_end|>}\n"
+        all_marked(&forgetful, &messages),
+        [
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n\
+             <|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[<think>n</think>d<|im_end|>]\n",
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n[<think>m</think>b<|im_end|>]\n",
+        ]
     );
     let (_, report) = forgetful.encode_all(&[row(&messages), row(&messages[2..])]);
-    assert_eq!((report.examples, report.rewritten_rows), (2, 1));
+    assert_eq!((report.examples, report.rewritten_rows), (3, 1));
+    let last_only = Policy { mask_history: true, ..Policy::default() };
+    assert_eq!(all_marked(&pipeline(FORGETFUL, &TemplateOptions::default(), last_only), &messages).len(), 1);
 }
 
 #[test]
@@ -159,9 +180,12 @@ fn a_thought_that_the_prompt_gives_is_not_trained() {
     let options = TemplateOptions { enable_thinking: Some(false), ..TemplateOptions::default() };
     let pipeline = pipeline(FORGETFUL, &options, Policy::default());
     assert_eq!(
-        marked(&pipeline, &[user("a"), answer("b"), user("c"), answer("d")]),
-        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n[b]{<|im_end|>}\n\
-         <|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think></think>[d]{<|im_end|>}\n"
+        all_marked(&pipeline, &[user("a"), answer("b"), user("c"), answer("d")]),
+        [
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n\
+             <|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think></think>[d<|im_end|>]\n",
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think></think>[b<|im_end|>]\n",
+        ]
     );
 }
 
@@ -210,17 +234,37 @@ fn a_refusal_of_the_template_is_a_problem_of_the_row() {
 }
 
 #[test]
-fn a_token_across_the_border_is_not_trained() {
-    // The prompt ends with a line break, the answer is one, and one token covers both:
+fn no_token_lies_across_the_border_of_prompt_and_answer() {
+    // The prompt ends with a line break, the answer is one, and one token would cover both:
     // inference, which is given the first, never makes it.
     let tokenizer = byte_tokenizer::merging_tokenizer(Some(CHATML));
     let options = TemplateOptions::default();
     let pipeline = Pipeline::new(tokenizer, None, &options, Policy::default()).unwrap();
-    let (examples, report) = pipeline.encode_all(&[row(&[user("a"), answer("\n")])]);
-    assert_eq!(report.border_rows, 1);
-    let ids = &examples[0].input_ids;
-    let merged = ids.iter().position(|&id| id == 256).unwrap();
-    assert_eq!(examples[0].labels[merged..], [-100, 260, -100]);
+    let messages = [user("\n\n"), answer("\n"), user("\n\n"), answer("\n\n")];
+    let (examples, report) = pipeline.encode_all(&[row(&messages)]);
+    assert_eq!((report.parted_rows, report.border_rows), (1, 0));
+    assert!(report.proof.holds(), "{:?}", report.proof.violations);
+    let trained: Vec<i32> = examples[0].labels.iter().copied().filter(|&label| label != -100).collect();
+    assert_eq!(trained, [10, 260, 256, 260]);
+    for place in [1, 3] {
+        assert!(examples[0].input_ids.starts_with(&pipeline.prompt(&messages[..place], None).unwrap()));
+    }
+}
+
+#[test]
+fn special_tokens_typed_into_messages_stay_text() {
+    let messages = [user("<|im_end|>\n"), answer("<|im_end|><|user|>")];
+    let chatml = pipeline(CHATML, &TemplateOptions::default(), Policy::default());
+    let example = chatml.encode(&row(&messages)).unwrap();
+    let ends = example.input_ids.iter().filter(|&&id| id == 259).count();
+    // An answer may hold other special tokens (models write some themselves), not the one that ends it.
+    let written = example.input_ids.iter().filter(|&&id| id == 265).count();
+    assert_eq!((ends, written), (2, 1));
+    let typed: Vec<u32> = "<|im_end|>".bytes().map(u32::from).collect();
+    assert_eq!(example.input_ids.windows(typed.len()).filter(|ids| **ids == typed).count(), 2);
+    let (_, report) = chatml.encode_all(&[row(&messages)]);
+    assert!(report.proof.holds(), "{:?}", report.proof.violations);
+    assert_eq!(report.proof.typed_rows, 1);
 }
 
 #[test]

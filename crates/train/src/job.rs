@@ -71,10 +71,12 @@ impl Job {
         let encoder = Encoder::new(&config)?;
         let data = dataset::load(&setup::dataset_options(&config))?;
         let (examples, encoded) = encoder.encode(&data.train);
+        encoded.proof.require()?;
         if examples.is_empty() {
             return Err(nothing_left(&encoded));
         }
         let (eval_examples, eval_encoded) = encoder.encode(&data.eval);
+        eval_encoded.proof.require()?;
         check_vocabulary(&base, &spec, examples.iter().chain(&eval_examples))?;
 
         let pack_to = config.packing.then_some(config.cutoff_len);

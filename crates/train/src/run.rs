@@ -79,6 +79,8 @@ impl<'a> Running<'a> {
         }
         let yaml = running.job.config.resolved_yaml();
         atomic::write(&folder.path().join("training_args.yaml"), yaml.as_bytes())?;
+        let proof = json!({"train": running.job.encoded.proof, "eval": running.job.eval_encoded.as_ref().map(|e| &e.proof)});
+        atomic::write(&folder.path().join("data_proof.json"), format!("{proof:#}\n").as_bytes())?;
         Ok(running)
     }
 

@@ -133,10 +133,16 @@ impl AutoTemplate {
         messages: &[Message],
         tools: Option<&Value>,
     ) -> Result<Rendered, String> {
-        let text = Scene::new(self, messages, tools).prompt()?;
+        let scene = Scene::new(self, messages, tools);
+        let text = scene.prompt()?;
+        // Where earlier prompts ended, answers began: no token lay across.
+        let earlier = scene.answers().filter_map(|place| scene.before(place).prompt().ok());
+        let borders = earlier.filter(|prompt| text.starts_with(prompt.as_str())).map(|prompt| prompt.len());
+        let borders = borders.collect();
         let mark = Mark { turn: 0, part: Part::Prompt };
         let spans = vec![(0..text.len(), mark)];
-        Ok(Rendered { segments: vec![Segment::Text { text, spans }], ..Rendered::default() })
+        let segments = vec![Segment::Text { text, spans, borders, typed: Vec::new() }];
+        Ok(Rendered { segments, ..Rendered::default() })
     }
 
     /// See [`super::Template::render`].
@@ -149,6 +155,7 @@ impl AutoTemplate {
         let scene = Scene::new(self, messages, tools);
         let text = scene.all()?;
         let mut spans = Vec::new();
+        let mut borders = Vec::new();
         let mut turns = Vec::new();
         let mut done = 0;
         let mut open_end = false;
@@ -164,7 +171,10 @@ impl AutoTemplate {
             ];
             let parts = parts.into_iter().filter(|(range, _)| !range.is_empty());
             spans.extend(parts.map(|(range, part)| (range, Mark { turn, part })));
-            turns.push(Turn { supervised: scene.supervised(place), rewritten: found.rewritten, hidden });
+            borders.extend(found.is_asked.then_some(found.answer.start));
+            let message = place.checked_sub(scene.len() - messages.len());
+            let supervised = scene.supervised(place);
+            turns.push(Turn { message, supervised, rewritten: found.rewritten, hidden });
             done = found.end;
         }
         if turns.is_empty() {
@@ -178,9 +188,9 @@ impl AutoTemplate {
         } else if done < text.len() {
             // What follows the last end token: a line break, or a question without an answer.
             spans.push((done..text.len(), Mark { turn: last + 1, part: Part::Prompt }));
-            turns.push(Turn { supervised: None, rewritten: false, hidden: false });
+            turns.push(Turn { message: None, supervised: None, rewritten: false, hidden: false });
         }
-        let mut segments = vec![Segment::Text { text, spans }];
+        let mut segments = vec![Segment::Text { text, spans, borders, typed: Vec::new() }];
         segments.extend(end);
         Ok(Rendered { segments, turns, shared_end: None })
     }
@@ -189,11 +199,11 @@ impl AutoTemplate {
     fn find_answer(&self, scene: &Scene<'_>, text: &str, place: usize, from: usize) -> Result<Found, String> {
         let prompt = scene.before(place).prompt();
         let is_prefix = prompt.as_ref().is_ok_and(|prompt| text.starts_with(prompt.as_str()));
-        let start = match prompt {
+        let border = match prompt {
             Ok(prompt) if is_prefix => prompt.len(),
             _ => common_prefix(&scene.with_stand_in(place).all()?, text),
         };
-        let start = start.max(from);
+        let start = border.max(from);
         let limit = scene.limit(place, text)?;
         let is_last = limit == text.len();
         if limit < start {
@@ -214,7 +224,8 @@ impl AutoTemplate {
                 && !scene.upto(place).all().is_ok_and(|written| {
                     written.get(start..).is_some_and(|written| written.starts_with(&region[..answer]))
                 }));
-        Ok(Found { answer: start..start + answer, end: start + end, rewritten })
+        let is_asked = is_prefix && start == border;
+        Ok(Found { answer: start..start + answer, end: start + end, rewritten, is_asked })
     }
 
     /// Where an answer ends that has no end-of-turn token: bytes of the answer, and with the stop token
@@ -296,6 +307,8 @@ struct Found {
     answer: Range<usize>,
     end: usize,
     rewritten: bool,
+    /// The prompt of inference ends where it begins.
+    is_asked: bool,
 }
 
 /// A conversation in front of a template.

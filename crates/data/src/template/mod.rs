@@ -13,6 +13,7 @@ pub mod jinja;
 pub mod named;
 pub mod python;
 pub mod tools;
+mod typed;
 
 use std::ops::Range;
 
@@ -56,6 +57,10 @@ pub enum Segment {
         text: String,
         /// What its ranges are.
         spans: Vec<(Range<usize>, Mark)>,
+        /// Bytes where the prompt of inference ends and an answer begins, in order: no token lies across.
+        borders: Vec<usize>,
+        /// Ranges that spell a special token and are none, because a message says so.
+        typed: Vec<Range<usize>>,
     },
     /// A token that has no text of its own in the template.
     Token {
@@ -69,6 +74,8 @@ pub enum Segment {
 /// What is known of a turn beyond its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Turn {
+    /// Place of the answer among the messages given, if the turn has one.
+    pub message: Option<usize>,
     /// The row's own switch: `Some(false)` is never trained.
     pub supervised: Option<bool>,
     /// The template shows this answer otherwise than the model wrote it (earlier reasoning left out).
@@ -155,7 +162,8 @@ impl Template {
     }
 
     /// A conversation to train on. `last_turn_only`: only the last turn will be trained, so a
-    /// reasoning template leaves out the thoughts of earlier ones.
+    /// reasoning template leaves out the thoughts of earlier ones. `stops`: what ends an answer, as text,
+    /// and therefore never stands inside one.
     ///
     /// # Errors
     /// What is wrong with the conversation for this template, in words.
@@ -165,14 +173,15 @@ impl Template {
         messages: &[Message],
         tools: Option<&Value>,
         last_turn_only: bool,
+        stops: &[String],
     ) -> Result<Rendered, String> {
-        match self {
+        typed::rendered(tokenizer.typed(), messages, tools, stops, |messages, tools| match self {
             Self::Auto(auto) => auto.render(tokenizer, messages, tools),
             Self::Named(named) => named.render(tokenizer, messages, tools, last_turn_only),
-        }
+        })
     }
 
-    /// What the model reads before it answers the last message.
+    /// What the model reads before it answers the last message; the same options as for training.
     ///
     /// # Errors
     /// As [`Template::render`].
@@ -181,11 +190,13 @@ impl Template {
         tokenizer: &Tokenizer,
         messages: &[Message],
         tools: Option<&Value>,
+        last_turn_only: bool,
+        stops: &[String],
     ) -> Result<Rendered, String> {
-        match self {
+        typed::rendered(tokenizer.typed(), messages, tools, stops, |messages, tools| match self {
             Self::Auto(auto) => auto.render_prompt(messages, tools),
-            Self::Named(named) => named.render_prompt(tokenizer, messages, tools),
-        }
+            Self::Named(named) => named.render_prompt(tokenizer, messages, tools, last_turn_only),
+        })
     }
 
     /// Tokens that end an answer, besides the tokenizer's own end-of-sequence token.
@@ -196,11 +207,19 @@ impl Template {
         }
     }
 
+    /// The token that ends every answer and stands in the text after the last one only.
+    pub fn shared_end(&self) -> Option<u32> {
+        match self {
+            Self::Auto(_) => None,
+            Self::Named(named) => named.shared_end(),
+        }
+    }
+
     /// Whether the whole row may be trained, prompts too (not where turns share their end token).
     pub fn can_train_prompts(&self) -> bool {
         match self {
             Self::Auto(_) => true,
-            Self::Named(named) => !named.shares_end(),
+            Self::Named(named) => named.shared_end().is_none(),
         }
     }
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::clock::Clock;
 use super::tools::ToolFormat;
-use super::{Part, Rendered, TemplateOptions, Turn};
+use super::{Part, Rendered, Segment, TemplateOptions, Turn};
 use crate::conversation::{Message, Role};
 use crate::error::{DataError, nearby};
 use crate::tokenize::Tokenizer;
@@ -142,9 +142,20 @@ impl NamedTemplate {
         &self.stop_ids
     }
 
-    /// Whether turns share their end token (`efficient_eos`).
-    pub fn shares_end(&self) -> bool {
-        self.shared_end.is_some()
+    /// The end token that turns share (`efficient_eos`).
+    pub fn shared_end(&self) -> Option<u32> {
+        self.shared_end
+    }
+
+    /// The prompt without the empty thought that it ends with, where the model may also think: with
+    /// `enable_thinking: null`.
+    pub(crate) fn without_given_thought(&self, prompt: &Rendered) -> Option<Rendered> {
+        if self.kind != Kind::Reasoning || self.enable_thinking.is_some() {
+            return None;
+        }
+        let (last, before) = prompt.segments.split_last()?;
+        let is_thought = matches!(last, Segment::Text { text, .. } if *text == self.empty_thought());
+        is_thought.then(|| Rendered { segments: before.to_vec(), ..Rendered::default() })
     }
 
     /// See [`super::Template::render`].
@@ -155,67 +166,75 @@ impl NamedTemplate {
         tools: Option<&Value>,
         last_turn_only: bool,
     ) -> Result<Rendered, String> {
-        let (system, mut pairs) = self.pairs(messages)?;
-        if self.kind == Kind::Reasoning {
-            let last = pairs.len() - 1;
-            for (i, pair) in pairs.iter_mut().enumerate() {
-                let drop_history = last_turn_only && !self.preserve_thinking && i < last;
-                if self.enable_thinking == Some(false) || drop_history {
-                    pair.answer.content = self.without_thoughts(&pair.answer.content);
-                }
-            }
-        }
+        let (system, pairs) = self.pairs(messages)?;
         let mut writer = Writer::new(self, tokenizer);
-        let last = pairs.len() - 1;
-        for (i, pair) in pairs.iter().enumerate() {
-            writer.question(i, system, tools, pair)?;
-            // Where thoughts of earlier turns are left out, their turns get no empty ones either.
-            let wants_thought = self.lacks_thought(&pair.answer.content)
-                && (i == last || !last_turn_only || self.preserve_thinking);
-            if wants_thought {
-                let part = match self.enable_thinking {
-                    Some(true) => Part::Answer,
-                    _ => Part::Prompt,
-                };
+        for (i, pair) in self.shown(pairs, last_turn_only).iter().enumerate() {
+            writer.question(i, system, tools, &pair.question)?;
+            if let Some(part) = pair.empty_thought {
                 writer.text(self.empty_thought(), part, i);
             }
             writer.answer(i, &pair.answer)?;
         }
-        let turns = pairs.iter().map(|pair| Turn {
-            supervised: pair.answer.supervised,
+        let offset = usize::from(messages.first().is_some_and(|first| first.role == Role::System));
+        let answers = (offset..messages.len()).filter(|&i| messages[i].role == Role::Assistant);
+        let turns = answers.map(|i| Turn {
+            message: Some(i),
+            supervised: messages[i].supervised,
             rewritten: false,
             hidden: false,
         });
         Ok(Rendered { turns: turns.collect(), segments: writer.segments, shared_end: self.shared_end })
     }
 
-    /// See [`super::Template::render_prompt`].
+    /// See [`super::Template::render_prompt`]. History is shown as [`NamedTemplate::render`] shows it, so
+    /// what is asked is what was trained.
     pub(super) fn render_prompt(
         &self,
         tokenizer: &Tokenizer,
         messages: &[Message],
         tools: Option<&Value>,
+        last_turn_only: bool,
     ) -> Result<Rendered, String> {
         if messages.last().is_some_and(|last| last.role == Role::Assistant) {
             return Err("the last message is the assistant's: nothing is asked".into());
         }
         let mut messages = messages.to_vec();
         messages.push(Message::text(Role::Assistant, ""));
-        let (system, mut pairs) = self.pairs(&messages)?;
-        let last = pairs.len() - 1;
+        let (system, pairs) = self.pairs(&messages)?;
+        let pairs = self.shown(pairs, last_turn_only);
         let mut writer = Writer::new(self, tokenizer);
-        for (i, pair) in pairs.iter_mut().enumerate() {
-            if self.kind == Kind::Reasoning && !self.preserve_thinking && i < last {
-                pair.answer.content = self.without_thoughts(&pair.answer.content);
+        for (i, pair) in pairs.iter().enumerate() {
+            writer.question(i, system, tools, &pair.question)?;
+            let is_asked = i + 1 == pairs.len();
+            if let Some(part) = pair.empty_thought.filter(|part| !is_asked || *part == Part::Prompt) {
+                writer.text(self.empty_thought(), part, i);
             }
-            writer.question(i, system, tools, pair)?;
-            if i < last {
+            if !is_asked {
                 writer.answer(i, &pair.answer)?;
-            } else if self.kind == Kind::Reasoning && self.enable_thinking != Some(true) {
-                writer.text(self.empty_thought(), Part::Prompt, i);
             }
         }
         Ok(Rendered { segments: writer.segments, turns: Vec::new(), shared_end: self.shared_end })
+    }
+
+    /// The turns with thoughts as they are shown: left out, kept, or empty ones added.
+    fn shown(&self, mut pairs: Vec<Pair>, last_turn_only: bool) -> Vec<Pair> {
+        if self.kind != Kind::Reasoning {
+            return pairs;
+        }
+        let last = pairs.len() - 1;
+        for (i, pair) in pairs.iter_mut().enumerate() {
+            let is_forgotten = last_turn_only && !self.preserve_thinking && i < last;
+            if self.enable_thinking == Some(false) || is_forgotten {
+                pair.answer.content = self.without_thoughts(&pair.answer.content);
+            }
+            // Where thoughts of earlier turns are left out, their turns get no empty ones either.
+            pair.empty_thought = match self.enable_thinking {
+                _ if is_forgotten || !self.lacks_thought(&pair.answer.content) => None,
+                Some(true) => Some(Part::Answer),
+                _ => Some(Part::Prompt),
+            };
+        }
+        pairs
     }
 
     /// The system message and the turns; results of several calls are joined as in LLaMA-Factory.
@@ -253,7 +272,7 @@ impl NamedTemplate {
                         let (open, close) = &self.thought_words;
                         answer.content = format!("{open}{reasoning}{close}{}", answer.content);
                     }
-                    pairs.push(Pair { question, answer });
+                    pairs.push(Pair { question, answer, empty_thought: None });
                 }
             }
         }
@@ -296,6 +315,8 @@ impl NamedTemplate {
 struct Pair {
     question: Message,
     answer: Message,
+    /// An empty thought stands before the answer, given or to be learned.
+    empty_thought: Option<Part>,
 }
 
 impl Definition {

@@ -9,8 +9,10 @@
 //! template alone, so there is never a second one.
 
 mod files;
+mod parts;
 mod stream;
 mod tokenizer;
+mod typed;
 
 use std::ops::Range;
 
@@ -19,6 +21,7 @@ use crate::template::{Mark, Part, Rendered, Segment};
 
 pub use stream::DecodeStream;
 pub use tokenizer::{Token, Tokenizer};
+pub(crate) use typed::{TypedTokens, Which};
 
 /// A token of a rendered conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,26 +34,41 @@ pub struct MarkedToken {
     pub is_target: bool,
 }
 
+/// A rendered conversation, tokenised.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tokens {
+    /// Its tokens in order.
+    pub tokens: Vec<MarkedToken>,
+    /// Borders between prompt and answer that a token would have lain across, had the text been tokenised
+    /// as a whole.
+    pub cuts: usize,
+}
+
 /// The tokens of a rendered conversation, each segment tokenised by itself.
 ///
-/// A token that lies in two parts is an answer where both are learned, else a [`Part::Border`].
+/// A text is tokenised once. Where a token would lie across a border between what inference gives and
+/// what the model answers, the text is cut there: inference tokenises the prompt alone, so it never makes
+/// such a token, and what is trained has to begin with what is asked. A token that lies in two parts
+/// elsewhere is an answer where both are learned, else a [`Part::Border`].
 ///
 /// # Errors
 /// As [`Tokenizer::encode`].
-pub fn tokens(tokenizer: &Tokenizer, rendered: &Rendered) -> Result<Vec<MarkedToken>, DataError> {
+pub fn tokens(tokenizer: &Tokenizer, rendered: &Rendered) -> Result<Tokens, DataError> {
     let marked = |id, mark: Mark| MarkedToken { id, mark, is_target: mark.part != Part::Prompt };
     let mut out = Vec::new();
+    let mut all_cuts = 0;
     for segment in &rendered.segments {
         match segment {
             Segment::Token { id, mark } => out.push(marked(*id, *mark)),
-            Segment::Text { text, spans } => match spans.as_slice() {
-                [(_, mark)] => {
+            Segment::Text { text, spans, borders, typed } => match spans.as_slice() {
+                [(_, mark)] if borders.is_empty() && typed.is_empty() => {
                     let ids = tokenizer.encode(text)?;
                     out.extend(ids.into_iter().map(|id| marked(id, *mark)));
                 }
                 spans => {
-                    let tokens = tokenizer.encode_with_ranges(text)?;
                     let mut first = 0;
+                    let (tokens, cuts) = uncrossed(tokenizer, text, borders, typed)?;
+                    all_cuts += cuts;
                     out.extend(tokens.into_iter().map(|token| {
                         let range = tokenizer.own_range(&token, text);
                         let (mark, is_target) = mark_of(&range, spans, &mut first);
@@ -60,7 +78,32 @@ pub fn tokens(tokenizer: &Tokenizer, rendered: &Rendered) -> Result<Vec<MarkedTo
             },
         }
     }
-    Ok(out)
+    Ok(Tokens { tokens: out, cuts: all_cuts })
+}
+
+/// The tokens of a text, none of them across a border, and how many would have been.
+fn uncrossed(
+    tokenizer: &Tokenizer,
+    text: &str,
+    borders: &[usize],
+    typed: &[Range<usize>],
+) -> Result<(Vec<Token>, usize), DataError> {
+    let tokens = match typed {
+        [] => tokenizer.encode_with_ranges(text)?,
+        typed => tokenizer.encode_parts(text, &[], typed)?,
+    };
+    let is_crossed = |border: &usize| {
+        let before = tokens.partition_point(|token| token.range.end <= *border);
+        tokens.get(before).is_some_and(|token| {
+            let range = tokenizer.own_range(token, text);
+            range.start < *border && *border < range.end
+        })
+    };
+    let cuts: Vec<usize> = borders.iter().copied().filter(is_crossed).collect();
+    match cuts.as_slice() {
+        [] => Ok((tokens, 0)),
+        cuts => Ok((tokenizer.encode_parts(text, cuts, typed)?, cuts.len())),
+    }
 }
 
 /// The mark of a range of text. `first` is the span where the last search ended: tokens come in order.

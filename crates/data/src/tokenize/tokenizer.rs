@@ -8,7 +8,9 @@ use serde_json::Value;
 use tokenizers::AddedToken;
 
 use super::files;
+use super::parts;
 use super::stream::DecodeStream;
+use super::typed::TypedTokens;
 use crate::error::DataError;
 
 /// The tokenizer of a model, with its special tokens and chat templates.
@@ -28,6 +30,7 @@ pub struct Tokenizer {
     generation_stop_ids: Vec<u32>,
     chat_templates: BTreeMap<String, String>,
     vocab_size: usize,
+    typed: TypedTokens,
 }
 
 /// A token and the bytes of the text it stands for.
@@ -64,6 +67,7 @@ impl Tokenizer {
         let special_tokens = files::special_tokens(&config, &map);
         let mut tokenizer = Self {
             vocab_size: 0,
+            typed: TypedTokens::default(),
             special_ids: HashSet::new(),
             added: HashMap::new(),
             bos: None,
@@ -100,6 +104,7 @@ impl Tokenizer {
             generation_stop_ids: Vec::new(),
             chat_templates: chat_template.map(|text| ("default".to_owned(), text)).into_iter().collect(),
             vocab_size: 0,
+            typed: TypedTokens::default(),
         };
         tokenizer.index();
         tokenizer
@@ -113,6 +118,7 @@ impl Tokenizer {
         self.added = added.into_iter().map(|(id, token)| (id, token.content)).collect();
         let vocab = self.inner.get_vocab(true);
         self.vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
+        self.typed = TypedTokens::new(self.special_texts());
     }
 
     /// The ids of a text, nothing added.
@@ -133,6 +139,32 @@ impl Tokenizer {
         let encoding = encoding.map_err(|e| self.cannot_encode(text, &e))?;
         let pairs = encoding.get_ids().iter().zip(encoding.get_offsets());
         Ok(pairs.map(|(&id, &(start, end))| Token { id, range: start..end }).collect())
+    }
+
+    /// The ids of a text that was put together of parts: no token lies across one of the bytes `cuts`
+    /// (in order), and a special token that begins inside one of the ranges `typed` is plain text.
+    ///
+    /// Everything else is as in [`Tokenizer::encode_with_ranges`]; a piece after a cut is no beginning of
+    /// a text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(super) fn encode_parts(
+        &self,
+        text: &str,
+        cuts: &[usize],
+        typed: &[Range<usize>],
+    ) -> Result<Vec<Token>, DataError> {
+        let encoding = parts::encode(&self.inner, text, cuts, &|id, range| {
+            let own = self.own_range(&Token { id, range }, text);
+            self.is_special(id) && typed.iter().any(|typed| typed.contains(&own.start))
+        });
+        encoding.map_err(|error| self.cannot_encode(text, &error))
+    }
+
+    /// Special tokens, to find where a message spells one.
+    pub(crate) fn typed(&self) -> &TypedTokens {
+        &self.typed
     }
 
     /// The bytes of a token without the white space that some added tokens swallow around them.
@@ -260,8 +292,10 @@ impl Tokenizer {
                     .into(),
             });
         };
-        self.special_ids.insert(id);
-        self.added.insert(id, token.to_owned());
+        if self.special_ids.insert(id) {
+            self.added.insert(id, token.to_owned());
+            self.typed = TypedTokens::new(self.special_texts());
+        }
         self.inner
             .add_special_tokens([AddedToken::from(token, true).normalized(false)])
             .map_err(|error| files::broken(&self.dir, error.to_string()))?;

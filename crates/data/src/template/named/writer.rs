@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Kind, NamedTemplate, Pair, Slot};
+use super::{Kind, NamedTemplate, Slot};
 use crate::conversation::{Message, Role};
 use crate::template::{Mark, Part, Segment};
 use crate::tokenize::Tokenizer;
@@ -24,10 +24,10 @@ impl<'a> Writer<'a> {
         turn: usize,
         system: &str,
         tools: Option<&Value>,
-        pair: &Pair,
+        question: &Message,
     ) -> Result<(), String> {
         let template = self.template;
-        let mut content = pair.question.content.clone();
+        let mut content = question.content.clone();
         if turn == 0 {
             self.slots(&template.prefix, "", turn, Part::Prompt)?;
             if !system.is_empty() || tools.is_some() {
@@ -38,14 +38,13 @@ impl<'a> Writer<'a> {
                 let system = format!("{system}{offer}");
                 if template.kind != Kind::SystemInQuestion {
                     self.slots(&template.system, &system, turn, Part::Prompt)?;
-                } else if let (Some(Slot::Text(slot)), Role::User) =
-                    (template.system.first(), pair.question.role)
+                } else if let (Some(Slot::Text(slot)), Role::User) = (template.system.first(), question.role)
                 {
                     content = slot.replacen("{{content}}", &system, 1) + &content;
                 }
             }
         }
-        let slots = match pair.question.role {
+        let slots = match question.role {
             Role::Tool => &template.observation,
             _ => &template.user,
         };
@@ -117,7 +116,7 @@ impl<'a> Writer<'a> {
         let spans = parts.into_iter().filter(|(range, _)| !range.is_empty());
         let spans: Vec<_> = spans.map(|(range, part)| (range, Mark { turn, part })).collect();
         if !spans.is_empty() {
-            self.segments.push(Segment::Text { text, spans });
+            self.segments.push(Segment::Text { text, spans, borders: Vec::new(), typed: Vec::new() });
         }
     }
 }
