@@ -34,6 +34,7 @@ impl Comparison {
         job.check_memory()?;
         let rows = job.eval_rows[..count].to_vec();
         let mut comparison = Self { config: job.config.clone(), rows, before: Vec::new() };
+        println!("answering {count} held-out questions before training");
         let dev = setup::device(&job.config)?;
         let (decoder, _) = dev.install(|| sft_train::trainer::load_decoder(&dev, job))?;
         comparison.before = comparison.ask(&dev, &decoder)?;

@@ -29,7 +29,7 @@ impl Screen {
     pub fn new(total_steps: u64, interrupts: Arc<AtomicUsize>) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total_steps);
-            let style = ProgressStyle::with_template("{bar:24.cyan/blue} {pos}/{len} {msg}");
+            let style = ProgressStyle::with_template("{bar:24.cyan/blue} {pos}/{len} {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
@@ -45,10 +45,10 @@ impl Screen {
         }
     }
 
-    /// Takes the bar away.
+    /// Leaves the bar where the run has ended.
     pub fn close(&self) {
         if let Some(bar) = &self.bar {
-            bar.finish();
+            bar.abandon();
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use sft_config::{Amount, RunConfig, Stage};
+use sft_config::{Amount, IntervalStrategy, RunConfig, Stage};
 use sft_data::conversation::Conversation;
 use sft_data::dataset::{self, DatasetReport};
 use sft_data::labels::Example;
@@ -16,6 +16,7 @@ use sft_model::method::Method;
 use sft_model::spec::DecoderSpec;
 
 use crate::memory_plan::{self, MemoryPlan, PlanInputs};
+use crate::optim::AdamW;
 use crate::schedule::Schedule;
 use crate::{TrainError, setup};
 
@@ -72,11 +73,17 @@ impl Job {
         let data = dataset::load(&setup::dataset_options(&config))?;
         let (examples, encoded) = encoder.encode(&data.train);
         encoded.proof.require()?;
+        check_prompts(&encoded, config.cutoff_len)?;
         if examples.is_empty() {
-            return Err(nothing_left(&encoded));
+            return Err(nothing_left("training", &encoded));
         }
+        let limit = setup::dataset_options(&config).problem_limit;
+        limit.check(&encoded.refused, encoded.rows as u64, "refused by the template")?;
         let (eval_examples, eval_encoded) = encoder.encode(&data.eval);
         eval_encoded.proof.require()?;
+        if eval_examples.is_empty() && !data.eval.is_empty() {
+            return Err(nothing_left("evaluation", &eval_encoded));
+        }
         check_vocabulary(&base, &spec, examples.iter().chain(&eval_examples))?;
 
         let pack_to = config.packing.then_some(config.cutoff_len);
@@ -148,6 +155,27 @@ impl Job {
         6.0 * (counts.frozen + counts.trained).saturating_sub(embedding) as f64
     }
 
+    /// Bytes that the run will write at least: the trained model, and one checkpoint if any falls due.
+    pub fn written_bytes(&self) -> u64 {
+        let (counts, c) = (self.plan.counts, &self.config);
+        let frozen = match self.method {
+            Method::Lora(_) => 0,
+            _ => counts.frozen * self.compute.bytes(),
+        };
+        let trained = match self.method {
+            Method::Lora(_) => DType::F32,
+            _ => self.compute,
+        };
+        let due = match c.save_strategy {
+            IntervalStrategy::No => false,
+            IntervalStrategy::Steps => self.every(c.save_steps) <= self.total_steps,
+            IntervalStrategy::Epoch => self.train.steps_per_epoch() <= self.total_steps,
+        };
+        let state = if c.save_only_model { 0 } else { counts.trained * AdamW::STATE_BYTES };
+        let checkpoint = if due { frozen + counts.trained * DType::F32.bytes() + state } else { 0 };
+        (frozen + counts.trained * trained.bytes() + checkpoint) as u64
+    }
+
     /// Refuses a run that does not fit.
     ///
     /// # Errors
@@ -207,12 +235,25 @@ impl Encoder {
     }
 }
 
-fn nothing_left(encoded: &EncodeReport) -> TrainError {
+/// Refuses a `cutoff_len` that leaves no prompt whole: every row would teach the model to answer a part of its question.
+fn check_prompts(encoded: &EncodeReport, cutoff_len: usize) -> Result<(), TrainError> {
+    match encoded.shortest_prompt {
+        Some(shortest) if shortest >= cutoff_len => Err(TrainError::NothingToTrain {
+            what: format!(
+                "cutoff_len: {cutoff_len} leaves no prompt whole: the shortest has {shortest} tokens"
+            ),
+            help: format!("raise cutoff_len above {shortest}, or take a shorter template or system message"),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn nothing_left(kind: &str, encoded: &EncodeReport) -> TrainError {
     let first = encoded.refused.iter().chain(&encoded.untrained).next();
     let example = first.map_or(String::new(), |problem| format!("; the first: {problem}"));
     TrainError::NothingToTrain {
         what: format!(
-            "none of {} rows is left to train on: {} were refused by the template, {} have no supervised token{example}",
+            "none of {} {kind} rows is left: {} were refused by the template, {} have no supervised token{example}",
             encoded.rows,
             encoded.refused.len(),
             encoded.untrained.len()

@@ -52,6 +52,9 @@ pub fn run(job: Job, observer: &mut dyn Observer) -> Result<Outcome, TrainError>
         Resume::From(path) => ResumeFrom::Path(path.clone()),
     };
     let folder = RunFolder::open(&job.config.output_dir, job.config.overwrite_output_dir, &from)?;
+    if job.config.do_train {
+        folder.require_room(job.written_bytes())?;
+    }
     dev.install(|| Running::begin(&dev, job, &folder)?.complete(observer))
 }
 

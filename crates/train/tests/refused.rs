@@ -1,0 +1,113 @@
+//! Runs that are refused before the first step: what is said, and that nothing is written.
+
+use std::fs;
+use std::path::Path;
+
+use sft_config::{Purpose, load_text};
+use sft_train::events::Silent;
+use sft_train::run::run;
+use sft_train::{Job, TrainError};
+
+const QUICKSTART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../quickstart");
+
+/// A job of the quick start's model on `rows`, a JSON-lines file of messages, written into `folder`.
+fn prepare(folder: &Path, rows: &str, keys: &[&str]) -> Result<Job, TrainError> {
+    let data = folder.join("rows.jsonl");
+    fs::write(&data, rows).unwrap();
+    let text = format!(
+        "model_name_or_path: {QUICKSTART}/base\ndataset: {}\noutput_dir: {}\nfinetuning_type: full\n",
+        data.display(),
+        folder.join("out").display()
+    );
+    let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+    Job::prepare(load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap())
+}
+
+fn refusal(rows: &str, keys: &[&str]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path(), rows, keys).expect_err("must be refused").to_string()
+}
+
+/// A row `{messages: …}` of (role, content) pairs.
+fn row(messages: &[(&str, &str)]) -> String {
+    let messages: Vec<_> = messages
+        .iter()
+        .map(|(role, content)| serde_json::json!({"role": role, "content": content}))
+        .collect();
+    format!("{}\n", serde_json::json!({ "messages": messages }))
+}
+
+#[test]
+fn a_cutoff_that_leaves_no_prompt_whole_is_refused_with_the_shortest_prompt() {
+    let rows = row(&[("user", "the capital of Peru"), ("assistant", "Lima")]);
+    let text = refusal(&rows, &["cutoff_len=6"]);
+    assert!(text.starts_with("cutoff_len: 6 leaves no prompt whole: the shortest has "), "{text}");
+    assert!(text.contains("help: raise cutoff_len above "), "{text}");
+}
+
+#[test]
+fn rows_without_a_supervised_token_leave_nothing_to_train_on() {
+    let off = r#"{"messages": [{"role": "user", "content": "hat"}, {"role": "assistant", "content": "cap", "weight": 0}]}"#;
+    let text = refusal(&format!("{off}\n"), &[]);
+    assert!(text.starts_with("none of 1 training rows is left: 0 were refused"), "{text}");
+    assert!(text.contains("rows.jsonl:1: "), "{text}");
+}
+
+#[test]
+fn evaluation_rows_that_are_all_dropped_are_refused_and_not_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let off = r#"{"messages": [{"role": "user", "content": "hat"}, {"role": "assistant", "content": "cap", "weight": 0}]}"#;
+    let eval = folder.path().join("eval.jsonl");
+    fs::write(&eval, off).unwrap();
+    let key = format!("eval_dataset={}", eval.display());
+    let text = refusal(&row(&[("user", "hat"), ("assistant", "cap")]), &[&key]);
+    assert!(text.starts_with("none of 1 evaluation rows is left"), "{text}");
+}
+
+#[test]
+fn rows_that_the_template_refuses_count_against_max_malformed() {
+    let good = row(&[("user", "hat"), ("assistant", "cap")]);
+    let bad = good.replacen('{', r#"{"tools": [{"description": "a tool without a name"}], "#, 1);
+    let rows = [good.repeat(3), bad].concat();
+    let keys = ["template=default"];
+    let text = refusal(&rows, &keys);
+    assert!(
+        text.starts_with("1 of 4 rows are refused by the template, more than the limit of 1 %"),
+        "{text}"
+    );
+    assert!(text.contains("rows.jsonl:4: "), "{text}");
+    let folder = tempfile::tempdir().unwrap();
+    let job = prepare(folder.path(), &rows, &[keys[0], "max_malformed=0.25"]).unwrap();
+    assert_eq!((job.encoded.examples, job.encoded.refused.len()), (3, 1));
+}
+
+#[test]
+fn the_room_that_is_asked_for_is_what_the_files_take() {
+    for (method, every) in [
+        ("full", "save_steps=2"),
+        ("full", "save_strategy=no"),
+        ("lora", "save_steps=2"),
+        ("lora", "save_steps=9"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = row(&[("user", "hat"), ("assistant", "cap")]);
+        let method = format!("finetuning_type={method}");
+        let job = prepare(folder.path(), &rows, &[&method, every, "max_steps=2", "bf16=true"]).unwrap();
+        let asked = job.written_bytes();
+        run(job, &mut Silent).unwrap();
+        let written = bytes_of_weights(&folder.path().join("out"));
+        // Headers apart, which grow with the number of tensors alone.
+        assert!(asked <= written && written < asked + (64 << 10), "{method} {every}: {asked}, {written}");
+    }
+}
+
+/// Bytes of all safetensors files in a folder and below it.
+fn bytes_of_weights(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let bytes = |path: std::path::PathBuf| match path.is_dir() {
+        true => bytes_of_weights(&path),
+        false if path.extension().is_some_and(|e| e == "safetensors") => fs::metadata(&path).unwrap().len(),
+        false => 0,
+    };
+    entries.map(bytes).sum()
+}
