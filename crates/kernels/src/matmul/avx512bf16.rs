@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::avx512::Lanes16;
-use super::kernel::{MicroKernel, Unit};
+use super::kernel::{MicroKernel, Rows, Unit};
 use crate::Isa;
 
 /// Rows of a tile.
@@ -29,9 +29,14 @@ impl MicroKernel for Avx512Bf16 {
     const A_PANELS: usize = 8;
     const B_PANELS: usize = 4;
 
-    unsafe fn tile(units: usize, a: *const Unit, b: *const Unit, tile: *mut f32, add: bool) {
+    unsafe fn tile(units: usize, a: Rows, b: *const Unit, tile: *mut f32, add: bool) {
         // SAFETY: the CPU has the instructions, by the caller's promise.
-        unsafe { pair_tile(units, a.cast(), b.cast(), tile, add) }
+        unsafe {
+            match a {
+                Rows::Packed(start) => packed_tile(units, start.cast(), b.cast(), tile, add),
+                Rows::Stored { start, row } => stored_tile(units, (start.cast(), row), b.cast(), tile, add),
+            }
+        }
     }
 
     #[inline(always)]
@@ -41,9 +46,36 @@ impl MicroKernel for Avx512Bf16 {
     }
 }
 
-/// The tile over `pairs` along `k`; `a` holds `MR` pairs a unit, `b` two registers of pairs.
+/// The tile over `pairs` along `k`, with a packed panel of rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn pair_tile(pairs: usize, mut a: *const i32, mut b: *const __m512i, tile: *mut f32, add: bool) {
+unsafe fn packed_tile(pairs: usize, a: *const i32, b: *const __m512i, tile: *mut f32, add: bool) {
+    // SAFETY: the caller's promise, with the strides of a panel.
+    unsafe { sums(pairs, (a, 1, MR), b, tile, add) }
+}
+
+/// The tile over `pairs` along `k`, with rows as they are stored.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn stored_tile(
+    pairs: usize,
+    (a, row): (*const i32, usize),
+    b: *const __m512i,
+    tile: *mut f32,
+    add: bool,
+) {
+    // SAFETY: the caller's promise, with the strides of a matrix.
+    unsafe { sums(pairs, (a, row, 1), b, tile, add) }
+}
+
+/// `a` holds `MR` pairs a unit at the strides of a row and of a pair along `k`, `b` two registers of pairs.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline]
+unsafe fn sums(
+    pairs: usize,
+    (mut a, row_stride, k_stride): (*const i32, usize, usize),
+    mut b: *const __m512i,
+    tile: *mut f32,
+    add: bool,
+) {
     // SAFETY: by the promise made to `tile`, `a` and `b` hold `pairs` units, which is how far they advance;
     // `b` and `tile` begin at multiples of 64 bytes, and `tile` holds `MR` rows of two registers.
     // `__m512i` and `__m512bh` are the same bits.
@@ -59,11 +91,11 @@ fn pair_tile(pairs: usize, mut a: *const i32, mut b: *const __m512i, tile: *mut 
             let left: __m512bh = std::mem::transmute(_mm512_load_si512(b));
             let right: __m512bh = std::mem::transmute(_mm512_load_si512(b.add(1)));
             for (i, row) in sum.iter_mut().enumerate() {
-                let pair: __m512bh = std::mem::transmute(_mm512_set1_epi32(*a.add(i)));
+                let pair: __m512bh = std::mem::transmute(_mm512_set1_epi32(*a.add(i * row_stride)));
                 row[0] = _mm512_dpbf16_ps(row[0], pair, left);
                 row[1] = _mm512_dpbf16_ps(row[1], pair, right);
             }
-            a = a.add(MR);
+            a = a.add(k_stride);
             b = b.add(2);
         }
         for (i, row) in sum.iter().enumerate() {

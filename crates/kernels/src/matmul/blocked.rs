@@ -4,7 +4,7 @@
 //! for pieces of k, mostly one
 //!   for columns of C, as many as PACKED_B bytes of packed B hold          (all of them, mostly)
 //!     pack op(B)                                                        all threads
-//!     for rows of C, as many as PACKED_A bytes of packed A hold
+//!     for rows of C, as many as PACKED_A bytes of packed A hold          (all of them, if A is read as it is stored)
 //!         pack op(A)                                                    all threads
 //!         for each block of A_PANELS × B_PANELS tiles                   a task
 //!             for each pass of PASS units along k
@@ -20,7 +20,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::kernel::{MicroKernel, Unit};
+use super::kernel::{MicroKernel, Rows, Unit};
 use super::output::Output;
 use super::pack::{Operand, Slice, pack_panels};
 use super::scratch::{self, Use};
@@ -119,10 +119,18 @@ impl Piece<'_> {
     fn run<K: MicroKernel, E: Element>(&self, dev: &Device, c: &Output<'_, E>) {
         let units: usize = self.a.iter().map(Slice::units::<K>).sum();
         let (a_len, b_len) = (K::MR * units, K::NR * units);
-        let a_step = share(c.rows().div_ceil(K::MR), a_len, PACKED_A);
+        // Whole panels of rows that are read as they are stored; the others are packed.
+        let stored = self.a.iter().all(|slice| slice.as_stored::<K>().is_some());
+        let stored = if stored { c.rows() / K::MR } else { 0 };
+        let a_step = if stored > 0 {
+            c.rows().div_ceil(K::MR)
+        } else {
+            share(c.rows().div_ceil(K::MR), a_len, PACKED_A)
+        };
+        let a_packed = a_step - stored;
         let b_step = share(c.cols().div_ceil(K::NR), b_len, PACKED_B);
         scratch::with(Use::PackedB, b_step * b_len, |packed_b| {
-            scratch::with(Use::PackedA, a_step * a_len, |packed_a| {
+            scratch::with(Use::PackedA, a_packed * a_len, |packed_a| {
                 let mut a_is = None;
                 for col in (0..c.cols()).step_by(b_step * K::NR) {
                     let b_panels = (c.cols() - col).div_ceil(K::NR).min(b_step);
@@ -130,15 +138,16 @@ impl Piece<'_> {
                     pack_panels::<K>(dev, self.b, K::NR, col, packed_b);
                     for row in (0..c.rows()).step_by(a_step * K::MR) {
                         let a_panels = (c.rows() - row).div_ceil(K::MR).min(a_step);
-                        let packed_a = &mut packed_a[..a_panels * a_len];
+                        let packed_a = &mut packed_a[..(a_panels - stored) * a_len];
                         if a_is != Some(row) {
-                            pack_panels::<K>(dev, self.a, K::MR, row, packed_a);
+                            pack_panels::<K>(dev, self.a, K::MR, row + stored * K::MR, packed_a);
                             a_is = Some(row);
                         }
                         let part = Part {
                             a: packed_a,
                             b: packed_b,
                             a_panels,
+                            stored,
                             b_panels,
                             units,
                             kernel: PhantomData::<K>,
@@ -166,6 +175,8 @@ struct Part<'a, K: MicroKernel> {
     a: &'a [Unit],
     b: &'a [Unit],
     a_panels: usize,
+    /// Panels of `A` before the packed ones, which are read as they are stored.
+    stored: usize,
     b_panels: usize,
     /// Along `k`.
     units: usize,
@@ -232,13 +243,30 @@ impl<K: MicroKernel> Part<'_, K> {
     /// Adds the products of a range of units to a tile, or sets it if they are the first.
     #[inline(always)]
     fn tile(&self, tile: &mut [f32], i: usize, j: usize, units: Range<usize>) {
-        let a = &self.a[(i * self.units + units.start) * K::MR..][..units.len() * K::MR];
         let b = &self.b[(j * self.units + units.start) * K::NR..][..units.len() * K::NR];
-        let add = units.start > 0 || !self.piece.begins;
-        // SAFETY: the slices are as long as the kernel reads, `tile` as long as it writes; buffers begin at
-        // multiples of 64 bytes and tiles are whole cache lines; the device's CPU has the kernel's
-        // instruction set, or `matmul::run` would not have chosen it.
-        unsafe { K::tile(units.len(), a.as_ptr(), b.as_ptr(), tile.as_mut_ptr(), add) }
+        let mut add = units.start > 0 || !self.piece.begins;
+        if i >= self.stored {
+            let a = &self.a[((i - self.stored) * self.units + units.start) * K::MR..][..units.len() * K::MR];
+            let rows = Rows::Packed(a.as_ptr());
+            // SAFETY: the slices are as long as the kernel reads, `tile` as long as it writes; buffers begin at
+            // multiples of 64 bytes and tiles are whole cache lines; the device's CPU has the kernel's
+            // instruction set, or `matmul::run` would not have chosen it.
+            return unsafe { K::tile(units.len(), rows, b.as_ptr(), tile.as_mut_ptr(), add) };
+        }
+        let mut before = 0;
+        for slice in self.piece.a {
+            let (own, Some((start, row))) = (slice.units::<K>(), slice.as_stored::<K>()) else { return };
+            let (from, to) = (units.start.max(before), units.end.min(before + own));
+            if from < to {
+                let start = start.wrapping_add((self.row + i * K::MR) * row + from - before);
+                let b = &b[(from - units.start) * K::NR..];
+                let rows = Rows::Stored { start, row };
+                // SAFETY: as above; a stored panel is `MR` rows inside the matrix, read inside the slice.
+                unsafe { K::tile(to - from, rows, b.as_ptr(), tile.as_mut_ptr(), add) };
+                add = true;
+            }
+            before += own;
+        }
     }
 
     fn store<E: Element>(&self, c: &Output<'_, E>, tile: &[f32], i: usize, j: usize) {

@@ -9,6 +9,20 @@ use crate::{Element, Isa};
 /// Four bytes of a packed panel: one `f32`, or two `bf16` that follow each other along `k`.
 pub(super) type Unit = u32;
 
+/// `MR` rows of `op(A)` as a kernel reads them.
+#[derive(Clone, Copy)]
+pub(super) enum Rows {
+    /// A packed panel: the rows' first units, then their second ones.
+    Packed(*const Unit),
+    /// As the matrix is stored.
+    Stored {
+        /// The first unit of the first row.
+        start: *const Unit,
+        /// Units from a row to the next.
+        row: usize,
+    },
+}
+
 /// Product of a panel of `MR` rows of `op(A)` with a panel of `NR` columns of `op(B)`.
 ///
 /// # Packed panels
@@ -38,10 +52,10 @@ pub(super) trait MicroKernel: Send + Sync + 'static {
     /// `tile = a·b`, or `tile += a·b` if `add`, over `units` along `k`.
     ///
     /// # Safety
-    /// The CPU has `ISA`; `a` is readable for `MR·units`, `b` for `NR·units`, and `b` begins at a multiple of
+    /// The CPU has `ISA`; `a` is readable for `MR` rows of `units`, `b` for `NR·units`, and `b` begins at a multiple of
     /// `4·NR` bytes; `tile` holds `MR` rows of `NR` floats without gaps, begins at a multiple of 64 bytes and is
     /// nobody else's.
-    unsafe fn tile(units: usize, a: *const Unit, b: *const Unit, tile: *mut f32, add: bool);
+    unsafe fn tile(units: usize, a: Rows, b: *const Unit, tile: *mut f32, add: bool);
 
     /// Writes sixteen units of `lanes` lanes, the units `stride` apart: lane `i` is read from `from[i]`.
     ///

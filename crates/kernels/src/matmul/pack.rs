@@ -48,6 +48,17 @@ impl<'a> Slice<'a> {
         Self { of, k: (0, of.depth()) }
     }
 
+    /// Where a kernel `K` can read it without packing, and the units of a row: lanes lie along `k`, values are as the
+    /// kernel wants them, and rows are whole units.
+    pub fn as_stored<K: MicroKernel>(&self) -> Option<(*const Unit, usize)> {
+        let (dtype, depth) = (self.of.view.dtype(), self.of.depth());
+        let converted = dtype != K::Packed::DTYPE || (self.of.round && dtype == DType::F32);
+        let start = self.of.view.bytes().as_ptr().cast::<Unit>();
+        let whole = depth.is_multiple_of(K::UNIT) && self.k.0.is_multiple_of(K::UNIT) && start.is_aligned();
+        let suits = self.of.along_k && !converted && whole && depth > K::UNIT;
+        suits.then(|| (start.wrapping_add(self.k.0 / K::UNIT), depth / K::UNIT))
+    }
+
     /// Units of kernel `K` that it fills, the last one up to its end.
     pub fn units<K: MicroKernel>(&self) -> usize {
         (self.k.1 - self.k.0).div_ceil(K::UNIT)

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::kernel::{MicroKernel, Unit};
+use super::kernel::{MicroKernel, Rows, Unit};
 use super::vector::{Vector, f32_tile};
 use crate::{Element, Isa};
 
@@ -67,8 +67,8 @@ impl MicroKernel for PortableF32 {
     const A_PANELS: usize = 24;
     const B_PANELS: usize = 16;
 
-    unsafe fn tile(units: usize, a: *const Unit, b: *const Unit, tile: *mut f32, add: bool) {
+    unsafe fn tile(units: usize, a: Rows, b: *const Unit, tile: *mut f32, add: bool) {
         // SAFETY: the caller's promise is the same.
-        unsafe { f32_tile::<Lanes4, 4, 2>(units, a.cast(), b.cast(), tile, add) }
+        unsafe { f32_tile::<Lanes4, 4, 2>(units, a, b.cast(), tile, add) }
     }
 }

@@ -2,6 +2,8 @@
 
 use half::bf16;
 
+use super::kernel::Rows;
+
 /// A register of `f32` lanes.
 ///
 /// # Safety
@@ -46,7 +48,28 @@ pub(super) fn prefetch<T>(at: *const T) {
 #[inline(always)]
 pub(super) unsafe fn f32_tile<V: Vector, const MR: usize, const NV: usize>(
     k: usize,
-    mut a: *const f32,
+    a: Rows,
+    b: *const f32,
+    tile: *mut f32,
+    add: bool,
+) {
+    // SAFETY: the caller's promise, with the strides of the rows.
+    unsafe {
+        match a {
+            Rows::Packed(start) => f32_sums::<V, MR, NV>(k, (start.cast(), 1, MR), b, tile, add),
+            Rows::Stored { start, row } => f32_sums::<V, MR, NV>(k, (start.cast(), row, 1), b, tile, add),
+        }
+    }
+}
+
+/// The tile, with the strides of `a` from a row and from a value along `k` to the next.
+///
+/// # Safety
+/// As above.
+#[inline(always)]
+unsafe fn f32_sums<V: Vector, const MR: usize, const NV: usize>(
+    k: usize,
+    (mut a, row_stride, k_stride): (*const f32, usize, usize),
     mut b: *const f32,
     tile: *mut f32,
     add: bool,
@@ -68,12 +91,12 @@ pub(super) unsafe fn f32_tile<V: Vector, const MR: usize, const NV: usize>(
                 *column = V::load(b.add(j * V::LANES));
             }
             for (i, row) in sum.iter_mut().enumerate() {
-                let value = V::splat(*a.add(i));
+                let value = V::splat(*a.add(i * row_stride));
                 for (sum, column) in row.iter_mut().zip(columns) {
                     *sum = value.mul_add(column, *sum);
                 }
             }
-            a = a.add(MR);
+            a = a.add(k_stride);
             b = b.add(NV * V::LANES);
         }
         for (i, row) in sum.iter().enumerate() {
