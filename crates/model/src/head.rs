@@ -16,7 +16,7 @@ use crate::parameter::Parameter;
 use crate::pass::Pass;
 
 /// Bytes of logits that exist at a time, at most (but for a single row of a huge vocabulary).
-const LOGITS_BYTES: usize = 128 << 20;
+const LOGITS_BYTES: usize = 256 << 20;
 
 /// What a micro-batch adds to the loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
