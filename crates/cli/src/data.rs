@@ -10,12 +10,13 @@ use serde_json::json;
 use sft_config::{Purpose, RunConfig, Stage};
 use sft_data::conversation::Conversation;
 use sft_data::dataset;
+use sft_data::error::DataError;
 use sft_data::labels::Reason;
 use sft_data::pipeline::{ExplainedToken, Pipeline};
 use sft_data::pretrain::Pretrain;
 use sft_data::rows::RowProblem;
 use sft_data::tokenize::Tokenizer;
-use sft_train::setup;
+use sft_train::{TrainError, setup};
 
 use crate::train::read_config;
 
@@ -57,8 +58,14 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     let selected = data.train.iter().skip(rows.start).take(rows.len());
     for conversation in selected {
         match explain(conversation) {
-            Ok(tokens) if args.json => print_json(&mut out, conversation, &tokens)?,
-            Ok(tokens) => print_tokens(&mut out, conversation, &tokens, colour)?,
+            Ok(examples) => {
+                for tokens in &examples {
+                    match args.json {
+                        true => print_json(&mut out, conversation, tokens)?,
+                        false => print_tokens(&mut out, conversation, tokens, colour)?,
+                    }
+                }
+            }
             Err(problem) => {
                 refused += 1;
                 eprintln!("{problem}");
@@ -72,18 +79,30 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     Ok(if refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-type Explainer = Box<dyn Fn(&Conversation) -> Result<Vec<ExplainedToken>, RowProblem>>;
+/// Shows the first row that breaks a rule, token by token.
+pub fn show_violation(error: &TrainError) {
+    let TrainError::Data(DataError::Unproved { proof }) = error else { return };
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    for violation in proof.violations.iter().take(1) {
+        let mut err = std::io::stderr().lock();
+        // The error itself is printed whatever becomes of this.
+        let _ = writeln!(err, "{}", violation.row);
+        let _ = print_runs(&mut err, &violation.tokens, colour);
+    }
+}
+
+type Explainer = Box<dyn Fn(&Conversation) -> Result<Vec<Vec<ExplainedToken>>, RowProblem>>;
 
 fn explainer(config: &RunConfig) -> anyhow::Result<Explainer> {
     Ok(match config.stage {
         Stage::Sft => {
             let pipeline: Pipeline = setup::pipeline(config)?;
-            Box::new(move |row| pipeline.explain(row))
+            Box::new(move |row| pipeline.explain_all(row))
         }
         Stage::Pt => {
             let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
             let text = Pretrain::new(tokenizer, Some(&config.template), config.cutoff_len, config.packing)?;
-            Box::new(move |row| text.explain(row))
+            Box::new(move |row| Ok(vec![text.explain(row)?]))
         }
     })
 }
@@ -140,19 +159,28 @@ fn print_tokens(
         row.origin,
         tokens.len()
     )?;
+    print_runs(out, tokens, colour)
+}
+
+fn print_runs(out: &mut impl Write, tokens: &[ExplainedToken], colour: bool) -> anyhow::Result<()> {
     for run in tokens.chunk_by(|a, b| a.reason == b.reason) {
         let reason: Reason = run[0].reason;
         let (sign, paint) = if reason.is_trained() { ('+', GREEN) } else { ('-', RED) };
+        let plural = if run.len() == 1 { "" } else { "s" };
+        let head = format!("{sign} {} ({} token{plural})", describe(reason), run.len());
         if colour {
-            writeln!(out, "{DIM}{sign} {} ({} tokens){RESET}", describe(reason), run.len())?;
+            writeln!(out, "{DIM}{head}{RESET}")?;
             for (i, token) in run.iter().enumerate() {
                 let shade = if i % 2 == 0 { "" } else { "\x1b[1m" };
                 write!(out, "{paint}{shade}{}{RESET}", visible(&token.text))?;
             }
-            writeln!(out)?;
         } else {
             let text: String = run.iter().map(|token| visible(&token.text)).collect();
-            writeln!(out, "{sign} {} ({} tokens): {text}", describe(reason), run.len())?;
+            write!(out, "{head}: {text}")?;
+        }
+        // A line break that was shown has ended the line.
+        if !run[run.len() - 1].text.ends_with('\n') {
+            writeln!(out)?;
         }
     }
     Ok(writeln!(out)?)

@@ -30,6 +30,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     crate::summary::no_effect(&config);
     let dev = setup::device(&config)?;
     let base = Path::new(&config.model_name_or_path);
+    let pipeline = setup::named_pipeline(&config)?;
     let stored = setup::infer_dtype(&config, base)?;
     let folders = setup::adapter_folders(&config);
     let read = |dtype: DType, last: Last| -> anyhow::Result<Decoder> {
@@ -41,7 +42,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let decoder = read(stored, Last::Merged)?;
         let shard_bytes = usize::try_from(config.export_size).unwrap_or(usize::MAX).saturating_mul(SaveOptions::GB);
         let options = SaveOptions { dtype: Some(stored), shard_bytes };
-        let written = merged(&decoder, base, &config.export_dir, options)?;
+        let written = merged(&decoder, base, &config.export_dir, options, pipeline.as_ref())?;
         println!("wrote {} files to {} in {}", written.files.len(), config.export_dir.display(), stored.name());
         if !folders.is_empty() {
             let attached = read(stored, Last::Attached)?;

@@ -59,11 +59,26 @@ fn encoded(what: &str, report: &EncodeReport) {
         (report.untrained.len(), "rows dropped: no supervised token"),
         (report.cut_rows, "rows cut at cutoff_len"),
         (report.cut_ends, "rows whose last answer lost its end: the model learns not to stop there"),
+        (
+            report.parted_rows,
+            "rows tokenised on both sides of a prompt's end, where one token would lie across",
+        ),
         (report.border_rows, "rows in which an answer shares a token with its surroundings"),
-        (report.rewritten_rows, "rows in which the template rewrites an earlier answer"),
+        (
+            report.rewritten_rows,
+            "rows in which the template rewrites an earlier answer: it is trained in an example of its own",
+        ),
         (report.hidden_rows, "rows in which the template leaves out an answer"),
     ];
     notes.iter().filter(|(n, _)| *n > 0).for_each(|(n, what)| println!("  {n} {what}"));
+    let proof = &report.proof;
+    if proof.answers > 0 {
+        println!(
+            "  proved: {} answers of {} rows are asked as they are trained",
+            proof.answers,
+            proof.rows - proof.cut_rows
+        );
+    }
     for problem in report.refused.iter().chain(&report.untrained).take(3) {
         println!("    {problem}");
     }

@@ -53,7 +53,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.dry_run {
         println!("{}", config.resolved_yaml());
     }
-    let job = Job::prepare(config)?;
+    let job = Job::prepare(config).inspect_err(crate::data::show_violation)?;
     summary::job(&job);
     if args.dry_run {
         if let Err(error) = job.check_memory() {

@@ -91,7 +91,7 @@ fn export(dev: &Device, model: &Path, out: &Path, options: SaveOptions, adapters
     let mut decoder = read(dev, model)?;
     let folders: Vec<_> = adapters.iter().map(|folder| folder.into()).collect();
     adapter::apply(dev, &mut decoder, &folders, Last::Merged)?;
-    let exported = merged(&decoder, model, out, options)?;
+    let exported = merged(&decoder, model, out, options, None)?;
     let mut beside = read(dev, model)?;
     adapter::apply(dev, &mut beside, &folders, Last::Attached)?;
     let ids: Vec<u32> = (0..32).map(|i| (i * 7 + 1) % decoder.spec.vocab_size as u32).collect();

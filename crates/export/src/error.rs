@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use sft_data::error::DataError;
 use sft_model::ModelError;
 use sft_runs::RunError;
 use thiserror::Error;
@@ -36,6 +37,9 @@ pub enum ExportError {
         /// Of the second.
         right: usize,
     },
+    /// Tokenizer files and chat template.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// Model, weights, configuration.
     #[error(transparent)]
     Model(#[from] ModelError),

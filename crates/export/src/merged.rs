@@ -9,6 +9,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sft_data::pipeline::Pipeline;
+use sft_data::template::saved;
 use sft_model::Decoder;
 use sft_model::saving::{self, SaveOptions};
 use sft_runs::{FolderLock, RunError, space};
@@ -27,7 +29,8 @@ pub struct Exported {
     pub bytes: u64,
 }
 
-/// Writes a decoder as a Hugging Face model folder; `source` is its base model's folder.
+/// Writes a decoder as a Hugging Face model folder; `source` is its base model's folder. A `pipeline` with a named
+/// template changes the files that say how the model is talked to ([`sft_data::template::saved`]).
 ///
 /// # Errors
 /// An adapter that is not merged; an `out` that is the base model's folder or not empty; too little room on the disk;
@@ -37,6 +40,7 @@ pub fn merged(
     source: &Path,
     out: &Path,
     options: SaveOptions,
+    pipeline: Option<&Pipeline>,
 ) -> Result<Exported, ExportError> {
     if decoder.adapters().largest_rank().is_some() {
         return Err(ExportError::NotMerged);
@@ -45,7 +49,7 @@ pub fn merged(
     space::require_room(out, options.weight_bytes(decoder) + OTHER_FILES_BYTES)?;
     let partial = with_suffix(out, ".partial");
     let lock = FolderLock::acquire(&partial)?;
-    let written = write(decoder, source, &partial, options);
+    let written = write(decoder, source, &partial, options, pipeline);
     drop(lock);
     let moved = written.and_then(|exported| move_to(&partial, out).map(|()| exported));
     moved.inspect_err(|_| _ = fs::remove_dir_all(&partial))
@@ -56,6 +60,7 @@ fn write(
     source: &Path,
     partial: &Path,
     options: SaveOptions,
+    pipeline: Option<&Pipeline>,
 ) -> Result<Exported, ExportError> {
     let at = |action| RunError::at(partial, action);
     // What a killed export left behind, the lock apart.
@@ -66,7 +71,13 @@ fn write(
             removed.map_err(at("clear what an earlier export left"))?;
         }
     }
-    let files = saving::save(decoder, source, partial, options)?;
+    let mut files = saving::save(decoder, source, partial, options)?;
+    for (name, text) in pipeline.map_or(Ok(Vec::new()), |pipeline| saved::files(pipeline, partial))? {
+        fs::write(partial.join(name), text).map_err(at("write a tokenizer file"))?;
+        if !files.iter().any(|file| file == name) {
+            files.push(name.to_owned());
+        }
+    }
     let mut bytes = 0;
     for name in &files {
         let path = partial.join(name);

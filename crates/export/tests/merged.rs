@@ -98,7 +98,7 @@ fn a_merged_model_read_back_agrees_with_base_and_adapter() {
         let (adapter, out) = (adapter_folder(base.path(), &lora()), place.path().join("out"));
         let mut decoder = read(base.path(), DType::F32);
         adapter::apply(&device(), &mut decoder, &[adapter.path().to_owned()], Last::Merged).unwrap();
-        let exported = merged(&decoder, base.path(), &out, options(DType::F32)).unwrap();
+        let exported = merged(&decoder, base.path(), &out, options(DType::F32), None).unwrap();
         assert!(exported.files.contains(&"model.safetensors".to_owned()));
 
         let mut beside = read(base.path(), DType::F32);
@@ -116,7 +116,8 @@ fn a_merged_model_read_back_agrees_with_base_and_adapter() {
 fn files_of_the_model_are_copied_and_others_are_not() {
     let (base, place) = (base_folder(false), tempfile::tempdir().unwrap());
     let out = place.path().join("deep/out");
-    let exported = merged(&read(base.path(), DType::F32), base.path(), &out, options(DType::F32)).unwrap();
+    let exported =
+        merged(&read(base.path(), DType::F32), base.path(), &out, options(DType::F32), None).unwrap();
     let mut found: Vec<String> =
         fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     found.sort();
@@ -142,8 +143,8 @@ fn weights_of_another_type_are_halved_and_named_in_config_json() {
     let (base, place) = (base_folder(true), tempfile::tempdir().unwrap());
     let (whole, half) = (place.path().join("f32"), place.path().join("bf16"));
     let decoder = read(base.path(), DType::F32);
-    merged(&decoder, base.path(), &whole, options(DType::F32)).unwrap();
-    merged(&decoder, base.path(), &half, options(DType::BF16)).unwrap();
+    merged(&decoder, base.path(), &whole, options(DType::F32), None).unwrap();
+    merged(&decoder, base.path(), &half, options(DType::BF16), None).unwrap();
     assert_eq!(config(&half)["torch_dtype"], "bfloat16");
     assert_eq!(config(&half)["a_key_that_nobody_knows"], json!([1, 2]));
     let size = |folder: &Path| fs::metadata(folder.join("model.safetensors")).unwrap().len() as f64;
@@ -159,7 +160,7 @@ fn shards_hold_at_most_the_bytes_asked_for_and_the_index_names_them() {
     let (base, place) = (base_folder(false), tempfile::tempdir().unwrap());
     let (out, decoder) = (place.path().join("out"), read(base.path(), DType::F32));
     let options = SaveOptions { dtype: None, shard_bytes: 4000 };
-    let exported = merged(&decoder, base.path(), &out, options).unwrap();
+    let exported = merged(&decoder, base.path(), &out, options, None).unwrap();
     let shards: Vec<&String> = exported.files.iter().filter(|name| name.ends_with(".safetensors")).collect();
     assert!(shards.len() > 3, "{shards:?}");
     const HEADER: u64 = 2000;
@@ -181,7 +182,7 @@ fn a_head_parted_from_the_embedding_is_written_and_said_so() {
     let (mut decoder, mut beside) = (read(base.path(), DType::F32), read(base.path(), DType::F32));
     PeftAdapter::read(adapter.path()).unwrap().merge(&device(), &mut decoder).unwrap();
     PeftAdapter::read(adapter.path()).unwrap().attach(&device(), &mut beside, false).unwrap();
-    merged(&decoder, base.path(), &out, options(DType::F32)).unwrap();
+    merged(&decoder, base.path(), &out, options(DType::F32), None).unwrap();
     assert_eq!(config(&out)["tie_word_embeddings"], false);
     assert!(agree(&device(), &beside, &read(&out, DType::F32), &IDS).unwrap().max_difference < 1e-4);
 }
@@ -203,7 +204,7 @@ fn positions_scaled_for_longer_rows_are_written_into_config_json() {
         let place = tempfile::tempdir().unwrap();
         let (mut decoder, out) = (read(base.path(), DType::F32), place.path().join("out"));
         decoder.spec.enlarge(100, rule);
-        merged(&decoder, base.path(), &out, options(DType::F32)).unwrap();
+        merged(&decoder, base.path(), &out, options(DType::F32), None).unwrap();
         assert_eq!(families::read_spec(&out).unwrap().rope, decoder.spec.rope);
     }
 }
@@ -224,7 +225,8 @@ fn a_checkpoint_keeps_trained_weights_in_float32() {
 fn an_adapter_that_is_not_merged_is_not_lost_in_silence() {
     let (base, place) = (base_folder(false), tempfile::tempdir().unwrap());
     let decoder = Decoder::read(&device(), base.path(), &Method::Lora(lora()), DType::F32, 0).unwrap();
-    let error = merged(&decoder, base.path(), &place.path().join("out"), options(DType::F32)).unwrap_err();
+    let error =
+        merged(&decoder, base.path(), &place.path().join("out"), options(DType::F32), None).unwrap_err();
     assert!(matches!(error, ExportError::NotMerged), "{error}");
 }
 
@@ -234,7 +236,7 @@ fn the_base_models_folder_is_never_written_into() {
     let decoder = read(base.path(), DType::F32);
     let before = fs::read_dir(base.path()).unwrap().count();
     let same = base.path().join(".");
-    let error = merged(&decoder, base.path(), &same, options(DType::F32)).unwrap_err();
+    let error = merged(&decoder, base.path(), &same, options(DType::F32), None).unwrap_err();
     assert!(matches!(error, ExportError::OverBase { .. }), "{error}");
     assert_eq!(fs::read_dir(base.path()).unwrap().count(), before);
 }
@@ -244,7 +246,7 @@ fn a_folder_with_files_in_it_is_refused_by_the_name_of_one() {
     let (base, out) = (base_folder(false), tempfile::tempdir().unwrap());
     fs::write(out.path().join("thesis.tex"), "years of work").unwrap();
     let decoder = read(base.path(), DType::F32);
-    let error = merged(&decoder, base.path(), out.path(), options(DType::F32)).unwrap_err();
+    let error = merged(&decoder, base.path(), out.path(), options(DType::F32), None).unwrap_err();
     assert!(error.to_string().contains("is not empty: `thesis.tex` is in it"), "{error}");
     assert_eq!(fs::read_dir(out.path()).unwrap().count(), 1);
 }
@@ -258,7 +260,7 @@ fn an_empty_folder_and_what_a_killed_export_left_are_no_obstacle() {
     fs::write(partial.join("model-00001-of-00009.safetensors"), "half of it").unwrap();
     // With a slash at the end, as shells complete names.
     let asked = format!("{}/", out.display());
-    merged(&read(base.path(), DType::F32), base.path(), asked.as_ref(), options(DType::F32)).unwrap();
+    merged(&read(base.path(), DType::F32), base.path(), asked.as_ref(), options(DType::F32), None).unwrap();
     assert!(!partial.exists());
     assert!(!out.join("model-00001-of-00009.safetensors").exists());
     assert!(out.join("model.safetensors").exists());
@@ -269,7 +271,7 @@ fn a_failed_export_leaves_nothing() {
     let (base, place) = (base_folder(false), tempfile::tempdir().unwrap());
     let decoder = read(base.path(), DType::F32);
     let nothing = tempfile::tempdir().unwrap();
-    merged(&decoder, nothing.path(), &place.path().join("out"), options(DType::F32)).unwrap_err();
+    merged(&decoder, nothing.path(), &place.path().join("out"), options(DType::F32), None).unwrap_err();
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
 }
 

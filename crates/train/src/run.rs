@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use serde_json::json;
 use sft_config::{IntervalStrategy, Reporter, Resume};
+use sft_data::pipeline::Pipeline;
+use sft_data::template::saved;
 use sft_kernels::{DType, Device};
 use sft_model::{Decoder, ModelError};
 use sft_runs::checkpoint::{CheckpointWriter, rotate};
@@ -65,6 +67,8 @@ struct Running<'a> {
     trainer: Trainer<'a>,
     recorder: Recorder,
     step: u64,
+    /// Of a named template, which the folders of the run are told.
+    pipeline: Option<Pipeline>,
     /// Checkpoint of the current step, if it is written already.
     saved_at: Option<PathBuf>,
 }
@@ -73,7 +77,8 @@ impl<'a> Running<'a> {
     fn begin(dev: &'a Device, job: Job, folder: &'a RunFolder) -> Result<Self, TrainError> {
         let trainer = Trainer::new(dev, &job)?;
         let recorder = Recorder::open(folder, recorder_options(&job))?;
-        let mut running = Self { folder, trainer, recorder, step: 0, saved_at: None, job };
+        let pipeline = setup::named_pipeline(&job.config)?;
+        let mut running = Self { folder, trainer, recorder, step: 0, pipeline, saved_at: None, job };
         if let Start::Resume(from) = folder.start() {
             let expected = running.state();
             let state = running.trainer.restore(&from.path, &running.job.method, &expected)?;
@@ -271,7 +276,12 @@ impl<'a> Running<'a> {
             self.trainer.lora.as_ref(),
             dtype,
         )
-        .map_err(on_disk)
+        .map_err(on_disk)?;
+        let Some(pipeline) = &self.pipeline else { return Ok(()) };
+        for (name, text) in saved::files(pipeline, to)? {
+            atomic::write(&to.join(name), text.as_bytes())?;
+        }
+        Ok(())
     }
 
     fn finish(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {

@@ -79,6 +79,18 @@ pub fn pipeline(config: &RunConfig) -> Result<Pipeline, DataError> {
     Pipeline::new(tokenizer, Some(&config.template), &options, policy)
 }
 
+/// The pipeline of a named template, which the folder of a trained model has to be told; `None` for the model's own
+/// template and for `stage: pt`.
+///
+/// # Errors
+/// As [`pipeline`].
+pub fn named_pipeline(config: &RunConfig) -> Result<Option<Pipeline>, DataError> {
+    match config.stage == Stage::Sft && config.template != "auto" {
+        true => pipeline(config).map(Some),
+        false => Ok(None),
+    }
+}
+
 /// The decoder that the model folder describes, with `rope_scaling` for rows longer than it was made for.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod jinja;
 pub mod named;
 pub mod python;
+pub mod saved;
 pub mod tools;
 mod typed;
 
@@ -197,6 +198,15 @@ impl Template {
             Self::Auto(auto) => auto.render_prompt(messages, tools),
             Self::Named(named) => named.render_prompt(tokenizer, messages, tools, last_turn_only),
         })
+    }
+
+    /// A named template as Jinja, for the folder of a model that was trained with it; `None` for the model's own, which
+    /// its folder has already. `last_turn_only` as in [`Template::render`].
+    pub fn written(&self, last_turn_only: bool) -> Option<String> {
+        match self {
+            Self::Auto(_) => None,
+            Self::Named(named) => Some(named.written(last_turn_only)),
+        }
     }
 
     /// Tokens that end an answer, besides the tokenizer's own end-of-sequence token.

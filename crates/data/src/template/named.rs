@@ -5,6 +5,7 @@
 //! tools before the first, then the question or a tool's result), and what it answers.
 
 mod writer;
+mod written;
 
 use serde::Deserialize;
 use serde_json::Value;

@@ -1,0 +1,80 @@
+//! What the folder of a trained model says about how it is talked to.
+//!
+//! In: the pipeline that trained it and the folder, with the base model's files in it → out: the files that change, so
+//! that other programs render a conversation as training did and stop where the answers ended (stage 16). With
+//! `template: auto` the base model's files say so already, and nothing changes.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::error::DataError;
+use crate::pipeline::Pipeline;
+
+/// A file of a model folder: name and content.
+pub type NamedFile = (&'static str, String);
+
+/// The files of `folder` that a named template changes: `tokenizer_config.json` gets the template as Jinja and the
+/// end-of-sequence token it was trained with, `generation_config.json` every token that ends an answer.
+///
+/// # Errors
+/// A file that cannot be read, or is not a JSON object.
+pub fn files(pipeline: &Pipeline, folder: &Path) -> Result<Vec<NamedFile>, DataError> {
+    let Some(template) = pipeline.template().written(pipeline.policy().mask_history) else {
+        return Ok(Vec::new());
+    };
+    let mut changed = Vec::new();
+    let eos = pipeline.tokenizer().special_tokens().get("eos_token");
+    let mut config = read(folder, "tokenizer_config.json")?.unwrap_or_default();
+    put_eos(&mut config, eos);
+    config.insert("chat_template".into(), template.as_str().into());
+    changed.push(("tokenizer_config.json", text(config)));
+    // Where there is an older map of special tokens, or a template in a file of its own, it would win.
+    if let Some(mut map) = read(folder, "special_tokens_map.json")? {
+        put_eos(&mut map, eos);
+        changed.push(("special_tokens_map.json", text(map)));
+    }
+    if let Some(mut older) = read(folder, "chat_template.json")? {
+        older.insert("chat_template".into(), template.as_str().into());
+        changed.push(("chat_template.json", text(older)));
+    }
+    if folder.join("chat_template.jinja").is_file() {
+        changed.push(("chat_template.jinja", template));
+    }
+    let mut generation = read(folder, "generation_config.json")?.unwrap_or_default();
+    let stops = match pipeline.stop_ids() {
+        [one] => json!(one),
+        many => json!(many),
+    };
+    generation.insert("eos_token_id".into(), stops);
+    changed.push(("generation_config.json", text(generation)));
+    Ok(changed)
+}
+
+fn put_eos(config: &mut Map<String, Value>, eos: Option<&String>) {
+    let stored = config.get("eos_token").map(|token| token.get("content").unwrap_or(token).clone());
+    if let Some(eos) = eos.filter(|eos| stored != Some(json!(eos))) {
+        config.insert("eos_token".into(), eos.as_str().into());
+    }
+}
+
+fn text(object: Map<String, Value>) -> String {
+    format!("{:#}\n", Value::Object(object))
+}
+
+/// The object in a file; `None` if there is no such file.
+fn read(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, DataError> {
+    let path: PathBuf = folder.join(name);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(DataError::Io { path, source }),
+    };
+    serde_json::from_str(&text).map(Some).map_err(|error| DataError::Tokenizer {
+        path,
+        reason: format!("no JSON object: {error}"),
+        help: "download the file again".into(),
+    })
+}
