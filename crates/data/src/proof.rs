@@ -34,7 +34,7 @@ pub enum Rule {
     AnswerIsTrained,
     /// The token that ends an answer is trained.
     StopIsTrained,
-    /// A beginning-of-sequence token stands at the beginning or after the end of a turn, never twice.
+    /// A beginning-of-sequence token stands where the template writes one, never twice.
     OneBos,
     /// Special tokens that a message spells are text.
     TypedIsText,
@@ -241,16 +241,12 @@ fn spells_special_tokens(pipeline: &Pipeline, messages: &[Message]) -> bool {
     given.into_iter().any(|message| typed.is_in(&message.content, Which::All))
 }
 
-/// A beginning-of-sequence token begins the row, or a turn after an end.
+/// Two beginning-of-sequence tokens never follow each other; one elsewhere is found by the other rules.
 fn check_bos(pipeline: &Pipeline, example: &Example) -> Result<(), Fault> {
-    let stops = pipeline.stop_ids();
-    let Some(bos) = pipeline.tokenizer().bos_id() else { return Ok(()) };
-    let ids = &example.input_ids;
-    let misplaced = |&t: &usize| {
-        ids[t] == bos && (ids[t - 1] == bos || !(stops.contains(&bos) || stops.contains(&ids[t - 1])))
-    };
-    match (1..ids.len()).find(misplaced) {
-        Some(t) => Err((Rule::OneBos, format!("token {t} is one"))),
+    let bos = pipeline.tokenizer().bos_id().filter(|bos| !pipeline.stop_ids().contains(bos));
+    let pairs = || example.input_ids.windows(2);
+    match bos.and_then(|bos| pairs().position(|pair| pair == [bos, bos])) {
+        Some(t) => Err((Rule::OneBos, format!("tokens {t} and {} are both one", t + 1))),
         None => Ok(()),
     }
 }

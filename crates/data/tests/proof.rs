@@ -102,7 +102,7 @@ fn a_beginning_of_sequence_that_the_template_does_not_write_is_found() {
         example.input_ids.insert(turn, BOS);
         example.labels.insert(turn, IGNORE_INDEX);
     };
-    assert_eq!(broken(replace), Some(Rule::OneBos));
+    assert_eq!(broken(replace), Some(Rule::PromptIsPrefix));
 }
 
 #[test]

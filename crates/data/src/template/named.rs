@@ -4,6 +4,7 @@
 //! never merge across a slot's border. Turns are pairs: what the model is given (prefix, system and
 //! tools before the first, then the question or a tool's result), and what it answers.
 
+mod files;
 mod writer;
 mod written;
 
@@ -16,23 +17,8 @@ use super::{Part, Rendered, Segment, TemplateOptions, Turn};
 use crate::conversation::{Message, Role};
 use crate::error::{DataError, nearby};
 use crate::tokenize::Tokenizer;
+use files::FILES;
 use writer::Writer;
-
-/// Every named template and its data file.
-const FILES: [(&str, &str); 12] = [
-    ("alpaca", include_str!("named/alpaca.json")),
-    ("chatml", include_str!("named/chatml.json")),
-    ("default", include_str!("named/default.json")),
-    ("empty", include_str!("named/empty.json")),
-    ("llama2", include_str!("named/llama2.json")),
-    ("llama3", include_str!("named/llama3.json")),
-    ("mistral", include_str!("named/mistral.json")),
-    ("phi", include_str!("named/phi.json")),
-    ("qwen", include_str!("named/qwen.json")),
-    ("qwen3", include_str!("named/qwen3.json")),
-    ("qwen3_nothink", include_str!("named/qwen3_nothink.json")),
-    ("vicuna", include_str!("named/vicuna.json")),
-];
 
 /// The names of all named templates, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {
@@ -59,6 +45,8 @@ struct Definition {
     #[serde(default)]
     stop_words: Vec<String>,
     thought_words: Option<(String, String)>,
+    /// What stands for a thought where there is none; otherwise both words.
+    empty_thought: Option<String>,
     #[serde(default)]
     kind: Kind,
     /// The end-of-sequence token stands only after the last answer.
@@ -106,6 +94,7 @@ pub struct NamedTemplate {
     call_format: ToolFormat,
     default_system: String,
     thought_words: (String, String),
+    empty_thought: String,
     kind: Kind,
     shared_end: Option<u32>,
     enable_thinking: Option<bool>,
@@ -155,7 +144,7 @@ impl NamedTemplate {
             return None;
         }
         let (last, before) = prompt.segments.split_last()?;
-        let is_thought = matches!(last, Segment::Text { text, .. } if *text == self.empty_thought());
+        let is_thought = matches!(last, Segment::Text { text, .. } if *text == self.empty_thought);
         is_thought.then(|| Rendered { segments: before.to_vec(), ..Rendered::default() })
     }
 
@@ -172,7 +161,7 @@ impl NamedTemplate {
         for (i, pair) in self.shown(pairs, last_turn_only).iter().enumerate() {
             writer.question(i, system, tools, &pair.question)?;
             if let Some(part) = pair.empty_thought {
-                writer.text(self.empty_thought(), part, i);
+                writer.text(self.empty_thought.clone(), part, i);
             }
             writer.answer(i, &pair.answer)?;
         }
@@ -208,7 +197,7 @@ impl NamedTemplate {
             writer.question(i, system, tools, &pair.question)?;
             let is_asked = i + 1 == pairs.len();
             if let Some(part) = pair.empty_thought.filter(|part| !is_asked || *part == Part::Prompt) {
-                writer.text(self.empty_thought(), part, i);
+                writer.text(self.empty_thought.clone(), part, i);
             }
             if !is_asked {
                 writer.answer(i, &pair.answer)?;
@@ -286,10 +275,6 @@ impl NamedTemplate {
         }
     }
 
-    fn empty_thought(&self) -> String {
-        format!("{}{}", self.thought_words.0, self.thought_words.1)
-    }
-
     fn lacks_thought(&self, answer: &str) -> bool {
         let (open, close) = &self.thought_words;
         self.kind == Kind::Reasoning && !answer.contains(open.trim()) && !answer.contains(close.trim())
@@ -362,6 +347,10 @@ impl Definition {
             function = default_answer;
         }
         let think = |word: &str| word.to_owned();
+        let thought_words =
+            self.thought_words.unwrap_or_else(|| (think("<think>\n"), think("\n</think>\n\n")));
+        let empty_thought =
+            self.empty_thought.unwrap_or_else(|| format!("{}{}", thought_words.0, thought_words.1));
         Ok(NamedTemplate {
             name: name.to_owned(),
             prefix: self.prefix,
@@ -373,9 +362,8 @@ impl Definition {
             offer_format,
             call_format,
             default_system: options.default_system.clone().unwrap_or(self.default_system),
-            thought_words: self
-                .thought_words
-                .unwrap_or_else(|| (think("<think>\n"), think("\n</think>\n\n"))),
+            thought_words,
+            empty_thought,
             kind: self.kind,
             shared_end: self.efficient_eos.then_some(eos),
             enable_thinking: options.enable_thinking,

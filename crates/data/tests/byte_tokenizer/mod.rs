@@ -24,9 +24,15 @@ const SPECIAL: [&str; 12] = [
 ];
 
 /// The tokenizer, with a chat template if one is given.
+#[allow(dead_code, reason = "not every test file needs it")]
 pub fn tokenizer(chat_template: Option<&str>) -> Tokenizer {
+    tokenizer_with(chat_template, &[])
+}
+
+/// The tokenizer with further special tokens.
+pub fn tokenizer_with(chat_template: Option<&str>, special: &[&str]) -> Tokenizer {
     let folder = tempfile::tempdir().unwrap();
-    write(folder.path(), &json!([]), chat_template);
+    write(folder.path(), &json!([]), chat_template, special);
     Tokenizer::load(folder.path()).unwrap()
 }
 
@@ -34,11 +40,11 @@ pub fn tokenizer(chat_template: Option<&str>) -> Tokenizer {
 #[allow(dead_code, reason = "not every test file needs it")]
 pub fn merging_tokenizer(chat_template: Option<&str>) -> Tokenizer {
     let folder = tempfile::tempdir().unwrap();
-    write(folder.path(), &json!([["Ċ", "Ċ"]]), chat_template);
+    write(folder.path(), &json!([["Ċ", "Ċ"]]), chat_template, &[]);
     Tokenizer::load(folder.path()).unwrap()
 }
 
-fn write(folder: &std::path::Path, merges: &Value, chat_template: Option<&str>) {
+fn write(folder: &std::path::Path, merges: &Value, chat_template: Option<&str>, special: &[&str]) {
     let mut vocab: serde_json::Map<String, Value> =
         (0..=255_u8).map(|byte| (character(byte).to_string(), Value::from(byte))).collect();
     let mut first_special = 256;
@@ -48,6 +54,7 @@ fn write(folder: &std::path::Path, merges: &Value, chat_template: Option<&str>) 
     }
     let added: Vec<Value> = SPECIAL
         .iter()
+        .chain(special)
         .enumerate()
         .map(|(i, token)| {
             json!({"id": first_special + i, "content": token, "single_word": false, "lstrip": false,

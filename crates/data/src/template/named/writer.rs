@@ -56,7 +56,7 @@ impl<'a> Writer<'a> {
         if answer.tool_calls.is_empty() {
             return self.slots(&template.assistant, &answer.content, turn, Part::Answer);
         }
-        let calls = template.call_format.calls(&answer.tool_calls);
+        let calls = template.call_format.calls(&answer.tool_calls)?;
         let content = format!("{}{calls}", answer.content);
         self.slots(&template.function, &content, turn, Part::Answer)
     }

@@ -68,7 +68,7 @@ impl NamedTemplate {
             ("ASSISTANT", slots(&self.assistant, "content")),
             ("FUNCTION", slots(&self.function, "content")),
             ("FORGETS", (last_turn_only && !self.preserve_thinking).to_string()),
-            ("EMPTY_THOUGHT", quoted(&self.empty_thought())),
+            ("EMPTY_THOUGHT", quoted(&self.empty_thought)),
             ("OPEN_WORD", quoted(open.trim())),
             ("CLOSE_WORD", quoted(close.trim())),
             ("OPEN", quoted(open)),
