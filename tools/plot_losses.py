@@ -53,7 +53,7 @@ def main():
     curves.legend()
     differences.set(xlabel="step", ylabel=f"|difference from {first_label}|,\nrelative, each step")
     differences.legend()
-    figure.savefig(args.out, dpi=110)
+    figure.savefig(args.out, dpi=80)
 
 
 if __name__ == "__main__":

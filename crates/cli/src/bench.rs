@@ -1,15 +1,20 @@
 //! `sft bench CONFIG`: how fast a job trains here, op by op, beside the limits of the machine.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use serde_json::json;
-use sft_config::Purpose;
+use sft_config::{Purpose, RunConfig};
+use sft_infer::{GenerationOptions, Generator, Progress};
+use sft_kernels::limits::Limits;
 use sft_kernels::profile::{Cost, Op};
-use sft_train::Job;
 use sft_train::bench::{Report, bench};
+use sft_train::{Job, setup};
 
+use crate::chat::read_decoder;
 use crate::train::read_config;
 
 /// Takes some steps of a job, writes nothing, and prints tokens a second and the time of every op.
@@ -30,6 +35,9 @@ pub struct Args {
     /// Products apart by the shape of their weight
     #[arg(long)]
     profile: bool,
+    /// Time this many tokens of an answer instead of training
+    #[arg(long, value_name = "TOKENS")]
+    decode: Option<usize>,
     /// Only the line of JSON
     #[arg(long)]
     json: bool,
@@ -37,6 +45,11 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if let Some(tokens) = args.decode {
+        let config = read_config(args.config, args.overrides, Purpose::Chat)?;
+        println!("{}", decode(&config, tokens.max(1), args.json)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let config = read_config(args.config, args.overrides, Purpose::Train)?;
     let report = bench(Job::prepare(config)?, args.warm_up, args.steps)?;
     if !args.json {
@@ -45,6 +58,56 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     println!("{}", as_json(&report));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Answers of one token after the other: every weight is read once a token, so the limit is memory.
+fn decode(config: &RunConfig, tokens: usize, quiet: bool) -> anyhow::Result<serde_json::Value> {
+    const PROMPT: [u32; 16] = [1; 16];
+    let dev = setup::device(config)?;
+    let spec = setup::spec(config)?;
+    let started = Instant::now();
+    let decoder = read_decoder(config, &dev, &spec)?;
+    let load_s = started.elapsed().as_secs_f64();
+    let limits = Limits::measure(&dev);
+    let mut generator = Generator::new(&dev, &decoder);
+    let mut times = Vec::with_capacity(tokens + 1);
+    dev.install(|| {
+        generator.generate(&PROMPT, &GenerationOptions::greedy(tokens + 1, &[]), |progress| {
+            if matches!(progress, Progress::Token(_)) {
+                times.push(Instant::now());
+            }
+            ControlFlow::Continue(())
+        })
+    })?;
+    let mut seconds: Vec<f64> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN);
+    // Of an embedding that is not the head too, a token reads a single row.
+    let embedding = if spec.tie_word_embeddings { 0 } else { spec.vocab_size * spec.hidden_size };
+    let bytes = (decoder.parameters() - embedding) * decoder.compute.bytes();
+    let rate = bytes as f64 / median;
+    if !quiet {
+        println!(
+            "{} with {} threads, {}: {:.1} tokens/s (median of {}), {:.2} GB of weights a token = {:.1} GB/s; a copy moves {:.1} GB/s",
+            dev.isa(),
+            dev.threads(),
+            decoder.compute.name(),
+            1.0 / median,
+            seconds.len(),
+            bytes as f64 / 1e9,
+            rate / 1e9,
+            limits.copy_bytes / 1e9
+        );
+    }
+    Ok(json!({
+        "isa": dev.isa().name(),
+        "threads": dev.threads(),
+        "compute_dtype": decoder.compute.name(),
+        "load_s": load_s,
+        "tokens_per_s": 1.0 / median,
+        "bytes_per_s": rate,
+        "copy_bytes_per_s": limits.copy_bytes,
+    }))
 }
 
 fn head(report: &Report) {

@@ -55,7 +55,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The model with its adapters: all but the last are merged, the last stays beside the weights, as it was trained.
-fn read_decoder(config: &RunConfig, dev: &Device, spec: &DecoderSpec) -> anyhow::Result<Decoder> {
+pub fn read_decoder(config: &RunConfig, dev: &Device, spec: &DecoderSpec) -> anyhow::Result<Decoder> {
     let folder = Path::new(&config.model_name_or_path);
     let dtype = setup::infer_dtype(config, folder)?;
     let files = WeightFiles::open_model(folder)?;

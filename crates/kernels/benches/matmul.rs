@@ -39,6 +39,7 @@ const SHAPES: &[(&str, Product, [usize; 3])] = &[
     ("135m down_proj dw", Product::DytX, [576, 1536, 2048]),
     ("135m head", Product::XWt, [256, 49_152, 576]),
     ("square", Product::XWt, [2048, 2048, 2048]),
+    ("large square", Product::XWt, [4096, 4096, 4096]),
     ("lora x·Aᵀ", Product::XWt, [1024, 8, 896]),
     ("lora wide x·Aᵀ", Product::XWt, [1024, 8, 4864]),
     ("lora r64 x·Aᵀ", Product::XWt, [1024, 64, 896]),
