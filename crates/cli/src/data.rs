@@ -1,4 +1,6 @@
-//! `sft data show`: what the model sees of a row, and which of it is trained.
+//! `sft data show`: what the model sees of a row, and which of it is trained. `sft data check` is in `check.rs`.
+
+mod check;
 
 use std::io::{BufWriter, IsTerminal, Write};
 use std::ops::Range;
@@ -25,6 +27,8 @@ use crate::train::read_config;
 pub enum Command {
     /// Print rows token by token, coloured by trained or ignored
     Show(Show),
+    /// Count what is odd about the rows, with examples; an error above a limit
+    Check(check::Check),
 }
 
 /// Prints rows token by token: what is trained, what is ignored, and why.
@@ -46,7 +50,13 @@ pub struct Show {
 
 /// Runs the command.
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
-    let Command::Show(args) = command;
+    match command {
+        Command::Show(args) => show(args),
+        Command::Check(args) => check::run(args),
+    }
+}
+
+fn show(args: Show) -> anyhow::Result<ExitCode> {
     let config = read_config(args.config, args.overrides, Purpose::Data)?;
     let default = if args.json { ".." } else { "0..3" };
     let rows = parse_range(args.rows.as_deref().unwrap_or(default))?;

@@ -57,6 +57,8 @@ fn encoded(what: &str, report: &EncodeReport) {
     let notes = [
         (report.refused.len(), "rows refused by the template"),
         (report.untrained.len(), "rows dropped: no supervised token"),
+        (report.too_long.len(), "rows or turns left out: longer than cutoff_len"),
+        (report.split_rows, "rows parted between turns to fit cutoff_len"),
         (report.cut_rows, "rows cut at cutoff_len"),
         (report.cut_ends, "rows whose last answer lost its end: the model learns not to stop there"),
         (

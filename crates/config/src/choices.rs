@@ -177,6 +177,19 @@ choices! {
         Llama3 = "llama3",
     }
 
+    /// What becomes of rows longer than `cutoff_len`.
+    OverLength {
+        /// Cut by LLaMA-Factory's rule: both question and answer lose their tails.
+        #[default]
+        Truncate = "truncate",
+        /// Left out, and counted.
+        Drop = "drop",
+        /// Conversations are parted between turns; a turn too long by itself is left out, and counted.
+        Split = "split",
+        /// The run does not begin.
+        Refuse = "refuse",
+    }
+
     /// How several data sets become one.
     MixStrategy {
         /// One after the other (then shuffled).

@@ -20,7 +20,7 @@ mod value;
 
 pub use choices::{
     BestMetric, ComputeDtype, Device, ExportDevice, FinetuningType, InferDtype, IntervalStrategy,
-    LrSchedulerType, MixStrategy, Optim, RampShape, Reporter, RopeScaling, Stage,
+    LrSchedulerType, MixStrategy, Optim, OverLength, RampShape, Reporter, RopeScaling, Stage,
 };
 pub use docs::{json_schema, reference};
 pub use keys::RunConfig;

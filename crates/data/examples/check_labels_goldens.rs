@@ -72,6 +72,7 @@ fn check(file: &Path, tokenizers: &Path, data: &Path) -> Result<(usize, usize), 
             cutoff_len: golden["cutoff_len"].as_u64().ok_or("no cutoff_len")? as usize,
             train_on_prompt: options["train_on_prompt"] == true,
             mask_history: options["mask_history"] == true,
+            ..Policy::default()
         };
         if pipeline.as_ref().is_none_or(|pipeline| *pipeline.policy() != policy) {
             let tokenizer = Tokenizer::load(tokenizers.join(tokenizer))?;

@@ -43,6 +43,20 @@ impl Example {
     }
 }
 
+/// What becomes of a row longer than `cutoff_len`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OverLength {
+    /// It is cut by LLaMA-Factory's rule (see [`shares`]).
+    #[default]
+    Truncate,
+    /// It is left out, and counted.
+    Drop,
+    /// A conversation is parted between turns; what is still too long is left out, and counted.
+    Split,
+    /// It stops the run.
+    Refuse,
+}
+
 /// Which tokens are trained, and how long a row may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
@@ -52,11 +66,18 @@ pub struct Policy {
     pub train_on_prompt: bool,
     /// Trains the last turn only, and cuts earlier turns first (`mask_history`).
     pub mask_history: bool,
+    /// What becomes of longer rows (`over_length`).
+    pub over_length: OverLength,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { cutoff_len: 2048, train_on_prompt: false, mask_history: false }
+        Self {
+            cutoff_len: 2048,
+            train_on_prompt: false,
+            mask_history: false,
+            over_length: OverLength::Truncate,
+        }
     }
 }
 

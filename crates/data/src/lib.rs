@@ -6,6 +6,7 @@ pub mod dataset_info;
 pub mod error;
 pub mod formats;
 pub mod labels;
+pub mod lint;
 pub mod loader;
 pub mod pack;
 pub mod pipeline;

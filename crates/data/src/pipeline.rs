@@ -2,15 +2,17 @@
 //!
 //! The same object renders the prompts of inference, so what is asked is what was trained.
 
+mod split;
+
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 use serde_json::Value;
 
-use crate::conversation::{Conversation, Message, Role};
+use crate::conversation::{Conversation, Message, Origin, Role};
 use crate::error::DataError;
-use crate::labels::{self, Example, LabelledToken, Policy, Reason};
-use crate::proof::{self, Proof};
+use crate::labels::{self, Example, LabelledToken, OverLength, Policy, Reason};
+use crate::proof::{self, Proof, Rule};
 use crate::rows::RowProblem;
 use crate::template::{Part, Rendered, Template, TemplateOptions};
 use crate::tokenize::{self, Tokenizer};
@@ -53,6 +55,12 @@ pub struct EncodeReport {
     pub refused: Vec<RowProblem>,
     /// Rows that were dropped because nothing of them is trained.
     pub untrained: Vec<RowProblem>,
+    /// Rows, or parts of them, that were left out because they are longer than `cutoff_len`.
+    pub too_long: Vec<RowProblem>,
+    /// Rows that were parted between turns to fit `cutoff_len`.
+    pub split_rows: usize,
+    /// Rows that lost tokens to `cutoff_len`, each with how many.
+    pub cut: Vec<CutRow>,
     /// Rows that lost tokens to `cutoff_len`.
     pub cut_rows: usize,
     /// Tokens lost to `cutoff_len`, of the examples and of the dropped rows.
@@ -80,6 +88,19 @@ pub struct EncodeReport {
     pub lengths: BTreeMap<usize, usize>,
 }
 
+/// A row that `cutoff_len` shortened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CutRow {
+    /// The row.
+    pub origin: Origin,
+    /// Tokens lost.
+    pub lost: usize,
+    /// Tokens it had.
+    pub of: usize,
+    /// Its last answer lost its end.
+    pub lost_end: bool,
+}
+
 /// Width of a step of [`EncodeReport::lengths`], in tokens.
 pub const LENGTH_STEP: usize = 256;
 
@@ -87,6 +108,7 @@ pub const LENGTH_STEP: usize = 256;
 struct Encoded {
     examples: Vec<Example>,
     prompt_tokens: usize,
+    all_tokens: usize,
     cut_tokens: usize,
     cut_end: bool,
     border: bool,
@@ -94,6 +116,12 @@ struct Encoded {
     rewritten: bool,
     hidden: bool,
     proved: Result<proof::RowProof, proof::Violation>,
+}
+
+/// What became of a row: its parts, and what of it is too long.
+struct Outcome {
+    encoded: Vec<Encoded>,
+    too_long: Vec<RowProblem>,
 }
 
 /// What becomes one example: a row, or a row up to an answer that is shown otherwise later.
@@ -242,26 +270,21 @@ impl Pipeline {
         let encoded: Vec<_> = conversations.par_iter().map(|row| self.encode_row(row)).collect();
         let mut report = EncodeReport { rows: conversations.len(), ..EncodeReport::default() };
         let mut examples = Vec::with_capacity(encoded.len());
-        for (row, encoded) in conversations.iter().zip(encoded) {
-            match encoded {
-                Err(problem) => report.refused.push(problem),
-                Ok(encoded) => {
-                    let shortest = report.shortest_prompt.unwrap_or(usize::MAX);
-                    report.shortest_prompt = Some(shortest.min(encoded.prompt_tokens));
-                    report.cut_tokens += encoded.cut_tokens;
-                    report.cut_rows += usize::from(encoded.cut_tokens > 0);
-                    report.cut_ends += usize::from(encoded.cut_end);
-                    report.border_rows += usize::from(encoded.border);
-                    report.parted_rows += usize::from(encoded.parted);
-                    report.rewritten_rows += usize::from(encoded.rewritten);
-                    report.hidden_rows += usize::from(encoded.hidden);
-                    report.proof.add(encoded.proved);
-                    if encoded.examples.is_empty() {
-                        report.untrained.push(self.untrained(row));
-                    }
-                    encoded.examples.iter().for_each(|example| report.count(example));
-                    examples.extend(encoded.examples);
+        for (row, outcome) in conversations.iter().zip(encoded) {
+            let Outcome { encoded, too_long } = match outcome {
+                Ok(outcome) => outcome,
+                Err(problem) => {
+                    report.refused.push(problem);
+                    continue;
                 }
+            };
+            report.split_rows += usize::from(encoded.len() + too_long.len() > 1);
+            report.too_long.extend(too_long);
+            for part in encoded {
+                if part.examples.is_empty() && part.proved.is_ok() {
+                    report.untrained.push(self.untrained(row));
+                }
+                examples.extend(report.add(row, part));
             }
         }
         (examples, report)
@@ -324,8 +347,49 @@ impl Pipeline {
         Ok((rendered, tokens))
     }
 
-    fn encode_row(&self, row: &Conversation) -> Result<Encoded, RowProblem> {
+    fn encode_row(&self, row: &Conversation) -> Result<Outcome, RowProblem> {
         let sequences = self.sequences(row)?;
+        let kept = |encoded| Outcome { encoded, too_long: Vec::new() };
+        let Some(tokens) = self.is_over_length(&sequences) else {
+            return Ok(kept(vec![self.encoded(row, &sequences)]));
+        };
+        Ok(match self.policy.over_length {
+            OverLength::Truncate => kept(vec![self.encoded(row, &sequences)]),
+            OverLength::Drop => {
+                Outcome { encoded: Vec::new(), too_long: vec![self.too_long(row, tokens, "it")] }
+            }
+            OverLength::Split => {
+                let (parts, too_long) = split::parts(self, row);
+                let encoded = parts.iter().map(|(part, sequences)| self.encoded(part, sequences));
+                Outcome { encoded: encoded.collect(), too_long }
+            }
+            OverLength::Refuse => {
+                let reason = format!("{tokens} tokens, and `cutoff_len` is {}", self.policy.cutoff_len);
+                let violation = proof::violation(self, row, (Rule::NothingIsCut, reason));
+                let encoded = self.encoded(row, &sequences);
+                kept(vec![Encoded {
+                    examples: Vec::new(),
+                    cut_tokens: 0,
+                    cut_end: false,
+                    proved: Err(violation),
+                    ..encoded
+                }])
+            }
+        })
+    }
+
+    /// Tokens of the longest sequence that `cutoff_len` would shorten, if there is one.
+    fn is_over_length(&self, sequences: &[Sequence]) -> Option<usize> {
+        let longest = sequences.iter().map(|sequence| sequence.tokens.len()).max();
+        longest.filter(|&tokens| tokens > self.policy.cutoff_len)
+    }
+
+    fn too_long(&self, row: &Conversation, tokens: usize, what: &str) -> RowProblem {
+        let reason = format!("{what} has {tokens} tokens, and `cutoff_len` is {}", self.policy.cutoff_len);
+        RowProblem { origin: row.origin.clone(), reason }
+    }
+
+    fn encoded(&self, row: &Conversation, sequences: &[Sequence]) -> Encoded {
         let is_cut = |token: &LabelledToken| token.reason == Reason::Cut;
         let tokens = || sequences.iter().flat_map(|sequence| &sequence.tokens);
         let cut_tokens = tokens().filter(|token| is_cut(token)).count();
@@ -340,9 +404,10 @@ impl Pipeline {
         };
         let examples = sequences.iter().filter_map(|sequence| labels::example(&sequence.tokens, &row.origin));
         let examples: Vec<Example> = examples.collect();
-        Ok(Encoded {
+        Encoded {
             proved: proof::prove(self, row, &examples, cut_tokens > 0),
             examples,
+            all_tokens: tokens().count(),
             cut_tokens,
             prompt_tokens: sequences.first().map_or(0, first_prompt),
             cut_end: sequences.iter().any(lost_its_end),
@@ -350,7 +415,7 @@ impl Pipeline {
             parted: sequences.iter().any(|sequence| sequence.parted),
             rewritten: sequences.len() > 1,
             hidden: tokens().any(|token| token.reason == Reason::NotShown),
-        })
+        }
     }
 
     fn untrained(&self, row: &Conversation) -> RowProblem {
@@ -363,6 +428,30 @@ impl Pipeline {
 }
 
 impl EncodeReport {
+    /// Counts what became of a row, or of a part of it; returns its examples.
+    fn add(&mut self, row: &Conversation, encoded: Encoded) -> Vec<Example> {
+        let shortest = self.shortest_prompt.unwrap_or(usize::MAX);
+        self.shortest_prompt = Some(shortest.min(encoded.prompt_tokens));
+        if encoded.cut_tokens > 0 {
+            self.cut.push(CutRow {
+                origin: row.origin.clone(),
+                lost: encoded.cut_tokens,
+                of: encoded.all_tokens,
+                lost_end: encoded.cut_end,
+            });
+        }
+        self.cut_tokens += encoded.cut_tokens;
+        self.cut_rows += usize::from(encoded.cut_tokens > 0);
+        self.cut_ends += usize::from(encoded.cut_end);
+        self.border_rows += usize::from(encoded.border);
+        self.parted_rows += usize::from(encoded.parted);
+        self.rewritten_rows += usize::from(encoded.rewritten);
+        self.hidden_rows += usize::from(encoded.hidden);
+        self.proof.add(encoded.proved);
+        encoded.examples.iter().for_each(|example| self.count(example));
+        encoded.examples
+    }
+
     pub(crate) fn count(&mut self, example: &Example) {
         self.examples += 1;
         self.tokens += example.len();
@@ -371,8 +460,8 @@ impl EncodeReport {
         *self.lengths.entry(example.len() / LENGTH_STEP * LENGTH_STEP).or_default() += 1;
     }
 
-    /// Rows that did not become examples.
+    /// Rows that did not become examples, and parts of rows that did not.
     pub fn dropped(&self) -> usize {
-        self.refused.len() + self.untrained.len()
+        self.refused.len() + self.untrained.len() + self.too_long.len()
     }
 }

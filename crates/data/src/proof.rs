@@ -38,6 +38,8 @@ pub enum Rule {
     OneBos,
     /// Special tokens that a message spells are text.
     TypedIsText,
+    /// Nothing is cut off (`over_length: refuse`).
+    NothingIsCut,
 }
 
 /// What was found to hold for all rows; stored with the run.
@@ -98,6 +100,7 @@ impl Rule {
             Self::StopIsTrained => "the token that ends an answer is not trained",
             Self::OneBos => "there is a beginning-of-sequence token too many",
             Self::TypedIsText => "a special token typed into a message became special",
+            Self::NothingIsCut => "the row is longer than `cutoff_len`",
         }
     }
 
@@ -110,6 +113,7 @@ impl Rule {
             Self::SupervisedIsAnswer | Self::AnswerIsTrained | Self::OneBos | Self::TypedIsText => {
                 "see `sft data show`; take another `template`, or the model's own with `template: auto`"
             }
+            Self::NothingIsCut => "raise `cutoff_len`, or set `over_length` to truncate, drop or split",
             Self::StopIsTrained => {
                 "take a `template` that ends answers, or name the end-of-turn token in generation_config.json"
             }
@@ -178,7 +182,7 @@ pub fn prove(
 /// A broken rule, and how.
 type Fault = (Rule, String);
 
-fn violation(pipeline: &Pipeline, row: &Conversation, (rule, reason): Fault) -> Violation {
+pub(crate) fn violation(pipeline: &Pipeline, row: &Conversation, (rule, reason): Fault) -> Violation {
     let Origin { dataset, row: number, .. } = &row.origin;
     Violation {
         rule,

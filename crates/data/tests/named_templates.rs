@@ -31,6 +31,7 @@ fn pipeline(golden: &Value) -> Pipeline {
         cutoff_len: options["cutoff_len"].as_u64().unwrap_or(2048) as usize,
         train_on_prompt: options["train_on_prompt"] == true,
         mask_history: options["mask_history"] == true,
+        ..Policy::default()
     };
     let template = TemplateOptions {
         default_system: text("default_system"),

@@ -7,7 +7,7 @@ use sft_config::{
 };
 use sft_data::dataset::{DatasetOptions, ProblemLimit, Stage as DataStage, ValSize};
 use sft_data::error::DataError;
-use sft_data::labels::Policy;
+use sft_data::labels::{OverLength, Policy};
 use sft_data::pipeline::Pipeline;
 use sft_data::template::TemplateOptions;
 use sft_data::tokenize::Tokenizer;
@@ -75,6 +75,12 @@ pub fn pipeline(config: &RunConfig) -> Result<Pipeline, DataError> {
         cutoff_len: config.cutoff_len,
         train_on_prompt: config.train_on_prompt,
         mask_history: config.mask_history,
+        over_length: match config.over_length {
+            sft_config::OverLength::Truncate => OverLength::Truncate,
+            sft_config::OverLength::Drop => OverLength::Drop,
+            sft_config::OverLength::Split => OverLength::Split,
+            sft_config::OverLength::Refuse => OverLength::Refuse,
+        },
     };
     Pipeline::new(tokenizer, Some(&config.template), &options, policy)
 }

@@ -14,9 +14,11 @@ macro_rules! data_keys {
         eval_dataset: Vec<String> { read_by: "data::dataset" }
         /// Folder that holds `dataset_info.json` and the files it names.
         dataset_dir: PathBuf { default: PathBuf::from("data"), read_by: "data::dataset_info" }
-        /// Longest row in tokens. A longer one is cut by LLaMA-Factory's rule, or dropped when packing;
-        /// both are counted and shown.
+        /// Longest row in tokens; `over_length` says what becomes of a longer one.
         cutoff_len: usize { default: 2048, range: Range::at_least(1.0), read_by: "data::labels" }
+        /// Rows longer than `cutoff_len`: cut (as LLaMA-Factory does), left out, parted between turns, or an
+        /// error. Every one is counted and shown.
+        over_length: OverLength { read_by: "data::pipeline" }
         /// Train on the prompt too, not only on the answers.
         train_on_prompt: bool { read_by: "data::labels" }
         /// Train on the last answer of a conversation only.
