@@ -4,8 +4,9 @@
 //! training did and, with `add_generation_prompt`, what inference asks. transformers, vLLM and the like read it from
 //! `tokenizer_config.json`; they know nothing of LLaMA-Factory's templates.
 //!
-//! One thing cannot be written: slots are tokenised one by one, and Jinja gives a text that is tokenised as a whole, so
-//! a tokenizer that merges across the border of two slots gives other ids there.
+//! One thing cannot be written: slots are tokenised one by one, and Jinja gives a text that is tokenised as a whole. Ids
+//! are the same for byte-level tokenizers (Qwen, Llama 3, GPT-2). Those of SentencePiece (Llama 2, Phi 3) put a mark of a
+//! word's beginning before each slot, which the whole text has not: an answer then begins without its space.
 
 use super::{Kind, NamedTemplate, Slot};
 use crate::template::tools::ToolFormat;
