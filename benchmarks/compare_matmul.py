@@ -27,7 +27,7 @@ LINE = re.compile(r"^(.{22})\s*(\d+)×(\d+)×(\d+)\s+(bfloat16|float32)\s+([\d.]
 
 def sft_seconds(args):
     """{(name, m, n, k): median seconds}"""
-    command = [args.bench, args.isa] + ([args.word] if args.word else [])
+    command = [args.bench, args.isa, args.dtype] + ([args.word] if args.word else [])
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {}
     for line in text.splitlines():

@@ -1,7 +1,7 @@
 //! Speed of matrix products by shape and instruction set, against what the machine can do.
 //!
-//! `cargo bench -p sft-kernels --bench matmul -- [ISA] [WORD]`: one instruction set instead of all,
-//! and only the shapes whose name contains a word. Times are the best and the median of several runs;
+//! `cargo bench -p sft-kernels --bench matmul -- [ISA] [bfloat16|float32] [WORD]`: one instruction set instead of all,
+//! one type instead of both, and only the shapes whose name contains a word. Times are the best and the median of several runs;
 //! the limits are measured here and now: a loop on registers alone, and copying memory.
 
 use std::time::Instant;
@@ -82,9 +82,15 @@ fn time(dev: &Device, product: Product, [m, n, k]: [usize; 3], dtype: DType) -> 
 }
 
 fn main() {
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    let isa: Option<Isa> = words.first().and_then(|word| word.parse().ok());
-    let word = words.get(usize::from(isa.is_some())).cloned().unwrap_or_default();
+    let (mut isa, mut only, mut word) = (None::<Isa>, None, String::new());
+    for argument in std::env::args().skip(1).filter(|argument| argument != "--bench") {
+        match (argument.parse(), argument.as_str()) {
+            (Ok(name), _) => isa = Some(name),
+            (_, "bfloat16") => only = Some(DType::BF16),
+            (_, "float32") => only = Some(DType::F32),
+            _ => word = argument,
+        }
+    }
     let chosen = Isa::ALL.into_iter().rev().filter(|i| isa.is_none_or(|isa| isa == *i));
     for isa in chosen.filter(|isa| isa.is_available()) {
         let dev = Device::cpu(CpuOptions { threads: None, isa: Some(isa) }).expect("it is available");
@@ -106,6 +112,9 @@ fn main() {
                 continue;
             }
             for (dtype, peak) in [(DType::BF16, bf16_peak), (DType::F32, f32_peak)] {
+                if only.is_some_and(|only| only != dtype) {
+                    continue;
+                }
                 let (best, median) = dev.install(|| time(&dev, *product, *size, dtype));
                 let flops = 2.0 * (m * n * k) as f64;
                 let moved =

@@ -11,7 +11,7 @@
 use crate::exp::exp;
 use crate::isa::per_isa;
 use crate::lanes::{max, sum_by};
-use crate::{Device, View, ViewMut};
+use crate::{Device, View, ViewMut, softcap};
 
 /// What is known of one position after forward.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -38,17 +38,35 @@ pub fn forward(dev: &Device, logits: View<'_>, targets: &[u32], positions: &mut 
     });
 }
 
-/// Replaces the logits by scale · (softmax − one-hot).
+/// Replaces the logits by scale · (softmax − one-hot); where they were capped at `softcap` (see [`crate::softcap`]),
+/// by the gradient of what they were before.
 ///
 /// # Panics
 /// If shapes do not fit or a target is outside the vocabulary.
-pub fn backward(dev: &Device, logits: ViewMut<'_>, targets: &[u32], positions: &[Position], scale: f32) {
+pub fn backward(
+    dev: &Device,
+    logits: ViewMut<'_>,
+    targets: &[u32],
+    positions: &[Position],
+    scale: f32,
+    softcap: Option<f32>,
+) {
     let _timed = dev.pass("cross-entropy backward", 2 * logits.as_view().bytes().len());
     let v = logits.dim(1);
     assert_eq!((logits.dim(0), targets.len()), (positions.len(), positions.len()), "cross_entropy: rows");
     dev.for_each_chunk(logits.as_mut_slice::<f32>(), v, |row, z| {
-        scaled_softmax(dev.isa(), z, positions[row].lse, scale);
-        z[targets[row] as usize] -= scale;
+        let target = targets[row] as usize;
+        match softcap {
+            None => {
+                scaled_softmax(dev.isa(), z, positions[row].lse, scale);
+                z[target] -= scale;
+            }
+            Some(cap) => {
+                let target_slope = softcap::slope(z[target], cap);
+                capped_softmax(dev.isa(), z, positions[row].lse, scale, cap);
+                z[target] -= scale * target_slope;
+            }
+        }
     });
 }
 
@@ -62,6 +80,10 @@ per_isa! {
 
     fn scaled_softmax(z: &mut [f32], lse: f32, scale: f32) {
         z.iter_mut().for_each(|z| *z = scale * exp(*z - lse));
+    }
+
+    fn capped_softmax(z: &mut [f32], lse: f32, scale: f32, cap: f32) {
+        z.iter_mut().for_each(|z| *z = scale * exp(*z - lse) * softcap::slope(*z, cap));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Moving rows: embedding, gathering the supervised positions, and sums of tensors (stages 9 to 11 of the walk).
 //!
-//! > gather: y[i] = scale · x[index[i]],  scatter-add: dx[index[i]] += scale · dy[i],  add: y += x
+//! > gather: y[i] = scale · x[index[i]],  scatter-add: dx[index[i]] += scale · dy[i],  add: y += x,
+//! > sum: y = a + scale · b,  scale: y = scale · x
 //!
 //! The embedding is `gather` from its weight; its weight's gradient is `scatter_add` into f32, in token order within
 //! a column, so that equal ids add up in a fixed order. Memory-bound: each row is read and written once.
@@ -110,18 +111,31 @@ pub fn add(dev: &Device, x: View<'_>, y: ViewMut<'_>) {
     }));
 }
 
-/// y = a + b, all of one type.
+/// y = a + scale · b, all of one type.
 ///
 /// # Panics
 /// If shapes or types do not fit.
-pub fn sum(dev: &Device, a: View<'_>, b: View<'_>, y: ViewMut<'_>) {
+pub fn sum(dev: &Device, a: View<'_>, (scale, b): (f32, View<'_>), y: ViewMut<'_>) {
     let _timed = dev.pass("sum", 3 * a.bytes().len());
     assert_eq!((a.elements(), b.elements()), (y.elements(), y.elements()), "sum: a, b and y");
     with_dtype!(y.dtype(), E => {
         let (a, b) = (a.as_slice::<E>(), b.as_slice::<E>());
         dev.for_each_chunk(y.as_mut_slice::<E>(), CHUNK, |i, y| {
-            sums(dev.isa(), &a[i * CHUNK..], &b[i * CHUNK..], y);
+            sums(dev.isa(), &a[i * CHUNK..], scale, &b[i * CHUNK..], y);
         });
+    });
+}
+
+/// y = scale · x, both of one type.
+///
+/// # Panics
+/// If shapes or types do not fit.
+pub fn scale(dev: &Device, x: View<'_>, scale: f32, y: ViewMut<'_>) {
+    let _timed = dev.pass("scale", 2 * x.bytes().len());
+    assert_eq!(x.elements(), y.elements(), "scale: x and y");
+    with_dtype!(y.dtype(), E => {
+        let x = x.as_slice::<E>();
+        dev.for_each_chunk(y.as_mut_slice::<E>(), CHUNK, |i, y| scaled(dev.isa(), &x[i * CHUNK..], scale, y));
     });
 }
 
@@ -157,8 +171,9 @@ per_isa! {
         y.iter_mut().zip(x).for_each(|(y, x)| *y = Y::from_f32(y.to_f32() + x.to_f32()));
     }
 
-    fn sums<E: Element>(a: &[E], b: &[E], y: &mut [E]) {
-        y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = E::from_f32(a.to_f32() + b.to_f32()));
+    fn sums<E: Element>(a: &[E], scale: f32, b: &[E], y: &mut [E]) {
+        let pairs = a.iter().zip(b);
+        y.iter_mut().zip(pairs).for_each(|(y, (a, b))| *y = E::from_f32(a.to_f32() + scale * b.to_f32()));
     }
 }
 
@@ -207,8 +222,10 @@ mod tests {
             add(&dev, x.view(), y.view_mut());
             assert_eq!(y.to_f32_vec(), [1.5, 2.5, 3.5, 4.5]);
             let mut z = Tensor::zeros(DType::F32, &[2, 2]);
-            sum(&dev, x.view(), x.view(), z.view_mut());
-            assert_eq!(z.to_f32_vec(), [2.0, 4.0, 6.0, 8.0]);
+            sum(&dev, x.view(), (0.5, x.view()), z.view_mut());
+            assert_eq!(z.to_f32_vec(), [1.5, 3.0, 4.5, 6.0]);
+            scale(&dev, x.view(), -2.0, z.view_mut());
+            assert_eq!(z.to_f32_vec(), [-2.0, -4.0, -6.0, -8.0]);
             let mut db = Tensor::from_slice(&[10.0f32, 20.0], &[2]);
             sum_rows(&dev, y.view(), db.view_mut());
             assert_eq!(db.to_f32_vec(), [15.0, 27.0]);

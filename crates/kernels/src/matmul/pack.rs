@@ -55,7 +55,9 @@ impl<'a> Slice<'a> {
         let converted = dtype != K::Packed::DTYPE || (self.of.round && dtype == DType::F32);
         let start = self.of.view.bytes().as_ptr().cast::<Unit>();
         let whole = depth.is_multiple_of(K::UNIT) && self.k.0.is_multiple_of(K::UNIT) && start.is_aligned();
-        let suits = self.of.along_k && !converted && whole && depth > K::UNIT;
+        // Rows at multiples of a page fall into the same few lines of the first-level cache and push each other out.
+        let apart = !(depth / K::UNIT * size_of::<Unit>()).is_multiple_of(PAGE);
+        let suits = self.of.along_k && !converted && whole && apart && depth > K::UNIT;
         suits.then(|| (start.wrapping_add(self.k.0 / K::UNIT), depth / K::UNIT))
     }
 
@@ -65,6 +67,8 @@ impl<'a> Slice<'a> {
     }
 }
 
+/// Bytes after which addresses fall into the same lines of the first-level cache.
+const PAGE: usize = 4096;
 /// A task of at least so many bytes hides what it costs to hand it to a thread.
 const TASK_BYTES: usize = 64 * 1024;
 
