@@ -13,6 +13,7 @@ mod parts;
 mod stream;
 mod tokenizer;
 mod typed;
+mod words;
 
 use std::ops::Range;
 

@@ -11,6 +11,7 @@ use super::files;
 use super::parts;
 use super::stream::DecodeStream;
 use super::typed::TypedTokens;
+use super::words::Words;
 use crate::error::DataError;
 
 /// The tokenizer of a model, with its special tokens and chat templates.
@@ -31,6 +32,8 @@ pub struct Tokenizer {
     chat_templates: BTreeMap<String, String>,
     vocab_size: usize,
     typed: TypedTokens,
+    /// The quicker way, where the tokenizer allows it.
+    words: Option<Words>,
 }
 
 /// A token and the bytes of the text it stands for.
@@ -68,6 +71,7 @@ impl Tokenizer {
         let mut tokenizer = Self {
             vocab_size: 0,
             typed: TypedTokens::default(),
+            words: None,
             special_ids: HashSet::new(),
             added: HashMap::new(),
             bos: None,
@@ -105,6 +109,7 @@ impl Tokenizer {
             chat_templates: chat_template.map(|text| ("default".to_owned(), text)).into_iter().collect(),
             vocab_size: 0,
             typed: TypedTokens::default(),
+            words: None,
         };
         tokenizer.index();
         tokenizer
@@ -119,6 +124,7 @@ impl Tokenizer {
         let vocab = self.inner.get_vocab(true);
         self.vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
         self.typed = TypedTokens::new(self.special_texts());
+        self.words = Words::new(&self.inner, &vocab);
     }
 
     /// The ids of a text, nothing added.
@@ -126,6 +132,9 @@ impl Tokenizer {
     /// # Errors
     /// The text has a character that the vocabulary has no token for, not even an unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        if let Some(ids) = self.words.as_ref().and_then(|words| words.encode(&self.inner, text)) {
+            return Ok(ids);
+        }
         let encoding = self.inner.encode_fast(text, false);
         Ok(encoding.map_err(|e| self.cannot_encode(text, &e))?.get_ids().to_vec())
     }
@@ -135,6 +144,12 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_ranges(&self, text: &str) -> Result<Vec<Token>, DataError> {
+        if let Some(words) = &self.words
+            && let Some(ids) = words.encode(&self.inner, text)
+            && let Some(ranges) = words.ranges(text, &ids)
+        {
+            return Ok(ids.into_iter().zip(ranges).map(|(id, range)| Token { id, range }).collect());
+        }
         let encoding = self.inner.encode(text, false);
         let encoding = encoding.map_err(|e| self.cannot_encode(text, &e))?;
         let pairs = encoding.get_ids().iter().zip(encoding.get_offsets());
@@ -174,6 +189,11 @@ impl Tokenizer {
             Some((own, at)) => token.range.start + at..token.range.start + at + own.len(),
             None => token.range.clone(),
         }
+    }
+
+    /// The bytes that ids stand for in a text, where the vocabulary is one of bytes.
+    pub(crate) fn bytes_of(&self, ids: &[u32]) -> Option<Vec<u8>> {
+        self.words.as_ref()?.bytes(ids)
     }
 
     /// The text of ids. Bytes that are no UTF-8 become U+FFFD.
@@ -299,6 +319,8 @@ impl Tokenizer {
         self.inner
             .add_special_tokens([AddedToken::from(token, true).normalized(false)])
             .map_err(|error| files::broken(&self.dir, error.to_string()))?;
+        let words = self.words.take();
+        self.words = words.and_then(|mut words| words.add_tokens(&self.inner).map(|()| words));
         Ok(())
     }
 
