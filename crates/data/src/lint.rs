@@ -58,6 +58,8 @@ pub enum Kind {
     Mojibake,
     /// A message spells a special token; it stays text.
     SpecialToken,
+    /// As one text it has a token across the end of a prompt; it is tokenised on both sides of it.
+    Parted,
     /// A column that the format does not read (counted: columns).
     UnreadColumn,
 }
@@ -108,7 +110,7 @@ pub enum Limit {
 
 impl Kind {
     /// Every kind, the gravest first.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Malformed,
         Self::Refused,
         Self::Unproved,
@@ -124,6 +126,7 @@ impl Kind {
         Self::OtherAnswer,
         Self::Mojibake,
         Self::SpecialToken,
+        Self::Parted,
         Self::UnreadColumn,
     ];
 
@@ -145,6 +148,7 @@ impl Kind {
             Self::QuestionInEvaluation => "question-in-evaluation",
             Self::Mojibake => "mojibake",
             Self::SpecialToken => "special-token",
+            Self::Parted => "parted",
             Self::UnreadColumn => "unread-column",
         }
     }
@@ -172,6 +176,9 @@ impl Kind {
             Self::QuestionInEvaluation => "training rows ask what is evaluated on",
             Self::Mojibake => "rows hold text of the wrong character set",
             Self::SpecialToken => "rows spell a special token; it stays text",
+            Self::Parted => {
+                "rows are tokenised on both sides of a prompt's end, where one token would lie across"
+            }
             Self::UnreadColumn => "columns are not read",
         }
     }
@@ -295,6 +302,9 @@ impl Found {
         for row in &report.cut {
             let kind = if row.lost_end { Kind::CutEnd } else { Kind::Cut };
             self.add(kind, row.origin.to_string(), format!("{} of {} tokens", row.lost, row.of));
+        }
+        for origin in &report.parted {
+            self.add(Kind::Parted, origin.to_string(), "see `sft data show`".into());
         }
         let listed = report.proof.violations.len();
         for violation in &report.proof.violations {

@@ -72,6 +72,8 @@ pub struct EncodeReport {
     /// Rows whose text, tokenised as a whole, has a token across the border between prompt and answer:
     /// they are tokenised on both sides of it, as inference is.
     pub parted_rows: usize,
+    /// Which rows these are.
+    pub parted: Vec<Origin>,
     /// Rows in which the model's template shows an earlier answer otherwise than it was written
     /// (Qwen3 leaves out earlier thoughts): such an answer is trained in an example of its own.
     pub rewritten_rows: usize,
@@ -445,6 +447,7 @@ impl EncodeReport {
         self.cut_ends += usize::from(encoded.cut_end);
         self.border_rows += usize::from(encoded.border);
         self.parted_rows += usize::from(encoded.parted);
+        self.parted.extend(encoded.parted.then(|| row.origin.clone()));
         self.rewritten_rows += usize::from(encoded.rewritten);
         self.hidden_rows += usize::from(encoded.hidden);
         self.proof.add(encoded.proved);

@@ -138,10 +138,6 @@ fn print(
             train.rewritten_rows,
             "rows in which the template rewrites an earlier answer: it is trained in an example of its own",
         ),
-        (
-            train.parted_rows,
-            "rows tokenised on both sides of a prompt's end, where one token would lie across",
-        ),
         (train.border_rows, "rows in which an answer shares a token with what follows it"),
         (train.hidden_rows, "rows in which the template leaves out an answer"),
         (train.split_rows, "rows parted between turns"),
