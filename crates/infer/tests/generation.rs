@@ -215,7 +215,7 @@ fn an_id_outside_of_the_vocabulary_is_refused_and_does_no_harm() {
 fn scores_that_are_nan_are_an_error() {
     let dev = tiny::device();
     let mut decoder = tiny::random_decoder(&dev, &tiny::spec(512));
-    decoder.norm.value_mut().as_mut_slice::<f32>()[3] = f32::NAN;
+    decoder.norm.weight.value_mut().as_mut_slice::<f32>()[3] = f32::NAN;
     let error =
         Generator::new(&dev, &decoder).generate(&prompt(4), &GenerationOptions::greedy(5, &[]), go_on);
     assert!(matches!(error, Err(InferError::NotANumber { position: 4 })));

@@ -22,7 +22,8 @@ y.backward(torch.tensor([[1, -1, 2, 0.5], [0.25, 3, -2, 1]]))
 write("rms_norm", y=y, dx=x.grad, dw=w.grad)
 
 x = torch.linspace(-6, 6, 25)
-write("gated", x=x, silu=F.silu(x), gelu_pytorch_tanh=F.gelu(x, approximate="tanh"))
+write("gated", x=x, silu=F.silu(x), gelu_pytorch_tanh=F.gelu(x, approximate="tanh"),
+      relu2=F.relu(x).square(), gelu=F.gelu(x), relu=F.relu(x))
 
 z = torch.randn(3, 6, requires_grad=True)
 t = torch.tensor([5, 0, 3])

@@ -141,7 +141,7 @@ mod tests {
                 forward(&dev, logits.view(), &targets, &mut positions);
                 let found: Vec<f64> = positions.iter().map(|p| p.nll.into()).collect();
                 assert_close("nll", &found, &nll, 1e-6);
-                backward(&dev, logits.view_mut(), &targets, &positions, 0.5);
+                backward(&dev, logits.view_mut(), &targets, &positions, 0.5, None);
                 assert_close("dlogits", &to_f64(&logits), &gradient, 1e-6);
             }
         }

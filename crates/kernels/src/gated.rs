@@ -5,7 +5,7 @@
 //! > dg = dy · u · act′(g), du = dy · act(g)
 //!
 //! `silu(g) = g·σ(g)`, `silu′(g) = σ(g)·(1 + g·(1 − σ(g)))`;
-//! `gelu_tanh(g) = g·σ(2z)` with z = √(2/π)·(g + 0.044715·g³), since ½(1 + tanh z) = σ(2z).
+//! `relu2(g) = max(g, 0)²`; `gelu_tanh(g) = g·σ(2z)` with z = √(2/π)·(g + 0.044715·g³), since ½(1 + tanh z) = σ(2z).
 //!
 //! Storage f32 or bf16 (one type for all), arithmetic f32. Saved for backward: g and u; y is computed again where
 //! it is needed rather than kept. Memory-bound: 3 tensors forward, 5 backward.
@@ -26,6 +26,8 @@ pub enum Activation {
     Silu,
     /// The tanh form of GELU.
     GeluTanh,
+    /// max(x, 0)² (So et al., 2021).
+    Relu2,
 }
 
 impl FromStr for Activation {
@@ -36,21 +38,43 @@ impl FromStr for Activation {
         match name {
             "silu" | "swish" => Ok(Activation::Silu),
             "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
-            other => {
-                Err(format!("the activation `{other}` is not known here; silu and gelu_pytorch_tanh are"))
-            }
+            "relu2" => Ok(Activation::Relu2),
+            other => Err(format!(
+                "the activation `{other}` is not known here; silu, gelu_pytorch_tanh and relu2 are"
+            )),
         }
     }
 }
 
 /// An activation as a type, so that each has loops of its own, without a branch inside.
-trait Gate: Copy + Send + Sync {
+pub(crate) trait Gate: Copy + Send + Sync {
     /// (act(x), act′(x)).
     fn value_and_slope(self, x: f32) -> (f32, f32);
 }
 
+/// Evaluates an expression with `$act` as the type of an activation.
+macro_rules! with_activation {
+    ($activation:expr, $act:ident => $body:expr) => {
+        match $activation {
+            $crate::gated::Activation::Silu => {
+                let $act = $crate::gated::Silu;
+                $body
+            }
+            $crate::gated::Activation::GeluTanh => {
+                let $act = $crate::gated::GeluTanh;
+                $body
+            }
+            $crate::gated::Activation::Relu2 => {
+                let $act = $crate::gated::Relu2;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_activation;
+
 #[derive(Clone, Copy)]
-struct Silu;
+pub(crate) struct Silu;
 
 impl Gate for Silu {
     #[inline(always)]
@@ -61,7 +85,7 @@ impl Gate for Silu {
 }
 
 #[derive(Clone, Copy)]
-struct GeluTanh;
+pub(crate) struct GeluTanh;
 
 impl Gate for GeluTanh {
     #[inline(always)]
@@ -70,6 +94,17 @@ impl Gate for GeluTanh {
         let s = sigmoid(2.0 * SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x));
         let dz = SQRT_2_OVER_PI * (1.0 + 3.0 * 0.044_715 * x * x);
         (x * s, s + x * s * (1.0 - s) * 2.0 * dz)
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Relu2;
+
+impl Gate for Relu2 {
+    #[inline(always)]
+    fn value_and_slope(self, x: f32) -> (f32, f32) {
+        let positive = if x > 0.0 { x } else { 0.0 };
+        (positive * positive, 2.0 * positive)
     }
 }
 
@@ -106,10 +141,7 @@ pub fn forward(dev: &Device, act: Activation, g: View<'_>, u: View<'_>, y: ViewM
         let (g, u) = (g.as_slice::<E>(), u.as_slice::<E>());
         dev.for_each_chunk(y.as_mut_slice::<E>(), CHUNK, |i, y| {
             let (g, u) = (&g[i * CHUNK..], &u[i * CHUNK..]);
-            match act {
-                Activation::Silu => gate(dev.isa(), Silu, g, u, y),
-                Activation::GeluTanh => gate(dev.isa(), GeluTanh, g, u, y),
-            }
+            with_activation!(act, act => gate(dev.isa(), act, g, u, y));
         });
     });
 }
@@ -126,16 +158,13 @@ pub fn backward(dev: &Device, act: Activation, dy: View<'_>, g: ViewMut<'_>, u: 
         let (g, u) = (g.as_mut_slice::<E>(), u.as_mut_slice::<E>());
         dev.for_each_chunk_pair((g, CHUNK), (u, CHUNK), |i, g, u| {
             let dy = &dy[i * CHUNK..];
-            match act {
-                Activation::Silu => gate_backward(dev.isa(), Silu, dy, g, u),
-                Activation::GeluTanh => gate_backward(dev.isa(), GeluTanh, dy, g, u),
-            }
+            with_activation!(act, act => gate_backward(dev.isa(), act, dy, g, u));
         });
     });
 }
 
 #[cfg(test)]
-mod reference {
+pub(crate) mod reference {
     use super::Activation;
 
     pub fn activation(act: Activation, x: f64) -> f64 {
@@ -145,6 +174,7 @@ mod reference {
                 let z = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
                 0.5 * x * (1.0 + z.tanh())
             }
+            Activation::Relu2 => x.max(0.0).powi(2),
         }
     }
 
@@ -152,9 +182,8 @@ mod reference {
         g.iter().zip(u).map(|(g, u)| activation(act, *g) * u).collect()
     }
 
-    /// (dg, du), with the slope by the quotient of tiny differences in f64.
-    pub fn backward(act: Activation, g: &[f64], u: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let slope = |x: f64| match act {
+    pub fn slope(act: Activation, x: f64) -> f64 {
+        match act {
             Activation::Silu => {
                 let s = 1.0 / (1.0 + (-x).exp());
                 s * (1.0 + x * (1.0 - s))
@@ -164,8 +193,13 @@ mod reference {
                 let t = (c * (x + 0.044715 * x.powi(3))).tanh();
                 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * 0.044715 * x * x)
             }
-        };
-        let dg = (0..g.len()).map(|i| dy[i] * u[i] * slope(g[i])).collect();
+            Activation::Relu2 => 2.0 * x.max(0.0),
+        }
+    }
+
+    /// (dg, du).
+    pub fn backward(act: Activation, g: &[f64], u: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
+        let dg = (0..g.len()).map(|i| dy[i] * u[i] * slope(act, g[i])).collect();
         let du = (0..g.len()).map(|i| dy[i] * activation(act, g[i])).collect();
         (dg, du)
     }
@@ -177,7 +211,7 @@ mod tests {
     use crate::DType;
     use crate::testing::{Random, assert_close, devices, gradcheck, to_f64};
 
-    const ALL: [Activation; 2] = [Activation::Silu, Activation::GeluTanh];
+    const ALL: [Activation; 3] = [Activation::Silu, Activation::GeluTanh, Activation::Relu2];
 
     #[test]
     fn gradcheck_of_the_reference() {
@@ -197,7 +231,7 @@ mod tests {
     fn matches_torch() {
         let golden: serde_json::Value = serde_json::from_str(include_str!("../goldens/gated.json")).unwrap();
         let x: Vec<f64> = serde_json::from_value(golden["x"].clone()).unwrap();
-        for (act, name) in ALL.into_iter().zip(["silu", "gelu_pytorch_tanh"]) {
+        for (act, name) in ALL.into_iter().zip(["silu", "gelu_pytorch_tanh", "relu2"]) {
             assert_eq!(name.parse::<Activation>(), Ok(act));
             let y: Vec<f64> = x.iter().map(|x| reference::activation(act, *x)).collect();
             let expected: Vec<f64> = serde_json::from_value(golden[name].clone()).unwrap();
@@ -209,7 +243,7 @@ mod tests {
     fn device_matches_reference() {
         for dev in devices() {
             for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 1e-2)] {
-                for (act, n) in ALL.into_iter().zip([CHUNK + 77, 5]) {
+                for (act, n) in ALL.into_iter().zip([CHUNK + 77, 5, CHUNK + 3]) {
                     let mut random = Random::new(5);
                     let mut tensor = || random.tensor(dtype, &[n, 1]);
                     let (mut g, mut u, dy) = (tensor(), tensor(), tensor());

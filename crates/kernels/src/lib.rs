@@ -19,6 +19,7 @@
 //! Storage is `f32` or `bf16`; arithmetic is `f32` always. Every reduction has a fixed order that depends on
 //! shapes alone, so results do not depend on the number of threads.
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
@@ -37,6 +38,7 @@ pub mod random;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;
+pub mod softcap;
 pub mod tensor;
 #[cfg(test)]
 mod testing;

@@ -1,20 +1,19 @@
 //! The attention layer of a block (stages 9 and 11 of the walk).
 //!
-//! > q, k, v = projections of x; q, k normalised per head (some families) and rotated;
+//! > q, k, v = projections of x; q, k normalised (some families) and rotated, or the other way round;
 //! > y = o_proj(attention(q, k, v))
 //!
 //! Saved for backward: q and k as attention saw them, v, its output and lse; before their norms q and k too.
 
 use sft_kernels::attention::{self, AttentionParams};
-use sft_kernels::rms_norm::{self, RmsNormParams};
-use sft_kernels::rope::{self, RopeStyle};
+use sft_kernels::rope;
 use sft_kernels::{DType, Tensor, View, ViewMut};
 
 use crate::arena::Arena;
 use crate::cache::LayerCache;
 use crate::linear::{self, Linear};
 use crate::method::LayerAdapters;
-use crate::parameter::Parameter;
+use crate::norm::Norm;
 use crate::pass::Pass;
 use crate::spec::AttentionSpec;
 
@@ -29,14 +28,12 @@ pub struct Attention {
     pub v_proj: Linear,
     /// [C, H·D].
     pub o_proj: Linear,
-    /// Norm of each query head, [D].
-    pub q_norm: Option<Parameter>,
-    /// Norm of each key head, [D].
-    pub k_norm: Option<Parameter>,
+    /// Norm of queries, [D] or [H·D].
+    pub q_norm: Option<Norm>,
+    /// Norm of keys, [D] or [K·D].
+    pub k_norm: Option<Norm>,
     /// Its sizes.
     pub spec: AttentionSpec,
-    /// Constants of the two norms.
-    pub norm: RmsNormParams,
 }
 
 /// What forward leaves for backward.
@@ -55,7 +52,7 @@ pub struct Saved {
     o_proj: linear::Saved,
 }
 
-/// The input of a per-head norm, and what the norm saved.
+/// The input of a norm of queries or keys, and what the norm saved.
 #[derive(Debug)]
 struct Normed {
     x: Tensor,
@@ -76,9 +73,9 @@ impl Saved {
         let (q, key, v, out) = (heads(h), heads(k), heads(k), heads(h));
         let lse = arena.tensor(DType::F32, &[tokens, h]);
         let mut normed = |heads: usize| {
-            spec.qk_norm.then(|| Normed {
+            spec.qk_norm.map(|norm| Normed {
                 x: arena.tensor(dtype, &[tokens, heads, d]),
-                rstd: arena.tensor(DType::F32, &[tokens, heads]),
+                rstd: arena.tensor(DType::F32, &[tokens, if norm.all_heads { 1 } else { heads }]),
             })
         };
         let (q_normed, k_normed) = (normed(h), normed(k));
@@ -121,8 +118,8 @@ impl Scratch {
             dq: heads(h),
             dk: heads(k),
             dv: heads(k),
-            dq_before_norm: qk_norm.then(|| heads(h)),
-            dk_before_norm: qk_norm.then(|| heads(k)),
+            dq_before_norm: qk_norm.map(|_| heads(h)),
+            dk_before_norm: qk_norm.map(|_| heads(k)),
             delta: arena.tensor(DType::F32, &[tokens, h]),
         }
     }
@@ -139,22 +136,36 @@ fn flat_mut(x: ViewMut<'_>) -> ViewMut<'_> {
     x.reshape(&shape)
 }
 
-/// [N, heads, D] as rows of heads, [N·heads, D].
-fn per_head(x: View<'_>) -> View<'_> {
-    x.reshape(&[x.dim(0) * x.dim(1), x.dim(2)])
+impl Normed {
+    /// The norm's input for `n` tokens, and its `rstd`: rows as wide as the weight.
+    fn saved(&self, n: usize) -> (View<'_>, View<'_>) {
+        let (x, rstd) = (self.x.head(n), self.rstd.head(n));
+        let rows = rstd.elements();
+        (in_rows(x, rows), rstd.reshape(&[rows]))
+    }
 }
 
-/// [N, heads, D] as rows of heads, to write.
-fn per_head_mut(x: ViewMut<'_>) -> ViewMut<'_> {
-    let shape = [x.dim(0) * x.dim(1), x.dim(2)];
+/// [N, heads, D] as so many rows.
+fn in_rows(x: View<'_>, rows: usize) -> View<'_> {
+    x.reshape(&[rows, x.elements() / rows.max(1)])
+}
+
+/// [N, heads, D] as so many rows, to write.
+fn in_rows_mut(x: ViewMut<'_>, rows: usize) -> ViewMut<'_> {
+    let shape = [rows, x.elements() / rows.max(1)];
     x.reshape(&shape)
 }
 
 impl Attention {
     fn params(&self) -> AttentionParams {
-        AttentionParams {
-            window: self.spec.window,
-            ..AttentionParams::scaled(1.0 / (self.spec.head_dim as f32).sqrt())
+        let AttentionSpec { scale, window, softcap, .. } = self.spec;
+        AttentionParams { scale, window, softcap }
+    }
+
+    /// Rotates queries or keys, if this layer does.
+    fn rotate(&self, pass: &Pass<'_>, x: ViewMut<'_>) {
+        if let Some(angles) = pass.angles(self.spec.rope) {
+            rope::forward(pass.dev, x, angles.cos, angles.sin, angles.style);
         }
     }
 
@@ -177,25 +188,31 @@ impl Attention {
         project(&self.v_proj, s.v.head_mut(n), &mut s.v_proj, scratch);
         let queries = (&self.q_proj, &self.q_norm, &mut s.q, &mut s.q_normed, &mut s.q_proj);
         let keys = (&self.k_proj, &self.k_norm, &mut s.k, &mut s.k_normed, &mut s.k_proj);
+        let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
         for (linear, norm, out, normed, saved) in [queries, keys] {
             match (norm, normed) {
-                (Some(weight), Some(normed)) => {
+                (Some(norm), Some(normed)) => {
                     project(linear, normed.x.head_mut(n), saved, scratch);
-                    let heads = out.shape()[1];
-                    let rstd = normed.rstd.head_mut(n).reshape(&[n * heads]);
-                    let input = per_head(normed.x.head(n));
-                    rms_norm::forward(
+                    if after_rope {
+                        self.rotate(pass, normed.x.head_mut(n));
+                    }
+                    let rows = normed.rstd.head(n).elements();
+                    let rstd = normed.rstd.head_mut(n).reshape(&[rows]);
+                    norm.forward(
                         dev,
-                        self.norm,
-                        input,
-                        weight.value(),
-                        per_head_mut(out.head_mut(n)),
+                        in_rows(normed.x.head(n), rows),
+                        in_rows_mut(out.head_mut(n), rows),
                         rstd,
                     );
+                    if !after_rope {
+                        self.rotate(pass, out.head_mut(n));
+                    }
                 }
-                _ => project(linear, out.head_mut(n), saved, scratch),
+                _ => {
+                    project(linear, out.head_mut(n), saved, scratch);
+                    self.rotate(pass, out.head_mut(n));
+                }
             }
-            rope::forward(dev, out.head_mut(n), pass.cos, pass.sin, RopeStyle::Half);
         }
         let (k, v) = match cache {
             None => (s.k.head(n), s.v.head(n)),
@@ -249,18 +266,32 @@ impl Attention {
         let keys = (&mut self.k_proj, &mut self.k_norm, &s.k_normed, &s.k_proj);
         let gradients =
             [(&mut scratch.dq, &mut scratch.dq_before_norm), (&mut scratch.dk, &mut scratch.dk_before_norm)];
+        let angles = pass.angles(self.spec.rope);
+        let rotate_back = |d: ViewMut<'_>| {
+            if let Some(angles) = angles {
+                rope::backward(dev, d, angles.cos, angles.sin, angles.style);
+            }
+        };
+        let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
         for ((linear, norm, normed, saved), (d, before)) in [queries, keys].into_iter().zip(gradients) {
-            rope::backward(dev, d.head_mut(n), pass.cos, pass.sin, RopeStyle::Half);
             let d = match (norm, normed, before) {
-                (Some(weight), Some(normed), Some(before)) => {
-                    let (x, dy) = (per_head(normed.x.head(n)), per_head(d.head(n)));
-                    let saved = rms_norm::Saved { x, rstd: normed.rstd.head(n).reshape(&[x.dim(0)]) };
-                    let to = per_head_mut(before.head_mut(n));
-                    rms_norm::backward_input(dev, self.norm, weight.value(), dy, saved, to, false);
-                    weight.accumulate(|_, dw| rms_norm::backward_weight(dev, dy, saved, dw));
+                (Some(norm), Some(normed), Some(before)) => {
+                    if !after_rope {
+                        rotate_back(d.head_mut(n));
+                    }
+                    let (x, rstd) = normed.saved(n);
+                    let rows = rstd.elements();
+                    let (dy, to) = (in_rows(d.head(n), rows), in_rows_mut(before.head_mut(n), rows));
+                    norm.backward_over(dev, (x, rstd), dy, to);
+                    if after_rope {
+                        rotate_back(before.head_mut(n));
+                    }
                     before.head(n)
                 }
-                _ => d.head(n),
+                _ => {
+                    rotate_back(d.head_mut(n));
+                    d.head(n)
+                }
             };
             let dx = dx.as_mut().map(ViewMut::reborrow);
             linear.backward(dev, x, flat(d), dx, true, saved, linears, dropout);

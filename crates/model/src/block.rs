@@ -1,11 +1,11 @@
 //! One block of the decoder (stages 9 and 11 of the walk).
 //!
-//! > m = x + attention(input_layernorm(x)), y = m + mlp(post_attention_layernorm(m))
+//! > m = x + r·after(attention(before(x))), y = m + r·after(mlp(before(m)))
 //!
-//! Saved for backward: m and what the two layers saved; the norms' outputs are computed again from x and m.
+//! before and after are norms, or nothing; r is 1 in most families. Saved for backward: m, what the two layers saved,
+//! and what goes into `after`; the outputs of `before` are computed again from x and m.
 
-use sft_kernels::rms_norm::{self, RmsNormParams};
-use sft_kernels::{DType, Tensor, View, ViewMut, rows};
+use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows};
 
 use crate::arena::Arena;
 use crate::attention::{self, Attention};
@@ -13,33 +13,62 @@ use crate::cache::LayerCache;
 use crate::linear::{self, Linear};
 use crate::method::{Adapters, LayerAdapters};
 use crate::mlp::{self, Mlp};
+use crate::norm::Norm;
 use crate::parameter::Parameter;
 use crate::pass::Pass;
-use crate::spec::{DecoderSpec, LayerSpec};
+use crate::spec::{DecoderSpec, LayerSpec, NormNames};
 
 /// A block.
 #[derive(Debug)]
 pub struct Block {
-    /// [C].
-    pub input_layernorm: Parameter,
+    /// Norms around the attention layer.
+    pub attention_norms: Norms,
     /// The attention layer.
     pub self_attn: Attention,
-    /// [C].
-    pub post_attention_layernorm: Parameter,
+    /// Norms around the feed-forward layer.
+    pub mlp_norms: Norms,
     /// The feed-forward layer.
     pub mlp: Mlp,
-    /// Constants of the two norms.
-    pub norm: RmsNormParams,
+    /// r.
+    pub residual_multiplier: f32,
+}
+
+/// The norms around a layer, [C] each.
+#[derive(Debug)]
+pub struct Norms {
+    /// Of its input.
+    pub before: Option<Norm>,
+    /// Of its output.
+    pub after: Option<Norm>,
 }
 
 /// What forward leaves for backward.
 #[derive(Debug)]
 pub struct Saved {
-    rstd1: Tensor,
+    attention_norms: SavedNorms,
     attention: attention::Saved,
     m: Tensor,
-    rstd2: Tensor,
+    mlp_norms: SavedNorms,
     mlp: mlp::Saved,
+}
+
+/// What the norms around a layer leave for backward.
+#[derive(Debug)]
+struct SavedNorms {
+    /// `rstd` of the norm before the layer.
+    before: Option<Tensor>,
+    /// The layer's output, and `rstd` of the norm after it.
+    after: Option<(Tensor, Tensor)>,
+}
+
+impl SavedNorms {
+    fn new(arena: &mut Arena, dtype: DType, (tokens, hidden): (usize, usize), norms: NormNames) -> Self {
+        let before = norms.before.map(|_| arena.tensor(DType::F32, &[tokens]));
+        let after = norms
+            .after
+            .map(|_| (arena.tensor(dtype, &[tokens, hidden]), arena.tensor(DType::F32, &[tokens])));
+        Self { before, after }
+    }
 }
 
 impl Saved {
@@ -51,11 +80,12 @@ impl Saved {
         spec: &LayerSpec,
         adapters: &LayerAdapters,
     ) -> Self {
+        let shape = (tokens, hidden);
         Self {
-            rstd1: arena.tensor(DType::F32, &[tokens]),
+            attention_norms: SavedNorms::new(arena, dtype, shape, spec.attention_norms),
             attention: attention::Saved::new(arena, dtype, tokens, &spec.attention, adapters),
             m: arena.tensor(dtype, &[tokens, hidden]),
-            rstd2: arena.tensor(DType::F32, &[tokens]),
+            mlp_norms: SavedNorms::new(arena, dtype, shape, spec.mlp_norms),
             mlp: mlp::Saved::new(arena, dtype, tokens, &spec.mlp, adapters),
         }
     }
@@ -64,10 +94,12 @@ impl Saved {
 /// Workspace that all blocks share.
 #[derive(Debug)]
 pub struct Scratch {
-    /// A norm's output, [N, C].
+    /// The output of a norm before a layer, [N, C].
     h: Tensor,
-    /// A layer's output, or the gradient of `h`, [N, C].
+    /// What a layer adds, or the gradient of its input, [N, C].
     t: Tensor,
+    /// The gradient of a layer's output where it is not that of the sum, [N, C].
+    dout: Option<Tensor>,
     linears: linear::Scratch,
     mlp: mlp::Scratch,
     attention: attention::Scratch,
@@ -86,9 +118,11 @@ impl Scratch {
         let widest = spec.layers.iter().map(|l| l.mlp.intermediate_size).max().unwrap_or(0);
         let attention = &spec.layers[0].attention;
         let inputs = widest.max(c).max(attention.heads * attention.head_dim);
+        let changes_outputs = spec.layers.iter().any(LayerSpec::changes_outputs);
         Self {
             h: arena.tensor(dtype, &[tokens, c]),
             t: arena.tensor(dtype, &[tokens, c]),
+            dout: changes_outputs.then(|| arena.tensor(dtype, &[backward_tokens, c])),
             linears: linear::Scratch::new(
                 arena,
                 dtype,
@@ -103,6 +137,85 @@ impl Scratch {
     }
 }
 
+impl Norms {
+    /// The layer's input: before(x) in `h`, or x itself.
+    fn input<'a>(&self, dev: &Device, x: View<'a>, h: &'a mut Tensor, saved: &mut SavedNorms) -> View<'a> {
+        let n = x.dim(0);
+        match (&self.before, &mut saved.before) {
+            (Some(norm), Some(rstd)) => {
+                norm.forward(dev, x, h.head_mut(n), rstd.head_mut(n));
+                h.head(n)
+            }
+            _ => x,
+        }
+    }
+
+    /// Runs `layer`, which writes its output; leaves after(output) in `t`.
+    fn output(
+        &self,
+        dev: &Device,
+        t: &mut Tensor,
+        n: usize,
+        saved: &mut SavedNorms,
+        layer: impl FnOnce(ViewMut<'_>),
+    ) {
+        match (&self.after, &mut saved.after) {
+            (Some(norm), Some((output, rstd))) => {
+                layer(output.head_mut(n));
+                norm.forward(dev, output.head(n), t.head_mut(n), rstd.head_mut(n));
+            }
+            _ => layer(t.head_mut(n)),
+        }
+    }
+
+    /// The gradient of the layer's output from that of the sum, `dy`: in `dout`, or `dy` itself.
+    fn output_gradient<'a>(
+        &mut self,
+        dev: &Device,
+        dy: View<'a>,
+        residual_multiplier: f32,
+        dout: &'a mut Option<Tensor>,
+        saved: &SavedNorms,
+    ) -> View<'a> {
+        let n = dy.dim(0);
+        match (&mut self.after, &saved.after, dout) {
+            (Some(norm), Some((output, rstd)), Some(dout)) => {
+                norm.backward_over(dev, (output.head(n), rstd.head(n)), dy, dout.head_mut(n));
+                dout.head(n)
+            }
+            (_, _, Some(dout)) if residual_multiplier != 1.0 => {
+                rows::scale(dev, dy, residual_multiplier, dout.head_mut(n));
+                dout.head(n)
+            }
+            _ => dy,
+        }
+    }
+
+    /// Adds to the gradient `d` of the sum's other part that of x through the layer, whose input has gradient `dh`.
+    fn input_gradient(
+        &mut self,
+        dev: &Device,
+        x: View<'_>,
+        dh: View<'_>,
+        d: Option<ViewMut<'_>>,
+        saved: &SavedNorms,
+    ) {
+        match (&mut self.before, &saved.before, d) {
+            (Some(norm), Some(rstd), d) => norm.backward(dev, (x, rstd.head(x.dim(0))), dh, d),
+            (_, _, Some(d)) => rows::add(dev, dh, d),
+            _ => {}
+        }
+    }
+
+    fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        self.before.iter().chain(&self.after).map(|norm| &norm.weight)
+    }
+
+    fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        self.before.iter_mut().chain(&mut self.after).map(|norm| &mut norm.weight)
+    }
+}
+
 impl Block {
     /// y [N, C] from x [N, C].
     pub fn forward(
@@ -114,16 +227,19 @@ impl Block {
         scratch: &mut Scratch,
         cache: Option<&mut LayerCache>,
     ) {
-        let (n, dev, norm) = (x.dim(0), pass.dev, self.norm);
+        let (n, dev, r) = (x.dim(0), pass.dev, self.residual_multiplier);
         let (s, w) = (saved, scratch);
-        let weight = self.input_layernorm.value();
-        rms_norm::forward(dev, norm, x, weight, w.h.head_mut(n), s.rstd1.head_mut(n));
-        self.self_attn.forward(pass, w.h.head(n), w.t.head_mut(n), &mut s.attention, &mut w.linears, cache);
-        rows::sum(dev, x, w.t.head(n), s.m.head_mut(n));
-        let weight = self.post_attention_layernorm.value();
-        rms_norm::forward(dev, norm, s.m.head(n), weight, w.h.head_mut(n), s.rstd2.head_mut(n));
-        self.mlp.forward(pass, w.h.head(n), w.t.head_mut(n), &mut s.mlp, (&mut w.mlp, &mut w.linears));
-        rows::sum(dev, s.m.head(n), w.t.head(n), y);
+        let h = self.attention_norms.input(dev, x, &mut w.h, &mut s.attention_norms);
+        self.attention_norms.output(dev, &mut w.t, n, &mut s.attention_norms, |out| {
+            self.self_attn.forward(pass, h, out, &mut s.attention, &mut w.linears, cache);
+        });
+        rows::sum(dev, x, (r, w.t.head(n)), s.m.head_mut(n));
+        let m = s.m.head(n);
+        let h = self.mlp_norms.input(dev, m, &mut w.h, &mut s.mlp_norms);
+        self.mlp_norms.output(dev, &mut w.t, n, &mut s.mlp_norms, |out| {
+            self.mlp.forward(pass, h, out, &mut s.mlp, (&mut w.mlp, &mut w.linears));
+        });
+        rows::sum(dev, m, (r, w.t.head(n)), y);
     }
 
     /// Turns the gradient of y in `d` into that of x. Below the first trained layer no one asks for it: with
@@ -137,97 +253,86 @@ impl Block {
         saved: &mut Saved,
         scratch: &mut Scratch,
     ) {
-        let (n, dev, norm) = (x.dim(0), pass.dev, self.norm);
+        let (n, dev, r) = (x.dim(0), pass.dev, self.residual_multiplier);
         let (s, w) = (saved, scratch);
 
-        // y = m + mlp(norm(m))
-        let m = s.m.head(n);
-        let weight = &mut self.post_attention_layernorm;
-        rms_norm::forward(dev, norm, m, weight.value(), w.h.head_mut(n), s.rstd2.head_mut(n));
+        // y = m + r·after(mlp(before(m)))
+        let (m, norms) = (s.m.head(n), &mut self.mlp_norms);
+        let dout = norms.output_gradient(dev, d.as_view(), r, &mut w.dout, &s.mlp_norms);
+        let h = norms.input(dev, m, &mut w.h, &mut s.mlp_norms);
         let scratches = (&mut w.mlp, &mut w.linears);
-        self.mlp.backward(pass, w.h.head(n), d.as_view(), w.t.head_mut(n), &mut s.mlp, scratches);
-        norm_backward(pass, norm, weight, (m, s.rstd2.head(n)), w.t.head(n), Some(d.reborrow()));
+        self.mlp.backward(pass, h, dout, w.t.head_mut(n), &mut s.mlp, scratches);
+        norms.input_gradient(dev, m, w.t.head(n), Some(d.reborrow()), &s.mlp_norms);
 
-        // m = x + attention(norm(x))
-        let weight = &mut self.input_layernorm;
-        rms_norm::forward(dev, norm, x, weight.value(), w.h.head_mut(n), s.rstd1.head_mut(n));
-        let dh = (needs_dx || weight.is_trained()).then(|| w.t.head_mut(n));
-        let scratches = (&mut w.attention, &mut w.linears);
-        self.self_attn.backward(pass, w.h.head(n), d.as_view(), dh, &s.attention, scratches);
-        if needs_dx || weight.is_trained() {
-            let dx = needs_dx.then_some(d);
-            norm_backward(pass, norm, weight, (x, s.rstd1.head(n)), w.t.head(n), dx);
+        // m = x + r·after(attention(before(x)))
+        let norms = &mut self.attention_norms;
+        let dout = norms.output_gradient(dev, d.as_view(), r, &mut w.dout, &s.attention_norms);
+        let h = norms.input(dev, x, &mut w.h, &mut s.attention_norms);
+        let needs_dh = needs_dx || norms.before.as_ref().is_some_and(|norm| norm.weight.is_trained());
+        let dh = needs_dh.then(|| w.t.head_mut(n));
+        self.self_attn.backward(pass, h, dout, dh, &s.attention, (&mut w.attention, &mut w.linears));
+        if needs_dh {
+            norms.input_gradient(dev, x, w.t.head(n), needs_dx.then_some(d), &s.attention_norms);
         }
     }
 
     /// Every linear layer with its name inside the block.
-    pub fn linears_mut(&mut self) -> [(&'static str, &mut Linear); 7] {
-        [
-            ("self_attn.q_proj", &mut self.self_attn.q_proj),
-            ("self_attn.k_proj", &mut self.self_attn.k_proj),
-            ("self_attn.v_proj", &mut self.self_attn.v_proj),
-            ("self_attn.o_proj", &mut self.self_attn.o_proj),
-            ("mlp.gate_proj", &mut self.mlp.gate_proj),
-            ("mlp.up_proj", &mut self.mlp.up_proj),
-            ("mlp.down_proj", &mut self.mlp.down_proj),
-        ]
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Linear)> {
+        let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &mut self.self_attn;
+        let Mlp { gate_proj, up_proj, down_proj, .. } = &mut self.mlp;
+        let attention = [
+            ("self_attn.q_proj", q_proj),
+            ("self_attn.k_proj", k_proj),
+            ("self_attn.v_proj", v_proj),
+            ("self_attn.o_proj", o_proj),
+        ];
+        let gate = gate_proj.as_mut().map(|linear| ("mlp.gate_proj", linear));
+        attention.into_iter().chain(gate).chain([("mlp.up_proj", up_proj), ("mlp.down_proj", down_proj)])
     }
 
     /// Every linear layer with its name inside the block.
-    pub fn linears(&self) -> [(&'static str, &Linear); 7] {
-        [
-            ("self_attn.q_proj", &self.self_attn.q_proj),
-            ("self_attn.k_proj", &self.self_attn.k_proj),
-            ("self_attn.v_proj", &self.self_attn.v_proj),
-            ("self_attn.o_proj", &self.self_attn.o_proj),
-            ("mlp.gate_proj", &self.mlp.gate_proj),
-            ("mlp.up_proj", &self.mlp.up_proj),
-            ("mlp.down_proj", &self.mlp.down_proj),
-        ]
+    pub fn linears(&self) -> impl Iterator<Item = (&'static str, &Linear)> {
+        let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &self.self_attn;
+        let Mlp { gate_proj, up_proj, down_proj, .. } = &self.mlp;
+        let attention = [
+            ("self_attn.q_proj", q_proj),
+            ("self_attn.k_proj", k_proj),
+            ("self_attn.v_proj", v_proj),
+            ("self_attn.o_proj", o_proj),
+        ];
+        let gate = gate_proj.as_ref().map(|linear| ("mlp.gate_proj", linear));
+        attention.into_iter().chain(gate).chain([("mlp.up_proj", up_proj), ("mlp.down_proj", down_proj)])
     }
 
     /// Every weight but the adapters', in the order of [`Block::parameters_mut`].
     pub fn base_parameters(&self) -> Vec<&Parameter> {
-        let mut all = vec![&self.input_layernorm];
-        all.extend([&self.self_attn.q_norm, &self.self_attn.k_norm].into_iter().flatten());
+        let mut all: Vec<&Parameter> = self.attention_norms.parameters().collect();
+        let norms = [&self.self_attn.q_norm, &self.self_attn.k_norm];
+        all.extend(norms.into_iter().flatten().map(|norm| &norm.weight));
         for (_, linear) in self.linears() {
             all.push(&linear.weight);
             all.extend(&linear.bias);
         }
-        all.push(&self.post_attention_layernorm);
+        all.extend(self.mlp_norms.parameters());
         all
     }
 
     /// Every weight, adapters included, in a fixed order.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        let mut all = vec![&mut self.input_layernorm];
+        let mut all: Vec<&mut Parameter> = self.attention_norms.parameters_mut().collect();
         let Attention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm, .. } = &mut self.self_attn;
         let Mlp { gate_proj, up_proj, down_proj, .. } = &mut self.mlp;
-        all.extend([q_norm, k_norm].into_iter().flatten());
-        for linear in [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] {
+        all.extend([q_norm, k_norm].into_iter().flatten().map(|norm| &mut norm.weight));
+        let linears =
+            [q_proj, k_proj, v_proj, o_proj].into_iter().chain(gate_proj).chain([up_proj, down_proj]);
+        for linear in linears {
             all.push(&mut linear.weight);
             all.extend(&mut linear.bias);
             if let Some(lora) = &mut linear.lora {
                 all.extend([&mut lora.a, &mut lora.b]);
             }
         }
-        all.push(&mut self.post_attention_layernorm);
+        all.extend(self.mlp_norms.parameters_mut());
         all
     }
-}
-
-/// The way of the gradient `dy` through a norm of (x, rstd), added to `dx` if there is one.
-pub(crate) fn norm_backward(
-    pass: &Pass<'_>,
-    params: RmsNormParams,
-    weight: &mut Parameter,
-    (x, rstd): (View<'_>, View<'_>),
-    dy: View<'_>,
-    dx: Option<ViewMut<'_>>,
-) {
-    let saved = rms_norm::Saved { x, rstd };
-    if let Some(dx) = dx {
-        rms_norm::backward_input(pass.dev, params, weight.value(), dy, saved, dx, true);
-    }
-    weight.accumulate(|_, dw| rms_norm::backward_weight(pass.dev, dy, saved, dw));
 }

@@ -11,12 +11,14 @@ use crate::ModelError;
 use crate::block::Block;
 use crate::cache::KvCache;
 use crate::families;
-use crate::head::{self, LossSums};
+use crate::head::{self, LogitParams, LossSums};
 use crate::linear::Linear;
 use crate::loading::{self, Source};
 use crate::method::{Adapters, Method};
+use crate::norm::Norm;
 use crate::parameter::Parameter;
 use crate::pass::{Batch, Pass};
+use crate::rotary::Rotaries;
 use crate::spec::DecoderSpec;
 use crate::weights::WeightFiles;
 use crate::workspace::Workspace;
@@ -33,7 +35,7 @@ pub struct Decoder {
     /// The blocks.
     pub blocks: Vec<Block>,
     /// The final norm, [C].
-    pub norm: Parameter,
+    pub norm: Norm,
     /// [V, C]; `None` if the head uses the embedding's.
     pub lm_head: Option<Parameter>,
     pub(crate) adapters: Adapters,
@@ -71,7 +73,8 @@ impl Decoder {
     ) {
         let n = input_ids.len();
         let mut caches = cache.map(|cache| cache.layers.iter_mut());
-        rows::gather(pass.dev, self.embed_tokens.value(), input_ids, 1.0, work.hidden_mut(0).head_mut(n));
+        let (weight, scale) = (self.embed_tokens.value(), self.spec.embedding_multiplier);
+        rows::gather(pass.dev, weight, input_ids, scale, work.hidden_mut(0).head_mut(n));
         for (l, block) in self.blocks.iter().enumerate() {
             let (x, y, saved, scratch) = work.layer(l);
             let cache = caches.as_mut().and_then(Iterator::next);
@@ -95,7 +98,7 @@ impl Decoder {
         self.forward_blocks(&pass, batch.input_ids, work, None);
         let weights = (&self.norm, self.lm_head.as_ref().unwrap_or(&self.embed_tokens));
         let (hidden, head) = work.output(self.blocks.len(), batch.input_ids.len());
-        let sums = head::loss(dev, self.spec.norm, weights, hidden, batch.targets, head);
+        let sums = head::loss(dev, LogitParams::of(&self.spec), weights, hidden, batch.targets, head);
         work.give_rotary(rotary);
         Ok(sums)
     }
@@ -123,7 +126,7 @@ impl Decoder {
         let (hidden, head, d) = work.output_and_gradient(n);
         let weights = (norm, lm_head.as_mut().unwrap_or(embed_tokens));
         let states = (hidden, batch.targets);
-        let sums = head::loss_and_backward(&pass, spec.norm, weights, states, scale, head, d);
+        let sums = head::loss_and_backward(dev, LogitParams::of(spec), weights, states, scale, head, d);
 
         // Below the lowest trained weight no gradient is needed.
         let embedding_is_trained = embed_tokens.is_trained();
@@ -142,7 +145,8 @@ impl Decoder {
             block.backward(&pass, x.head(n), d.head_mut(n), needs_dx, saved, scratch);
         }
         let d = work.gradient(n);
-        embed_tokens.accumulate(|_, dw| rows::scatter_add(dev, d, batch.input_ids, 1.0, dw));
+        embed_tokens
+            .accumulate(|_, dw| rows::scatter_add(dev, d, batch.input_ids, spec.embedding_multiplier, dw));
         work.give_rotary(rotary);
         Ok(sums)
     }
@@ -182,8 +186,7 @@ impl Decoder {
         let batch = Batch { input_ids, position_ids: &position_ids, cu_seqlens: &q, targets: &[] };
         self.check_ids(batch)?;
         let rotary = work.take_rotary(batch);
-        let (cos, sin) = rotary.tables(input_ids.len());
-        let pass = Pass { dev, cos, sin, rows: RowOffsets { q: &q, k: &k }, dropout: None };
+        let pass = pass_of(dev, &rotary, input_ids.len(), RowOffsets { q: &q, k: &k }, None);
         self.forward_blocks(&pass, input_ids, work, Some(cache));
         work.give_rotary(rotary);
         let last = input_ids.len() - 1;
@@ -195,7 +198,7 @@ impl Decoder {
         let weights = (&self.norm, self.lm_head.as_ref().unwrap_or(&self.embed_tokens));
         let (hidden, head) = work.output(self.blocks.len(), positions.end);
         let hidden: View<'_> = hidden.rows(positions);
-        head::logits(dev, self.spec.norm, weights, hidden, logits.view_mut(), head);
+        head::logits(dev, LogitParams::of(&self.spec), weights, hidden, logits.view_mut(), head);
         logits
     }
 
@@ -210,7 +213,7 @@ impl Decoder {
     pub fn base_parameters(&self) -> Vec<&Parameter> {
         let mut all = vec![&self.embed_tokens];
         all.extend(self.blocks.iter().flat_map(Block::base_parameters));
-        all.push(&self.norm);
+        all.push(&self.norm.weight);
         all.extend(&self.lm_head);
         all
     }
@@ -224,7 +227,7 @@ impl Decoder {
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let mut all = vec![&mut self.embed_tokens];
         all.extend(self.blocks.iter_mut().flat_map(Block::parameters_mut));
-        all.push(&mut self.norm);
+        all.push(&mut self.norm.weight);
         all.extend(&mut self.lm_head);
         all
     }
@@ -237,10 +240,7 @@ impl Decoder {
     /// Every linear layer of the blocks with its full name (`model.layers.0.self_attn.q_proj`).
     pub fn linears_mut(&mut self) -> impl Iterator<Item = (String, &mut Linear)> {
         self.blocks.iter_mut().enumerate().flat_map(|(i, block)| {
-            block
-                .linears_mut()
-                .into_iter()
-                .map(move |(name, linear)| (format!("model.layers.{i}.{name}"), linear))
+            block.linears_mut().map(move |(name, linear)| (format!("model.layers.{i}.{name}"), linear))
         })
     }
 }
@@ -248,10 +248,21 @@ impl Decoder {
 /// The pass of a micro-batch whose rows see themselves alone.
 fn training_pass<'a>(
     dev: &'a Device,
-    rotary: &'a crate::rotary::Rotary,
+    rotary: &'a Rotaries,
     batch: Batch<'a>,
     dropout: Option<u64>,
 ) -> Pass<'a> {
-    let (cos, sin) = rotary.tables(batch.input_ids.len());
-    Pass { dev, cos, sin, rows: RowOffsets { q: batch.cu_seqlens, k: batch.cu_seqlens }, dropout }
+    let rows = RowOffsets { q: batch.cu_seqlens, k: batch.cu_seqlens };
+    pass_of(dev, rotary, batch.input_ids.len(), rows, dropout)
+}
+
+fn pass_of<'a>(
+    dev: &'a Device,
+    rotary: &'a Rotaries,
+    tokens: usize,
+    rows: RowOffsets<'a>,
+    dropout: Option<u64>,
+) -> Pass<'a> {
+    let local_rope = rotary.local_rope.as_ref().map(|rope| rope.angles(tokens));
+    Pass { dev, rope: rotary.rope.angles(tokens), local_rope, rows, dropout }
 }

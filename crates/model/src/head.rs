@@ -1,19 +1,20 @@
 //! The head: final norm, logits and cross-entropy at the supervised positions alone (stages 10 and 11 of the walk).
 //!
-//! > z = norm(h)·Wᵀ at each position with a target, loss = Σ nll(z, target)
+//! > z = cap(s·norm(h)·Wᵀ) at each position with a target, loss = Σ nll(z, target)
+//!
+//! s is 1 in most families, and cap(z) is z but for those that cap logits: c·tanh(z/c).
 //!
 //! Positions are taken in chunks, so that logits [N, V] never exist whole; forward and backward of a chunk follow
 //! each other while its logits are there. The gradient of positions without a target is zero.
 
 use sft_kernels::cross_entropy::{self, Position};
 use sft_kernels::matmul::Matmul;
-use sft_kernels::rms_norm::{self, RmsNormParams};
-use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows};
+use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows, softcap};
 
 use crate::arena::Arena;
-use crate::block::norm_backward;
+use crate::norm::Norm;
 use crate::parameter::Parameter;
-use crate::pass::Pass;
+use crate::spec::DecoderSpec;
 
 /// Bytes of logits that exist at a time, at most (but for a single row of a huge vocabulary).
 const LOGITS_BYTES: usize = 256 << 20;
@@ -98,23 +99,47 @@ impl Scratch {
     }
 }
 
-/// The loss of hidden states [N, C]; `norm` is the final norm's weight, `weight` the head's [V, C].
+/// What happens to logits before they are probabilities.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LogitParams {
+    /// s.
+    pub scale: f32,
+    /// c.
+    pub softcap: Option<f32>,
+}
+
+impl LogitParams {
+    /// Those of a model.
+    pub fn of(spec: &DecoderSpec) -> Self {
+        Self { scale: spec.logit_scale, softcap: spec.final_logit_softcapping }
+    }
+
+    /// Logits of normed states.
+    fn forward(self, dev: &Device, normed: View<'_>, weight: View<'_>, mut logits: ViewMut<'_>) {
+        Matmul::x_wt(normed, weight, logits.reborrow()).alpha(self.scale).run(dev);
+        if let Some(cap) = self.softcap {
+            softcap::forward(dev, cap, logits);
+        }
+    }
+}
+
+/// The loss of hidden states [N, C]; `norm` is the final norm, `weight` the head's [V, C].
 pub fn loss(
     dev: &Device,
-    params: RmsNormParams,
-    (norm, weight): (&Parameter, &Parameter),
+    params: LogitParams,
+    (norm, weight): (&Norm, &Parameter),
     hidden: View<'_>,
     targets: &[i32],
     scratch: &mut Scratch,
 ) -> LossSums {
     let s = scratch.select(dev, hidden, targets);
     let w = scratch;
-    rms_norm::forward(dev, params, w.hidden.head(s), norm.value(), w.normed.head_mut(s), w.rstd.head_mut(s));
+    norm.forward(dev, w.hidden.head(s), w.normed.head_mut(s), w.rstd.head_mut(s));
     let chunk = w.logits.shape()[0];
     for start in (0..s).step_by(chunk) {
         let part = start..s.min(start + chunk);
         let n = part.len();
-        Matmul::x_wt(w.normed.view().rows(part.clone()), weight.value(), w.logits.head_mut(n)).run(dev);
+        params.forward(dev, w.normed.view().rows(part.clone()), weight.value(), w.logits.head_mut(n));
         cross_entropy::forward(dev, w.logits.head(n), &w.targets[part.clone()], &mut w.positions[part]);
     }
     w.sums()
@@ -125,33 +150,34 @@ pub fn loss(
 ///
 /// With a tied head `weight` is the embedding's.
 pub fn loss_and_backward(
-    pass: &Pass<'_>,
-    params: RmsNormParams,
-    (norm, weight): (&mut Parameter, &mut Parameter),
+    dev: &Device,
+    params: LogitParams,
+    (norm, weight): (&mut Norm, &mut Parameter),
     (hidden, targets): (View<'_>, &[i32]),
     scale: f32,
     scratch: &mut Scratch,
     dhidden: ViewMut<'_>,
 ) -> LossSums {
-    let dev = pass.dev;
     let s = scratch.select(dev, hidden, targets);
     let w = scratch;
-    rms_norm::forward(dev, params, w.hidden.head(s), norm.value(), w.normed.head_mut(s), w.rstd.head_mut(s));
+    norm.forward(dev, w.hidden.head(s), w.normed.head_mut(s), w.rstd.head_mut(s));
     let chunk = w.logits.shape()[0];
     for start in (0..s).step_by(chunk) {
         let part = start..s.min(start + chunk);
         let (n, normed) = (part.len(), w.normed.view().rows(part.clone()));
         let (targets, positions) = (&w.targets[part.clone()], &mut w.positions[part.clone()]);
-        Matmul::x_wt(normed, weight.value(), w.logits.head_mut(n)).run(dev);
+        params.forward(dev, normed, weight.value(), w.logits.head_mut(n));
         cross_entropy::forward(dev, w.logits.head(n), targets, positions);
-        cross_entropy::backward(dev, w.logits.head_mut(n), targets, positions, scale);
+        // The gradient of s·z is s times that of z: it goes in with the loss's own factor.
+        let scale = scale * params.scale;
+        cross_entropy::backward(dev, w.logits.head_mut(n), targets, positions, scale, params.softcap);
         Matmul::dy_w(w.logits.head(n), weight.value(), w.d.view_mut().into_rows(part)).run(dev);
         let dlogits = w.logits.head(n);
         weight.accumulate(|_, dw| Matmul::dyt_x(dlogits, normed, dw).accumulate().run(dev));
     }
     w.dhidden.head_mut(s).zero();
     let saved = (w.hidden.head(s), w.rstd.head(s));
-    norm_backward(pass, params, norm, saved, w.d.head(s), Some(w.dhidden.head_mut(s)));
+    norm.backward(dev, saved, w.d.head(s), Some(w.dhidden.head_mut(s)));
     rows::place(dev, w.dhidden.head(s), &w.index, dhidden);
     w.sums()
 }
@@ -159,13 +185,13 @@ pub fn loss_and_backward(
 /// Logits f32 [N, V] of all the given hidden states [N, C]: for generation and for comparisons, not for training.
 pub fn logits(
     dev: &Device,
-    params: RmsNormParams,
-    (norm, weight): (&Parameter, &Parameter),
+    params: LogitParams,
+    (norm, weight): (&Norm, &Parameter),
     hidden: View<'_>,
     logits: ViewMut<'_>,
     scratch: &mut Scratch,
 ) {
     let (n, w) = (hidden.dim(0), scratch);
-    rms_norm::forward(dev, params, hidden, norm.value(), w.normed.head_mut(n), w.rstd.head_mut(n));
-    Matmul::x_wt(w.normed.head(n), weight.value(), logits).run(dev);
+    norm.forward(dev, hidden, w.normed.head_mut(n), w.rstd.head_mut(n));
+    params.forward(dev, w.normed.head(n), weight.value(), logits);
 }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::ModelError;
 use crate::spec::{RopeScaling, RopeSpec};
+use sft_kernels::rope::RopeStyle;
 
 /// A model's `config.json`.
 #[derive(Debug)]
@@ -97,6 +98,11 @@ impl HfConfig {
         self.read_as(key, "a number", Value::as_f64).unwrap_or(default)
     }
 
+    /// A number above 0, if it is there.
+    pub fn positive(&self, key: &str) -> Option<f64> {
+        self.read_as(key, "a number above 0", |v| v.as_f64().filter(|number| *number > 0.0))
+    }
+
     /// A switch, or `default` if it is missing.
     pub fn flag_or(&self, key: &str, default: bool) -> bool {
         self.read_as(key, "true or false", Value::as_bool).unwrap_or(default)
@@ -134,13 +140,38 @@ impl HfConfig {
         sliding.chain(std::iter::repeat(false)).take(layers).collect()
     }
 
+    /// `rope_parameters`, or `rope_scaling` as older files have it.
+    fn rope_object(&self) -> Option<&Map<String, Value>> {
+        self.get("rope_parameters").or_else(|| self.get("rope_scaling")).and_then(Value::as_object)
+    }
+
+    /// A number among the parameters of RoPE.
+    pub fn rope_number(&self, key: &str) -> Option<f64> {
+        self.rope_object()?.get(key)?.as_f64()
+    }
+
     /// RoPE from `rope_parameters`, or from `rope_theta` and `rope_scaling` as older files have it.
     pub fn rope(&self, head_dim: usize, default_theta: f64) -> RopeSpec {
+        let nested = self.rope_object().cloned().unwrap_or_default();
+        let theta = nested.get("rope_theta").and_then(Value::as_f64);
+        let theta = theta.unwrap_or_else(|| self.number_or("rope_theta", default_theta));
+        self.rope_from(&nested, head_dim, theta)
+    }
+
+    /// RoPE of one type of layers, where they differ: its part of `rope_parameters`; in older files the base is
+    /// under a key of its own (with this default), and `rope_scaling` is for the layers of full attention.
+    pub fn rope_of(&self, layer_type: &str, head_dim: usize, (key, default): (&str, f64)) -> RopeSpec {
+        let part = self.rope_object().and_then(|all| all.get(layer_type)).and_then(Value::as_object);
+        let scaled = part.is_none() && layer_type == "full_attention";
+        let nested = if scaled { self.rope_object() } else { part }.cloned().unwrap_or_default();
+        let theta = nested.get("rope_theta").and_then(Value::as_f64);
+        let theta = theta.unwrap_or_else(|| self.number_or(key, default));
+        self.rope_from(&nested, head_dim, theta)
+    }
+
+    fn rope_from(&self, nested: &Map<String, Value>, head_dim: usize, theta: f64) -> RopeSpec {
         let max = self.size_or("max_position_embeddings", 2048);
-        let nested = self.get("rope_parameters").or_else(|| self.get("rope_scaling"));
-        let nested = nested.and_then(Value::as_object).cloned().unwrap_or_default();
         let number = |key: &str| nested.get(key).and_then(Value::as_f64);
-        let theta = number("rope_theta").unwrap_or_else(|| self.number_or("rope_theta", default_theta));
         let partial =
             number("partial_rotary_factor").unwrap_or_else(|| self.number_or("partial_rotary_factor", 1.0));
         let rotary_dim = (head_dim as f64 * partial) as usize;
@@ -193,7 +224,7 @@ impl HfConfig {
                 RopeScaling::Default
             }
         };
-        RopeSpec { theta, rotary_dim, scaling }
+        RopeSpec { theta, rotary_dim, style: RopeStyle::Half, scaling }
     }
 
     /// The result, unless something was wrong.

@@ -17,6 +17,7 @@ pub mod linear;
 pub mod loading;
 pub mod method;
 mod mlp;
+pub mod norm;
 pub mod parameter;
 pub mod pass;
 pub mod rotary;

@@ -6,13 +6,14 @@ use sft_kernels::{DType, Device, Tensor, random};
 
 use crate::ModelError;
 use crate::attention::Attention;
-use crate::block::Block;
+use crate::block::{Block, Norms};
 use crate::decoder::Decoder;
 use crate::linear::{Linear, Lora};
 use crate::method::{Adapters, EMBEDDING, HEAD, LayerAdapters, Method};
 use crate::mlp::Mlp;
+use crate::norm::Norm;
 use crate::parameter::Parameter;
-use crate::spec::{DecoderSpec, LayerSpec};
+use crate::spec::{DecoderSpec, LayerSpec, NormNames};
 use crate::weights::{WeightFiles, first_non_finite};
 
 /// Where weights come from.
@@ -125,7 +126,7 @@ impl<'a> Loading<'a> {
         let embed_tokens = self.embedding(spec);
         let layers = spec.layers.iter().zip(&adapters.layers).enumerate();
         let blocks = layers.map(|(i, (layer, adapters))| self.block(spec, i, layer, adapters)).collect();
-        let norm = self.parameter("model.norm.weight", &[c], Start::Ones);
+        let norm = self.norm(spec, "model.norm", c);
         // As in PEFT: training one of a tied pair whole gives the head a weight of its own, which begins as the same.
         let separate =
             spec.tie_word_embeddings && matches!(self.method, Method::Lora(lora) if lora.separates_head());
@@ -139,42 +140,48 @@ impl<'a> Loading<'a> {
     }
 
     fn block(&mut self, spec: &DecoderSpec, i: usize, layer: &LayerSpec, adapters: &LayerAdapters) -> Block {
-        let (c, norm, name) = (spec.hidden_size, spec.norm, |part: &str| format!("model.layers.{i}.{part}"));
+        let (c, name) = (spec.hidden_size, |part: &str| format!("model.layers.{i}.{part}"));
         let a = &layer.attention;
-        let (q, kv, d, f) =
-            (a.heads * a.head_dim, a.kv_heads * a.head_dim, a.head_dim, layer.mlp.intermediate_size);
-        let head_norm = |l: &mut Self, which: &str| {
-            a.qk_norm.then(|| l.parameter(&name(&format!("self_attn.{which}.weight")), &[d], Start::Ones))
+        let (q, kv, f) = (a.heads * a.head_dim, a.kv_heads * a.head_dim, layer.mlp.intermediate_size);
+        let norms = |l: &mut Self, names: NormNames| Norms {
+            before: names.before.map(|module| l.norm(spec, &name(module), c)),
+            after: names.after.map(|module| l.norm(spec, &name(module), c)),
+        };
+        let qk_norm = |l: &mut Self, which: usize, width: usize| {
+            let norm = a.qk_norm?;
+            let width = if norm.all_heads { width } else { a.head_dim };
+            Some(l.norm(spec, &name(&format!("self_attn.{}", norm.names[which])), width))
         };
         let linear = |l: &mut Self, module: &str, shape, bias| {
             let last = module.rsplit('.').next().unwrap_or(module);
             l.linear(&name(module), shape, bias, adapters.rank_of(last))
         };
         Block {
-            input_layernorm: self.parameter(&name("input_layernorm.weight"), &[c], Start::Ones),
+            attention_norms: norms(self, layer.attention_norms),
             self_attn: Attention {
                 q_proj: linear(self, "self_attn.q_proj", [q, c], a.qkv_bias),
                 k_proj: linear(self, "self_attn.k_proj", [kv, c], a.qkv_bias),
                 v_proj: linear(self, "self_attn.v_proj", [kv, c], a.qkv_bias),
                 o_proj: linear(self, "self_attn.o_proj", [c, q], a.o_bias),
-                q_norm: head_norm(self, "q_norm"),
-                k_norm: head_norm(self, "k_norm"),
+                q_norm: qk_norm(self, 0, q),
+                k_norm: qk_norm(self, 1, kv),
                 spec: a.clone(),
-                norm,
             },
-            post_attention_layernorm: self.parameter(
-                &name("post_attention_layernorm.weight"),
-                &[c],
-                Start::Ones,
-            ),
+            mlp_norms: norms(self, layer.mlp_norms),
             mlp: Mlp {
-                gate_proj: linear(self, "mlp.gate_proj", [f, c], layer.mlp.bias),
+                gate_proj: layer.mlp.gated.then(|| linear(self, "mlp.gate_proj", [f, c], layer.mlp.bias)),
                 up_proj: linear(self, "mlp.up_proj", [f, c], layer.mlp.bias),
                 down_proj: linear(self, "mlp.down_proj", [c, f], layer.mlp.bias),
                 activation: layer.mlp.activation,
             },
-            norm,
+            residual_multiplier: layer.residual_multiplier,
         }
+    }
+
+    fn norm(&mut self, spec: &DecoderSpec, path: &str, width: usize) -> Norm {
+        // The norm multiplies by offset + w: fresh weights make that 1.
+        let start = if spec.norm.offset == 0.0 { Start::Ones } else { Start::Zeros };
+        Norm { weight: self.parameter(&format!("{path}.weight"), &[width], start), params: spec.norm }
     }
 
     fn linear(&mut self, path: &str, shape: [usize; 2], bias: bool, rank: Option<usize>) -> Linear {

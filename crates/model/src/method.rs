@@ -3,11 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::ModelError;
-use crate::spec::DecoderSpec;
-
-/// Linear layers of a block by their last names, in the model's order.
-pub const LINEAR_MODULES: [&str; 7] =
-    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+use crate::spec::{DecoderSpec, LayerSpec};
 
 /// Name of the embedding's weight.
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -82,7 +78,8 @@ impl Method {
         modules: &[String],
         extra: &[String],
     ) -> Result<Self, ModelError> {
-        const INSIDE: [&str; 4] = ["self_attn", "mlp", "input_layernorm", "post_attention_layernorm"];
+        let inside: Vec<&str> =
+            spec.layers.first().map(|layer| block_parts(layer).collect()).unwrap_or_default();
         const OUTSIDE: [&str; 3] = ["embed_tokens", "norm", "lm_head"];
         let total = spec.layers.len();
         let count = usize::try_from(layers.unsigned_abs()).unwrap_or(usize::MAX);
@@ -103,7 +100,7 @@ impl Method {
         };
         let all = modules.is_empty() || modules.iter().any(|name| name == "all");
         let named: &[String] = if all { &[] } else { modules };
-        if let Some(error) = unknown("freeze_trainable_modules", named, &INSIDE)
+        if let Some(error) = unknown("freeze_trainable_modules", named, &inside)
             .or_else(|| unknown("freeze_extra_modules", extra, &OUTSIDE))
         {
             return Err(error);
@@ -143,8 +140,8 @@ impl Method {
         let mut layers = vec![LayerAdapters::default(); spec.layers.len()];
         let mut used = vec![false; lora.targets.len()];
         for (i, layer) in layers.iter_mut().enumerate() {
-            for module in LINEAR_MODULES {
-                let path = module_path(i, module);
+            for name in spec.layers[i].linear_names() {
+                let path = format!("model.layers.{i}.{name}");
                 let hit = lora.targets.iter().position(|target| has_ending(&path, target));
                 if let Some(hit) = hit {
                     used[hit] = true;
@@ -152,7 +149,7 @@ impl Method {
                 // As in PEFT: what is trained whole carries no adapter.
                 let is_whole = lora.modules_to_save.iter().any(|whole| has_part(&path, whole));
                 if (hit.is_some() || lora.targets.is_empty()) && !is_whole {
-                    layer.ranks.insert(module.to_owned(), lora.rank);
+                    layer.ranks.insert(last_part(name).to_owned(), lora.rank);
                 }
             }
         }
@@ -160,7 +157,7 @@ impl Method {
             return Err(ModelError::Method {
                 key: "lora_target",
                 reason: format!("no linear layer is called `{}`", lora.targets[unused]),
-                help: format!("choose `all`, or among {}", LINEAR_MODULES.join(", ")),
+                help: format!("choose `all`, or among {}", linear_modules(spec).join(", ")),
             });
         }
         let modules = modules(spec);
@@ -176,28 +173,43 @@ impl Method {
     }
 }
 
-/// Name of a linear layer of a block.
-fn module_path(layer: usize, module: &str) -> String {
-    let in_mlp = ["gate_proj", "up_proj", "down_proj"].contains(&module);
-    format!("model.layers.{layer}.{}.{module}", if in_mlp { "mlp" } else { "self_attn" })
+/// The last part of a module's name.
+fn last_part(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}
+
+/// Linear layers of all blocks by their last names, each once, in the model's order.
+fn linear_modules(spec: &DecoderSpec) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for name in spec.layers.iter().flat_map(LayerSpec::linear_names).map(last_part) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 /// Full names of all linear layers of the blocks.
 pub(crate) fn linear_paths(spec: &DecoderSpec) -> impl Iterator<Item = String> {
-    (0..spec.layers.len()).flat_map(|i| LINEAR_MODULES.iter().map(move |module| module_path(i, module)))
+    let layers = spec.layers.iter().enumerate();
+    layers.flat_map(|(i, layer)| layer.linear_names().map(move |name| format!("model.layers.{i}.{name}")))
+}
+
+/// Modules of a block that are no linear layers: the two layers, and their norms.
+fn block_parts(layer: &LayerSpec) -> impl Iterator<Item = &'static str> {
+    let norms = layer.attention_norms.iter().chain(layer.mlp_norms.iter());
+    ["self_attn", "mlp"].into_iter().chain(norms)
 }
 
 /// Names of all modules that hold weights, and of those they lie in.
 fn modules(spec: &DecoderSpec) -> Vec<String> {
-    const PARTS: [&str; 4] = ["self_attn", "mlp", "input_layernorm", "post_attention_layernorm"];
     let mut all = vec!["model.embed_tokens".to_owned(), "model.norm".to_owned(), "lm_head".to_owned()];
     for (i, layer) in spec.layers.iter().enumerate() {
+        let name = |part: &str| format!("model.layers.{i}.{part}");
         all.push(format!("model.layers.{i}"));
-        all.extend(PARTS.iter().map(|part| format!("model.layers.{i}.{part}")));
-        all.extend(LINEAR_MODULES.iter().map(|module| module_path(i, module)));
-        if layer.attention.qk_norm {
-            all.extend(["q_norm", "k_norm"].map(|norm| format!("model.layers.{i}.self_attn.{norm}")));
-        }
+        all.extend(block_parts(layer).chain(layer.linear_names()).map(name));
+        let norms = layer.attention.qk_norm.map(|norm| norm.names);
+        all.extend(norms.into_iter().flatten().map(|norm| format!("model.layers.{i}.self_attn.{norm}")));
     }
     all
 }

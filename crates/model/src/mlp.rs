@@ -1,12 +1,12 @@
-//! The gated feed-forward layer of a block (stages 9 and 11 of the walk).
+//! The feed-forward layer of a block (stages 9 and 11 of the walk).
 //!
-//! > y = down_proj(act(gate_proj(x)) · up_proj(x))
+//! > y = down_proj(act(gate_proj(x)) · up_proj(x)), or without a gate y = down_proj(act(up_proj(x)))
 //!
 //! Saved for backward: the outputs of `gate_proj` and `up_proj`, which backward overwrites by their gradients;
-//! their gated product is computed again.
+//! what goes into `down_proj` is computed again.
 
 use sft_kernels::gated::{self, Activation};
-use sft_kernels::{DType, Tensor, View, ViewMut};
+use sft_kernels::{DType, Device, Tensor, View, ViewMut, activation};
 
 use crate::arena::Arena;
 use crate::linear::{self, Linear};
@@ -14,23 +14,23 @@ use crate::method::LayerAdapters;
 use crate::pass::Pass;
 use crate::spec::MlpSpec;
 
-/// A gated feed-forward layer.
+/// A feed-forward layer.
 #[derive(Debug)]
 pub struct Mlp {
     /// [F, C].
-    pub gate_proj: Linear,
+    pub gate_proj: Option<Linear>,
     /// [F, C].
     pub up_proj: Linear,
     /// [C, F].
     pub down_proj: Linear,
-    /// On the gate.
+    /// On the gate, or on what there is without one.
     pub activation: Activation,
 }
 
 /// What forward leaves for backward.
 #[derive(Debug)]
 pub struct Saved {
-    gate: Tensor,
+    gate: Option<Tensor>,
     up: Tensor,
     gate_proj: linear::Saved,
     up_proj: linear::Saved,
@@ -47,7 +47,8 @@ impl Saved {
         adapters: &LayerAdapters,
     ) -> Self {
         let f = spec.intermediate_size;
-        let (gate, up) = (arena.tensor(dtype, &[tokens, f]), arena.tensor(dtype, &[tokens, f]));
+        let gate = spec.gated.then(|| arena.tensor(dtype, &[tokens, f]));
+        let up = arena.tensor(dtype, &[tokens, f]);
         let mut linear = |name: &str| linear::Saved::new(arena, dtype, tokens, adapters.rank_of(name));
         Self {
             gate,
@@ -62,16 +63,16 @@ impl Saved {
 /// Workspace that all feed-forward layers share.
 #[derive(Debug)]
 pub struct Scratch {
-    /// The gated product, [N, F].
-    gated: Tensor,
+    /// What goes into `down_proj`, [N, F].
+    inner: Tensor,
     /// Its gradient, [N, F].
-    dgated: Tensor,
+    dinner: Tensor,
 }
 
 impl Scratch {
     /// Room for `tokens` tokens of the widest layer.
     pub fn new(arena: &mut Arena, dtype: DType, tokens: usize, f: usize) -> Self {
-        Self { gated: arena.tensor(dtype, &[tokens, f]), dgated: arena.tensor(dtype, &[tokens, f]) }
+        Self { inner: arena.tensor(dtype, &[tokens, f]), dinner: arena.tensor(dtype, &[tokens, f]) }
     }
 }
 
@@ -86,10 +87,21 @@ impl Mlp {
         (scratch, linears): (&mut Scratch, &mut linear::Scratch),
     ) {
         let (n, dev, s, dropout) = (x.dim(0), pass.dev, saved, pass.dropout);
-        self.gate_proj.forward(dev, x, s.gate.head_mut(n), &mut s.gate_proj, linears, dropout);
+        if let (Some(gate_proj), Some(gate)) = (&self.gate_proj, &mut s.gate) {
+            gate_proj.forward(dev, x, gate.head_mut(n), &mut s.gate_proj, linears, dropout);
+        }
         self.up_proj.forward(dev, x, s.up.head_mut(n), &mut s.up_proj, linears, dropout);
-        gated::forward(dev, self.activation, s.gate.head(n), s.up.head(n), scratch.gated.head_mut(n));
-        self.down_proj.forward(dev, scratch.gated.head(n), y, &mut s.down_proj, linears, dropout);
+        self.activate(dev, n, s, scratch);
+        self.down_proj.forward(dev, scratch.inner.head(n), y, &mut s.down_proj, linears, dropout);
+    }
+
+    /// What goes into `down_proj`, from what is saved.
+    fn activate(&self, dev: &Device, n: usize, saved: &Saved, scratch: &mut Scratch) {
+        let (up, inner) = (saved.up.head(n), scratch.inner.head_mut(n));
+        match &saved.gate {
+            Some(gate) => gated::forward(dev, self.activation, gate.head(n), up, inner),
+            None => activation::forward(dev, self.activation, up, inner),
+        }
     }
 
     /// The gradient of x from that of y; `saved` is used up.
@@ -103,21 +115,22 @@ impl Mlp {
         (scratch, linears): (&mut Scratch, &mut linear::Scratch),
     ) {
         let (n, dev, s, dropout) = (x.dim(0), pass.dev, saved, pass.dropout);
-        gated::forward(dev, self.activation, s.gate.head(n), s.up.head(n), scratch.gated.head_mut(n));
-        let dgated = Some(scratch.dgated.head_mut(n));
-        self.down_proj.backward(
-            dev,
-            scratch.gated.head(n),
-            dy,
-            dgated,
-            false,
-            &s.down_proj,
-            linears,
-            dropout,
-        );
-        gated::backward(dev, self.activation, scratch.dgated.head(n), s.gate.head_mut(n), s.up.head_mut(n));
-        let (dgate, dup) = (s.gate.head(n), s.up.head(n));
-        self.gate_proj.backward(dev, x, dgate, Some(dx.reborrow()), false, &s.gate_proj, linears, dropout);
-        self.up_proj.backward(dev, x, dup, Some(dx), true, &s.up_proj, linears, dropout);
+        self.activate(dev, n, s, scratch);
+        let (inner, dinner) = (scratch.inner.head(n), Some(scratch.dinner.head_mut(n)));
+        self.down_proj.backward(dev, inner, dy, dinner, false, &s.down_proj, linears, dropout);
+        let dinner = scratch.dinner.head(n);
+        let gated = match (&mut self.gate_proj, &mut s.gate) {
+            (Some(gate_proj), Some(gate)) => {
+                gated::backward(dev, self.activation, dinner, gate.head_mut(n), s.up.head_mut(n));
+                let dx = Some(dx.reborrow());
+                gate_proj.backward(dev, x, gate.head(n), dx, false, &s.gate_proj, linears, dropout);
+                true
+            }
+            _ => {
+                activation::backward(dev, self.activation, dinner, s.up.head_mut(n));
+                false
+            }
+        };
+        self.up_proj.backward(dev, x, s.up.head(n), Some(dx), gated, &s.up_proj, linears, dropout);
     }
 }

@@ -1,7 +1,10 @@
 //! What every layer needs to know of the micro-batch that passes through it.
 
 use sft_kernels::attention::RowOffsets;
+use sft_kernels::rope::RopeStyle;
 use sft_kernels::{Device, View};
+
+use crate::spec::LayerRope;
 
 /// A micro-batch without padding, as the model sees it: rows laid end to end.
 #[derive(Debug, Clone, Copy)]
@@ -16,17 +19,39 @@ pub struct Batch<'a> {
     pub targets: &'a [i32],
 }
 
+/// cos and sin of every token of a micro-batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Angles<'a> {
+    /// f32 [N, rotary_dim / 2].
+    pub cos: View<'a>,
+    /// The same of the sine.
+    pub sin: View<'a>,
+    /// Which dimensions form a pair.
+    pub style: RopeStyle,
+}
+
 /// One pass of a micro-batch through the layers.
 #[derive(Debug, Clone, Copy)]
 pub struct Pass<'a> {
     /// Where it runs.
     pub dev: &'a Device,
-    /// cos of every token, f32 [N, rotary_dim / 2].
-    pub cos: View<'a>,
-    /// sin of every token.
-    pub sin: View<'a>,
+    /// Positions of most layers.
+    pub rope: Angles<'a>,
+    /// Positions of the layers with [`LayerRope::Local`].
+    pub local_rope: Option<Angles<'a>>,
     /// Row boundaries of queries and of keys.
     pub rows: RowOffsets<'a>,
     /// Key of the dropout masks of this micro-batch; `None` when nothing is trained.
     pub dropout: Option<u64>,
+}
+
+impl<'a> Pass<'a> {
+    /// The angles that a layer rotates by.
+    pub fn angles(&self, rope: LayerRope) -> Option<Angles<'a>> {
+        match rope {
+            LayerRope::None => None,
+            LayerRope::Global => Some(self.rope),
+            LayerRope::Local => self.local_rope,
+        }
+    }
 }

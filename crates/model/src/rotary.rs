@@ -7,9 +7,41 @@
 
 use std::f64::consts::TAU;
 
-use sft_kernels::{DType, Tensor, View};
+use sft_kernels::{DType, Tensor};
 
-use crate::spec::{RopeScaling, RopeSpec};
+use crate::pass::Angles;
+use crate::spec::{DecoderSpec, RopeScaling, RopeSpec};
+
+/// The positions of all layers of a decoder.
+#[derive(Debug)]
+pub struct Rotaries {
+    /// Of most layers.
+    pub rope: Rotary,
+    /// Of the layers with [`crate::spec::LayerRope::Local`].
+    pub local_rope: Option<Rotary>,
+}
+
+impl Rotaries {
+    /// Room for `max_tokens` tokens.
+    pub fn new(spec: &DecoderSpec, max_tokens: usize) -> Self {
+        let local_rope = spec.local_rope.as_ref().map(|rope| Rotary::new(rope, max_tokens));
+        Self { rope: Rotary::new(&spec.rope, max_tokens), local_rope }
+    }
+
+    /// As [`Rotary::fill`].
+    pub fn fill(&mut self, position_ids: &[u32], rows: &[u32]) {
+        self.rope.fill(position_ids, rows);
+        if let Some(rope) = &mut self.local_rope {
+            rope.fill(position_ids, rows);
+        }
+    }
+
+    /// Bytes that they hold for `max_tokens` tokens.
+    pub fn bytes(spec: &DecoderSpec, max_tokens: usize) -> usize {
+        let ropes = std::iter::once(&spec.rope).chain(&spec.local_rope);
+        ropes.map(|rope| Rotary::bytes(rope, max_tokens)).sum()
+    }
+}
 
 /// cos and sin of the tokens of one micro-batch, [N, rotary_dim / 2] each, f32.
 #[derive(Debug)]
@@ -64,8 +96,8 @@ impl Rotary {
     }
 
     /// cos and sin of the first `tokens` tokens.
-    pub fn tables(&self, tokens: usize) -> (View<'_>, View<'_>) {
-        (self.cos.head(tokens), self.sin.head(tokens))
+    pub fn angles(&self, tokens: usize) -> Angles<'_> {
+        Angles { cos: self.cos.head(tokens), sin: self.sin.head(tokens), style: self.spec.style }
     }
 
     /// Bytes that it holds for `max_tokens` tokens.
@@ -145,10 +177,12 @@ fn yarn(spec: &RopeSpec) -> Vec<f32> {
 #[cfg(test)]
 #[expect(clippy::excessive_precision, reason = "golden values as torch prints them")]
 mod tests {
+    use sft_kernels::rope::RopeStyle;
+
     use super::*;
 
     fn spec(theta: f64, rotary_dim: usize, scaling: RopeScaling) -> RopeSpec {
-        RopeSpec { theta, rotary_dim, scaling }
+        RopeSpec { theta, rotary_dim, style: RopeStyle::Half, scaling }
     }
 
     fn assert_frequencies(found: Vec<f32>, expected: &[f32]) {

@@ -7,7 +7,7 @@ use crate::block;
 use crate::head;
 use crate::method::Adapters;
 use crate::pass::Batch;
-use crate::rotary::Rotary;
+use crate::rotary::Rotaries;
 use crate::spec::DecoderSpec;
 
 /// What a workspace is for.
@@ -33,7 +33,7 @@ pub struct Workspace {
     head: head::Scratch,
     /// The gradient of the current h, [N, C].
     d: Tensor,
-    rotary: Option<Rotary>,
+    rotary: Option<Rotaries>,
     max_tokens: usize,
     purpose: Purpose,
 }
@@ -77,7 +77,7 @@ impl Workspace {
         purpose: Purpose,
     ) -> WorkspaceBytes {
         let mut bytes = Self::build(&mut Arena::counting(), spec, adapters, compute, max_tokens, purpose).1;
-        bytes.scratch += Rotary::bytes(&spec.rope, max_tokens);
+        bytes.scratch += Rotaries::bytes(spec, max_tokens);
         bytes
     }
 
@@ -105,7 +105,7 @@ impl Workspace {
         let activations = arena.bytes();
         let scratch = block::Scratch::new(arena, compute, (n, backward_tokens), spec, adapters);
         let d = arena.tensor(compute, &[backward_tokens, c]);
-        let rotary = Some(Rotary::new(&spec.rope, if arena.is_counting() { 0 } else { n }));
+        let rotary = Some(Rotaries::new(spec, if arena.is_counting() { 0 } else { n }));
         let scratch_bytes = arena.bytes() - activations;
         let head = head::Scratch::new(arena, compute, n, c, spec.vocab_size);
         let head_bytes = arena.bytes() - activations - scratch_bytes;
@@ -124,7 +124,7 @@ impl Workspace {
     }
 
     /// cos and sin of a micro-batch, lent out for a pass.
-    pub(crate) fn take_rotary(&mut self, batch: Batch<'_>) -> Rotary {
+    pub(crate) fn take_rotary(&mut self, batch: Batch<'_>) -> Rotaries {
         let n = batch.input_ids.len();
         assert!(n <= self.max_tokens, "{n} tokens in a workspace for {}", self.max_tokens);
         let mut rotary = self.rotary.take().expect("given back after every pass");
@@ -132,7 +132,7 @@ impl Workspace {
         rotary
     }
 
-    pub(crate) fn give_rotary(&mut self, rotary: Rotary) {
+    pub(crate) fn give_rotary(&mut self, rotary: Rotaries) {
         self.rotary = Some(rotary);
     }
 

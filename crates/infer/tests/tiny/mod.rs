@@ -11,12 +11,15 @@ use sft_data::template::TemplateOptions;
 use sft_data::tokenize::Tokenizer;
 use sft_kernels::gated::Activation;
 use sft_kernels::rms_norm::RmsNormParams;
+use sft_kernels::rope::RopeStyle;
 use sft_kernels::{CpuOptions, DType, Device, Isa, Tensor};
 use sft_model::Decoder;
 use sft_model::loading::{self, Source};
 use sft_model::method::Method;
 use sft_model::parameter::Parameter;
-use sft_model::spec::{AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, RopeScaling, RopeSpec};
+use sft_model::spec::{
+    AttentionSpec, DecoderSpec, LayerRope, LayerSpec, MlpSpec, NormNames, RopeScaling, RopeSpec,
+};
 
 /// Beginning of a row.
 pub const BOS: u32 = 256;
@@ -38,10 +41,16 @@ pub fn spec(longest: usize) -> DecoderSpec {
             head_dim: 8,
             qkv_bias: false,
             o_bias: false,
-            qk_norm: false,
+            qk_norm: None,
+            rope: LayerRope::Global,
+            scale: 1.0 / 8f32.sqrt(),
+            softcap: None,
             window,
         },
-        mlp: MlpSpec { intermediate_size: 48, activation: Activation::Silu, bias: false },
+        attention_norms: NormNames::before("input_layernorm"),
+        mlp: MlpSpec { intermediate_size: 48, gated: true, activation: Activation::Silu, bias: false },
+        mlp_norms: NormNames::before("post_attention_layernorm"),
+        residual_multiplier: 1.0,
     };
     DecoderSpec {
         model_type: "llama".into(),
@@ -49,7 +58,16 @@ pub fn spec(longest: usize) -> DecoderSpec {
         hidden_size: 32,
         layers: vec![layer(None), layer(Some(40))],
         norm: RmsNormParams { eps: 1e-6, offset: 0.0 },
-        rope: RopeSpec { theta: 10_000.0, rotary_dim: 8, scaling: RopeScaling::Default },
+        rope: RopeSpec {
+            theta: 10_000.0,
+            rotary_dim: 8,
+            style: RopeStyle::Half,
+            scaling: RopeScaling::Default,
+        },
+        local_rope: None,
+        embedding_multiplier: 1.0,
+        logit_scale: 1.0,
+        final_logit_softcapping: None,
         tie_word_embeddings: false,
         max_position_embeddings: longest,
         initializer_range: 0.2,

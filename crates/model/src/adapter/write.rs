@@ -2,7 +2,6 @@
 //!
 //! In: a decoder with an adapter → out: `adapter_model.safetensors` (f32, as trained) and `adapter_config.json`.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +13,7 @@ use crate::ModelError;
 use crate::block::Block;
 use crate::decoder::Decoder;
 use crate::linear::{Linear, Lora};
-use crate::method::{LINEAR_MODULES, LoraOptions};
+use crate::method::LoraOptions;
 use crate::weights;
 
 /// Writes the adapter on a decoder, and the weights of `modules_to_save`. Each file appears whole or not at all.
@@ -61,15 +60,18 @@ fn carried(decoder: &Decoder) -> impl Iterator<Item = (&Linear, &Lora)> {
 
 /// `target_modules` for layers of these full names: short names where all `blocks` carry the same adapters.
 pub(super) fn target_modules(paths: &[String], blocks: usize) -> Vec<String> {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for path in paths {
-        *counts.entry(path.rsplit('.').next().unwrap_or(path)).or_default() += 1;
+    let last = |path: &'_ String| path.rsplit('.').next().unwrap_or(path).to_owned();
+    let mut counts: Vec<(String, usize)> = Vec::new();
+    for name in paths.iter().map(last) {
+        match counts.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((name, 1)),
+        }
     }
-    if counts.values().any(|count| *count != blocks) {
+    if counts.iter().any(|(_, count)| *count != blocks) {
         return paths.to_vec();
     }
-    let short = LINEAR_MODULES.iter().filter(|module| counts.contains_key(**module));
-    short.map(|module| (*module).to_owned()).collect()
+    counts.into_iter().map(|(name, _)| name).collect()
 }
 
 /// `rank_pattern` and `alpha_pattern`: layers whose adapter differs from the options.

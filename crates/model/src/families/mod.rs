@@ -1,15 +1,27 @@
 //! The families: each file maps a `config.json` to a [`DecoderSpec`]. Nothing else knows a family's name.
 
+mod arcee;
+mod cwm;
+mod ernie4_5;
+mod exaone4;
+mod gemma;
+mod granite;
+mod helium;
+mod hunyuan_v1_dense;
 mod llama;
+mod ministral;
 mod mistral;
+mod olmo2;
 mod qwen2;
 mod qwen3;
+mod seed_oss;
+mod smollm3;
 
 use std::path::Path;
 
 use crate::ModelError;
 use crate::hf_config::HfConfig;
-use crate::spec::{AttentionSpec, DecoderSpec, LayerSpec, MlpSpec};
+use crate::spec::{AttentionSpec, DecoderSpec, LayerRope, LayerSpec, MlpSpec, NormNames};
 use sft_kernels::gated::Activation;
 use sft_kernels::rms_norm::RmsNormParams;
 
@@ -17,8 +29,28 @@ use sft_kernels::rms_norm::RmsNormParams;
 type ReadSpec = fn(&HfConfig) -> DecoderSpec;
 
 /// `model_type` → family.
-const FAMILIES: [(&str, ReadSpec); 4] =
-    [("llama", llama::spec), ("mistral", mistral::spec), ("qwen2", qwen2::spec), ("qwen3", qwen3::spec)];
+const FAMILIES: [(&str, ReadSpec); 20] = [
+    ("arcee", arcee::spec),
+    ("cwm", cwm::spec),
+    ("ernie4_5", ernie4_5::spec),
+    ("exaone4", exaone4::spec),
+    ("gemma", gemma::gemma),
+    ("gemma2", gemma::gemma2),
+    ("gemma3_text", gemma::gemma3),
+    ("granite", granite::spec),
+    ("helium", helium::spec),
+    ("hunyuan_v1_dense", hunyuan_v1_dense::spec),
+    ("llama", llama::spec),
+    ("ministral", ministral::spec),
+    ("mistral", mistral::spec),
+    ("olmo2", olmo2::spec),
+    ("olmo3", olmo2::olmo3),
+    ("qwen2", qwen2::spec),
+    ("qwen3", qwen3::spec),
+    ("seed_oss", seed_oss::spec),
+    ("smollm3", smollm3::spec),
+    ("vaultgemma", gemma::vaultgemma),
+];
 
 /// The supported `model_type`s.
 pub fn supported() -> impl Iterator<Item = &'static str> {
@@ -48,51 +80,66 @@ pub fn read_spec(folder: &Path) -> Result<DecoderSpec, ModelError> {
     config.finish(spec)
 }
 
-/// What differs between families that are otherwise Llama.
-struct Variant {
-    default_theta: f64,
-    qkv_bias: bool,
-    o_bias: bool,
-    mlp_bias: bool,
-    qk_norm: bool,
-    /// Window of each layer.
-    windows: Vec<Option<usize>>,
-}
-
-/// The Llama shape: RMS norms, rotary positions, grouped-query attention, gated feed-forward layers.
-fn llama_shaped(config: &HfConfig, variant: Variant) -> DecoderSpec {
+/// The Llama shape: RMS norms before the layers, rotary positions, grouped-query attention, gated feed-forward
+/// layers, no biases. Families begin with it and change what differs.
+fn llama_shaped(config: &HfConfig) -> DecoderSpec {
     let (hidden_size, heads) = (config.size("hidden_size"), config.size("num_attention_heads"));
     let head_dim = config.size_or("head_dim", hidden_size / heads.max(1));
-    let activation = config.word("hidden_act").unwrap_or("silu").parse().unwrap_or_else(|reason: String| {
+    let activation = config.word("hidden_activation").or_else(|| config.word("hidden_act"));
+    let activation = activation.unwrap_or("silu").parse().unwrap_or_else(|reason: String| {
         config.problem(reason);
         Activation::Silu
     });
-    let layer = |window: &Option<usize>| LayerSpec {
+    let layer = LayerSpec {
         attention: AttentionSpec {
             heads,
             kv_heads: config.size_or("num_key_value_heads", heads),
             head_dim,
-            qkv_bias: variant.qkv_bias,
-            o_bias: variant.o_bias,
-            qk_norm: variant.qk_norm,
-            window: *window,
+            qkv_bias: false,
+            o_bias: false,
+            qk_norm: None,
+            rope: LayerRope::Global,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            softcap: None,
+            window: None,
         },
+        attention_norms: NormNames::before("input_layernorm"),
         mlp: MlpSpec {
             intermediate_size: config.size("intermediate_size"),
+            gated: true,
             activation,
-            bias: variant.mlp_bias,
+            bias: false,
         },
+        mlp_norms: NormNames::before("post_attention_layernorm"),
+        residual_multiplier: 1.0,
     };
     DecoderSpec {
         model_type: config.word("model_type").unwrap_or_default().to_owned(),
         vocab_size: config.size("vocab_size"),
         hidden_size,
-        layers: variant.windows.iter().map(layer).collect(),
+        layers: vec![layer; layers(config)],
         norm: RmsNormParams { eps: config.number_or("rms_norm_eps", 1e-6) as f32, offset: 0.0 },
-        rope: config.rope(head_dim, variant.default_theta),
+        rope: config.rope(head_dim, 10_000.0),
+        local_rope: None,
+        embedding_multiplier: 1.0,
+        logit_scale: 1.0,
+        final_logit_softcapping: None,
         tie_word_embeddings: config.flag_or("tie_word_embeddings", false),
         max_position_embeddings: config.size_or("max_position_embeddings", 2048),
         initializer_range: config.number_or("initializer_range", 0.02) as f32,
+    }
+}
+
+/// A window of so many keys in the layers that `layer_types` names; by the rule `slides` where that key is missing.
+fn set_windows(
+    config: &HfConfig,
+    spec: &mut DecoderSpec,
+    window: Option<usize>,
+    slides: impl Fn(usize) -> bool,
+) {
+    let sliding = config.sliding_layers(spec.layers.len(), slides);
+    for (layer, slides) in spec.layers.iter_mut().zip(sliding) {
+        layer.attention.window = window.filter(|_| slides);
     }
 }
 

@@ -1,20 +1,12 @@
-//! Qwen3: Qwen2 with queries and keys normalised per head, and no biases unless `attention_bias`.
+//! Qwen3: Llama with queries and keys normalised per head, and Qwen2's windows.
 
-use super::{Variant, llama_shaped, qwen2};
+use super::{llama, qwen2};
 use crate::hf_config::HfConfig;
-use crate::spec::DecoderSpec;
+use crate::spec::{DecoderSpec, QkNorm};
 
 pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
-    let bias = config.flag_or("attention_bias", false);
-    llama_shaped(
-        config,
-        Variant {
-            default_theta: 10_000.0,
-            qkv_bias: bias,
-            o_bias: bias,
-            mlp_bias: false,
-            qk_norm: true,
-            windows: qwen2::windows(config),
-        },
-    )
+    let mut spec = llama::spec(config);
+    spec.layers.iter_mut().for_each(|layer| layer.attention.qk_norm = Some(QkNorm::PER_HEAD));
+    qwen2::slide(config, &mut spec);
+    spec
 }

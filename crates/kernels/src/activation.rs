@@ -1,0 +1,84 @@
+//! The activation of a feed-forward layer without a gate (stages 9 and 11 of the walk).
+//!
+//! Formula: y = act(x), element by element, with the functions of [`crate::gated`]. Derivative: dx = dy · act′(x).
+//!
+//! Storage f32 or bf16 (one type for all), arithmetic f32. Saved for backward: x; y is computed again where it is
+//! needed. Memory-bound: 2 tensors forward, 3 backward.
+
+use crate::gated::{Activation, Gate, with_activation};
+use crate::isa::per_isa;
+use crate::{Device, Element, View, ViewMut, with_dtype};
+
+/// Elements that one task handles.
+const CHUNK: usize = 4096;
+
+/// y = act(x).
+///
+/// # Panics
+/// If shapes or types do not fit.
+pub fn forward(dev: &Device, act: Activation, x: View<'_>, y: ViewMut<'_>) {
+    let _timed = dev.pass("activation", 2 * x.bytes().len());
+    assert_eq!(x.shape(), y.shape(), "activation: x and y");
+    with_dtype!(y.dtype(), E => {
+        let x = x.as_slice::<E>();
+        dev.for_each_chunk(y.as_mut_slice::<E>(), CHUNK, |i, y| {
+            with_activation!(act, act => values(dev.isa(), act, &x[i * CHUNK..], y));
+        });
+    });
+}
+
+/// Replaces x by dx.
+///
+/// # Panics
+/// If shapes or types do not fit.
+pub fn backward(dev: &Device, act: Activation, dy: View<'_>, x: ViewMut<'_>) {
+    let _timed = dev.pass("activation backward", 3 * dy.bytes().len());
+    assert_eq!(x.shape(), dy.shape(), "activation: x and dy");
+    with_dtype!(dy.dtype(), E => {
+        let dy = dy.as_slice::<E>();
+        dev.for_each_chunk(x.as_mut_slice::<E>(), CHUNK, |i, x| {
+            with_activation!(act, act => gradients(dev.isa(), act, &dy[i * CHUNK..], x));
+        });
+    });
+}
+
+per_isa! {
+    fn values<E: Element, G: Gate>(act: G, x: &[E], y: &mut [E]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = E::from_f32(act.value_and_slope(x.to_f32()).0));
+    }
+
+    fn gradients<E: Element, G: Gate>(act: G, dy: &[E], x: &mut [E]) {
+        let pairs = x.iter_mut().zip(dy);
+        pairs.for_each(|(x, dy)| *x = E::from_f32(dy.to_f32() * act.value_and_slope(x.to_f32()).1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gated::reference;
+    use crate::testing::{Random, assert_close, devices, to_f64};
+    use crate::{DType, Tensor};
+
+    // The functions and their slopes are compared with torch and with differences where `gated` is tested.
+    #[test]
+    fn device_matches_reference() {
+        for dev in devices() {
+            for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 1e-2)] {
+                for act in [Activation::Silu, Activation::GeluTanh, Activation::Relu2] {
+                    let mut random = Random::new(5);
+                    let shape = [CHUNK + 77, 1];
+                    let (mut x, dy) = (random.tensor(dtype, &shape), random.tensor(dtype, &shape));
+                    let (xs, dys) = (to_f64(&x), to_f64(&dy));
+                    let mut y = Tensor::zeros(dtype, &shape);
+                    forward(&dev, act, x.view(), y.view_mut());
+                    let expected: Vec<f64> = xs.iter().map(|x| reference::activation(act, *x)).collect();
+                    assert_close("y", &to_f64(&y), &expected, tolerance);
+                    backward(&dev, act, dy.view(), x.view_mut());
+                    let slopes = xs.iter().zip(&dys).map(|(x, dy)| dy * reference::slope(act, *x));
+                    assert_close("dx", &to_f64(&x), &slopes.collect::<Vec<_>>(), tolerance);
+                }
+            }
+        }
+    }
+}
