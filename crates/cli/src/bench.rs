@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -15,17 +14,13 @@ use sft_train::bench::{Report, bench};
 use sft_train::{Job, setup};
 
 use crate::chat::read_decoder;
-use crate::train::read_config;
+use crate::recipe::Recipe;
 
 /// Takes some steps of a job, writes nothing, and prints tokens a second and the time of every op.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The configuration of the job
-    #[arg(value_name = "CONFIG")]
-    config: Option<PathBuf>,
-    /// `key=value`
-    #[arg(value_name = "KEY=VALUE")]
-    overrides: Vec<String>,
+    #[command(flatten)]
+    recipe: Recipe,
     /// Steps that are timed
     #[arg(long, default_value_t = 4)]
     steps: u64,
@@ -46,11 +41,11 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(tokens) = args.decode {
-        let config = read_config(args.config, args.overrides, Purpose::Chat)?;
+        let config = args.recipe.read(Purpose::Chat)?;
         println!("{}", decode(&config, tokens.max(1), args.json)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let config = read_config(args.config, args.overrides, Purpose::Train)?;
+    let config = args.recipe.read(Purpose::Train)?;
     let report = bench(Job::prepare(config)?, args.warm_up, args.steps)?;
     if !args.json {
         head(&report);

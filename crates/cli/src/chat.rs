@@ -5,7 +5,7 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -22,22 +22,19 @@ use sft_model::spec::DecoderSpec;
 use sft_model::weights::WeightFiles;
 use sft_train::setup;
 
-use crate::train::read_config;
+use crate::recipe::Recipe;
 
-/// Talks to a model, with or without an adapter.
+/// Talks to a model, with or without an adapter: `model_name_or_path=…`, `adapter_name_or_path=…`, `template=…`,
+/// `temperature=…` and the like stand in a file or on the command line.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// YAML or JSON file
-    #[arg(value_name = "CONFIG")]
-    config: Option<PathBuf>,
-    /// `key=value`: `model_name_or_path=…`, `adapter_name_or_path=…`, `template=…`, `temperature=…`, …
-    #[arg(value_name = "KEY=VALUE")]
-    overrides: Vec<String>,
+    #[command(flatten)]
+    recipe: Recipe,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = read_config(args.config, args.overrides, Purpose::Chat)?;
+    let config = args.recipe.read(Purpose::Chat)?;
     let dev = setup::device(&config)?;
     // The small files first: a wrong path is told at once.
     let spec = setup::spec(&config)?;

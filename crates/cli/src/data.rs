@@ -4,7 +4,6 @@ mod check;
 
 use std::io::{BufWriter, IsTerminal, Write};
 use std::ops::Range;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -20,7 +19,7 @@ use sft_data::rows::RowProblem;
 use sft_data::tokenize::Tokenizer;
 use sft_train::{TrainError, setup};
 
-use crate::train::read_config;
+use crate::recipe::Recipe;
 
 /// Looks at data as training sees it.
 #[derive(Debug, clap::Subcommand)]
@@ -34,12 +33,8 @@ pub enum Command {
 /// Prints rows token by token: what is trained, what is ignored, and why.
 #[derive(Debug, clap::Args)]
 pub struct Show {
-    /// The configuration of the run
-    #[arg(value_name = "CONFIG")]
-    config: Option<PathBuf>,
-    /// `key=value`
-    #[arg(value_name = "KEY=VALUE")]
-    overrides: Vec<String>,
+    #[command(flatten)]
+    recipe: Recipe,
     /// Rows, from 0: `3`, `0..10`, `5..`
     #[arg(long, value_name = "RANGE")]
     rows: Option<String>,
@@ -57,7 +52,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn show(args: Show) -> anyhow::Result<ExitCode> {
-    let config = read_config(args.config, args.overrides, Purpose::Data)?;
+    let config = args.recipe.read(Purpose::Data)?;
     let default = if args.json { ".." } else { "0..3" };
     let rows = parse_range(args.rows.as_deref().unwrap_or(default))?;
     let data = dataset::load(&setup::dataset_options(&config))?;

@@ -1,6 +1,6 @@
 //! `sft export`: merges adapters into their model and writes a Hugging Face folder.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use sft_config::Purpose;
@@ -11,22 +11,18 @@ use sft_model::adapter::{self, Last};
 use sft_model::method::Method;
 use sft_train::setup;
 
-use crate::train::read_config;
+use crate::recipe::Recipe;
 
 /// Merges the adapters of `adapter_name_or_path` into the model and writes `export_dir`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// YAML or JSON file
-    #[arg(value_name = "CONFIG")]
-    config: Option<PathBuf>,
-    /// `key=value`
-    #[arg(value_name = "KEY=VALUE")]
-    overrides: Vec<String>,
+    #[command(flatten)]
+    recipe: Recipe,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = read_config(args.config, args.overrides, Purpose::Export)?;
+    let config = args.recipe.read(Purpose::Export)?;
     crate::summary::no_effect(&config);
     let dev = setup::device(&config)?;
     let base = Path::new(&config.model_name_or_path);

@@ -1,5 +1,13 @@
 //! The `sft` command: argv → one subcommand (stage 0 of the walk). Only this crate prints.
 
+/// As std's, but a reader that has gone away (`sft … | head`) is no reason to panic, least of all while training.
+macro_rules! println {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod answers;
 mod bench;
 mod chat;
@@ -8,6 +16,7 @@ mod data;
 mod export;
 mod parity;
 mod progress;
+mod recipe;
 mod summary;
 mod train;
 

@@ -2,6 +2,7 @@
 
 use sft_config::RunConfig;
 use sft_data::pipeline::{EncodeReport, LENGTH_STEP};
+use sft_kernels::Device;
 use sft_train::Job;
 
 /// Keys that were accepted and change nothing.
@@ -11,6 +12,11 @@ pub fn no_effect(config: &RunConfig) {
     }
     println!("keys without effect:");
     config.no_effect.iter().for_each(|key| println!("  {key}"));
+}
+
+/// What computes.
+pub fn device(dev: &Device) {
+    println!("device: {} with {} threads", dev.isa(), dev.threads());
 }
 
 /// Everything known of a job.

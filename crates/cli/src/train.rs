@@ -1,27 +1,23 @@
 //! `sft train config.yaml [key=value …]`.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use sft_config::{Purpose, RunConfig};
-use sft_train::Job;
+use sft_config::Purpose;
 use sft_train::run::Outcome;
+use sft_train::{Job, setup};
 
 use crate::answers::Comparison;
 use crate::progress::Screen;
+use crate::recipe::Recipe;
 use crate::summary;
 
 /// Trains by a configuration with LLaMA-Factory's keys; `sft config` lists them.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// YAML or JSON file; `key=value` arguments after it win over what it says
-    #[arg(value_name = "CONFIG")]
-    config: Option<PathBuf>,
-    /// `key=value`
-    #[arg(value_name = "KEY=VALUE")]
-    overrides: Vec<String>,
+    #[command(flatten)]
+    recipe: Recipe,
     /// Show the resolved configuration, the data, the steps and the memory plan; train nothing
     #[arg(long)]
     dry_run: bool,
@@ -30,29 +26,14 @@ pub struct Args {
 /// The exit status of a run that Ctrl-C ended, as shells have it: `sft train … && sft export …` stops there.
 const INTERRUPTED: u8 = 130;
 
-/// Splits `[CONFIG] key=value …`: a first word with `=` in it is an override, unless there is such a file.
-pub fn read_config(
-    path: Option<PathBuf>,
-    overrides: Vec<String>,
-    purpose: Purpose,
-) -> anyhow::Result<RunConfig> {
-    let (path, overrides) = match path {
-        Some(word) if word.to_string_lossy().contains('=') && !word.exists() => {
-            let first = word.to_string_lossy().into_owned();
-            (None, [vec![first], overrides].concat())
-        }
-        path => (path, overrides),
-    };
-    Ok(sft_config::load(path.as_deref(), &overrides, purpose)?)
-}
-
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = read_config(args.config, args.overrides, Purpose::Train)?;
+    let config = args.recipe.read(Purpose::Train)?;
     summary::no_effect(&config);
     if args.dry_run {
         println!("{}", config.resolved_yaml());
     }
+    summary::device(&setup::device(&config)?);
     let job = Job::prepare(config).inspect_err(crate::data::show_violation)?;
     summary::job(&job);
     if args.dry_run {

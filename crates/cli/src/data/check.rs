@@ -1,7 +1,6 @@
 //! `sft data check`: what is odd about the rows of a configuration, before anything is trained.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{anyhow, bail};
@@ -13,18 +12,14 @@ use sft_data::pretrain::Pretrain;
 use sft_data::tokenize::Tokenizer;
 use sft_train::setup;
 
-use crate::train::read_config;
+use crate::recipe::Recipe;
 
 /// Counts and shows what is odd about the rows: malformed and empty ones, duplicates, rows that are also evaluated
 /// on, cut and unprovable ones, wrong character sets.
 #[derive(Debug, clap::Args)]
 pub struct Check {
-    /// The configuration of the run
-    #[arg(value_name = "CONFIG")]
-    config: Option<PathBuf>,
-    /// `key=value`
-    #[arg(value_name = "KEY=VALUE")]
-    overrides: Vec<String>,
+    #[command(flatten)]
+    recipe: Recipe,
     /// More rows of a kind than this are an error: `duplicate=0`, `cut=0.01` (a fraction has a point)
     #[arg(long = "max", value_name = "KIND=LIMIT")]
     limits: Vec<String>,
@@ -38,7 +33,7 @@ pub struct Check {
 
 /// Runs the command: exit status 1 if a finding is over its limit.
 pub fn run(args: Check) -> anyhow::Result<ExitCode> {
-    let config = read_config(args.config, args.overrides, Purpose::Data)?;
+    let config = args.recipe.read(Purpose::Data)?;
     let mut limits = vec![(Kind::Unproved, Limit::Rows(0))];
     let options = setup::dataset_options(&config);
     limits.push((
