@@ -14,11 +14,13 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with `vdpbf16ps`: products of pairs of `bf16` summed in `f32`.
     Avx512Bf16,
+    /// AMX: products of tiles of 16 × 32 `bf16` summed in `f32`; everything else as [`Isa::Avx512Bf16`].
+    Amx,
 }
 
 impl Isa {
     /// All of them, weakest first.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
     /// The name used by `SFT_CPU` and in the start-up table.
     pub const fn name(self) -> &'static str {
@@ -27,6 +29,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::Amx => "amx",
         }
     }
 
@@ -40,11 +43,13 @@ impl Isa {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
+            let avx512bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
             match self {
                 Isa::Portable => true,
                 Isa::Avx2 => avx2,
                 Isa::Avx512 => avx512,
-                Isa::Avx512Bf16 => avx512 && is_x86_feature_detected!("avx512bf16"),
+                Isa::Avx512Bf16 => avx512bf16,
+                Isa::Amx => avx512bf16 && amx_is_granted(),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -58,6 +63,32 @@ impl Isa {
         let strongest = Isa::ALL.into_iter().rev().find(|isa| isa.is_available());
         strongest.unwrap_or(Isa::Portable)
     }
+}
+
+/// Whether the CPU has tiles of `bf16` and the system lets this process use their eight KiB of state, which has to be
+/// asked for: it is saved at every change of context.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn amx_is_granted() -> bool {
+    use std::arch::x86_64::__cpuid_count;
+    use std::sync::LazyLock;
+    static GRANTED: LazyLock<bool> = LazyLock::new(|| {
+        /// Leaf 7, register EDX: AMX-BF16 and AMX-TILE (Intel's manual, volume 2, CPUID).
+        const TILES_OF_BF16: u32 = 1 << 22 | 1 << 24;
+        /// `ARCH_REQ_XCOMP_PERM` and the tile data's number among the parts of the state (`asm/prctl.h`).
+        const REQUEST: libc::c_long = 0x1023;
+        const TILE_DATA: libc::c_long = 18;
+        let has_leaf = __cpuid_count(0, 0).eax >= 7;
+        // SAFETY: the call takes two numbers and changes nothing but what this process may use.
+        let granted = || unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) == 0 };
+        has_leaf && __cpuid_count(7, 0).edx & TILES_OF_BF16 == TILES_OF_BF16 && granted()
+    });
+    *GRANTED
+}
+
+/// Elsewhere nobody has written how to ask for them.
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn amx_is_granted() -> bool {
+    false
 }
 
 /// Defines a function whose body is compiled once for every instruction set, and which one runs is its first argument:
@@ -87,7 +118,7 @@ macro_rules! per_isa {
             match isa {
                 // SAFETY: the CPU has it, see above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 => unsafe { avx512($($arg),*) },
+                $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 | $crate::Isa::Amx => unsafe { avx512($($arg),*) },
                 // SAFETY: the CPU has it, see above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },

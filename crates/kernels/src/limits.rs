@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::{Device, Isa};
+use crate::{DType, Device, Isa, Tensor};
 
 /// Limits of a device.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,8 +32,9 @@ impl Limits {
 fn arithmetic(dev: &Device) -> [f64; 2] {
     #[cfg(target_arch = "x86_64")]
     {
-        use registers::{dpbf16, fma256, fma512, sse};
+        use registers::{dpbf16, fma256, fma512, sse, tdpbf16};
         let loops: [fn() -> f64; 2] = match dev.isa() {
+            Isa::Amx => [fma512, tdpbf16],
             Isa::Avx512Bf16 => [fma512, dpbf16],
             Isa::Avx512 => [fma512, fma512],
             Isa::Avx2 => [fma256, fma256],
@@ -58,13 +59,14 @@ fn rate(dev: &Device, work: fn() -> f64) -> f64 {
 }
 
 fn copy(dev: &Device) -> f64 {
-    let from = vec![1u64; COPIED / 8];
-    let mut to = vec![0u64; COPIED / 8];
+    let [mut from, mut to] = [(), ()].map(|()| Tensor::zeros(DType::F32, &[COPIED / 4]));
+    from.view_mut().as_mut_slice::<f32>().fill(1.0);
+    let (from, to) = (from.view().as_slice::<f32>(), to.view_mut().as_mut_slice::<f32>());
     let share = from.len().div_ceil(dev.threads());
     (0..TURNS).fold(0.0, |best, _| {
         let started = Instant::now();
-        dev.for_each_chunk(&mut to, share, |i, to| to.copy_from_slice(&from[i * share..][..to.len()]));
-        std::hint::black_box(&to);
+        dev.for_each_chunk(to, share, |i, to| to.copy_from_slice(&from[i * share..][..to.len()]));
+        std::hint::black_box(&*to);
         f64::max(best, (2 * COPIED) as f64 / started.elapsed().as_secs_f64())
     })
 }
@@ -110,6 +112,29 @@ mod registers {
                 (STEPS * $sums * $flops) as f64
             }
         };
+    }
+
+    /// Four sums of tiles, as the kernel keeps them.
+    pub(super) fn tdpbf16() -> f64 {
+        const PRODUCTS: usize = 4 * STEPS / 4;
+        // SAFETY: the device that this is measured for has AMX.
+        let _tiles = unsafe { crate::matmul::amx::Tiles::configure() };
+        // SAFETY: as above; no memory is touched, and the registers are named.
+        unsafe {
+            std::arch::asm!(
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {steps}", "jnz 2b",
+                steps = inout(reg) PRODUCTS / 4 => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, nomem),
+            );
+        }
+        (PRODUCTS * 2 * 16 * 16 * 32) as f64
     }
 
     register_loop!(dpbf16, "avx512f,avx512bf16", 24, 64, _mm512_setzero_ps(), |s| {

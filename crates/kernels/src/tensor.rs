@@ -9,8 +9,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 
+use crate::pages::{self, HUGE_PAGE};
 use crate::{DType, Element};
 
 /// Alignment of owned buffers: a cache line, and the widest vector.
@@ -65,7 +66,12 @@ impl fmt::Debug for Shape {
 struct AlignedBytes {
     start: std::ptr::NonNull<u8>,
     len: usize,
+    /// The pages that they are part of, no other owner's part; of their own from the heap if `None`.
+    pages: Option<Arc<MmapMut>>,
 }
+
+/// Bytes from which on a tensor has pages of its own.
+const OWN_PAGES: usize = 4 * HUGE_PAGE;
 
 // SAFETY: it owns its memory and hands out borrows by the usual rules.
 unsafe impl Send for AlignedBytes {}
@@ -75,13 +81,25 @@ unsafe impl Sync for AlignedBytes {}
 impl AlignedBytes {
     fn zeroed(len: usize) -> Self {
         if len == 0 {
-            return Self { start: std::ptr::NonNull::<u64>::dangling().cast(), len };
+            return Self { start: std::ptr::NonNull::<u64>::dangling().cast(), len, pages: None };
+        }
+        if len >= OWN_PAGES {
+            let (pages, range) = pages::zeroed(len);
+            return Self::in_pages(Arc::new(pages), range.start..range.start + len);
         }
         let layout = Self::layout(len);
         // SAFETY: the layout has a size other than zero.
         let start = unsafe { alloc_zeroed(layout) };
         let Some(start) = std::ptr::NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, len }
+        Self { start, len, pages: None }
+    }
+
+    /// A range of pages that no one else has.
+    fn in_pages(pages: Arc<MmapMut>, range: Range<usize>) -> Self {
+        assert!(range.end <= pages.len() && range.start.is_multiple_of(ALIGNMENT));
+        let start = pages.as_ptr().wrapping_add(range.start).cast_mut();
+        let start = std::ptr::NonNull::new(start).expect("a mapping is at no address 0");
+        Self { start, len: range.len(), pages: Some(pages) }
     }
 
     fn layout(len: usize) -> Layout {
@@ -89,7 +107,8 @@ impl AlignedBytes {
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: `start` points to `len` initialised bytes, or is dangling and aligned with `len` 0.
+        // SAFETY: `start` points to `len` initialised bytes, which the heap or `pages` keeps, or is dangling and aligned
+        // with `len` 0.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
@@ -101,7 +120,7 @@ impl AlignedBytes {
 
 impl Drop for AlignedBytes {
     fn drop(&mut self) {
-        if self.len > 0 {
+        if self.len > 0 && self.pages.is_none() {
             // SAFETY: allocated in `zeroed` with this layout.
             unsafe { dealloc(self.start.as_ptr(), Self::layout(self.len)) }
         }
@@ -126,6 +145,13 @@ impl Tensor {
         let shape = Shape::new(shape);
         let buffer = Buffer::Owned(AlignedBytes::zeroed(shape.elements() * dtype.bytes()));
         Self { buffer, shape, dtype }
+    }
+
+    /// A tensor of zeros in a range of pages that no other tensor has.
+    pub(crate) fn in_pages(pages: Arc<MmapMut>, range: Range<usize>, dtype: DType, shape: &[usize]) -> Self {
+        let shape = Shape::new(shape);
+        assert_eq!(range.len(), shape.elements() * dtype.bytes());
+        Self { buffer: Buffer::Owned(AlignedBytes::in_pages(pages, range)), shape, dtype }
     }
 
     /// A copy of `values`.

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::kernel::{MicroKernel, Rows, Unit};
+use super::kernel::{MicroKernel, Stretch};
 use super::vector::{Vector, f32_tile};
 use crate::Isa;
 
@@ -66,6 +66,7 @@ pub(super) struct Avx2F32;
 impl MicroKernel for Avx2F32 {
     type Packed = f32;
     type Lanes = Lanes8;
+    type Session = ();
     const ISA: Isa = Isa::Avx2;
     const MR: usize = 6;
     const NR: usize = 16;
@@ -73,13 +74,15 @@ impl MicroKernel for Avx2F32 {
     const A_PANELS: usize = 16;
     const B_PANELS: usize = 8;
 
-    unsafe fn tile(units: usize, a: Rows, b: *const Unit, tile: *mut f32, add: bool) {
+    unsafe fn begin() {}
+
+    unsafe fn tile(stretches: &[Stretch], tile: *mut f32, add: bool) {
         #[target_feature(enable = "avx2,fma")]
-        fn compiled(k: usize, a: Rows, b: *const f32, tile: *mut f32, add: bool) {
+        fn compiled(stretches: &[Stretch], tile: *mut f32, add: bool) {
             // SAFETY: the promise made to `tile`.
-            unsafe { f32_tile::<Lanes8, 6, 2>(k, a, b, tile, add) }
+            unsafe { f32_tile::<Lanes8, 6, 2>(stretches, tile, add) }
         }
-        // SAFETY: the CPU has AVX2 and FMA, by the caller's promise.
-        unsafe { compiled(units, a, b.cast(), tile, add) }
+        // SAFETY: the CPU has the instructions, by the caller's promise.
+        unsafe { compiled(stretches, tile, add) }
     }
 }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::kernel::{MicroKernel, Rows, Unit};
+use super::kernel::{MicroKernel, Stretch, Unit};
 use super::vector::{Vector, f32_tile};
 use crate::Isa;
 
@@ -62,6 +62,7 @@ pub(super) struct Avx512F32;
 impl MicroKernel for Avx512F32 {
     type Packed = f32;
     type Lanes = Lanes16;
+    type Session = ();
     const ISA: Isa = Isa::Avx512;
     const MR: usize = 14;
     const NR: usize = 32;
@@ -69,14 +70,16 @@ impl MicroKernel for Avx512F32 {
     const A_PANELS: usize = 8;
     const B_PANELS: usize = 4;
 
-    unsafe fn tile(units: usize, a: Rows, b: *const Unit, tile: *mut f32, add: bool) {
+    unsafe fn begin() {}
+
+    unsafe fn tile(stretches: &[Stretch], tile: *mut f32, add: bool) {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-        fn compiled(k: usize, a: Rows, b: *const f32, tile: *mut f32, add: bool) {
+        fn compiled(stretches: &[Stretch], tile: *mut f32, add: bool) {
             // SAFETY: the promise made to `tile`.
-            unsafe { f32_tile::<Lanes16, 14, 2>(k, a, b, tile, add) }
+            unsafe { f32_tile::<Lanes16, 14, 2>(stretches, tile, add) }
         }
-        // SAFETY: the CPU has AVX-512, by the caller's promise.
-        unsafe { compiled(units, a, b.cast(), tile, add) }
+        // SAFETY: the CPU has the instructions, by the caller's promise.
+        unsafe { compiled(stretches, tile, add) }
     }
 
     #[inline(always)]

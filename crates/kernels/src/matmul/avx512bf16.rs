@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::avx512::Lanes16;
-use super::kernel::{MicroKernel, Rows, Unit};
+use super::kernel::{MicroKernel, Rows, Stretch, Unit};
 use crate::Isa;
 
 /// Rows of a tile.
@@ -22,6 +22,7 @@ pub(super) struct Avx512Bf16;
 impl MicroKernel for Avx512Bf16 {
     type Packed = bf16;
     type Lanes = Lanes16;
+    type Session = ();
     const ISA: Isa = Isa::Avx512;
     const MR: usize = MR;
     const NR: usize = 2 * LANES;
@@ -29,14 +30,11 @@ impl MicroKernel for Avx512Bf16 {
     const A_PANELS: usize = 8;
     const B_PANELS: usize = 4;
 
-    unsafe fn tile(units: usize, a: Rows, b: *const Unit, tile: *mut f32, add: bool) {
-        // SAFETY: the CPU has the instructions, by the caller's promise.
-        unsafe {
-            match a {
-                Rows::Packed(start) => packed_tile(units, start.cast(), b.cast(), tile, add),
-                Rows::Stored { start, row } => stored_tile(units, (start.cast(), row), b.cast(), tile, add),
-            }
-        }
+    unsafe fn begin() {}
+
+    unsafe fn tile(stretches: &[Stretch], tile: *mut f32, add: bool) {
+        // SAFETY: the CPU has the instructions, by the caller's promise, which is passed on.
+        unsafe { sums(stretches, tile, add) }
     }
 
     #[inline(always)]
@@ -46,39 +44,11 @@ impl MicroKernel for Avx512Bf16 {
     }
 }
 
-/// The tile over `pairs` along `k`, with a packed panel of rows.
+/// The tile over all stretches, its sums in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn packed_tile(pairs: usize, a: *const i32, b: *const __m512i, tile: *mut f32, add: bool) {
-    // SAFETY: the caller's promise, with the strides of a panel.
-    unsafe { sums(pairs, (a, 1, MR), b, tile, add) }
-}
-
-/// The tile over `pairs` along `k`, with rows as they are stored.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn stored_tile(
-    pairs: usize,
-    (a, row): (*const i32, usize),
-    b: *const __m512i,
-    tile: *mut f32,
-    add: bool,
-) {
-    // SAFETY: the caller's promise, with the strides of a matrix.
-    unsafe { sums(pairs, (a, row, 1), b, tile, add) }
-}
-
-/// `a` holds `MR` pairs a unit at the strides of a row and of a pair along `k`, `b` two registers of pairs.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-#[inline]
-unsafe fn sums(
-    pairs: usize,
-    (mut a, row_stride, k_stride): (*const i32, usize, usize),
-    mut b: *const __m512i,
-    tile: *mut f32,
-    add: bool,
-) {
-    // SAFETY: by the promise made to `tile`, `a` and `b` hold `pairs` units, which is how far they advance;
-    // `b` and `tile` begin at multiples of 64 bytes, and `tile` holds `MR` rows of two registers.
-    // `__m512i` and `__m512bh` are the same bits.
+unsafe fn sums(stretches: &[Stretch], tile: *mut f32, add: bool) {
+    // SAFETY: by the promise made to `tile`, which begins at a multiple of 64 bytes and holds `MR` rows of two
+    // registers.
     unsafe {
         let mut sum = [[_mm512_setzero_ps(); 2]; MR];
         if add {
@@ -87,6 +57,35 @@ unsafe fn sums(
                 row[1] = _mm512_load_ps(tile.add(2 * LANES * i + LANES));
             }
         }
+        for stretch in stretches {
+            let b = stretch.b.cast();
+            match stretch.a {
+                Rows::Packed(start) => add_stretch(&mut sum, stretch.units, (start.cast(), 1, MR), b),
+                Rows::Stored { start, row } => {
+                    add_stretch(&mut sum, stretch.units, (start.cast(), row, 1), b)
+                }
+            }
+        }
+        for (i, row) in sum.iter().enumerate() {
+            _mm512_store_ps(tile.add(2 * LANES * i), row[0]);
+            _mm512_store_ps(tile.add(2 * LANES * i + LANES), row[1]);
+        }
+    }
+}
+
+/// Adds `pairs` along `k`. `a` holds `MR` pairs a unit at the strides of a row and of a pair along `k`, `b` two
+/// registers of pairs.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline]
+unsafe fn add_stretch(
+    sum: &mut [[__m512; 2]; MR],
+    pairs: usize,
+    (mut a, row_stride, k_stride): (*const i32, usize, usize),
+    mut b: *const __m512i,
+) {
+    // SAFETY: by the promise made to `tile`, `a` and `b` hold `pairs` units, which is how far they advance, and `b`
+    // begins at a multiple of 64 bytes. `__m512i` and `__m512bh` are the same bits.
+    unsafe {
         for _ in 0..pairs {
             let left: __m512bh = std::mem::transmute(_mm512_load_si512(b));
             let right: __m512bh = std::mem::transmute(_mm512_load_si512(b.add(1)));
@@ -97,10 +96,6 @@ unsafe fn sums(
             }
             a = a.add(k_stride);
             b = b.add(2);
-        }
-        for (i, row) in sum.iter().enumerate() {
-            _mm512_store_ps(tile.add(2 * LANES * i), row[0]);
-            _mm512_store_ps(tile.add(2 * LANES * i + LANES), row[1]);
         }
     }
 }

@@ -1,38 +1,37 @@
-//! The product of two large matrices: both packed into panels, `C` computed block by block.
+//! The product of two large matrices: `C` computed block by block, with operands packed into panels where they are not
+//! read as they are stored.
 //!
 //! ```text
 //! for pieces of k, mostly one
-//!   for columns of C, as many as PACKED_B bytes of packed B hold          (all of them, mostly)
-//!     pack op(B)                                                        all threads
-//!     for rows of C, as many as PACKED_A bytes of packed A hold          (all of them, if A is read as it is stored)
-//!         pack op(A)                                                    all threads
-//!         for each block of A_PANELS × B_PANELS tiles                   a task
-//!             for each pass of PASS units along k
-//!                 for each panel of B in the block                      stays in the first-level cache
-//!                     for each panel of A in the block                  comes from the second-level cache
-//!                         tile (+)= panel · panel                       the micro-kernel
-//!             store the tiles, as part of the last pass
+//!   for rows of C, as many as PACKED_A bytes of packed A hold              (all of them, if A is read as it is stored)
+//!       pack op(A)                                                    all threads
+//!       for each task: some columns by some rows of C
+//!           for each block of at most A_PANELS × B_PANELS tiles
+//!               for each pass of PASS units along k
+//!                   pack op(B), for the first rows alone              into this thread's second-level cache
+//!                   for each panel of B in the block                  stays in the first-level cache
+//!                       for each panel of A in the block              comes from the second-level cache
+//!                           tile (+)= panel · panel                   the micro-kernel
+//!               store the tiles, as part of the last pass
 //! ```
 //!
-//! Every split depends on the shapes alone, and a tile sums along `k` in order: the result does not depend on
-//! the number of threads.
+//! How `C` is split among tasks depends on the number of threads; what a tile sums, and in which order, on the shapes
+//! alone. So does the result.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::kernel::{MicroKernel, Rows, Unit};
+use super::kernel::{MicroKernel, Rows, Stretch, Unit};
 use super::output::Output;
-use super::pack::{Operand, Slice, pack_panels};
+use super::pack::{Operand, Panels, Slice};
 use super::scratch::{self, Use};
 use crate::isa::per_isa;
 use crate::{Device, Element};
 
 /// Bytes of packed `op(A)` at a time. Tests cut small matrices into shares, too.
 const PACKED_A: usize = if cfg!(test) { 16 << 10 } else { 8 << 20 };
-/// Bytes of packed `op(B)` at a time; a weight of a small model fits, the head does not.
-const PACKED_B: usize = if cfg!(test) { 32 << 10 } else { 16 << 20 };
-/// Blocks of `C` to aim at, so that many threads get even shares.
-const ENOUGH_BLOCKS: usize = 48;
+/// Panels of rows that are worth packing panels of columns for.
+const ENOUGH_ROWS: usize = 8;
 
 /// Values along `k` at a time. A deeper product (the gradient through the head) keeps its sums beside `C` meanwhile, so
 /// that panels of many rows and columns fit into the caches and none is packed twice.
@@ -50,7 +49,7 @@ pub(super) fn run<K: MicroKernel, E: Element>(
 ) {
     let depth = first.0.depth();
     let pieces = depth.div_ceil(DEPTH).max(1);
-    let per_piece = depth.div_ceil(pieces).next_multiple_of(K::UNIT);
+    let per_piece = depth.div_ceil(pieces).next_multiple_of(K::UNIT * K::RUN);
     let grid = Grid { rows: c.rows().div_ceil(K::MR), cols: c.cols().div_ceil(K::NR), tile: K::MR * K::NR };
     let partial = if pieces > 1 { grid.rows * grid.cols * grid.tile } else { 0 };
     scratch::with(Use::Partial, partial, |sums: &mut [f32]| {
@@ -117,48 +116,32 @@ struct Piece<'a> {
 
 impl Piece<'_> {
     fn run<K: MicroKernel, E: Element>(&self, dev: &Device, c: &Output<'_, E>) {
-        let units: usize = self.a.iter().map(Slice::units::<K>).sum();
-        let (a_len, b_len) = (K::MR * units, K::NR * units);
-        // Whole panels of rows that are read as they are stored; the others are packed.
-        let stored = self.a.iter().all(|slice| slice.as_stored::<K>().is_some());
-        let stored = if stored { c.rows() / K::MR } else { 0 };
-        let a_step = if stored > 0 {
-            c.rows().div_ceil(K::MR)
-        } else {
-            share(c.rows().div_ceil(K::MR), a_len, PACKED_A)
-        };
-        let a_packed = a_step - stored;
-        let b_step = share(c.cols().div_ceil(K::NR), b_len, PACKED_B);
-        scratch::with(Use::PackedB, b_step * b_len, |packed_b| {
-            scratch::with(Use::PackedA, a_packed * a_len, |packed_a| {
-                let mut a_is = None;
-                for col in (0..c.cols()).step_by(b_step * K::NR) {
-                    let b_panels = (c.cols() - col).div_ceil(K::NR).min(b_step);
-                    let packed_b = &mut packed_b[..b_panels * b_len];
-                    pack_panels::<K>(dev, self.b, K::NR, col, packed_b);
-                    for row in (0..c.rows()).step_by(a_step * K::MR) {
-                        let a_panels = (c.rows() - row).div_ceil(K::MR).min(a_step);
-                        let packed_a = &mut packed_a[..(a_panels - stored) * a_len];
-                        if a_is != Some(row) {
-                            pack_panels::<K>(dev, self.a, K::MR, row + stored * K::MR, packed_a);
-                            a_is = Some(row);
-                        }
-                        let part = Part {
-                            a: packed_a,
-                            b: packed_b,
-                            a_panels,
-                            stored,
-                            b_panels,
-                            units,
-                            kernel: PhantomData::<K>,
-                            row,
-                            col,
-                            piece: self,
-                        };
-                        part.run(dev, c);
-                    }
+        let b = Panels { slices: self.b, width: K::NR, run: 1 };
+        let a = Panels { slices: self.a, width: K::MR, run: K::RUN };
+        // Of a whole panel of rows only what cannot be read as it is stored is packed; of the last rows everything.
+        let packed = self.a.iter().filter(|slice| slice.as_stored::<K>().is_none()).copied();
+        let mut slices = [self.a[0]; 2];
+        let count = slices.iter_mut().zip(packed).map(|(to, slice)| *to = slice).count();
+        let a_whole = Panels { slices: &slices[..count], ..a };
+        let (whole, panels) = (c.rows() / K::MR, c.rows().div_ceil(K::MR));
+        let (len, last_len) = (K::MR * a_whole.units::<K>(), K::MR * a.units::<K>());
+        let share = share(whole, len, PACKED_A);
+        scratch::with(Use::PackedA, share * len + last_len, |packed_a| {
+            let (packed_a, last) = packed_a.split_at_mut(share * len);
+            if panels > whole {
+                a.pack::<K>(whole * K::MR, 0..a.units::<K>(), last);
+            }
+            for first in (0..panels).step_by(share.max(1)) {
+                // The last rows go with the last share, or are one of their own.
+                let end = if first + share >= whole { panels } else { first + share };
+                let here = whole.min(end).saturating_sub(first);
+                a_whole.pack_whole::<K>(dev, first * K::MR, &mut packed_a[..here * len]);
+                let kernel = PhantomData::<K>;
+                Part { rows: first..end, whole, a: packed_a, len, last, b, piece: self, kernel }.run(dev, c);
+                if end == panels {
+                    break;
                 }
-            });
+            }
         });
     }
 }
@@ -167,113 +150,165 @@ impl Piece<'_> {
 fn share(panels: usize, len: usize, bytes: usize) -> usize {
     let fit = (bytes / (len * size_of::<Unit>()).max(1)).max(1);
     let shares = panels.div_ceil(fit).max(1);
-    panels.div_ceil(shares).max(1)
+    panels.div_ceil(shares)
 }
 
-/// A part of `C` whose operands are packed.
+/// Rows of `C` whose operand is packed, or read as it is stored.
 struct Part<'a, K: MicroKernel> {
+    /// Panels of rows.
+    rows: Range<usize>,
+    /// Panels before this one have all their rows.
+    whole: usize,
+    /// What is packed of the whole panels.
     a: &'a [Unit],
-    b: &'a [Unit],
-    a_panels: usize,
-    /// Panels of `A` before the packed ones, which are read as they are stored.
-    stored: usize,
-    b_panels: usize,
-    /// Along `k`.
-    units: usize,
-    /// Where the part begins in `C`.
-    row: usize,
-    col: usize,
+    /// Units of each of them.
+    len: usize,
+    /// The panel of the last rows.
+    last: &'a [Unit],
+    b: Panels<'a>,
     piece: &'a Piece<'a>,
     kernel: PhantomData<K>,
 }
 
+/// Columns of a block, with their operand packed.
+struct Columns<'a> {
+    /// Panels.
+    panels: Range<usize>,
+    /// The units of a pass for each panel, pass after pass.
+    packed: &'a [Unit],
+}
+
 impl<K: MicroKernel> Part<'_, K> {
     fn run<E: Element>(&self, dev: &Device, c: &Output<'_, E>) {
-        let mut tall = K::A_PANELS;
-        let wide = K::B_PANELS.min(self.b_panels);
-        let across = self.b_panels.div_ceil(wide);
-        while tall > 1 && self.a_panels.div_ceil(tall) * across < ENOUGH_BLOCKS {
-            tall = tall.div_ceil(2);
-        }
-        let down = self.a_panels.div_ceil(tall);
+        let (rows, cols) = (self.rows.len(), c.cols().div_ceil(K::NR));
+        let (down, across) = tasks(dev.threads(), rows, cols, K::B_PANELS);
+        let part = |all: usize, parts: usize, i: usize| all * i / parts..all * (i + 1) / parts;
         dev.for_each(down * across, |i| {
-            let (i, j) = (i / across, i % across);
-            self.block(
-                c,
-                (i * tall, self.a_panels.min((i + 1) * tall)),
-                (j * wide, self.b_panels.min((j + 1) * wide)),
-            );
+            let (cols, rows) = (part(cols, across, i / down), part(rows, down, i % down));
+            let rows = self.rows.start + rows.start..self.rows.start + rows.end;
+            // SAFETY: the device's CPU has the kernel's instructions, or `matmul::run` would not have chosen it.
+            let _session = unsafe { K::begin() };
+            self.task(c, rows, cols);
         });
     }
 
-    /// One block: the panels `a0..a1` of `A` with `b0..b1` of `B`.
-    fn block<E: Element>(&self, c: &Output<'_, E>, (a0, a1): (usize, usize), (b0, b1): (usize, usize)) {
-        let tile_len = K::MR * K::NR;
-        let passes = self.units.div_ceil(K::PASS).max(1);
-        let per_pass = self.units.div_ceil(passes);
+    /// Some panels of rows by at most `B_PANELS` panels of columns.
+    fn task<E: Element>(&self, c: &Output<'_, E>, rows: Range<usize>, cols: Range<usize>) {
+        let units = self.b.units::<K>();
+        let passes = units.div_ceil(K::PASS).max(1);
+        let per_pass = units.div_ceil(passes).next_multiple_of(K::RUN);
+        let pass = |i: usize| units.min(i * per_pass)..units.min((i + 1) * per_pass);
+        let height = rows.len().div_ceil(rows.len().div_ceil(K::A_PANELS));
         // With a single pass a tile is stored at once, and they can share one place.
         let tiles = match (passes, self.piece.sums) {
             (_, Some(_)) => 0,
             (1, None) => 1,
-            _ => (a1 - a0) * (b1 - b0),
+            _ => height * cols.len(),
         };
-        scratch::with(Use::Tiles, tiles * tile_len, |sums: &mut [f32]| {
-            for pass in 0..passes {
-                let units = pass * per_pass..self.units.min((pass + 1) * per_pass);
-                for j in b0..b1 {
-                    for i in a0..a1 {
-                        let tile = match self.piece.sums {
-                            // SAFETY: a tile is computed by one task, and pieces follow each other.
-                            Some(sums) => unsafe { sums.tile(self.row / K::MR + i, self.col / K::NR + j) },
-                            None => {
-                                let at = ((j - b0) * (a1 - a0) + i - a0) % tiles * tile_len;
-                                &mut sums[at..][..tile_len]
-                            }
-                        };
-                        self.tile(tile, i, j, units.clone());
-                        if pass + 1 == passes && self.piece.ends {
-                            self.store(c, tile, i, j);
+        scratch::with(Use::PackedB, cols.len() * K::NR * units, |packed: &mut [Unit]| {
+            scratch::with(Use::Tiles, tiles * K::MR * K::NR, |sums: &mut [f32]| {
+                for first in rows.clone().step_by(height) {
+                    let block = first..rows.end.min(first + height);
+                    for at in 0..passes {
+                        let units = pass(at);
+                        let len = units.len() * K::NR * cols.len();
+                        let packed = &mut packed[units.start * K::NR * cols.len()..][..len];
+                        if first == rows.start {
+                            self.b.pack::<K>(cols.start * K::NR, units.clone(), packed);
                         }
+                        let columns = Columns { panels: cols.clone(), packed };
+                        let packs_next = (first == rows.start && at + 1 < passes).then(|| pass(at + 1));
+                        self.pass(c, block.clone(), columns, units, packs_next, sums);
                     }
                 }
-            }
+            });
         });
     }
 
-    /// Adds the products of a range of units to a tile, or sets it if they are the first.
-    #[inline(always)]
-    fn tile(&self, tile: &mut [f32], i: usize, j: usize, units: Range<usize>) {
-        let b = &self.b[(j * self.units + units.start) * K::NR..][..units.len() * K::NR];
-        let mut add = units.start > 0 || !self.piece.begins;
-        if i >= self.stored {
-            let a = &self.a[((i - self.stored) * self.units + units.start) * K::MR..][..units.len() * K::MR];
-            let rows = Rows::Packed(a.as_ptr());
-            // SAFETY: the slices are as long as the kernel reads, `tile` as long as it writes; buffers begin at
-            // multiples of 64 bytes and tiles are whole cache lines; the device's CPU has the kernel's
-            // instruction set, or `matmul::run` would not have chosen it.
-            return unsafe { K::tile(units.len(), rows, b.as_ptr(), tile.as_mut_ptr(), add) };
-        }
-        let mut before = 0;
-        for slice in self.piece.a {
-            let (own, Some((start, row))) = (slice.units::<K>(), slice.as_stored::<K>()) else { return };
-            let (from, to) = (units.start.max(before), units.end.min(before + own));
-            if from < to {
-                let start = start.wrapping_add((self.row + i * K::MR) * row + from - before);
-                let b = &b[(from - units.start) * K::NR..];
-                let rows = Rows::Stored { start, row };
-                // SAFETY: as above; a stored panel is `MR` rows inside the matrix, read inside the slice.
-                unsafe { K::tile(to - from, rows, b.as_ptr(), tile.as_mut_ptr(), add) };
-                add = true;
+    /// A pass along `k` over a block.
+    fn pass<E: Element>(
+        &self,
+        c: &Output<'_, E>,
+        rows: Range<usize>,
+        cols: Columns<'_>,
+        units: Range<usize>,
+        packs_next: Option<Range<usize>>,
+        sums: &mut [f32],
+    ) {
+        let tile_len = K::MR * K::NR;
+        let tiles = (sums.len() / tile_len).max(1);
+        let add = units.start > 0 || !self.piece.begins;
+        let ends = units.end == self.b.units::<K>() && self.piece.ends;
+        let b_len = units.len() * K::NR;
+        for j in cols.panels.clone() {
+            let b = &cols.packed[(j - cols.panels.start) * b_len..][..b_len];
+            for i in rows.clone() {
+                let at = (j - cols.panels.start) * rows.len() + i - rows.start;
+                let tile = match self.piece.sums {
+                    // SAFETY: a tile is computed by one task, and pieces follow each other.
+                    Some(sums) => unsafe { sums.tile(i, j) },
+                    None => &mut sums[at % tiles * tile_len..][..tile_len],
+                };
+                if let Some(units) = &packs_next {
+                    let share = (at, cols.panels.len() * rows.len());
+                    let lanes = cols.panels.start * K::NR..cols.panels.end * K::NR;
+                    self.b.prefetch::<K>(lanes, units.clone(), share);
+                }
+                self.tile(tile, i, units.clone(), b, add);
+                if ends {
+                    self.store(c, tile, i, j);
+                }
             }
-            before += own;
         }
     }
 
+    /// Adds the products of a range of units to a tile, or sets it. `b` is the packed panel of these units.
+    #[inline(always)]
+    fn tile(&self, tile: &mut [f32], i: usize, units: Range<usize>, b: &[Unit], add: bool) {
+        let mut stretches = [Stretch { units: 0, a: Rows::Packed(b.as_ptr()), b: b.as_ptr() }; 2];
+        // Units before a slice: of all, and of those that are packed.
+        let (mut before, mut packed_before) = (0, 0);
+        for (slice, stretch) in self.piece.a.iter().zip(&mut stretches) {
+            let own = slice.units::<K>();
+            let from = units.start.max(before);
+            let stored = if i < self.whole { slice.as_stored::<K>() } else { None };
+            stretch.units = units.end.min(before + own).saturating_sub(from);
+            if stretch.units > 0 {
+                stretch.b = b[(from - units.start) * K::NR..][..stretch.units * K::NR].as_ptr();
+                stretch.a = if let Some((start, row)) = stored {
+                    Rows::Stored { start: start.wrapping_add(i * K::MR * row + from - before), row }
+                } else {
+                    let at = (packed_before + from - before) * K::MR;
+                    let panel = match i < self.whole {
+                        true => &self.a[(i - self.rows.start) * self.len + at..],
+                        false => &self.last[at..],
+                    };
+                    Rows::Packed(panel[..stretch.units * K::MR].as_ptr())
+                };
+            }
+            packed_before += if stored.is_none() { own } else { 0 };
+            before += own;
+        }
+        assert!(tile.len() == K::MR * K::NR);
+        // SAFETY: packed panels are as long as a stretch says, by the slices above; a stored one is `MR` rows inside the
+        // matrix, read inside its slice; buffers begin at multiples of 64 bytes and tiles are whole cache lines; the
+        // caller has begun.
+        unsafe { K::tile(&stretches[..self.piece.a.len()], tile.as_mut_ptr(), add) };
+    }
+
     fn store<E: Element>(&self, c: &Output<'_, E>, tile: &[f32], i: usize, j: usize) {
-        let (row, col) = (self.row + i * K::MR, self.col + j * K::NR);
+        let (row, col) = (i * K::MR, j * K::NR);
         let store = Store { c, tile, row, col, kernel: PhantomData::<K> };
         store_tile(K::ISA, store);
     }
+}
+
+/// How many tasks `C` is split into, down and across: every thread gets as many as the others, of at most `widest` panels
+/// of columns. Tasks beside each other pack the same columns, so there are several only where columns do not suffice.
+fn tasks(threads: usize, rows: usize, cols: usize, widest: usize) -> (usize, usize) {
+    let across = cols.div_ceil(widest).next_multiple_of(threads).min(cols);
+    let down = threads.div_ceil(across).min(rows.div_ceil(ENOUGH_ROWS)).max(1);
+    (down, across)
 }
 
 /// A tile and its place in `C`.

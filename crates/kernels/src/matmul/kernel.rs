@@ -12,7 +12,7 @@ pub(super) type Unit = u32;
 /// `MR` rows of `op(A)` as a kernel reads them.
 #[derive(Clone, Copy)]
 pub(super) enum Rows {
-    /// A packed panel: the rows' first units, then their second ones.
+    /// A packed panel.
     Packed(*const Unit),
     /// As the matrix is stored.
     Stored {
@@ -23,23 +23,39 @@ pub(super) enum Rows {
     },
 }
 
+/// A stretch along `k` of a panel of rows and of the panel of columns that it meets.
+#[derive(Clone, Copy)]
+pub(super) struct Stretch {
+    /// Its length.
+    pub units: usize,
+    /// The rows of `op(A)`.
+    pub a: Rows,
+    /// The columns of `op(B)`, packed.
+    pub b: *const Unit,
+}
+
 /// Product of a panel of `MR` rows of `op(A)` with a panel of `NR` columns of `op(B)`.
 ///
 /// # Packed panels
-/// A panel of width `W` (`MR` or `NR`) holds, for each unit along `k` in turn, that unit of each of its `W` rows
-/// of `op(A)` or columns of `op(B)`. Lanes and values beyond the matrix are zero. The first panel begins at a
-/// multiple of 64 bytes, the others follow without gaps.
+/// A panel of `NR` columns of `op(B)` holds, for each unit along `k` in turn, that unit of each column. A panel of `MR`
+/// rows of `op(A)` holds, for each `RUN` units along `k` in turn, these units of each row. Rows, columns and units beyond
+/// the matrix are zero; the units of an operand are filled up to a whole `RUN`. The first panel begins at a multiple of
+/// 64 bytes, the others follow without gaps.
 pub(super) trait MicroKernel: Send + Sync + 'static {
     /// What values are packed as. `bf16` operands that meet a kernel of `f32` are widened, which is exact.
     type Packed: Element;
     /// Lanes for products that are not blocked.
     type Lanes: Vector;
+    /// What a thread holds while it computes tiles.
+    type Session;
     /// The instruction set that packing and storing are compiled for.
     const ISA: Isa;
     /// Rows of a tile.
     const MR: usize;
     /// Columns of a tile.
     const NR: usize;
+    /// Units of a row that lie side by side in a packed panel: 1 or 16.
+    const RUN: usize = 1;
     /// Units of one pass along `k`: what a block of `C` needs of both operands stays in the second-level cache.
     const PASS: usize;
     /// Panels of `op(A)` in a block of `C`.
@@ -49,13 +65,19 @@ pub(super) trait MicroKernel: Send + Sync + 'static {
     /// Values in a unit.
     const UNIT: usize = size_of::<Unit>() / size_of::<Self::Packed>();
 
-    /// `tile = a·b`, or `tile += a·b` if `add`, over `units` along `k`.
+    /// To be called by a thread before it computes tiles, and kept until it has.
     ///
     /// # Safety
-    /// The CPU has `ISA`; `a` is readable for `MR` rows of `units`, `b` for `NR·units`, and `b` begins at a multiple of
-    /// `4·NR` bytes; `tile` holds `MR` rows of `NR` floats without gaps, begins at a multiple of 64 bytes and is
-    /// nobody else's.
-    unsafe fn tile(units: usize, a: Rows, b: *const Unit, tile: *mut f32, add: bool);
+    /// The CPU has the kernel's instructions.
+    unsafe fn begin() -> Self::Session;
+
+    /// `tile = Σ a·b` over some stretches, or `tile += Σ a·b` if `add`.
+    ///
+    /// # Safety
+    /// The thread has called [`MicroKernel::begin`]. Each stretch is of whole `RUN`s; its `a` is readable for `MR` rows of
+    /// `units`, its `b` for `NR·units` from a multiple of `4·NR` bytes on; `tile` holds `MR` rows of `NR` floats without
+    /// gaps, begins at a multiple of 64 bytes and is nobody else's.
+    unsafe fn tile(stretches: &[Stretch], tile: *mut f32, add: bool);
 
     /// Writes sixteen units of `lanes` lanes, the units `stride` apart: lane `i` is read from `from[i]`.
     ///

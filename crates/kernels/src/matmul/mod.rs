@@ -18,6 +18,8 @@
 use crate::{DType, Device, Isa, View, ViewMut, with_dtype};
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -182,9 +184,11 @@ pub fn run(dev: &Device, args: Matmul<'_>) {
     let in_f32 = all.into_iter().flatten().all(|view| view.dtype() == DType::F32);
     match dev.isa() {
         #[cfg(target_arch = "x86_64")]
+        Isa::Amx if !in_f32 => run_with::<amx::Amx>(dev, args, !in_f32),
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 if !in_f32 => run_with::<avx512bf16::Avx512Bf16>(dev, args, !in_f32),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 | Isa::Avx512 => run_with::<avx512::Avx512F32>(dev, args, !in_f32),
+        Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => run_with::<avx512::Avx512F32>(dev, args, !in_f32),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => run_with::<avx2::Avx2F32>(dev, args, !in_f32),
         _ => run_with::<portable::PortableF32>(dev, args, !in_f32),

@@ -6,7 +6,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::kernel::{MicroKernel, Unit};
-use super::vector::prefetch;
+use super::vector::{prefetch, prefetch_l2};
 use crate::isa::per_isa;
 use crate::{DType, Device, Element, View, with_dtype};
 
@@ -49,21 +49,30 @@ impl<'a> Slice<'a> {
     }
 
     /// Where a kernel `K` can read it without packing, and the units of a row: lanes lie along `k`, values are as the
-    /// kernel wants them, and rows are whole units.
+    /// kernel wants them, and rows are whole runs of units.
     pub fn as_stored<K: MicroKernel>(&self) -> Option<(*const Unit, usize)> {
         let (dtype, depth) = (self.of.view.dtype(), self.of.depth());
         let converted = dtype != K::Packed::DTYPE || (self.of.round && dtype == DType::F32);
         let start = self.of.view.bytes().as_ptr().cast::<Unit>();
-        let whole = depth.is_multiple_of(K::UNIT) && self.k.0.is_multiple_of(K::UNIT) && start.is_aligned();
+        let run = K::UNIT * K::RUN;
+        // A run of sixteen units is a cache line, which should not be cut in two.
+        let aligned = start.cast::<u8>().align_offset(size_of::<Unit>() * K::RUN) == 0;
+        let whole = depth.is_multiple_of(run) && self.k.0.is_multiple_of(run) && aligned;
         // Rows at multiples of a page fall into the same few lines of the first-level cache and push each other out.
         let apart = !(depth / K::UNIT * size_of::<Unit>()).is_multiple_of(PAGE);
         let suits = self.of.along_k && !converted && whole && apart && depth > K::UNIT;
         suits.then(|| (start.wrapping_add(self.k.0 / K::UNIT), depth / K::UNIT))
     }
 
-    /// Units of kernel `K` that it fills, the last one up to its end.
+    /// Units of kernel `K` that it fills, up to a whole run.
     pub fn units<K: MicroKernel>(&self) -> usize {
-        (self.k.1 - self.k.0).div_ceil(K::UNIT)
+        (self.k.1 - self.k.0).div_ceil(K::UNIT).next_multiple_of(K::RUN)
+    }
+
+    /// The part of it in a range of its units.
+    fn part<K: MicroKernel>(&self, units: Range<usize>) -> Self {
+        let at = |unit: usize| self.k.1.min(self.k.0 + unit * K::UNIT);
+        Self { of: self.of, k: (at(units.start), at(units.end)) }
     }
 }
 
@@ -72,41 +81,90 @@ const PAGE: usize = 4096;
 /// A task of at least so many bytes hides what it costs to hand it to a thread.
 const TASK_BYTES: usize = 64 * 1024;
 
-/// Packs the lanes from `first` on into `out`, whole panels of `width` lanes, on all threads. A panel holds the units
-/// of all slices, one slice after the other.
-pub(super) fn pack_panels<K: MicroKernel>(
-    dev: &Device,
-    slices: &[Slice<'_>],
-    width: usize,
-    first: usize,
-    out: &mut [Unit],
-) {
-    let units: usize = slices.iter().map(Slice::units::<K>).sum();
-    let len = width * units;
-    if len == 0 {
-        return;
+/// Slices that follow each other along `k`, as panels are made of them.
+#[derive(Clone, Copy)]
+pub(super) struct Panels<'a> {
+    /// The slices.
+    pub slices: &'a [Slice<'a>],
+    /// Lanes of a panel.
+    pub width: usize,
+    /// Units of a lane that lie side by side.
+    pub run: usize,
+}
+
+impl Panels<'_> {
+    /// Units of all slices.
+    pub fn units<K: MicroKernel>(&self) -> usize {
+        self.slices.iter().map(Slice::units::<K>).sum()
     }
-    let panels_per_task = TASK_BYTES.div_ceil(len * size_of::<Unit>());
-    dev.for_each_chunk(out, len * panels_per_task, |task, panels| {
-        let first = first + task * panels_per_task * width;
-        let mut before = 0;
-        for slice in slices {
-            with_dtype!(slice.of.view.dtype(), S => {
-                let pack = Pack {
-                    slice: *slice,
-                    values: slice.of.view.as_slice::<S>(),
-                    first,
-                    width,
-                    panels: &mut *panels,
-                    before,
-                    units,
-                    kernel: PhantomData::<K>,
-                };
-                pack_lanes(K::ISA, pack);
-            });
-            before += slice.units::<K>();
+
+    /// Packs a range of the units of the lanes from `first` on into `out`, whole panels of these units.
+    pub fn pack<K: MicroKernel>(&self, first: usize, units: Range<usize>, out: &mut [Unit]) {
+        if units.is_empty() {
+            return;
         }
-    });
+        let mut before = 0;
+        for slice in self.slices {
+            let own = slice.units::<K>();
+            let (from, to) = (units.start.max(before), units.end.min(before + own));
+            if from < to {
+                with_dtype!(slice.of.view.dtype(), S => {
+                    let pack = Pack {
+                        slice: slice.part::<K>(from - before..to - before),
+                        values: slice.of.view.as_slice::<S>(),
+                        first,
+                        width: self.width,
+                        panels: &mut *out,
+                        own: from - units.start..to - units.start,
+                        units: units.len(),
+                        kernel: PhantomData::<K>,
+                    };
+                    if self.run == 1 { pack_lanes(K::ISA, pack) } else { pack_runs(K::ISA, pack) }
+                });
+            }
+            before += own;
+        }
+    }
+
+    /// Asks for a share of what [`Panels::pack`] will read for these lanes and units.
+    #[inline(always)]
+    pub fn prefetch<K: MicroKernel>(
+        &self,
+        lanes: Range<usize>,
+        units: Range<usize>,
+        (share, of): (usize, usize),
+    ) {
+        let Some(slice) = self.slices.first() else { return };
+        let own = slice.units::<K>();
+        let part = slice.part::<K>(units.start.min(own)..units.end.min(own));
+        let (depth, all_lanes) = (part.of.depth(), part.of.lanes());
+        let lanes = lanes.start..lanes.end.min(all_lanes);
+        let (rows, inside, row) = match part.of.along_k {
+            true => (lanes, part.k.0..part.k.1, depth),
+            false => (part.k.0..part.k.1, lanes, all_lanes),
+        };
+        let size = part.of.view.dtype().bytes();
+        let start = part.of.view.bytes().as_ptr();
+        let at = |i: usize| rows.start + rows.len() * i / of;
+        for r in at(share)..at(share + 1) {
+            for byte in (inside.start * size..inside.end * size).step_by(64) {
+                prefetch_l2(start.wrapping_add(r * row * size + byte));
+            }
+        }
+    }
+
+    /// The same of all units, on all threads.
+    pub fn pack_whole<K: MicroKernel>(&self, dev: &Device, first: usize, out: &mut [Unit]) {
+        let units = self.units::<K>();
+        let len = self.width * units;
+        if len == 0 {
+            return;
+        }
+        let panels_per_task = TASK_BYTES.div_ceil(len * size_of::<Unit>());
+        dev.for_each_chunk(out, len * panels_per_task, |task, panels| {
+            self.pack::<K>(first + task * panels_per_task * self.width, 0..units, panels);
+        });
+    }
 }
 
 /// A lane beyond the matrix.
@@ -126,8 +184,8 @@ struct Pack<'a, K, S> {
     /// Lanes of a panel.
     width: usize,
     panels: &'a mut [Unit],
-    /// Units of a panel before the slice's own.
-    before: usize,
+    /// The slice's own units in a panel.
+    own: Range<usize>,
     /// Units of a panel.
     units: usize,
     kernel: PhantomData<K>,
@@ -135,26 +193,29 @@ struct Pack<'a, K, S> {
 
 per_isa! {
     fn pack_lanes<K: MicroKernel, S: Element>(pack: Pack<'_, K, S>) {
-        pack.run();
+        match (pack.slice.of.along_k, pack.slice.of.round) {
+            (true, false) => pack.along_k::<false>(),
+            (true, true) => pack.along_k::<true>(),
+            (false, false) => pack.across_k::<false>(),
+            (false, true) => pack.across_k::<true>(),
+        }
     }
-}
 
-impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
-    #[inline(always)]
-    fn run(self) {
-        match (self.slice.of.along_k, self.slice.of.round) {
-            (true, false) => self.along_k::<false>(),
-            (true, true) => self.along_k::<true>(),
-            (false, false) => self.across_k::<false>(),
-            (false, true) => self.across_k::<true>(),
+    /// As `pack_lanes`, runs of sixteen units of a lane side by side.
+    fn pack_runs<K: MicroKernel, S: Element>(pack: Pack<'_, K, S>) {
+        match (pack.slice.of.along_k, pack.slice.of.round) {
+            (true, false) => pack.runs_along_k::<false>(),
+            (true, true) => pack.runs_along_k::<true>(),
+            (false, false) => pack.runs_across_k::<false>(),
+            (false, true) => pack.runs_across_k::<true>(),
         }
     }
 }
 
 /// Blocks along `k` to prefetch ahead of the transposition.
 const AHEAD: usize = 4;
-/// Units that are packed for one panel before the next: rows are read in runs of all panels of a task.
-const RUN: usize = 8;
+/// Units that are packed for one panel before the next: rows are read across all panels of a task.
+const ROWS: usize = 8;
 
 impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
     /// Lanes lie in rows: a transposition, sixteen lanes by sixteen units at a time.
@@ -162,11 +223,11 @@ impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
     fn along_k<const ROUND: bool>(mut self) {
         let panels = std::mem::take(&mut self.panels);
         let mut staged = Block([[0; 16]; 16]);
-        let (width, lanes, own) = (self.width, self.slice.of.lanes(), self.slice.units::<K>());
+        let (width, lanes) = (self.width, self.slice.of.lanes());
         for (first, panel) in (self.first..).step_by(width).zip(panels.chunks_exact_mut(width * self.units)) {
-            let panel = &mut panel[self.before * width..][..own * width];
+            let panel = &mut panel[self.own.start * width..self.own.end * width];
             for (i, out) in panel.chunks_mut(16 * width).enumerate() {
-                let k0 = self.slice.k.0 + i * 16 * K::UNIT;
+                let k0 = self.slice.k.1.min(self.slice.k.0 + i * 16 * K::UNIT);
                 let k1 = self.slice.k.1.min(k0 + 16 * K::UNIT);
                 for group in (0..width).step_by(16) {
                     let wanted = first + group..(first + width.min(group + 16)).min(lanes);
@@ -221,24 +282,86 @@ impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
 
     /// Lanes lie side by side in each row `k`: copies, with the rows of a unit interleaved.
     #[inline(always)]
-    fn across_k<const ROUND: bool>(self) {
-        let (width, lanes, own) = (self.width, self.slice.of.lanes(), self.slice.units::<K>());
-        for run in (0..own).step_by(RUN) {
-            let panels = self.panels.chunks_exact_mut(width * self.units);
-            for (first, panel) in (self.first..).step_by(width).zip(panels) {
-                for u in run..own.min(run + RUN) {
-                    let unit = &mut panel[(self.before + u) * width..][..width];
-                    let k = self.slice.k.0 + u * K::UNIT;
-                    let low = &self.values[k * lanes + first..(k + 1) * lanes];
-                    let high = (K::UNIT == 2 && k + 1 < self.slice.k.1)
-                        .then(|| &self.values[(k + 1) * lanes + first..(k + 2) * lanes]);
-                    if lanes - first < width {
-                        unit.fill(0);
-                    }
-                    fill_unit::<S, K::Packed, ROUND>(unit, low, high);
+    fn across_k<const ROUND: bool>(mut self) {
+        let panels = std::mem::take(&mut self.panels);
+        let width = self.width;
+        for run in self.own.clone().step_by(ROWS) {
+            let all = (self.first..).step_by(width).zip(panels.chunks_exact_mut(width * self.units));
+            for (first, panel) in all {
+                for unit in run..self.own.end.min(run + ROWS) {
+                    self.unit::<ROUND>(unit, first, &mut panel[unit * width..][..width]);
                 }
             }
         }
+    }
+
+    /// Lanes lie in rows: copies of runs.
+    #[inline(always)]
+    fn runs_along_k<const ROUND: bool>(mut self) {
+        let panels = std::mem::take(&mut self.panels);
+        let mut staged = Block([[0; 16]; 16]);
+        let (width, lanes) = (self.width, self.slice.of.lanes());
+        for (first, panel) in (self.first..).step_by(width).zip(panels.chunks_exact_mut(width * self.units)) {
+            let panel = &mut panel[self.own.start * width..self.own.end * width];
+            for (i, out) in panel.chunks_exact_mut(16 * width).enumerate() {
+                let k0 = self.slice.k.1.min(self.slice.k.0 + i * 16 * K::UNIT);
+                let k1 = self.slice.k.1.min(k0 + 16 * K::UNIT);
+                for (group, out) in out.chunks_mut(16 * 16).enumerate() {
+                    let wanted = first + group * 16..(first + group * 16 + out.len() / 16).min(lanes);
+                    let rows = self.rows::<ROUND>(wanted, k0..k1, &mut staged);
+                    for (row, out) in rows.iter().zip(out.chunks_exact_mut(16)) {
+                        // SAFETY: rows are good for sixteen units, which need no alignment.
+                        let row = unsafe { row.cast::<[Unit; 16]>().read_unaligned() };
+                        out.copy_from_slice(&row);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lanes lie side by side in each row `k`: sixteen units of sixteen lanes are interleaved, then transposed.
+    #[inline(always)]
+    fn runs_across_k<const ROUND: bool>(mut self) {
+        let panels = std::mem::take(&mut self.panels);
+        let mut staged = Block([[0; 16]; 16]);
+        let width = self.width;
+        for run in self.own.clone().step_by(16) {
+            let all = (self.first..).step_by(width).zip(panels.chunks_exact_mut(width * self.units));
+            for (first, panel) in all {
+                let panel = &mut panel[run * width..][..16 * width];
+                for (group, out) in panel.chunks_mut(16 * 16).enumerate() {
+                    let group_lanes = out.len() / 16;
+                    for (i, unit) in staged.0.iter_mut().enumerate() {
+                        self.unit::<ROUND>(run + i, first + group * 16, &mut unit[..group_lanes]);
+                    }
+                    let rows: [*const Unit; 16] = std::array::from_fn(|i| staged.0[i].as_ptr());
+                    let mut turned = Block([[0; 16]; 16]);
+                    // SAFETY: this is compiled for `K::ISA` and runs because the device has it; both are sixteen
+                    // times sixteen units.
+                    unsafe { K::transpose(&rows, turned.0.as_mut_ptr().cast(), 16, 16) };
+                    for (out, lane) in out.chunks_exact_mut(16).zip(&turned.0) {
+                        out.copy_from_slice(lane);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A unit of a panel, for as many lanes from `first` on as `to` has; zero beyond the matrix.
+    #[inline(always)]
+    fn unit<const ROUND: bool>(&self, unit: usize, first: usize, to: &mut [Unit]) {
+        let (lanes, k) = (self.slice.of.lanes(), self.slice.k.0 + (unit - self.own.start) * K::UNIT);
+        let there = lanes.saturating_sub(first);
+        if k >= self.slice.k.1 || there < to.len() {
+            to.fill(0);
+        }
+        if k >= self.slice.k.1 || there == 0 {
+            return;
+        }
+        let low = &self.values[k * lanes + first..(k + 1) * lanes];
+        let high = (K::UNIT == 2 && k + 1 < self.slice.k.1)
+            .then(|| &self.values[(k + 1) * lanes + first..(k + 2) * lanes]);
+        fill_unit::<S, K::Packed, ROUND>(to, low, high);
     }
 }
 

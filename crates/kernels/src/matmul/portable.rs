@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::kernel::{MicroKernel, Rows, Unit};
+use super::kernel::{MicroKernel, Stretch};
 use super::vector::{Vector, f32_tile};
 use crate::{Element, Isa};
 
@@ -60,6 +60,7 @@ pub(super) struct PortableF32;
 impl MicroKernel for PortableF32 {
     type Packed = f32;
     type Lanes = Lanes4;
+    type Session = ();
     const ISA: Isa = Isa::Portable;
     const MR: usize = 4;
     const NR: usize = 8;
@@ -67,8 +68,10 @@ impl MicroKernel for PortableF32 {
     const A_PANELS: usize = 24;
     const B_PANELS: usize = 16;
 
-    unsafe fn tile(units: usize, a: Rows, b: *const Unit, tile: *mut f32, add: bool) {
+    unsafe fn begin() {}
+
+    unsafe fn tile(stretches: &[Stretch], tile: *mut f32, add: bool) {
         // SAFETY: the caller's promise is the same.
-        unsafe { f32_tile::<Lanes4, 4, 2>(units, a, b.cast(), tile, add) }
+        unsafe { f32_tile::<Lanes4, 4, 2>(stretches, tile, add) }
     }
 }

@@ -1,8 +1,11 @@
 //! Buffers that outlive a product: each thread keeps its own, grown once and used again.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use memmap2::MmapMut;
+
+use crate::pages;
 
 /// What a buffer may hold.
 ///
@@ -30,7 +33,7 @@ pub(super) enum Use {
 }
 
 thread_local! {
-    static KEPT: [Cell<Option<MmapMut>>; 5] = const { [const { Cell::new(None) }; 5] };
+    static KEPT: [Cell<Option<(MmapMut, Range<usize>)>>; 5] = const { [const { Cell::new(None) }; 5] };
 }
 
 /// Calls `f` with this thread's buffer of `len` elements, aligned to 64 bytes, its content arbitrary.
@@ -40,27 +43,13 @@ pub(super) fn with<T: Plain, R>(purpose: Use, len: usize, f: impl FnOnce(&mut [T
     let slot = purpose as usize;
     let needed = (len * size_of::<T>()).max(1);
     let kept = KEPT.with(|kept| kept[slot].take());
-    let mut pages = kept.filter(|pages| pages.len() >= needed).unwrap_or_else(|| fresh(needed));
-    // SAFETY: a mapping begins at a page and has at least `len` elements of initialised bytes; `T` is plain; and
+    let kept = kept.filter(|(_, range)| range.len() >= needed);
+    let (mut pages, range) = kept.unwrap_or_else(|| pages::zeroed(needed));
+    let bytes = &mut pages[range.clone()];
+    // SAFETY: the range begins at a page and has at least `len` elements of initialised bytes; `T` is plain; and
     // `pages` is borrowed by nothing else.
-    let buffer = unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast::<T>(), len) };
+    let buffer = unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast::<T>(), len) };
     let result = f(buffer);
-    KEPT.with(|kept| kept[slot].set(Some(pages)));
+    KEPT.with(|kept| kept[slot].set(Some((pages, range))));
     result
-}
-
-/// Zeroed pages straight from the system, huge ones where it grants them: panels are walked in strides that
-/// would miss the translation cache otherwise.
-fn fresh(bytes: usize) -> MmapMut {
-    const HUGE_PAGE: usize = 2 << 20;
-    let rounded = if bytes < HUGE_PAGE / 4 { bytes } else { bytes.next_multiple_of(HUGE_PAGE) };
-    let pages = MmapMut::map_anon(rounded).unwrap_or_else(|error| {
-        panic!("no memory for {rounded} bytes of packed matrices: {error}");
-    });
-    #[cfg(target_os = "linux")]
-    if rounded >= HUGE_PAGE {
-        // A refusal costs speed alone.
-        let _ = pages.advise(memmap2::Advice::HugePage);
-    }
-    pages
 }

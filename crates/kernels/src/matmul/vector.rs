@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::kernel::Rows;
+use super::kernel::{Rows, Stretch};
 
 /// A register of `f32` lanes.
 ///
@@ -41,41 +41,29 @@ pub(super) fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
+/// Asks for the cache line at `at`, which need not be mapped, into the second-level cache.
+#[inline(always)]
+pub(super) fn prefetch_l2<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it faults at no address.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// The tile of [`super::kernel::MicroKernel::tile`] for `f32` panels, `V` registers of `MR` rows by `NV`.
 ///
 /// # Safety
 /// That of `MicroKernel::tile`, with `NR = NV·LANES`.
 #[inline(always)]
 pub(super) unsafe fn f32_tile<V: Vector, const MR: usize, const NV: usize>(
-    k: usize,
-    a: Rows,
-    b: *const f32,
+    stretches: &[Stretch],
     tile: *mut f32,
     add: bool,
 ) {
-    // SAFETY: the caller's promise, with the strides of the rows.
-    unsafe {
-        match a {
-            Rows::Packed(start) => f32_sums::<V, MR, NV>(k, (start.cast(), 1, MR), b, tile, add),
-            Rows::Stored { start, row } => f32_sums::<V, MR, NV>(k, (start.cast(), row, 1), b, tile, add),
-        }
-    }
-}
-
-/// The tile, with the strides of `a` from a row and from a value along `k` to the next.
-///
-/// # Safety
-/// As above.
-#[inline(always)]
-unsafe fn f32_sums<V: Vector, const MR: usize, const NV: usize>(
-    k: usize,
-    (mut a, row_stride, k_stride): (*const f32, usize, usize),
-    mut b: *const f32,
-    tile: *mut f32,
-    add: bool,
-) {
-    // SAFETY: by the caller's promise `a` and `b` hold `k` units of `MR` and `NV·LANES` floats, which is how
-    // far they advance, and `tile` holds `MR·NV·LANES` floats.
+    // SAFETY: the caller's promise: `tile` holds `MR·NV·LANES` floats, and a stretch as much as it says.
     unsafe {
         let mut sum = [[V::splat(0.0); NV]; MR];
         if add {
@@ -85,6 +73,37 @@ unsafe fn f32_sums<V: Vector, const MR: usize, const NV: usize>(
                 }
             }
         }
+        for stretch in stretches {
+            let b = stretch.b.cast();
+            match stretch.a {
+                Rows::Packed(start) => add_stretch(&mut sum, stretch.units, (start.cast(), 1, MR), b),
+                Rows::Stored { start, row } => {
+                    add_stretch(&mut sum, stretch.units, (start.cast(), row, 1), b)
+                }
+            }
+        }
+        for (i, row) in sum.iter().enumerate() {
+            for (j, sum) in row.iter().enumerate() {
+                sum.store(tile.add((i * NV + j) * V::LANES));
+            }
+        }
+    }
+}
+
+/// Adds a stretch of `k` values; `a` comes with the strides from a row and from a value along `k` to the next.
+///
+/// # Safety
+/// As above.
+#[inline(always)]
+unsafe fn add_stretch<V: Vector, const MR: usize, const NV: usize>(
+    sum: &mut [[V; NV]; MR],
+    k: usize,
+    (mut a, row_stride, k_stride): (*const f32, usize, usize),
+    mut b: *const f32,
+) {
+    // SAFETY: by the caller's promise `a` and `b` hold `k` units of `MR` and `NV·LANES` floats, which is how
+    // far they advance.
+    unsafe {
         for _ in 0..k {
             let mut columns = [V::splat(0.0); NV];
             for (j, column) in columns.iter_mut().enumerate() {
@@ -98,11 +117,6 @@ unsafe fn f32_sums<V: Vector, const MR: usize, const NV: usize>(
             }
             a = a.add(k_stride);
             b = b.add(NV * V::LANES);
-        }
-        for (i, row) in sum.iter().enumerate() {
-            for (j, sum) in row.iter().enumerate() {
-                sum.store(tile.add((i * NV + j) * V::LANES));
-            }
         }
     }
 }
