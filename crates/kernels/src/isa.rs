@@ -8,6 +8,8 @@ use std::str::FromStr;
 pub enum Isa {
     /// Whatever the compiler targets by default.
     Portable,
+    /// NEON, which every aarch64 has: 4 `f32` lanes.
+    Neon,
     /// AVX2 with FMA: 8 `f32` lanes.
     Avx2,
     /// AVX-512 F/BW/DQ/VL: 16 `f32` lanes.
@@ -20,12 +22,13 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, weakest first.
-    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
+    pub const ALL: [Isa; 6] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
     /// The name used by `SFT_CPU` and in the start-up table.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
+            Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
@@ -46,6 +49,7 @@ impl Isa {
             let avx512bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
             match self {
                 Isa::Portable => true,
+                Isa::Neon => false,
                 Isa::Avx2 => avx2,
                 Isa::Avx512 => avx512,
                 Isa::Avx512Bf16 => avx512bf16,
@@ -54,7 +58,7 @@ impl Isa {
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
-            self == Isa::Portable
+            self == Isa::Portable || (self == Isa::Neon && cfg!(target_arch = "aarch64"))
         }
     }
 
@@ -92,7 +96,7 @@ fn amx_is_granted() -> bool {
 }
 
 /// Defines a function whose body is compiled once for every instruction set, and which one runs is its first argument:
-/// plain loops vectorise for it.
+/// plain loops vectorise for it. What an aarch64 is compiled for by default has NEON already.
 ///
 /// The body is written out in a function of its own for each, so that closures inside it have the instructions too
 /// (a closure that is handed to such a function, and not inlined, would be compiled for the default ones and run
@@ -144,5 +148,24 @@ impl FromStr for Isa {
             let names: Vec<_> = Isa::ALL.iter().map(|isa| isa.name()).collect();
             format!("`{name}` is no instruction set known here; one of {}", names.join(", "))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Isa;
+
+    #[test]
+    fn every_name_is_read_as_its_instruction_set() {
+        for isa in Isa::ALL {
+            assert_eq!(isa.name().parse(), Ok(isa));
+        }
+    }
+
+    #[test]
+    fn neon_is_what_an_aarch64_has_and_no_other_does() {
+        let aarch64 = cfg!(target_arch = "aarch64");
+        assert_eq!(Isa::Neon.is_available(), aarch64);
+        assert_eq!(Isa::best() == Isa::Neon, aarch64);
     }
 }

@@ -38,13 +38,18 @@ fn arithmetic(dev: &Device) -> [f64; 2] {
             Isa::Avx512Bf16 => [fma512, dpbf16],
             Isa::Avx512 => [fma512, fma512],
             Isa::Avx2 => [fma256, fma256],
-            Isa::Portable => [sse, sse],
+            Isa::Portable | Isa::Neon => [sse, sse],
         };
         loops.map(|register_loop| rate(dev, register_loop))
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
-        [rate(dev, plain), rate(dev, plain)]
+        let register_loop = match dev.isa() {
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => fma128,
+            _ => plain,
+        };
+        [rate(dev, register_loop), rate(dev, register_loop)]
     }
 }
 
@@ -83,6 +88,26 @@ fn plain() -> f64 {
     }
     std::hint::black_box(sums);
     (STEPS * 64) as f64
+}
+
+/// Fused multiplications and additions of four lanes, in as many sums as leave registers for the factors.
+#[cfg(target_arch = "aarch64")]
+fn fma128() -> f64 {
+    use std::arch::aarch64::{vdupq_n_f32, vfmaq_f32};
+    const STEPS: usize = 1_000_000;
+    // SAFETY: the device that this is measured for has NEON; the assembly is no instruction at all, and keeps the loop
+    // from being computed beforehand.
+    unsafe {
+        let (factor, mut sums) = (vdupq_n_f32(1e-3), [vdupq_n_f32(0.0); 24]);
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                *sum = vfmaq_f32(*sum, factor, factor);
+            }
+            std::arch::asm!("", options(nomem, nostack, preserves_flags));
+        }
+        std::hint::black_box(sums);
+    }
+    (STEPS * 24 * 8) as f64
 }
 
 /// Loops on registers; each returns the operations it did. The instruction set must be there.

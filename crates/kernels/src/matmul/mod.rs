@@ -27,6 +27,8 @@ mod avx512;
 mod avx512bf16;
 mod blocked;
 mod kernel;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod output;
 mod pack;
 mod portable;
@@ -191,6 +193,8 @@ pub fn run(dev: &Device, args: Matmul<'_>) {
         Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => run_with::<avx512::Avx512F32>(dev, args, !in_f32),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => run_with::<avx2::Avx2F32>(dev, args, !in_f32),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => run_with::<neon::NeonF32>(dev, args, !in_f32),
         _ => run_with::<portable::PortableF32>(dev, args, !in_f32),
     }
 }

@@ -9,6 +9,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 use crate::{DType, Element, Isa};
@@ -97,19 +99,23 @@ pub(super) trait Simd: Copy {
 /// Asks for `values` ahead of their use.
 #[inline(always)]
 pub(super) fn prefetch<E>(values: &[E]) {
-    const LINE: usize = 64;
     #[cfg(target_arch = "x86_64")]
-    for line in values.chunks(LINE / size_of::<E>()) {
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every x86-64 has the instruction, and it reads nothing that the program sees.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+        const LINE: usize = 64;
+        for line in values.chunks(LINE / size_of::<E>()) {
+            // SAFETY: every x86-64 has the instruction, and it reads nothing that the program sees.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+        }
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
 }
 
 /// Runs `job` with the strongest vectors of `isa` for storage `E`.
 pub(super) fn run<E: Element, J: Job>(isa: Isa, job: J) {
-    // A `Device` checks its instruction set when it is made.
-    debug_assert!(isa.is_available());
+    // A `Device` checks its instruction set when it is made, and no op computes with `float16`.
+    debug_assert!(isa.is_available() && E::DTYPE != DType::F16);
     #[cfg(target_arch = "x86_64")]
     // SAFETY: `isa` comes from a device, which was made with an instruction set that is available, and a stronger
     // one has what a weaker one has.
@@ -123,6 +129,11 @@ pub(super) fn run<E: Element, J: Job>(isa: Isa, job: J) {
         if isa >= Isa::Avx2 {
             return avx2::Avx2::assume().enter(job);
         }
+    }
+    #[cfg(target_arch = "aarch64")]
+    if isa == Isa::Neon {
+        // SAFETY: as above.
+        return unsafe { neon::Neon::assume() }.enter(job);
     }
     portable::Portable.enter(job);
 }
