@@ -32,8 +32,11 @@ pub(super) enum Use {
     Partial,
 }
 
+/// Pages, and the range of them that is used.
+type Pages = (MmapMut, Range<usize>);
+
 thread_local! {
-    static KEPT: [Cell<Option<(MmapMut, Range<usize>)>>; 5] = const { [const { Cell::new(None) }; 5] };
+    static KEPT: [Cell<Option<Pages>>; 5] = const { [const { Cell::new(None) }; 5] };
 }
 
 /// Calls `f` with this thread's buffer of `len` elements, aligned to 64 bytes, its content arbitrary.
