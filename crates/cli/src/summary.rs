@@ -126,7 +126,8 @@ fn memory(job: &Job) {
     );
     let recompute =
         if plan.recompute { "blocks are computed again in backward" } else { "all activations kept" };
-    println!("memory for {} tokens at a time ({recompute}):", plan.max_tokens);
+    let packed = if plan.pack { ", frozen weights packed once" } else { "" };
+    println!("memory for {} tokens at a time ({recompute}{packed}):", plan.max_tokens);
     for (what, bytes) in plan.components().into_iter().filter(|(_, bytes)| *bytes > 0) {
         println!("  {what:<28} {:>10}", mib(bytes));
     }

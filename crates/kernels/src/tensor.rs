@@ -197,6 +197,18 @@ impl Tensor {
         }
     }
 
+    /// Tells the system that the pages of a tensor in a file are not needed soon; they are read again when they are.
+    pub fn release_pages(&self) {
+        #[cfg(unix)]
+        if let Buffer::Mapped { file, bytes } = &self.buffer {
+            // SAFETY: pages of a file that is mapped for reading are what the file holds, before and after. A refusal
+            // costs memory alone.
+            let _ = unsafe {
+                file.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, bytes.len())
+            };
+        }
+    }
+
     /// The whole tensor, to read.
     pub fn view(&self) -> View<'_> {
         let bytes = match &self.buffer {

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use sft_kernels::attention::RowOffsets;
-use sft_kernels::{DType, Device, Tensor, View, rows};
+use sft_kernels::{DType, Device, Slab, Tensor, View, rows};
 
 use crate::ModelError;
 use crate::block::Block;
@@ -56,6 +56,15 @@ impl Decoder {
         let spec = families::read_spec(folder)?;
         let files = WeightFiles::open_model(folder)?;
         loading::load(dev, &spec, &Source::Files(&files), method, compute, seed)
+    }
+
+    /// Packs the frozen weights of all linear layers and of the head for their products: no step packs them again.
+    pub fn pack_frozen(&mut self, dev: &Device) {
+        let mut slab = Slab::default();
+        for block in &mut self.blocks {
+            block.linears_mut().for_each(|(_, linear)| linear.weight.pack(dev, &mut slab));
+        }
+        self.lm_head.as_mut().unwrap_or(&mut self.embed_tokens).pack(dev, &mut slab);
     }
 
     /// The adapters on it.

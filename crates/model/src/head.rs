@@ -115,8 +115,8 @@ impl LogitParams {
     }
 
     /// Logits of normed states.
-    fn forward(self, dev: &Device, normed: View<'_>, weight: View<'_>, mut logits: ViewMut<'_>) {
-        Matmul::x_wt(normed, weight, logits.reborrow()).alpha(self.scale).run(dev);
+    fn forward(self, dev: &Device, normed: View<'_>, weight: &Parameter, mut logits: ViewMut<'_>) {
+        weight.x_wt(normed, logits.reborrow()).alpha(self.scale).run(dev);
         if let Some(cap) = self.softcap {
             softcap::forward(dev, cap, logits);
         }
@@ -139,7 +139,7 @@ pub fn loss(
     for start in (0..s).step_by(chunk) {
         let part = start..s.min(start + chunk);
         let n = part.len();
-        params.forward(dev, w.normed.view().rows(part.clone()), weight.value(), w.logits.head_mut(n));
+        params.forward(dev, w.normed.view().rows(part.clone()), weight, w.logits.head_mut(n));
         cross_entropy::forward(dev, w.logits.head(n), &w.targets[part.clone()], &mut w.positions[part]);
     }
     w.sums()
@@ -166,12 +166,12 @@ pub fn loss_and_backward(
         let part = start..s.min(start + chunk);
         let (n, normed) = (part.len(), w.normed.view().rows(part.clone()));
         let (targets, positions) = (&w.targets[part.clone()], &mut w.positions[part.clone()]);
-        params.forward(dev, normed, weight.value(), w.logits.head_mut(n));
+        params.forward(dev, normed, weight, w.logits.head_mut(n));
         cross_entropy::forward(dev, w.logits.head(n), targets, positions);
         // The gradient of s·z is s times that of z: it goes in with the loss's own factor.
         let scale = scale * params.scale;
         cross_entropy::backward(dev, w.logits.head_mut(n), targets, positions, scale, params.softcap);
-        Matmul::dy_w(w.logits.head(n), weight.value(), w.d.view_mut().into_rows(part)).run(dev);
+        weight.dy_w(w.logits.head(n), w.d.view_mut().into_rows(part)).run(dev);
         let dlogits = w.logits.head(n);
         weight.accumulate(|_, dw| Matmul::dyt_x(dlogits, normed, dw).accumulate().run(dev));
     }
@@ -193,5 +193,5 @@ pub fn logits(
 ) {
     let (n, w) = (hidden.dim(0), scratch);
     norm.forward(dev, hidden, w.normed.head_mut(n), w.rstd.head_mut(n));
-    params.forward(dev, w.normed.head(n), weight.value(), logits);
+    params.forward(dev, w.normed.head(n), weight, logits);
 }

@@ -108,14 +108,14 @@ impl Linear {
     ) {
         let bias = self.bias.as_ref().map(Parameter::value);
         let Some(lora) = &self.lora else {
-            return Matmul::x_wt(x, self.weight.value(), y).bias(bias).run(dev);
+            return self.weight.x_wt(x, y).bias(bias).run(dev);
         };
         let xa = saved.xa.as_mut().expect("the workspace was made for the adapters on this model");
         let input = lora.dropped(dev, x, scratch, dropout);
         let (n, rank) = (x.dim(0), lora.rank());
         Matmul::x_wt(input, lora.a.value(), matrix(xa, n, rank)).alpha(lora.scale).run(dev);
         let xa = xa.head(n * rank).reshape(&[n, rank]);
-        Matmul::x_wt(x, self.weight.value(), y).bias(bias).plus(xa, lora.b.value()).run(dev);
+        self.weight.x_wt(x, y).bias(bias).plus(xa, lora.b.value()).run(dev);
     }
 
     /// Adds to the gradients of what is trained; writes the input's gradient to `dx` if there is one, or adds to it
@@ -144,7 +144,7 @@ impl Linear {
         let lora = self.lora.as_mut().zip(saved.xa.as_ref());
         let Some((lora, xa)) = lora else {
             if let Some(dx) = dx {
-                Matmul::dy_w(dy, self.weight.value(), dx).accumulate_if(accumulate).run(dev);
+                self.weight.dy_w(dy, dx).accumulate_if(accumulate).run(dev);
             }
             return;
         };
@@ -153,7 +153,7 @@ impl Linear {
         lora.gradients(dev, x, dy, (xa.head(n * rank).reshape(&[n, rank]), &mut dxa), scratch, dropout);
         if let Some(mut dx) = dx {
             let dxa = dxa.head(n * rank).reshape(&[n, rank]);
-            let product = Matmul::dy_w(dy, self.weight.value(), dx.reborrow()).accumulate_if(accumulate);
+            let product = self.weight.dy_w(dy, dx.reborrow()).accumulate_if(accumulate);
             match lora.dropout_key(dropout).zip(scratch.dropped.as_mut()) {
                 None => product.plus(dxa, lora.a.value()).run(dev),
                 Some((key, buffer)) => {

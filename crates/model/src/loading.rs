@@ -37,6 +37,8 @@ pub struct WeightCounts {
     pub frozen: usize,
     /// Elements that training changes.
     pub trained: usize,
+    /// Of the frozen ones, those that are factors of products: of linear layers and of the head.
+    pub frozen_factors: usize,
 }
 
 /// The sizes of the weights that [`load`] would make, nothing loaded.
@@ -135,6 +137,9 @@ impl<'a> Loading<'a> {
         } else {
             (!spec.tie_word_embeddings).then(|| self.parameter(HEAD, &[v, c], Start::Normal))
         };
+        if !self.method.trains(lm_head.as_ref().map_or(EMBEDDING, |_| HEAD)) {
+            self.counts.frozen_factors += v * c;
+        }
         let spec = DecoderSpec { tie_word_embeddings: lm_head.is_none(), ..spec.clone() };
         Decoder { spec, compute: self.compute, embed_tokens, blocks, norm, lm_head, adapters }
     }
@@ -185,8 +190,12 @@ impl<'a> Loading<'a> {
     }
 
     fn linear(&mut self, path: &str, shape: [usize; 2], bias: bool, rank: Option<usize>) -> Linear {
+        let weight = format!("{path}.weight");
+        if !self.method.trains(&weight) {
+            self.counts.frozen_factors += shape[0] * shape[1];
+        }
         Linear {
-            weight: self.parameter(&format!("{path}.weight"), &shape, Start::Normal),
+            weight: self.parameter(&weight, &shape, Start::Normal),
             bias: bias.then(|| self.parameter(&format!("{path}.bias"), &shape[..1], Start::Zeros)),
             lora: rank.and_then(|rank| self.lora(path, shape, rank)),
         }

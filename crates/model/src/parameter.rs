@@ -3,7 +3,8 @@
 //! A frozen weight keeps the compute dtype (and stays in its file, mapped, where that is possible). A trained weight
 //! is f32, whatever the compute dtype is: products round it to bf16 as they read it, updates do not lose small steps.
 
-use sft_kernels::{DType, Tensor, View, ViewMut};
+use sft_kernels::matmul::{Matmul, PackedWeight, Reads};
+use sft_kernels::{DType, Device, Slab, Tensor, View, ViewMut};
 
 /// A weight of the model or of an adapter.
 #[derive(Debug)]
@@ -11,12 +12,20 @@ pub struct Parameter {
     name: String,
     value: Tensor,
     gradient: Option<Tensor>,
+    packed: Option<Packed>,
+}
+
+/// A frozen weight of a linear layer, packed for its two products.
+#[derive(Debug)]
+struct Packed {
+    x_wt: PackedWeight,
+    dy_w: PackedWeight,
 }
 
 impl Parameter {
     /// A weight that does not change.
     pub fn frozen(name: impl Into<String>, value: Tensor) -> Self {
-        Self { name: name.into(), value, gradient: None }
+        Self { name: name.into(), value, gradient: None, packed: None }
     }
 
     /// A weight that training changes: converted to f32, with a gradient of zeros.
@@ -27,7 +36,27 @@ impl Parameter {
             value.to_dtype(DType::F32)
         };
         let gradient = Some(Tensor::zeros(DType::F32, value.shape()));
-        Self { name: name.into(), value, gradient }
+        Self { name: name.into(), value, gradient, packed: None }
+    }
+
+    /// Packs a frozen matrix for the products of a linear layer, in memory of `slab`; its pages in a file are released.
+    pub fn pack(&mut self, dev: &Device, slab: &mut Slab) {
+        if self.is_trained() {
+            return;
+        }
+        let mut pack = |reads| PackedWeight::pack(dev, slab, self.value.view(), reads);
+        self.packed = Some(Packed { x_wt: pack(Reads::XWt), dy_w: pack(Reads::DyW) });
+        self.value.release_pages();
+    }
+
+    /// y = x·Wᵀ of a linear layer's weight [out, in], x [N, in], y [N, out].
+    pub fn x_wt<'a>(&'a self, x: View<'a>, y: ViewMut<'a>) -> Matmul<'a> {
+        Matmul::x_wt(x, self.value(), y).packed(self.packed.as_ref().map(|packed| &packed.x_wt))
+    }
+
+    /// dx = dy·W of a linear layer's weight [out, in], dy [N, out], dx [N, in].
+    pub fn dy_w<'a>(&'a self, dy: View<'a>, dx: ViewMut<'a>) -> Matmul<'a> {
+        Matmul::dy_w(dy, self.value(), dx).packed(self.packed.as_ref().map(|packed| &packed.dy_w))
     }
 
     /// Hugging Face's name, or PEFT's for an adapter's weight.

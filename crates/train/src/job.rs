@@ -109,6 +109,7 @@ impl Job {
             max_tokens: largest_batch(&examples, &train).max(largest_batch(&eval_examples, &eval)),
             rows: examples.iter().chain(&eval_examples).map(|e| e.len() * 8).sum(),
             recompute: config.disable_gradient_checkpointing.map(|disabled| !disabled),
+            pack: config.pack_weights,
             available,
         })?;
         let train = Loader::new(examples, train)?;
@@ -188,6 +189,9 @@ impl Job {
         let mut advice = vec!["help: any of these takes less:".to_owned()];
         if !self.plan.recompute {
             advice.push("  disable_gradient_checkpointing: false (computes the blocks twice)".into());
+        }
+        if self.plan.pack {
+            advice.push("  pack_weights: false (packs frozen weights anew in every step)".into());
         }
         if self.compute == DType::F32 {
             advice.push("  bf16: true (halves activations and frozen weights)".into());

@@ -35,6 +35,8 @@ pub struct MemoryPlan {
     pub max_tokens: usize,
     /// Whether blocks are computed again in backward.
     pub recompute: bool,
+    /// Whether frozen weights are packed for their products before the first step.
+    pub pack: bool,
 }
 
 /// What a plan depends on.
@@ -52,6 +54,8 @@ pub struct PlanInputs<'a> {
     pub rows: usize,
     /// Whether blocks are computed again in backward; `None`: only if the plan does not fit otherwise.
     pub recompute: Option<bool>,
+    /// Whether frozen weights are packed before the first step; `None`: if the plan fits with it.
+    pub pack: Option<bool>,
     /// Bytes that are free, if that is known.
     pub available: Option<u64>,
 }
@@ -63,23 +67,36 @@ impl MemoryPlan {
     /// `lora_target` that fits nothing.
     pub fn new(inputs: &PlanInputs<'_>) -> Result<Self, ModelError> {
         let adapters = inputs.method.adapters(inputs.spec)?;
-        let plan = |recompute| Self::with(inputs, &adapters, recompute);
-        match (inputs.recompute, inputs.available) {
-            (Some(recompute), _) => plan(recompute),
-            (None, None) => plan(false),
-            (None, Some(available)) => {
-                let kept = plan(false)?;
-                if kept.total() as u64 <= available { Ok(kept) } else { plan(true) }
-            }
+        // Of the fastest ones the first that fits; if none does, the smallest.
+        let choices = |set: Option<bool>, fast: bool| set.map_or([fast, !fast], |set| [set, set]);
+        let recomputes = choices(inputs.recompute, false);
+        let packs = choices(inputs.pack, true);
+        let mut plans = recomputes.into_iter().flat_map(|recompute| packs.map(|pack| (recompute, pack)));
+        let mut plan =
+            || plans.next().map(|(recompute, pack)| Self::with(inputs, &adapters, recompute, pack));
+        let mut last = plan().expect("there are four choices")?;
+        while inputs.available.is_some_and(|available| last.total() as u64 > available) {
+            let Some(next) = plan() else { break };
+            last = next?;
         }
+        Ok(last)
     }
 
-    fn with(inputs: &PlanInputs<'_>, adapters: &Adapters, recompute: bool) -> Result<Self, ModelError> {
+    fn with(
+        inputs: &PlanInputs<'_>,
+        adapters: &Adapters,
+        recompute: bool,
+        pack: bool,
+    ) -> Result<Self, ModelError> {
         let counts = loading::count(inputs.spec, inputs.method)?;
+        // Weights that backward does not pass are not worth it, and nothing is frozen in full tuning.
+        let pack = pack && matches!(inputs.method, Method::Lora(_));
         let f32_bytes = counts.trained * DType::F32.bytes();
         Ok(Self {
             counts,
-            frozen_weights: counts.frozen * inputs.compute.bytes(),
+            // Packed weights are there twice, for either product, and those in files are released.
+            frozen_weights: (counts.frozen + if pack { counts.frozen_factors } else { 0 })
+                * inputs.compute.bytes(),
             trained_weights: f32_bytes,
             gradients: f32_bytes,
             optimizer: counts.trained * AdamW::STATE_BYTES,
@@ -93,6 +110,7 @@ impl MemoryPlan {
             rows: inputs.rows,
             max_tokens: inputs.max_tokens,
             recompute,
+            pack,
         })
     }
 

@@ -49,6 +49,9 @@ impl<'a> Trainer<'a> {
             weight_decay: c.weight_decay,
             decay_all: false,
         };
+        if job.plan.pack {
+            decoder.pack_frozen(dev);
+        }
         let trained = decoder.trained_mut();
         let trained_elements = trained.iter().map(|p| p.value().elements() as u64).sum();
         let optimizer: Box<dyn Optimizer> = Box::new(AdamW::new(options, &trained));

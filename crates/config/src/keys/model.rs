@@ -13,6 +13,9 @@ macro_rules! model_keys {
         /// false always; null does it only when the memory plan does not fit. (LLaMA-Factory's default
         /// is false; the null is deliberate, results are the same.)
         disable_gradient_checkpointing: Option<bool> { read_by: "train::memory_plan" }
+        /// Packing the frozen weights for their products once, before the first step, takes their memory twice and saves
+        /// time in every step of LoRA. null does it when the memory plan fits with it; results are the same.
+        pack_weights: Option<bool> { read_by: "train::memory_plan" }
         /// Begin with random weights of the model's shape instead of its own.
         train_from_scratch: bool { read_by: "model::loading" }
         /// Number format of the weights in chat and export.

@@ -40,13 +40,19 @@ const DEPTH: usize = if cfg!(test) { 96 } else { 8192 };
 /// Operands of a product, `op(A)` and `op(B)`.
 pub(super) type Pair<'a> = (Operand<'a>, Operand<'a>);
 
-/// `C = A·B + A₂·B₂` for operands of any size; `second` is thought of as shallow.
-pub(super) fn run<K: MicroKernel, E: Element>(
-    dev: &Device,
-    first: Pair<'_>,
-    second: Option<Pair<'_>>,
-    c: &Output<'_, E>,
-) {
+/// What is multiplied.
+#[derive(Clone, Copy)]
+pub(super) struct Factors<'a> {
+    pub first: Pair<'a>,
+    /// The panels of the first `op(B)`, if they are packed already.
+    pub packed: Option<&'a [Unit]>,
+    /// A second product to add; thought of as shallow.
+    pub second: Option<Pair<'a>>,
+}
+
+/// `C = A·B + A₂·B₂` for operands of any size.
+pub(super) fn run<K: MicroKernel, E: Element>(dev: &Device, factors: Factors<'_>, c: &Output<'_, E>) {
+    let Factors { first, packed, second } = factors;
     let depth = first.0.depth();
     let pieces = depth.div_ceil(DEPTH).max(1);
     let per_piece = depth.div_ceil(pieces).next_multiple_of(K::UNIT * K::RUN);
@@ -58,17 +64,37 @@ pub(super) fn run<K: MicroKernel, E: Element>(
             let k = (piece * per_piece, depth.min((piece + 1) * per_piece));
             let (begins, ends) = (piece == 0, piece + 1 == pieces);
             let slice = |of| Slice { of, k };
+            let packed = packed.map(|units| Packed {
+                units,
+                panel: Slice::whole(first.1).units::<K>() * K::NR,
+                own: slice(first.1).units::<K>(),
+                start: k.0 / K::UNIT,
+            });
             match second.filter(|_| ends) {
-                None => Piece { a: &[slice(first.0)], b: &[slice(first.1)], begins, ends, sums }
-                    .run::<K, E>(dev, c),
+                None => {
+                    let (a, b) = (&[slice(first.0)], &[slice(first.1)]);
+                    Piece { a, b, packed, begins, ends, sums }.run::<K, E>(dev, c);
+                }
                 Some(second) => {
                     let a = [slice(first.0), Slice::whole(second.0)];
                     let b = [slice(first.1), Slice::whole(second.1)];
-                    Piece { a: &a, b: &b, begins, ends, sums }.run::<K, E>(dev, c);
+                    Piece { a: &a, b: &b, packed, begins, ends, sums }.run::<K, E>(dev, c);
                 }
             }
         }
     });
+}
+
+/// Panels of the first slice of `op(B)` that are packed already.
+#[derive(Clone, Copy)]
+struct Packed<'a> {
+    units: &'a [Unit],
+    /// Length of a panel.
+    panel: usize,
+    /// Units along `k` that the slice takes of a panel.
+    own: usize,
+    /// Where the slice begins in a panel, in units along `k`.
+    start: usize,
 }
 
 /// Tiles of `C`.
@@ -106,6 +132,7 @@ impl Partial {
 struct Piece<'a> {
     a: &'a [Slice<'a>],
     b: &'a [Slice<'a>],
+    packed: Option<Packed<'a>>,
     /// Whether it is the first piece: sums begin at zero.
     begins: bool,
     /// Whether it is the last one: sums go to `C`.
@@ -170,30 +197,47 @@ struct Part<'a, K: MicroKernel> {
     kernel: PhantomData<K>,
 }
 
-/// Columns of a block, with their operand packed.
+/// Columns of a block, with their operand packed for a pass.
 struct Columns<'a> {
     /// Panels.
     panels: Range<usize>,
-    /// The units of a pass for each panel, pass after pass.
+    /// What the pass reads of each panel, but for what was packed before.
     packed: &'a [Unit],
+}
+
+/// What a later pass will pack: asked for meanwhile.
+struct Ahead {
+    /// Panels of columns.
+    panels: Range<usize>,
+    units: Range<usize>,
 }
 
 impl<K: MicroKernel> Part<'_, K> {
     fn run<E: Element>(&self, dev: &Device, c: &Output<'_, E>) {
         let (rows, cols) = (self.rows.len(), c.cols().div_ceil(K::NR));
-        let (down, across) = tasks(dev.threads(), rows, cols, K::B_PANELS);
+        let Split { down, across, tasks } = split(dev.threads(), rows, cols, K::B_PANELS);
         let part = |all: usize, parts: usize, i: usize| all * i / parts..all * (i + 1) / parts;
-        dev.for_each(down * across, |i| {
-            let (cols, rows) = (part(cols, across, i / down), part(rows, down, i % down));
+        dev.for_each(down * tasks, |i| {
+            let rows = part(rows, down, i % down);
             let rows = self.rows.start + rows.start..self.rows.start + rows.end;
             // SAFETY: the device's CPU has the kernel's instructions, or `matmul::run` would not have chosen it.
             let _session = unsafe { K::begin() };
-            self.task(c, rows, cols);
+            let blocks = part(across, tasks, i / down);
+            for block in blocks.clone() {
+                let next = (block + 1 < blocks.end).then(|| part(cols, across, block + 1));
+                self.columns(c, rows.clone(), part(cols, across, block), next);
+            }
         });
     }
 
-    /// Some panels of rows by at most `B_PANELS` panels of columns.
-    fn task<E: Element>(&self, c: &Output<'_, E>, rows: Range<usize>, cols: Range<usize>) {
+    /// Some panels of rows by at most `B_PANELS` panels of columns; `next` come next.
+    fn columns<E: Element>(
+        &self,
+        c: &Output<'_, E>,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        next: Option<Range<usize>>,
+    ) {
         let units = self.b.units::<K>();
         let passes = units.div_ceil(K::PASS).max(1);
         let per_pass = units.div_ceil(passes).next_multiple_of(K::RUN);
@@ -205,20 +249,34 @@ impl<K: MicroKernel> Part<'_, K> {
             (1, None) => 1,
             _ => height * cols.len(),
         };
-        scratch::with(Use::PackedB, cols.len() * K::NR * units, |packed: &mut [Unit]| {
+        // Units before this one are packed already.
+        let there = self.piece.packed.map_or(0, |packed| packed.own);
+        let rest = |units: &Range<usize>| units.start.max(there)..units.end.max(there);
+        let room = cols.len() * K::NR * (units - there);
+        scratch::with(Use::PackedB, room, |packed: &mut [Unit]| {
             scratch::with(Use::Tiles, tiles * K::MR * K::NR, |sums: &mut [f32]| {
                 for first in rows.clone().step_by(height) {
                     let block = first..rows.end.min(first + height);
+                    let packs = first == rows.start;
                     for at in 0..passes {
                         let units = pass(at);
-                        let len = units.len() * K::NR * cols.len();
-                        let packed = &mut packed[units.start * K::NR * cols.len()..][..len];
-                        if first == rows.start {
-                            self.b.pack::<K>(cols.start * K::NR, units.clone(), packed);
+                        let own = rest(&units);
+                        let stride = K::NR * cols.len();
+                        let packed = &mut packed[(own.start - there) * stride..(own.end - there) * stride];
+                        if packs {
+                            self.b.pack::<K>(cols.start * K::NR, own, packed);
                         }
+                        let ahead = if there > 0 {
+                            None
+                        } else if packs && at + 1 < passes {
+                            Some(Ahead { panels: cols.clone(), units: pass(at + 1) })
+                        } else if block.end == rows.end {
+                            next.clone().map(|panels| Ahead { panels, units: units.clone() })
+                        } else {
+                            None
+                        };
                         let columns = Columns { panels: cols.clone(), packed };
-                        let packs_next = (first == rows.start && at + 1 < passes).then(|| pass(at + 1));
-                        self.pass(c, block.clone(), columns, units, packs_next, sums);
+                        self.pass(c, block.clone(), columns, units, ahead, sums);
                     }
                 }
             });
@@ -232,14 +290,14 @@ impl<K: MicroKernel> Part<'_, K> {
         rows: Range<usize>,
         cols: Columns<'_>,
         units: Range<usize>,
-        packs_next: Option<Range<usize>>,
+        ahead: Option<Ahead>,
         sums: &mut [f32],
     ) {
         let tile_len = K::MR * K::NR;
         let tiles = (sums.len() / tile_len).max(1);
         let add = units.start > 0 || !self.piece.begins;
         let ends = units.end == self.b.units::<K>() && self.piece.ends;
-        let b_len = units.len() * K::NR;
+        let b_len = cols.packed.len() / cols.panels.len();
         for j in cols.panels.clone() {
             let b = &cols.packed[(j - cols.panels.start) * b_len..][..b_len];
             for i in rows.clone() {
@@ -249,12 +307,11 @@ impl<K: MicroKernel> Part<'_, K> {
                     Some(sums) => unsafe { sums.tile(i, j) },
                     None => &mut sums[at % tiles * tile_len..][..tile_len],
                 };
-                if let Some(units) = &packs_next {
+                if let Some(Ahead { panels, units }) = &ahead {
                     let share = (at, cols.panels.len() * rows.len());
-                    let lanes = cols.panels.start * K::NR..cols.panels.end * K::NR;
-                    self.b.prefetch::<K>(lanes, units.clone(), share);
+                    self.b.prefetch::<K>(panels.start * K::NR..panels.end * K::NR, units.clone(), share);
                 }
-                self.tile(tile, i, units.clone(), b, add);
+                self.tile(tile, (i, j), units.clone(), b, add);
                 if ends {
                     self.store(c, tile, i, j);
                 }
@@ -262,19 +319,27 @@ impl<K: MicroKernel> Part<'_, K> {
         }
     }
 
-    /// Adds the products of a range of units to a tile, or sets it. `b` is the packed panel of these units.
+    /// Adds the products of a range of units to a tile, or sets it. `b` is the panel of these units, but for those that
+    /// were packed before.
     #[inline(always)]
-    fn tile(&self, tile: &mut [f32], i: usize, units: Range<usize>, b: &[Unit], add: bool) {
+    fn tile(&self, tile: &mut [f32], (i, j): (usize, usize), units: Range<usize>, b: &[Unit], add: bool) {
         let mut stretches = [Stretch { units: 0, a: Rows::Packed(b.as_ptr()), b: b.as_ptr() }; 2];
         // Units before a slice: of all, and of those that are packed.
         let (mut before, mut packed_before) = (0, 0);
+        let there = self.piece.packed.map_or(0, |packed| packed.own);
         for (slice, stretch) in self.piece.a.iter().zip(&mut stretches) {
             let own = slice.units::<K>();
             let from = units.start.max(before);
             let stored = if i < self.whole { slice.as_stored::<K>() } else { None };
             stretch.units = units.end.min(before + own).saturating_sub(from);
             if stretch.units > 0 {
-                stretch.b = b[(from - units.start) * K::NR..][..stretch.units * K::NR].as_ptr();
+                let b = match self.piece.packed {
+                    Some(packed) if from < there => {
+                        &packed.units[j * packed.panel + (packed.start + from) * K::NR..]
+                    }
+                    _ => &b[(from - units.start.max(there)) * K::NR..],
+                };
+                stretch.b = b[..stretch.units * K::NR].as_ptr();
                 stretch.a = if let Some((start, row)) = stored {
                     Rows::Stored { start: start.wrapping_add(i * K::MR * row + from - before), row }
                 } else {
@@ -303,12 +368,24 @@ impl<K: MicroKernel> Part<'_, K> {
     }
 }
 
-/// How many tasks `C` is split into, down and across: every thread gets as many as the others, of at most `widest` panels
-/// of columns. Tasks beside each other pack the same columns, so there are several only where columns do not suffice.
-fn tasks(threads: usize, rows: usize, cols: usize, widest: usize) -> (usize, usize) {
+/// How `C` is split.
+struct Split {
+    /// Ranges of rows.
+    down: usize,
+    /// Blocks of columns.
+    across: usize,
+    /// Tasks for each range of rows: some blocks of columns that follow each other.
+    tasks: usize,
+}
+
+/// Splits `C` so that every thread gets as much as the others, in blocks of at most `widest` panels of columns. Ranges of
+/// rows beside each other pack the same columns, so there are several only where columns do not suffice.
+fn split(threads: usize, rows: usize, cols: usize, widest: usize) -> Split {
     let across = cols.div_ceil(widest).next_multiple_of(threads).min(cols);
     let down = threads.div_ceil(across).min(rows.div_ceil(ENOUGH_ROWS)).max(1);
-    (down, across)
+    // A second task for each thread evens out what other programs take of the cores.
+    let tasks = if across >= 4 * threads { 2 * threads } else { threads.min(across) };
+    Split { down, across, tasks }
 }
 
 /// A tile and its place in `C`.

@@ -15,8 +15,44 @@
 //! are summed in `f32`. The sum over all of `K` stays in `f32` and is rounded to `C`'s type once.
 //! Sums have a fixed order that depends on the shapes and the instruction set alone.
 
-use crate::{DType, Device, Isa, View, ViewMut, with_dtype};
+use crate::{DType, Device, View, ViewMut, with_dtype};
 
+/// Evaluates an expression with `K` the kernel of an instruction set, for operands that are all `f32` or not.
+macro_rules! with_kernel {
+    ($isa:expr, $in_f32:expr, $K:ident => $body:expr) => {
+        match ($isa, $in_f32) {
+            #[cfg(target_arch = "x86_64")]
+            ($crate::Isa::Amx, false) => {
+                type $K = $crate::matmul::amx::Amx;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            ($crate::Isa::Avx512Bf16, false) => {
+                type $K = $crate::matmul::avx512bf16::Avx512Bf16;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            ($crate::Isa::Amx | $crate::Isa::Avx512Bf16 | $crate::Isa::Avx512, _) => {
+                type $K = $crate::matmul::avx512::Avx512F32;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            ($crate::Isa::Avx2, _) => {
+                type $K = $crate::matmul::avx2::Avx2F32;
+                $body
+            }
+            #[cfg(target_arch = "aarch64")]
+            ($crate::Isa::Neon, _) => {
+                type $K = $crate::matmul::neon::NeonF32;
+                $body
+            }
+            _ => {
+                type $K = $crate::matmul::portable::PortableF32;
+                $body
+            }
+        }
+    };
+}
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
@@ -31,6 +67,7 @@ mod kernel;
 mod neon;
 mod output;
 mod pack;
+mod packed;
 mod portable;
 #[cfg(test)]
 mod reference;
@@ -40,9 +77,11 @@ mod tests;
 mod thin;
 mod vector;
 
+use blocked::Factors;
 use kernel::MicroKernel;
 use output::{Bias, Finish, Output};
 use pack::Operand;
+pub use packed::{PackedWeight, Reads};
 use thin::Thin;
 
 /// One matrix product; run it with [`Matmul::run`] or [`run`].
@@ -65,6 +104,8 @@ pub struct Matmul<'a> {
     pub accumulate: bool,
     /// A second product `op(A₂)·op(B₂)` to add, stored as the first is; its `K` is its own.
     pub second: Option<(View<'a>, View<'a>)>,
+    /// `b`, packed already.
+    pub packed: Option<&'a PackedWeight>,
 }
 
 impl<'a> Matmul<'a> {
@@ -80,6 +121,7 @@ impl<'a> Matmul<'a> {
             alpha: 1.0,
             accumulate: false,
             second: None,
+            packed: None,
         }
     }
 
@@ -107,6 +149,11 @@ impl<'a> Matmul<'a> {
     /// one sum, rounded once; with a thin first product (decoding) `C` is rounded after each.
     pub fn plus(self, a: View<'a>, b: View<'a>) -> Self {
         Self { second: Some((a, b)), ..self }
+    }
+
+    /// Takes the panels of `b` from `packed` if they are there, and what this product packs.
+    pub fn packed(self, packed: Option<&'a PackedWeight>) -> Self {
+        Self { packed, ..self }
     }
 
     /// Scales the product (not the bias, not what is in `C`).
@@ -184,22 +231,11 @@ pub fn run(dev: &Device, args: Matmul<'_>) {
     });
     let all = [Some(args.a), Some(args.b), args.second.map(|s| s.0), args.second.map(|s| s.1)];
     let in_f32 = all.into_iter().flatten().all(|view| view.dtype() == DType::F32);
-    match dev.isa() {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Amx if !in_f32 => run_with::<amx::Amx>(dev, args, !in_f32),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 if !in_f32 => run_with::<avx512bf16::Avx512Bf16>(dev, args, !in_f32),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => run_with::<avx512::Avx512F32>(dev, args, !in_f32),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => run_with::<avx2::Avx2F32>(dev, args, !in_f32),
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon => run_with::<neon::NeonF32>(dev, args, !in_f32),
-        _ => run_with::<portable::PortableF32>(dev, args, !in_f32),
-    }
+    with_kernel!(dev.isa(), in_f32, K => run_with::<K>(dev, args, in_f32));
 }
 
-fn run_with<K: MicroKernel>(dev: &Device, mut args: Matmul<'_>, round: bool) {
+fn run_with<K: MicroKernel>(dev: &Device, mut args: Matmul<'_>, in_f32: bool) {
+    let round = !in_f32;
     let pair = |a, b| {
         let a = Operand { view: a, along_k: !args.a_transposed, round };
         (a, Operand { view: b, along_k: args.b_transposed, round })
@@ -208,14 +244,18 @@ fn run_with<K: MicroKernel>(dev: &Device, mut args: Matmul<'_>, round: bool) {
     let finish = Finish { alpha: args.alpha, accumulate: args.accumulate, bias: args.bias.map(Bias::new) };
     with_dtype!(args.c.dtype(), E => {
         let Some(thin) = Thin::new(first.0, first.1) else {
-            return blocked::run::<K, E>(dev, first, second, &Output::<E>::new(args.c, finish));
+            let packed = args.packed.and_then(|packed| packed.panels(dev.isa(), in_f32, &first.1));
+            let factors = Factors { first, packed, second };
+            return blocked::run::<K, E>(dev, factors, &Output::<E>::new(args.c, finish));
         };
         thin.run::<K, E>(dev, &Output::<E>::new(args.c.reborrow(), finish));
         if let Some(second) = second {
             let c = Output::<E>::new(args.c, Finish { accumulate: true, bias: None, ..finish });
             match Thin::new(second.0, second.1) {
                 Some(thin) => thin.run::<K, E>(dev, &c),
-                None => blocked::run::<K, E>(dev, second, None, &c),
+                None => {
+                    blocked::run::<K, E>(dev, Factors { first: second, packed: None, second: None }, &c);
+                }
             }
         }
     });

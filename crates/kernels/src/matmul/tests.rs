@@ -1,8 +1,8 @@
 use serde::Deserialize;
 
-use super::{Matmul, reference};
+use super::{Matmul, PackedWeight, Reads, reference};
 use crate::testing::{Random, devices};
-use crate::{CpuOptions, DType, Device, Tensor};
+use crate::{CpuOptions, DType, Device, Slab, Tensor};
 
 /// One product to check.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +71,7 @@ impl Case {
             alpha: self.alpha,
             accumulate: self.accumulate,
             second: operands.second.as_ref().map(|(a, b)| (a.view(), b.view())),
+            packed: None,
         }
     }
 
@@ -325,4 +326,23 @@ fn shapes_that_do_not_fit_are_named() {
         Tensor::zeros(DType::F32, &[2, 5]),
     );
     Matmul::x_wt(a.view(), b.view(), c.view_mut()).run(&devices()[0]);
+}
+
+#[test]
+fn a_weight_that_is_packed_before_gives_the_same_bits() {
+    let mut slab = Slab::default();
+    for dev in devices() {
+        for (size, reads) in
+            [((70, 90, 75), Reads::XWt), ((33, 300, 260), Reads::DyW), ((40, 70, 2100), Reads::DyW)]
+        {
+            for (dtype, second) in [(DType::BF16, None), (DType::BF16, Some(6)), (DType::F32, Some(5))] {
+                let (transposed, types) = ((false, reads == Reads::XWt), (dtype, dtype, DType::F32));
+                let case = Case { size, transposed, types, second, ..PLAIN };
+                let mut operands = case.operands();
+                let packed = PackedWeight::pack(&dev, &mut slab, operands.b.view(), reads);
+                case.product(&mut operands).packed(Some(&packed)).run(&dev);
+                assert_eq!(operands.c.view().bytes(), case.bytes(&dev), "{case:?} on {}", dev.isa());
+            }
+        }
+    }
 }
