@@ -39,3 +39,17 @@ for _ in range(3):
     optimizer.step()
     steps.append({"gradient": p.grad.tolist(), "parameter": p.tolist()})
 write("adamw", start=start, steps=steps)
+
+x = torch.tensor([[0.5, -1.0, 2.0, 0.25], [1.5, 0.0, -0.5, 3.0]], requires_grad=True)
+w = torch.tensor([1.1, 0.9, -0.5, 2.0], requires_grad=True)
+y = F.layer_norm(x, (4,), w, torch.tensor([0.1, -0.2, 0.3, 0.4]), 1e-5)
+y.backward(torch.tensor([[1.0, -1.0, 2.0, 0.5], [0.25, 3.0, -2.0, 1.0]]))
+write("layer_norm", y=y, dx=x.grad, dw=w.grad)
+
+# transformers' XIELUActivation
+x = torch.tensor([-3.0, -0.7, -1e-3, -1e-7, 0.0, 1e-3, 0.4, 2.5], requires_grad=True)
+alpha_p, alpha_n, beta, eps = (torch.tensor(v, requires_grad=r) for v, r in [(0.3, True), (-0.9, True), (0.5, False), (-1e-6, False)])
+positive, negative = F.softplus(alpha_p), beta + F.softplus(alpha_n)
+y = torch.where(x > 0, positive * x * x + beta * x, (torch.expm1(torch.min(x, eps)) - x) * negative + beta * x)
+y.backward(torch.tensor([1.0, -1.0, 2.0, 0.5, 0.25, 3.0, -2.0, 1.0]))
+write("xielu", x=x, y=y, dx=x.grad, dalpha_p=alpha_p.grad, dalpha_n=alpha_n.grad)

@@ -65,7 +65,7 @@ mod tests {
     fn device_matches_reference() {
         for dev in devices() {
             for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 1e-2)] {
-                for act in [Activation::Silu, Activation::GeluTanh, Activation::Relu2] {
+                for act in [Activation::Silu, Activation::Gelu, Activation::Relu, Activation::Relu2] {
                     let mut random = Random::new(5);
                     let shape = [CHUNK + 77, 1];
                     let (mut x, dy) = (random.tensor(dtype, &shape), random.tensor(dtype, &shape));

@@ -5,7 +5,9 @@
 //! > dg = dy · u · act′(g), du = dy · act(g)
 //!
 //! `silu(g) = g·σ(g)`, `silu′(g) = σ(g)·(1 + g·(1 − σ(g)))`;
-//! `relu2(g) = max(g, 0)²`; `gelu_tanh(g) = g·σ(2z)` with z = √(2/π)·(g + 0.044715·g³), since ½(1 + tanh z) = σ(2z).
+//! `relu2(g) = max(g, 0)²`; `gelu_tanh(g) = g·σ(2z)` with z = √(2/π)·(g + 0.044715·g³), since ½(1 + tanh z) = σ(2z);
+//! `gelu(g) = g·Φ(g)`, `gelu′(g) = Φ(g) + g·φ(g)` with the normal distribution Φ(g) = ½(1 + erf(g/√2)) and its
+//! density φ; `relu(g) = max(g, 0)`.
 //!
 //! Storage f32 or bf16 (one type for all), arithmetic f32. Saved for backward: g and u; y is computed again where
 //! it is needed rather than kept. Memory-bound: 3 tensors forward, 5 backward.
@@ -24,8 +26,12 @@ const CHUNK: usize = 4096;
 pub enum Activation {
     /// x·σ(x), also called swish.
     Silu,
+    /// x·Φ(x) (Hendrycks & Gimpel, 2016).
+    Gelu,
     /// The tanh form of GELU.
     GeluTanh,
+    /// max(x, 0).
+    Relu,
     /// max(x, 0)² (So et al., 2021).
     Relu2,
 }
@@ -37,10 +43,12 @@ impl FromStr for Activation {
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         match name {
             "silu" | "swish" => Ok(Activation::Silu),
+            "gelu" | "gelu_python" => Ok(Activation::Gelu),
             "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
+            "relu" => Ok(Activation::Relu),
             "relu2" => Ok(Activation::Relu2),
             other => Err(format!(
-                "the activation `{other}` is not known here; silu, gelu_pytorch_tanh and relu2 are"
+                "the activation `{other}` is not known here; silu, gelu, gelu_pytorch_tanh, relu and relu2 are"
             )),
         }
     }
@@ -60,8 +68,16 @@ macro_rules! with_activation {
                 let $act = $crate::gated::Silu;
                 $body
             }
+            $crate::gated::Activation::Gelu => {
+                let $act = $crate::gated::Gelu;
+                $body
+            }
             $crate::gated::Activation::GeluTanh => {
                 let $act = $crate::gated::GeluTanh;
+                $body
+            }
+            $crate::gated::Activation::Relu => {
+                let $act = $crate::gated::Relu;
                 $body
             }
             $crate::gated::Activation::Relu2 => {
@@ -81,6 +97,49 @@ impl Gate for Silu {
     fn value_and_slope(self, x: f32) -> (f32, f32) {
         let s = sigmoid(x);
         (x * s, s * (1.0 + x * (1.0 - s)))
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Gelu;
+
+impl Gate for Gelu {
+    #[inline(always)]
+    fn value_and_slope(self, x: f32) -> (f32, f32) {
+        const OVER_SQRT_2PI: f32 = 0.398_942_3;
+        let p = 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
+        (x * p, p + x * OVER_SQRT_2PI * exp(-0.5 * x * x))
+    }
+}
+
+/// The error function within 4e-7: a quotient of polynomials (Eigen's), and ±1 where that is the nearest f32.
+#[inline(always)]
+fn erf(x: f32) -> f32 {
+    const ABOVE: [f32; 7] = [
+        -2.726_142_3e-10,
+        2.770_681_4e-8,
+        -2.101_024e-6,
+        -5.692_506_6e-5,
+        -7.349_906e-4,
+        -2.954_6e-3,
+        -1.609_603_3e-2,
+    ];
+    const BELOW: [f32; 5] =
+        [-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2];
+    let (inside, sign) = (x.clamp(-4.0, 4.0), if x < 0.0 { -1.0 } else { 1.0 });
+    let s = inside * inside;
+    let horner = |coefficients: &[f32]| coefficients.iter().fold(0.0, |sum, c| sum * s + c);
+    let quotient = inside * horner(&ABOVE) / horner(&BELOW);
+    if s < 15.3 { quotient } else { sign }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Relu;
+
+impl Gate for Relu {
+    #[inline(always)]
+    fn value_and_slope(self, x: f32) -> (f32, f32) {
+        if x > 0.0 { (x, 1.0) } else { (0.0, 0.0) }
     }
 }
 
@@ -174,8 +233,18 @@ pub(crate) mod reference {
                 let z = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
                 0.5 * x * (1.0 + z.tanh())
             }
+            Activation::Gelu => x * distribution(x),
+            Activation::Relu => x.max(0.0),
             Activation::Relu2 => x.max(0.0).powi(2),
         }
+    }
+
+    /// Φ(x): Simpson's rule over the density from 0 to x.
+    fn distribution(x: f64) -> f64 {
+        let (steps, density) = (2000, |x: f64| (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt());
+        let h = x / f64::from(steps);
+        let weight = |i: i32| if i == 0 || i == steps { 1.0 } else { f64::from(2 + 2 * (i % 2)) };
+        0.5 + h / 3.0 * (0..=steps).map(|i| weight(i) * density(f64::from(i) * h)).sum::<f64>()
     }
 
     pub fn forward(act: Activation, g: &[f64], u: &[f64]) -> Vec<f64> {
@@ -193,6 +262,8 @@ pub(crate) mod reference {
                 let t = (c * (x + 0.044715 * x.powi(3))).tanh();
                 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * 0.044715 * x * x)
             }
+            Activation::Gelu => distribution(x) + x * (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt(),
+            Activation::Relu => f64::from(u8::from(x > 0.0)),
             Activation::Relu2 => 2.0 * x.max(0.0),
         }
     }
@@ -211,7 +282,8 @@ mod tests {
     use crate::DType;
     use crate::testing::{Random, assert_close, devices, gradcheck, to_f64};
 
-    const ALL: [Activation; 3] = [Activation::Silu, Activation::GeluTanh, Activation::Relu2];
+    const ALL: [Activation; 5] =
+        [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Relu2];
 
     #[test]
     fn gradcheck_of_the_reference() {
@@ -231,7 +303,7 @@ mod tests {
     fn matches_torch() {
         let golden: serde_json::Value = serde_json::from_str(include_str!("../goldens/gated.json")).unwrap();
         let x: Vec<f64> = serde_json::from_value(golden["x"].clone()).unwrap();
-        for (act, name) in ALL.into_iter().zip(["silu", "gelu_pytorch_tanh", "relu2"]) {
+        for (act, name) in ALL.into_iter().zip(["silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2"]) {
             assert_eq!(name.parse::<Activation>(), Ok(act));
             let y: Vec<f64> = x.iter().map(|x| reference::activation(act, *x)).collect();
             let expected: Vec<f64> = serde_json::from_value(golden[name].clone()).unwrap();
@@ -243,7 +315,7 @@ mod tests {
     fn device_matches_reference() {
         for dev in devices() {
             for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 1e-2)] {
-                for (act, n) in ALL.into_iter().zip([CHUNK + 77, 5, CHUNK + 3]) {
+                for (act, n) in ALL.into_iter().zip([CHUNK + 77, 9, 5, 7, CHUNK + 3]) {
                     let mut random = Random::new(5);
                     let mut tensor = || random.tensor(dtype, &[n, 1]);
                     let (mut g, mut u, dy) = (tensor(), tensor(), tensor());
@@ -267,6 +339,19 @@ mod tests {
             assert_eq!(gate.value_and_slope(-200.0).0.abs(), 0.0);
         }
         saturates(Silu);
+        saturates(Gelu);
         saturates(GeluTanh);
+        saturates(Relu);
+    }
+
+    #[test]
+    fn erf_is_within_4e_7_of_the_definition() {
+        for i in -600..=600 {
+            let x = f64::from(i) / 100.0;
+            // erf(x) = 2Φ(√2·x) − 1, and gelu(x) = x·Φ(x).
+            let root = std::f64::consts::SQRT_2 * x;
+            let truth = if i == 0 { 0.0 } else { 2.0 * reference::activation(Activation::Gelu, root) / root - 1.0 };
+            assert!((f64::from(erf(x as f32)) - truth).abs() < 4e-7, "{x}: {} and not {truth}", erf(x as f32));
+        }
     }
 }

@@ -38,6 +38,19 @@ pub(crate) fn sum_by<E: Element>(x: &[E], f: impl Fn(f32) -> f32) -> f32 {
     add_up(lanes, tail)
 }
 
+/// Σ f(i) for i below n.
+#[inline(always)]
+pub(crate) fn sum_of(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let whole = n / LANES * LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(start + i);
+        }
+    }
+    add_up(lanes, (whole..n).map(f).sum())
+}
+
 /// Σ a[i]·b[i].
 #[inline(always)]
 pub(crate) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {

@@ -22,6 +22,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod columns;
 pub mod cross_entropy;
 pub mod device;
 pub mod dropout;
@@ -30,6 +31,7 @@ mod exp;
 pub mod gated;
 pub mod isa;
 mod lanes;
+pub mod layer_norm;
 pub mod limits;
 pub mod mapped_file;
 pub mod matmul;
@@ -43,6 +45,7 @@ pub mod softcap;
 pub mod tensor;
 #[cfg(test)]
 mod testing;
+pub mod xielu;
 
 pub use device::{CpuOptions, Device, DeviceError};
 pub use dtype::{DType, Element};

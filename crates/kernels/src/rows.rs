@@ -1,7 +1,7 @@
 //! Moving rows: embedding, gathering the supervised positions, and sums of tensors (stages 9 to 11 of the walk).
 //!
 //! > gather: y[i] = scale · x[index[i]],  scatter-add: dx[index[i]] += scale · dy[i],  add: y += x,
-//! > sum: y = a + scale · b,  scale: y = scale · x
+//! > sum: y = a + scale · b,  scale: y = scale · x,  scale_each: x[i] = scale[i] · x[i]
 //!
 //! The embedding is `gather` from its weight; its weight's gradient is `scatter_add` into f32, in token order within
 //! a column, so that equal ids add up in a fixed order. Memory-bound: each row is read and written once.
@@ -139,6 +139,22 @@ pub fn scale(dev: &Device, x: View<'_>, scale: f32, y: ViewMut<'_>) {
     });
 }
 
+/// x[i] = scale[i] · x[i], in place, and so its own derivative; x is [rows, …], scale is f32 [rows].
+///
+/// # Panics
+/// If shapes do not fit.
+pub fn scale_each(dev: &Device, scale: View<'_>, x: ViewMut<'_>) {
+    let _timed = dev.pass("scale rows", 2 * x.as_view().bytes().len());
+    let rows = x.dim(0);
+    assert_eq!(scale.shape(), [rows], "scale_each: scale");
+    let (scale, c) = (scale.as_slice::<f32>(), x.elements() / rows.max(1));
+    with_dtype!(x.as_view().dtype(), E => {
+        dev.for_each_chunk(x.as_mut_slice::<E>(), c, |i, x| {
+            x.iter_mut().for_each(|x| *x = E::from_f32(x.to_f32() * scale[i]));
+        });
+    });
+}
+
 /// db += Σ_rows dy: the gradient of a bias. db is f32 [C], dy is [rows, C].
 ///
 /// # Panics
@@ -226,6 +242,8 @@ mod tests {
             assert_eq!(z.to_f32_vec(), [1.5, 3.0, 4.5, 6.0]);
             scale(&dev, x.view(), -2.0, z.view_mut());
             assert_eq!(z.to_f32_vec(), [-2.0, -4.0, -6.0, -8.0]);
+            scale_each(&dev, View::of(&[0.5f32, 2.0], &[2]), z.view_mut());
+            assert_eq!(z.to_f32_vec(), [-1.0, -2.0, -12.0, -16.0]);
             let mut db = Tensor::from_slice(&[10.0f32, 20.0], &[2]);
             sum_rows(&dev, y.view(), db.view_mut());
             assert_eq!(db.to_f32_vec(), [15.0, 27.0]);

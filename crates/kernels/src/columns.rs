@@ -1,0 +1,141 @@
+//! Splitting the output of one product into several tensors, and joining them again (stages 9 and 11 of the walk).
+//!
+//! > split: y_p[r] = columns of x[r] that belong to part p, join: x[r] = y₀[r] ‖ y₁[r] ‖ …
+//!
+//! x is [R, Σ widths], part p is [R, width of p]. Each is the other's inverse and its derivative. A fused projection
+//! of N tokens whose parts repeat G times in its output, as queries, keys and values do once for each key/value head,
+//! is the same matrix with R = N·G.
+//!
+//! One type for all. Nothing is saved; outputs are overwritten; every element is read and written once.
+
+use rayon::prelude::*;
+
+use crate::{Device, Element, View, ViewMut, with_dtype};
+
+/// Elements that one task moves, about.
+const ELEMENTS_PER_TASK: usize = 16 * 1024;
+
+/// The columns of `x` in turn: the first into the first part, and so on.
+///
+/// # Panics
+/// If shapes or types do not fit.
+pub fn split<const P: usize>(dev: &Device, x: View<'_>, parts: [ViewMut<'_>; P]) {
+    let _timed = dev.pass("split columns", 2 * x.bytes().len());
+    let widths = widths(x.dim(0), x.dim(1), parts.each_ref().map(ViewMut::as_view));
+    if x.elements() == 0 {
+        return;
+    }
+    with_dtype!(x.dtype(), E => {
+        let mut first = 0;
+        for (part, width) in parts.into_iter().zip(widths) {
+            copy::<E>(dev, (x.as_slice(), first, x.dim(1)), (part.as_mut_slice(), 0, width), width);
+            first += width;
+        }
+    });
+}
+
+/// The parts side by side in `x`.
+///
+/// # Panics
+/// If shapes or types do not fit.
+pub fn join<const P: usize>(dev: &Device, parts: [View<'_>; P], mut x: ViewMut<'_>) {
+    let _timed = dev.pass("join columns", 2 * x.as_view().bytes().len());
+    let columns = x.dim(1);
+    let widths = widths(x.dim(0), columns, parts);
+    if x.elements() == 0 {
+        return;
+    }
+    with_dtype!(x.as_view().dtype(), E => {
+        let mut first = 0;
+        for (part, width) in parts.into_iter().zip(widths) {
+            copy::<E>(dev, (part.as_slice(), 0, width), (x.reborrow().as_mut_slice(), first, columns), width);
+            first += width;
+        }
+    });
+}
+
+/// Width of each part of a matrix [rows, columns].
+fn widths<const P: usize>(rows: usize, columns: usize, parts: [View<'_>; P]) -> [usize; P] {
+    parts.iter().for_each(|part| assert_eq!(part.dim(0), rows, "columns: rows of a part"));
+    let widths = parts.map(|part| part.dim(1));
+    assert_eq!(widths.iter().sum::<usize>(), columns, "columns: {widths:?} of {columns}");
+    widths
+}
+
+/// Copies `width` columns from one matrix to another; each is (values, first column, row length).
+fn copy<E: Element>(
+    dev: &Device,
+    (from, from_first, from_len): (&[E], usize, usize),
+    (to, to_first, to_len): (&mut [E], usize, usize),
+    width: usize,
+) {
+    if width == 0 {
+        return;
+    }
+    let rows = (ELEMENTS_PER_TASK / width).max(1);
+    let tasks = from.par_chunks(rows * from_len).zip(to.par_chunks_mut(rows * to_len));
+    dev.for_each_item(tasks, |(from, to)| {
+        for (from, to) in from.chunks_exact(from_len).zip(to.chunks_exact_mut(to_len)) {
+            to[to_first..to_first + width].copy_from_slice(&from[from_first..from_first + width]);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Random, devices, to_f64};
+    use crate::{DType, Tensor};
+
+    /// By the definition: the columns of part p of x.
+    fn part(x: &[f64], columns: usize, range: std::ops::Range<usize>) -> Vec<f64> {
+        x.chunks(columns).flat_map(|row| row[range.clone()].to_vec()).collect()
+    }
+
+    #[test]
+    fn device_matches_reference() {
+        for dev in devices() {
+            for dtype in [DType::F32, DType::BF16] {
+                for (rows, [a, b, c]) in [(1, [1, 1, 1]), (5, [3, 0, 7]), (700, [64, 16, 16])] {
+                    let x = Random::new(4).tensor(dtype, &[rows, a + b + c]);
+                    let [mut p, mut q, mut r] = [a, b, c].map(|width| Tensor::zeros(dtype, &[rows, width]));
+                    split(&dev, x.view(), [p.view_mut(), q.view_mut(), r.view_mut()]);
+                    let values = to_f64(&x);
+                    for (found, range) in [(&p, 0..a), (&q, a..a + b), (&r, a + b..a + b + c)] {
+                        assert_eq!(to_f64(found), part(&values, a + b + c, range), "{}", dev.isa());
+                    }
+                    let mut again = Tensor::zeros(dtype, &[rows, a + b + c]);
+                    join(&dev, [p.view(), q.view(), r.view()], again.view_mut());
+                    assert_eq!(again.view().bytes(), x.view().bytes());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_that_repeat_in_each_row_are_rows_of_a_narrower_matrix() {
+        // Two tokens of two groups, each of two query columns and one of keys.
+        for dev in devices() {
+            let x = Tensor::from_slice(&[1f32, 2., 9., 3., 4., 8., 5., 6., 7., 10., 11., 12.], &[2, 6]);
+            let [mut q, mut k] = [2, 1].map(|width| Tensor::zeros(DType::F32, &[2, 2 * width]));
+            split(
+                &dev,
+                x.view().reshape(&[4, 3]),
+                [q.view_mut().reshape(&[4, 2]), k.view_mut().reshape(&[4, 1])],
+            );
+            assert_eq!(q.to_f32_vec(), [1., 2., 3., 4., 5., 6., 10., 11.]);
+            assert_eq!(k.to_f32_vec(), [9., 8., 7., 12.]);
+        }
+    }
+
+    #[test]
+    fn edges_no_row() {
+        for dev in devices() {
+            let x = Tensor::zeros(DType::F32, &[0, 3]);
+            let [mut a, mut b] = [1, 2].map(|width| Tensor::zeros(DType::F32, &[0, width]));
+            split(&dev, x.view(), [a.view_mut(), b.view_mut()]);
+            let mut x = x;
+            join(&dev, [a.view(), b.view()], x.view_mut());
+        }
+    }
+}
