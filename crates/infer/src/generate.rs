@@ -257,14 +257,16 @@ struct EndOfRow {
 /// Tokens of the longest row that a model takes: what it was made for, or what its scaling of positions reaches.
 fn longest_row(spec: &DecoderSpec) -> usize {
     let max = spec.max_position_embeddings;
-    let scaled = match spec.rope.scaling {
-        RopeScaling::Default => max as f64,
-        RopeScaling::Linear { factor } => max as f64 * factor,
-        RopeScaling::Dynamic { factor, max_position_embeddings } => max_position_embeddings as f64 * factor,
-        RopeScaling::Yarn { factor, original_max_position_embeddings, .. }
-        | RopeScaling::Llama3 { factor, original_max_position_embeddings, .. } => {
-            original_max_position_embeddings as f64 * factor
+    let scaled = match spec.rope.as_ref().map(|rope| &rope.scaling) {
+        None | Some(RopeScaling::Default | RopeScaling::LongRope { .. }) => max as f64,
+        Some(RopeScaling::Linear { factor }) => max as f64 * factor,
+        Some(RopeScaling::Dynamic { factor, max_position_embeddings }) => {
+            *max_position_embeddings as f64 * factor
         }
+        Some(
+            RopeScaling::Yarn { factor, original_max_position_embeddings, .. }
+            | RopeScaling::Llama3 { factor, original_max_position_embeddings, .. },
+        ) => *original_max_position_embeddings as f64 * factor,
     };
     max.max(scaled as usize)
 }
@@ -273,11 +275,15 @@ fn prompt_piece(spec: &DecoderSpec) -> usize {
     PROMPT_PIECE.min(longest_row(spec))
 }
 
-/// Whether a position is rotated alike in every row of up to `tokens` tokens. Dynamic scaling is otherwise: there the
-/// whole prompt is read at once, as transformers does, and no part of it can be kept for a longer row.
+/// Whether a position is rotated alike in every row of up to `tokens` tokens. Dynamic scaling and LongRoPE are
+/// otherwise: there the whole prompt is read at once, as transformers does, and no part of it can be kept for a longer
+/// row.
 fn has_one_rotation(spec: &DecoderSpec, tokens: usize) -> bool {
-    match spec.rope.scaling {
-        RopeScaling::Dynamic { max_position_embeddings, .. } => tokens <= max_position_embeddings,
+    match spec.rope.as_ref().map(|rope| &rope.scaling) {
+        Some(RopeScaling::Dynamic { max_position_embeddings, .. }) => tokens <= *max_position_embeddings,
+        Some(RopeScaling::LongRope { original_max_position_embeddings, .. }) => {
+            tokens <= *original_max_position_embeddings
+        }
         _ => true,
     }
 }

@@ -126,7 +126,8 @@ fn the_cache_grows_with_the_conversation() {
 fn dynamic_positions_keep_nothing_beyond_the_trained_length() {
     let dev = tiny::device();
     let mut spec = tiny::spec(16);
-    spec.rope.scaling = RopeScaling::Dynamic { factor: 8.0, max_position_embeddings: 16 };
+    spec.rope.as_mut().unwrap().scaling =
+        RopeScaling::Dynamic { factor: 8.0, max_position_embeddings: 16 };
     let decoder = tiny::random_decoder(&dev, &spec);
     let (ids, options) = (prompt(60), GenerationOptions::greedy(1, &[]));
     let mut generator = Generator::new(&dev, &decoder);
@@ -215,7 +216,7 @@ fn an_id_outside_of_the_vocabulary_is_refused_and_does_no_harm() {
 fn scores_that_are_nan_are_an_error() {
     let dev = tiny::device();
     let mut decoder = tiny::random_decoder(&dev, &tiny::spec(512));
-    decoder.norm.weight.value_mut().as_mut_slice::<f32>()[3] = f32::NAN;
+    decoder.norm.as_mut().unwrap().weight.as_mut().unwrap().value_mut().as_mut_slice::<f32>()[3] = f32::NAN;
     let error =
         Generator::new(&dev, &decoder).generate(&prompt(4), &GenerationOptions::greedy(5, &[]), go_on);
     assert!(matches!(error, Err(InferError::NotANumber { position: 4 })));

@@ -4,7 +4,7 @@
 //!
 //! > rstd = 1 / √(mean(x²) + eps), y = x · rstd · (offset + w)
 //!
-//! `offset` is 0 in most families and 1 in Gemma's. Derivative, with g = dy · (offset + w):
+//! `offset` is 0 in most families and 1 in Gemma's; without a weight the factor is 1. Derivative, with g = dy · (offset + w):
 //!
 //! > dx = rstd · (g − x · rstd² · mean(g · x)), dw = Σ_rows dy · x · rstd
 //!
@@ -32,7 +32,7 @@ pub struct RmsNormParams {
     pub offset: f32,
 }
 
-/// y = norm(x)·(offset + w), and `rstd` for backward. x and y are [rows, C], w is [C], rstd is f32 [rows].
+/// y = norm(x)·(offset + w), and `rstd` for backward. x and y are [rows, C], w is [C] or missing, rstd is f32 [rows].
 ///
 /// # Panics
 /// If shapes or types do not fit.
@@ -40,24 +40,30 @@ pub fn forward(
     dev: &Device,
     params: RmsNormParams,
     x: View<'_>,
-    w: View<'_>,
+    w: Option<View<'_>>,
     y: ViewMut<'_>,
     rstd: ViewMut<'_>,
 ) {
     let _timed = dev.pass("rms_norm", 2 * x.bytes().len());
     assert_eq!(x.shape(), y.shape(), "rms_norm: x and y");
-    assert_eq!(x.shape().last(), w.shape().last(), "rms_norm: x and w");
-    with_dtype!(x.dtype(), X => with_dtype!(w.dtype(), W => {
-        let (x, w) = (x.as_slice::<X>(), w.as_slice::<W>());
-        let c = w.len();
+    let c = columns(x, w);
+    with_dtype!(x.dtype(), X => with_dtype!(w.map_or(x.dtype(), |w| w.dtype()), W => {
+        let (x, w) = (x.as_slice::<X>(), w.map(|w| w.as_slice::<W>()));
         let outputs = ((y.as_mut_slice::<X>(), c * ROWS_PER_TASK), (rstd.as_mut_slice::<f32>(), ROWS_PER_TASK));
         dev.for_each_chunk_pair(outputs.0, outputs.1, |task, y, rstd| {
-            norm_rows(dev.isa(), params, w, &x[task * ROWS_PER_TASK * c..], y, rstd);
+            norm_rows(dev.isa(), params, (c, w), &x[task * ROWS_PER_TASK * c..], y, rstd);
         });
     }));
 }
 
-/// What [`backward`] reads.
+/// C, which the weight has too.
+fn columns(x: View<'_>, w: Option<View<'_>>) -> usize {
+    let c = x.shape().last().copied().unwrap_or(1);
+    assert!(w.is_none_or(|w| w.elements() == c), "rms_norm: x and w");
+    c
+}
+
+/// What [`backward_input`] and [`backward_weight`] read.
 #[derive(Debug, Clone, Copy)]
 pub struct Saved<'a> {
     /// The input of forward, [rows, C].
@@ -73,7 +79,7 @@ pub struct Saved<'a> {
 pub fn backward_input(
     dev: &Device,
     params: RmsNormParams,
-    w: View<'_>,
+    w: Option<View<'_>>,
     dy: View<'_>,
     saved: Saved<'_>,
     dx: ViewMut<'_>,
@@ -82,13 +88,14 @@ pub fn backward_input(
     let _timed = dev.pass("rms_norm backward", (3 + usize::from(accumulate)) * dy.bytes().len());
     assert_eq!(dy.shape(), dx.shape(), "rms_norm: dy and dx");
     assert_eq!(dy.elements(), saved.x.elements(), "rms_norm: dy and x");
-    with_dtype!(dy.dtype(), X => with_dtype!(w.dtype(), W => {
-        let (x, w) = (saved.x.as_slice::<X>(), w.as_slice::<W>());
-        let (dy, rstd, c) = (dy.as_slice::<X>(), saved.rstd.as_slice::<f32>(), w.len());
+    let c = columns(saved.x, w);
+    with_dtype!(dy.dtype(), X => with_dtype!(w.map_or(dy.dtype(), |w| w.dtype()), W => {
+        let (x, w) = (saved.x.as_slice::<X>(), w.map(|w| w.as_slice::<W>()));
+        let (dy, rstd) = (dy.as_slice::<X>(), saved.rstd.as_slice::<f32>());
         dev.for_each_chunk(dx.as_mut_slice::<X>(), c * ROWS_PER_TASK, |task, dx| {
             let first = task * ROWS_PER_TASK;
             let (x, dy, rstd) = (&x[first * c..], &dy[first * c..], &rstd[first..]);
-            norm_rows_backward(dev.isa(), params, w, x, rstd, dy, dx, accumulate);
+            norm_rows_backward(dev.isa(), params, (c, w), x, rstd, dy, dx, accumulate);
         });
     }));
 }
@@ -112,12 +119,21 @@ pub fn backward_weight(dev: &Device, dy: View<'_>, saved: Saved<'_>, dw: ViewMut
 }
 
 per_isa! {
-    fn norm_rows<X: Element, W: Element>(params: RmsNormParams, w: &[W], x: &[X], y: &mut [X], rstd: &mut [f32]) {
-        let c = w.len();
+    fn norm_rows<X: Element, W: Element>(
+        params: RmsNormParams,
+        weight: (usize, Option<&[W]>),
+        x: &[X],
+        y: &mut [X],
+        rstd: &mut [f32],
+    ) {
+        let (c, w) = weight;
         for ((x, y), rstd) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(rstd) {
             *rstd = 1.0 / (dot(x, x) / c as f32 + params.eps).sqrt();
-            for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                *y = X::from_f32(x.to_f32() * *rstd * (params.offset + w.to_f32()));
+            match w {
+                Some(w) => y.iter_mut().zip(x).zip(w).for_each(|((y, x), w)| {
+                    *y = X::from_f32(x.to_f32() * *rstd * (params.offset + w.to_f32()));
+                }),
+                None => y.iter_mut().zip(x).for_each(|(y, x)| *y = X::from_f32(x.to_f32() * *rstd)),
             }
         }
     }
@@ -125,22 +141,28 @@ per_isa! {
     #[expect(clippy::too_many_arguments, reason = "the formula's own")]
     fn norm_rows_backward<X: Element, W: Element>(
         params: RmsNormParams,
-        w: &[W],
+        weight: (usize, Option<&[W]>),
         x: &[X],
         rstd: &[f32],
         dy: &[X],
         dx: &mut [X],
         accumulate: bool,
     ) {
-        let c = w.len();
+        let (c, w) = weight;
         let rows = x.chunks_exact(c).zip(dy.chunks_exact(c));
         for ((dx, (x, dy)), rstd) in dx.chunks_exact_mut(c).zip(rows).zip(rstd) {
-            let gx = sum_of_products(dy, x, w, params.offset);
+            let gx = w.map_or_else(|| dot(dy, x), |w| sum_of_products(dy, x, w, params.offset));
             let scale = gx * rstd * rstd / c as f32;
-            for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
-                let g = dy.to_f32() * (params.offset + w.to_f32());
+            let add = |dx: &mut X, x: &X, g: f32| {
                 let before = if accumulate { dx.to_f32() } else { 0.0 };
                 *dx = X::from_f32(before + rstd * (g - x.to_f32() * scale));
+            };
+            let rows = dx.iter_mut().zip(x).zip(dy);
+            match w {
+                Some(w) => rows.zip(w).for_each(|(((dx, x), dy), w)| {
+                    add(dx, x, dy.to_f32() * (params.offset + w.to_f32()));
+                }),
+                None => rows.for_each(|((dx, x), dy)| add(dx, x, dy.to_f32())),
             }
         }
     }
@@ -242,14 +264,14 @@ mod tests {
                     let params = RmsNormParams { eps: EPS, offset: 1.0 };
                     let mut y = Tensor::zeros(dtype, &[rows, c]);
                     let mut rstd = Tensor::zeros(DType::F32, &[rows]);
-                    forward(&dev, params, x.view(), w.view(), y.view_mut(), rstd.view_mut());
+                    forward(&dev, params, x.view(), Some(w.view()), y.view_mut(), rstd.view_mut());
                     let (xs, ws, dys) = (to_f64(&x), to_f64(&w), to_f64(&dy));
                     let expected = reference::forward(&xs, &ws, EPS.into(), 1.0);
                     assert_close("y", &to_f64(&y), &expected, tolerance);
 
                     let saved = Saved { x: x.view(), rstd: rstd.view() };
                     let (mut dx, mut dw) = (dy.to_dtype(dtype), Tensor::zeros(DType::F32, &[c]));
-                    backward_input(&dev, params, w.view(), dy.view(), saved, dx.view_mut(), true);
+                    backward_input(&dev, params, Some(w.view()), dy.view(), saved, dx.view_mut(), true);
                     backward_weight(&dev, dy.view(), saved, dw.view_mut());
                     let (mut dx_ref, dw_ref) = reference::backward(&xs, &ws, &dys, EPS.into(), 1.0);
                     dx_ref.iter_mut().zip(&dys).for_each(|(dx, residual)| *dx += residual);
@@ -261,17 +283,38 @@ mod tests {
     }
 
     #[test]
+    fn a_norm_without_a_weight_is_one_of_ones() {
+        for dev in devices() {
+            let mut random = Random::new(9);
+            let [x, dy] = [0; 2].map(|_| random.tensor(DType::F32, &[3, 21]));
+            let ones = Tensor::from_slice(&[1f32; 21], &[21]);
+            let params = RmsNormParams { eps: EPS, offset: 0.0 };
+            let [with, without] = [Some(ones.view()), None].map(|w| {
+                let (mut y, mut dx) = (Tensor::zeros(DType::F32, &[3, 21]), dy.to_dtype(DType::F32));
+                let mut rstd = Tensor::zeros(DType::F32, &[3]);
+                forward(&dev, params, x.view(), w, y.view_mut(), rstd.view_mut());
+                let saved = Saved { x: x.view(), rstd: rstd.view() };
+                backward_input(&dev, params, w, dy.view(), saved, dx.view_mut(), false);
+                [to_f64(&y), to_f64(&dx)]
+            });
+            for (with, without) in with.iter().zip(&without) {
+                assert_close("without a weight", without, with, 1e-6);
+            }
+        }
+    }
+
+    #[test]
     fn edges_no_row_and_large_magnitudes() {
         for dev in devices() {
             let params = RmsNormParams { eps: EPS, offset: 0.0 };
             let w = Tensor::from_slice(&[1.0f32, 1.0], &[2]);
             let (mut y, mut rstd) = (Tensor::zeros(DType::F32, &[0, 2]), Tensor::zeros(DType::F32, &[0]));
             let none = Tensor::zeros(DType::F32, &[0, 2]);
-            forward(&dev, params, none.view(), w.view(), y.view_mut(), rstd.view_mut());
+            forward(&dev, params, none.view(), Some(w.view()), y.view_mut(), rstd.view_mut());
 
             let x = Tensor::from_slice(&[1e15f32, -1e15], &[1, 2]);
             let (mut y, mut rstd) = (Tensor::zeros(DType::F32, &[1, 2]), Tensor::zeros(DType::F32, &[1]));
-            forward(&dev, params, x.view(), w.view(), y.view_mut(), rstd.view_mut());
+            forward(&dev, params, x.view(), Some(w.view()), y.view_mut(), rstd.view_mut());
             assert_close("large", &to_f64(&y), &[1.0, -1.0], 1e-6);
         }
     }

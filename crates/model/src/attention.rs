@@ -1,36 +1,33 @@
 //! The attention layer of a block (stages 9 and 11 of the walk).
 //!
-//! > q, k, v = projections of x; q, k normalised (some families) and rotated, or the other way round;
-//! > y = o_proj(attention(q, k, v))
+//! > q, k, v = projections of x; q, k normalised (some families) and rotated, or the other way round; q scaled by its
+//! > position (some families); y = o_proj(attention(q, k, v))
 //!
 //! Saved for backward: q and k as attention saw them, v, its output and lse; before their norms q and k too.
 
 use sft_kernels::attention::{self, AttentionParams};
 use sft_kernels::rope;
-use sft_kernels::{DType, Tensor, View, ViewMut};
+use sft_kernels::{DType, Tensor, View, ViewMut, rows};
 
 use crate::arena::Arena;
 use crate::cache::LayerCache;
+use crate::inputs::{self, Inputs, in_rows, in_rows_mut};
 use crate::linear::{self, Linear};
 use crate::method::LayerAdapters;
 use crate::norm::Norm;
 use crate::pass::Pass;
-use crate::spec::AttentionSpec;
+use crate::spec::{AttentionSpec, NormSpec, QkScope};
 
 /// An attention layer.
 #[derive(Debug)]
 pub struct Attention {
-    /// [H·D, C].
-    pub q_proj: Linear,
-    /// [K·D, C].
-    pub k_proj: Linear,
-    /// [K·D, C].
-    pub v_proj: Linear,
+    /// To queries [H·D, C], keys and values [K·D, C].
+    pub qkv: Inputs,
     /// [C, H·D].
     pub o_proj: Linear,
-    /// Norm of queries, [D] or [H·D].
+    /// Norm of queries, see [`QkScope`].
     pub q_norm: Option<Norm>,
-    /// Norm of keys, [D] or [K·D].
+    /// Norm of keys.
     pub k_norm: Option<Norm>,
     /// Its sizes.
     pub spec: AttentionSpec,
@@ -46,9 +43,7 @@ pub struct Saved {
     lse: Tensor,
     q_normed: Option<Normed>,
     k_normed: Option<Normed>,
-    q_proj: linear::Saved,
-    k_proj: linear::Saved,
-    v_proj: linear::Saved,
+    qkv: inputs::Saved,
     o_proj: linear::Saved,
 }
 
@@ -56,7 +51,8 @@ pub struct Saved {
 #[derive(Debug)]
 struct Normed {
     x: Tensor,
-    rstd: Tensor,
+    /// f32 [N, rows of a token, statistics of a row].
+    statistics: Tensor,
 }
 
 impl Saved {
@@ -65,7 +61,7 @@ impl Saved {
         arena: &mut Arena,
         dtype: DType,
         tokens: usize,
-        spec: &AttentionSpec,
+        (spec, norm): (&AttentionSpec, NormSpec),
         adapters: &LayerAdapters,
     ) -> Self {
         let AttentionSpec { heads: h, kv_heads: k, head_dim: d, .. } = *spec;
@@ -73,26 +69,18 @@ impl Saved {
         let (q, key, v, out) = (heads(h), heads(k), heads(k), heads(h));
         let lse = arena.tensor(DType::F32, &[tokens, h]);
         let mut normed = |heads: usize| {
-            spec.qk_norm.map(|norm| Normed {
+            let qk_norm = spec.qk_norm?;
+            let rows = if qk_norm.scope == QkScope::AllHeads { 1 } else { heads };
+            let values = qk_norm.norm.unwrap_or(norm).kind.statistics();
+            Some(Normed {
                 x: arena.tensor(dtype, &[tokens, heads, d]),
-                rstd: arena.tensor(DType::F32, &[tokens, if norm.all_heads { 1 } else { heads }]),
+                statistics: arena.tensor(DType::F32, &[tokens, rows, values]),
             })
         };
         let (q_normed, k_normed) = (normed(h), normed(k));
-        let mut linear = |name: &str| linear::Saved::new(arena, dtype, tokens, adapters.rank_of(name));
-        Self {
-            q,
-            k: key,
-            v,
-            out,
-            lse,
-            q_normed,
-            k_normed,
-            q_proj: linear("q_proj"),
-            k_proj: linear("k_proj"),
-            v_proj: linear("v_proj"),
-            o_proj: linear("o_proj"),
-        }
+        let qkv = inputs::Saved::new(arena, dtype, tokens, spec.inputs, adapters);
+        let o_proj = linear::Saved::new(arena, dtype, tokens, adapters.rank_of(spec.output));
+        Self { q, k: key, v, out, lse, q_normed, k_normed, qkv, o_proj }
     }
 }
 
@@ -137,23 +125,12 @@ fn flat_mut(x: ViewMut<'_>) -> ViewMut<'_> {
 }
 
 impl Normed {
-    /// The norm's input for `n` tokens, and its `rstd`: rows as wide as the weight.
+    /// The norm's input for `n` tokens, and its statistics: rows as wide as a weight.
     fn saved(&self, n: usize) -> (View<'_>, View<'_>) {
-        let (x, rstd) = (self.x.head(n), self.rstd.head(n));
-        let rows = rstd.elements();
-        (in_rows(x, rows), rstd.reshape(&[rows]))
+        let statistics = self.statistics.head(n);
+        let rows = n * statistics.dim(1);
+        (in_rows(self.x.head(n), rows), in_rows(statistics, rows))
     }
-}
-
-/// [N, heads, D] as so many rows.
-fn in_rows(x: View<'_>, rows: usize) -> View<'_> {
-    x.reshape(&[rows, x.elements() / rows.max(1)])
-}
-
-/// [N, heads, D] as so many rows, to write.
-fn in_rows_mut(x: ViewMut<'_>, rows: usize) -> ViewMut<'_> {
-    let shape = [rows, x.elements() / rows.max(1)];
-    x.reshape(&shape)
 }
 
 impl Attention {
@@ -176,43 +153,35 @@ impl Attention {
         x: View<'_>,
         y: ViewMut<'_>,
         saved: &mut Saved,
-        scratch: &mut linear::Scratch,
+        scratch: &mut inputs::Scratch,
         cache: Option<&mut LayerCache>,
     ) {
         let (n, dev, dropout) = (x.dim(0), pass.dev, pass.dropout);
         let s = saved;
-        let project =
-            |linear: &Linear, to: ViewMut<'_>, saved: &mut linear::Saved, scratch: &mut linear::Scratch| {
-                linear.forward(dev, x, flat_mut(to), saved, scratch, dropout);
-            };
-        project(&self.v_proj, s.v.head_mut(n), &mut s.v_proj, scratch);
-        let queries = (&self.q_proj, &self.q_norm, &mut s.q, &mut s.q_normed, &mut s.q_proj);
-        let keys = (&self.k_proj, &self.k_norm, &mut s.k, &mut s.k_normed, &mut s.k_proj);
+        let q = s.q_normed.as_mut().map_or(&mut s.q, |normed| &mut normed.x);
+        let k = s.k_normed.as_mut().map_or(&mut s.k, |normed| &mut normed.x);
+        let outputs = [q.head_mut(n), k.head_mut(n), s.v.head_mut(n)];
+        self.qkv.forward(pass, x, outputs, &mut s.qkv, scratch);
         let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
-        for (linear, norm, out, normed, saved) in [queries, keys] {
-            match (norm, normed) {
-                (Some(norm), Some(normed)) => {
-                    project(linear, normed.x.head_mut(n), saved, scratch);
-                    if after_rope {
-                        self.rotate(pass, normed.x.head_mut(n));
-                    }
-                    let rows = normed.rstd.head(n).elements();
-                    let rstd = normed.rstd.head_mut(n).reshape(&[rows]);
-                    norm.forward(
-                        dev,
-                        in_rows(normed.x.head(n), rows),
-                        in_rows_mut(out.head_mut(n), rows),
-                        rstd,
-                    );
-                    if !after_rope {
-                        self.rotate(pass, out.head_mut(n));
-                    }
-                }
-                _ => {
-                    project(linear, out.head_mut(n), saved, scratch);
-                    self.rotate(pass, out.head_mut(n));
-                }
+        let queries = (&self.q_norm, &mut s.q, &mut s.q_normed);
+        let keys = (&self.k_norm, &mut s.k, &mut s.k_normed);
+        for (norm, out, normed) in [queries, keys] {
+            let (Some(norm), Some(normed)) = (norm, normed) else {
+                self.rotate(pass, out.head_mut(n));
+                continue;
+            };
+            if after_rope {
+                self.rotate(pass, normed.x.head_mut(n));
             }
+            let rows = n * normed.statistics.shape()[1];
+            let statistics = in_rows_mut(normed.statistics.head_mut(n), rows);
+            norm.forward(dev, in_rows(normed.x.head(n), rows), in_rows_mut(out.head_mut(n), rows), statistics);
+            if !after_rope {
+                self.rotate(pass, out.head_mut(n));
+            }
+        }
+        if let Some(scale) = pass.query_scale {
+            rows::scale_each(dev, scale, s.q.head_mut(n));
         }
         let (k, v) = match cache {
             None => (s.k.head(n), s.v.head(n)),
@@ -221,7 +190,7 @@ impl Attention {
         let io =
             attention::Forward { q: s.q.head(n), k, v, out: s.out.head_mut(n), lse: Some(s.lse.head_mut(n)) };
         attention::forward(dev, &self.params(), pass.rows, io);
-        self.o_proj.forward(dev, flat(s.out.head(n)), y, &mut s.o_proj, scratch, dropout);
+        self.o_proj.forward(dev, flat(s.out.head(n)), y, &mut s.o_proj, &mut scratch.linears, dropout);
     }
 
     /// The gradient of x (if wanted) from that of y.
@@ -230,14 +199,15 @@ impl Attention {
         pass: &Pass<'_>,
         x: View<'_>,
         dy: View<'_>,
-        mut dx: Option<ViewMut<'_>>,
+        dx: Option<ViewMut<'_>>,
         saved: &Saved,
-        (scratch, linears): (&mut Scratch, &mut linear::Scratch),
+        (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
     ) {
         let (n, dev, dropout) = (x.dim(0), pass.dev, pass.dropout);
         let (s, params) = (saved, self.params());
         let dout = flat_mut(scratch.dout.head_mut(n));
-        self.o_proj.backward(dev, flat(s.out.head(n)), dy, Some(dout), false, &s.o_proj, linears, dropout);
+        let (out, linears) = (flat(s.out.head(n)), &mut inputs.linears);
+        self.o_proj.backward(dev, out, dy, Some(dout), false, &s.o_proj, linears, dropout);
         let io = attention::Backward {
             q: s.q.head(n),
             k: s.k.head(n),
@@ -251,50 +221,36 @@ impl Attention {
             dv: scratch.dv.head_mut(n),
         };
         attention::backward(dev, &params, pass.rows, io);
-        let dv = flat(scratch.dv.head(n));
-        self.v_proj.backward(
-            dev,
-            x,
-            dv,
-            dx.as_mut().map(ViewMut::reborrow),
-            false,
-            &s.v_proj,
-            linears,
-            dropout,
-        );
-        let queries = (&mut self.q_proj, &mut self.q_norm, &s.q_normed, &s.q_proj);
-        let keys = (&mut self.k_proj, &mut self.k_norm, &s.k_normed, &s.k_proj);
-        let gradients =
-            [(&mut scratch.dq, &mut scratch.dq_before_norm), (&mut scratch.dk, &mut scratch.dk_before_norm)];
-        let angles = pass.angles(self.spec.rope);
+        if let Some(scale) = pass.query_scale {
+            rows::scale_each(dev, scale, scratch.dq.head_mut(n));
+        }
+        let queries =
+            (&mut self.q_norm, &s.q_normed, &mut scratch.dq, scratch.dq_before_norm.as_mut());
+        let keys = (&mut self.k_norm, &s.k_normed, &mut scratch.dk, scratch.dk_before_norm.as_mut());
+        let rope = self.spec.rope;
         let rotate_back = |d: ViewMut<'_>| {
-            if let Some(angles) = angles {
+            if let Some(angles) = pass.angles(rope) {
                 rope::backward(dev, d, angles.cos, angles.sin, angles.style);
             }
         };
         let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
-        for ((linear, norm, normed, saved), (d, before)) in [queries, keys].into_iter().zip(gradients) {
-            let d = match (norm, normed, before) {
-                (Some(norm), Some(normed), Some(before)) => {
-                    if !after_rope {
-                        rotate_back(d.head_mut(n));
-                    }
-                    let (x, rstd) = normed.saved(n);
-                    let rows = rstd.elements();
-                    let (dy, to) = (in_rows(d.head(n), rows), in_rows_mut(before.head_mut(n), rows));
-                    norm.backward_over(dev, (x, rstd), dy, to);
-                    if after_rope {
-                        rotate_back(before.head_mut(n));
-                    }
-                    before.head(n)
-                }
-                _ => {
-                    rotate_back(d.head_mut(n));
-                    d.head(n)
-                }
+        let [dq, dk] = [queries, keys].map(|(norm, normed, d, before)| {
+            let (Some(norm), Some(normed), Some(before)) = (norm, normed, before) else {
+                rotate_back(d.head_mut(n));
+                return d.head(n);
             };
-            let dx = dx.as_mut().map(ViewMut::reborrow);
-            linear.backward(dev, x, flat(d), dx, true, saved, linears, dropout);
-        }
+            if !after_rope {
+                rotate_back(d.head_mut(n));
+            }
+            let (x, statistics) = normed.saved(n);
+            let rows = x.dim(0);
+            let (dy, to) = (in_rows(d.head(n), rows), in_rows_mut(before.head_mut(n), rows));
+            norm.backward_over(dev, (x, statistics), dy, to);
+            if after_rope {
+                rotate_back(before.head_mut(n));
+            }
+            before.head(n)
+        });
+        self.qkv.backward(pass, x, [dq, dk, scratch.dv.head(n)], dx, &s.qkv, inputs);
     }
 }

@@ -1,22 +1,24 @@
 //! One block of the decoder (stages 9 and 11 of the walk).
 //!
-//! > m = x + r·after(attention(before(x))), y = m + r·after(mlp(before(m)))
+//! > m = of_sum(x + r·after(attention(before(x)))), y = of_sum(m + r·after(mlp(before(m))))
 //!
-//! before and after are norms, or nothing; r is 1 in most families. Saved for backward: m, what the two layers saved,
-//! and what goes into `after`; the outputs of `before` are computed again from x and m.
+//! before, after and of_sum are norms, or nothing; r is 1 in most families. In parallel blocks mlp reads before(x)
+//! instead, by a norm of its own or by attention's. Saved for backward: m, what the two layers saved, and what goes
+//! into `after` and `of_sum`; the outputs of `before` are computed again from x and m.
 
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows};
 
 use crate::arena::Arena;
 use crate::attention::{self, Attention};
 use crate::cache::LayerCache;
+use crate::inputs;
 use crate::linear::{self, Linear};
 use crate::method::{Adapters, LayerAdapters};
 use crate::mlp::{self, Mlp};
 use crate::norm::Norm;
 use crate::parameter::Parameter;
 use crate::pass::Pass;
-use crate::spec::{DecoderSpec, LayerSpec, NormNames};
+use crate::spec::{DecoderSpec, InputNames, LayerSpec, NormNames, NormSpec};
 
 /// A block.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub struct Block {
     pub mlp_norms: Norms,
     /// The feed-forward layer.
     pub mlp: Mlp,
+    /// Whether both layers read x.
+    pub parallel: bool,
     /// r.
     pub residual_multiplier: f32,
 }
@@ -40,6 +44,8 @@ pub struct Norms {
     pub before: Option<Norm>,
     /// Of its output.
     pub after: Option<Norm>,
+    /// Of the sum of the two.
+    pub of_sum: Option<Norm>,
 }
 
 /// What forward leaves for backward.
@@ -47,7 +53,8 @@ pub struct Norms {
 pub struct Saved {
     attention_norms: SavedNorms,
     attention: attention::Saved,
-    m: Tensor,
+    /// Where mlp reads it.
+    m: Option<Tensor>,
     mlp_norms: SavedNorms,
     mlp: mlp::Saved,
 }
@@ -55,37 +62,46 @@ pub struct Saved {
 /// What the norms around a layer leave for backward.
 #[derive(Debug)]
 struct SavedNorms {
-    /// `rstd` of the norm before the layer.
+    /// Statistics of the norm before the layer.
     before: Option<Tensor>,
-    /// The layer's output, and `rstd` of the norm after it.
+    /// The layer's output, and statistics of the norm after it.
     after: Option<(Tensor, Tensor)>,
+    /// The sum, and statistics of its norm.
+    of_sum: Option<(Tensor, Tensor)>,
 }
 
 impl SavedNorms {
-    fn new(arena: &mut Arena, dtype: DType, (tokens, hidden): (usize, usize), norms: NormNames) -> Self {
-        let before = norms.before.map(|_| arena.tensor(DType::F32, &[tokens]));
-        let after = norms
-            .after
-            .map(|_| (arena.tensor(dtype, &[tokens, hidden]), arena.tensor(DType::F32, &[tokens])));
-        Self { before, after }
+    fn new(
+        arena: &mut Arena,
+        dtype: DType,
+        (tokens, hidden): (usize, usize),
+        names: NormNames,
+        norm: NormSpec,
+    ) -> Self {
+        let statistics = [tokens, norm.kind.statistics()];
+        let before = names.before.map(|_| arena.tensor(DType::F32, &statistics));
+        let mut with_input =
+            |_| (arena.tensor(dtype, &[tokens, hidden]), arena.tensor(DType::F32, &statistics));
+        Self { before, after: names.after.map(&mut with_input), of_sum: names.of_sum.map(&mut with_input) }
     }
 }
 
 impl Saved {
-    /// Room for `tokens` tokens.
+    /// Room for `tokens` tokens in the block of this number.
     pub fn new(
         arena: &mut Arena,
         dtype: DType,
-        (tokens, hidden): (usize, usize),
-        spec: &LayerSpec,
+        tokens: usize,
+        (model, layer): (&DecoderSpec, usize),
         adapters: &LayerAdapters,
     ) -> Self {
+        let (spec, norm, hidden) = (&model.layers[layer], model.norm, model.hidden_size);
         let shape = (tokens, hidden);
         Self {
-            attention_norms: SavedNorms::new(arena, dtype, shape, spec.attention_norms),
-            attention: attention::Saved::new(arena, dtype, tokens, &spec.attention, adapters),
-            m: arena.tensor(dtype, &[tokens, hidden]),
-            mlp_norms: SavedNorms::new(arena, dtype, shape, spec.mlp_norms),
+            attention_norms: SavedNorms::new(arena, dtype, shape, spec.attention_norms, norm),
+            attention: attention::Saved::new(arena, dtype, tokens, (&spec.attention, norm), adapters),
+            m: (!spec.parallel).then(|| arena.tensor(dtype, &[tokens, hidden])),
+            mlp_norms: SavedNorms::new(arena, dtype, shape, spec.mlp_norms, norm),
             mlp: mlp::Saved::new(arena, dtype, tokens, &spec.mlp, adapters),
         }
     }
@@ -100,7 +116,9 @@ pub struct Scratch {
     t: Tensor,
     /// The gradient of a layer's output where it is not that of the sum, [N, C].
     dout: Option<Tensor>,
-    linears: linear::Scratch,
+    /// Of parallel blocks: m, then the gradient of attention's input, [N, C].
+    parallel: Option<Tensor>,
+    inputs: inputs::Scratch,
     mlp: mlp::Scratch,
     attention: attention::Scratch,
 }
@@ -114,27 +132,34 @@ impl Scratch {
         spec: &DecoderSpec,
         adapters: &Adapters,
     ) -> Self {
-        let c = spec.hidden_size;
+        let (c, first) = (spec.hidden_size, &spec.layers[0]);
         let widest = spec.layers.iter().map(|l| l.mlp.intermediate_size).max().unwrap_or(0);
-        let attention = &spec.layers[0].attention;
+        let attention = &first.attention;
         let inputs = widest.max(c).max(attention.heads * attention.head_dim);
         let changes_outputs = spec.layers.iter().any(LayerSpec::changes_outputs);
+        let parallel = spec.layers.iter().any(|layer| layer.parallel);
+        let (rank, dropout) = (adapters.largest_rank(), adapters.has_dropout());
+        let linears = linear::Scratch::new(arena, dtype, backward_tokens, inputs, rank, dropout);
         Self {
             h: arena.tensor(dtype, &[tokens, c]),
             t: arena.tensor(dtype, &[tokens, c]),
             dout: changes_outputs.then(|| arena.tensor(dtype, &[backward_tokens, c])),
-            linears: linear::Scratch::new(
-                arena,
-                dtype,
-                backward_tokens,
-                inputs,
-                adapters.largest_rank(),
-                adapters.has_dropout(),
-            ),
-            mlp: mlp::Scratch::new(arena, dtype, tokens, widest),
+            parallel: parallel.then(|| arena.tensor(dtype, &[tokens, c])),
+            inputs: inputs::Scratch::new(arena, dtype, tokens, widest_fused(spec), linears),
+            mlp: mlp::Scratch::new(arena, dtype, tokens, widest, first.mlp.activation),
             attention: attention::Scratch::new(arena, dtype, backward_tokens, attention),
         }
     }
+}
+
+/// The widest output of a linear layer that makes several things at once.
+fn widest_fused(spec: &DecoderSpec) -> Option<usize> {
+    let widths = spec.layers.iter().flat_map(|layer| {
+        let (a, mlp) = (&layer.attention, &layer.mlp);
+        let qkv = (a.inputs, (a.heads + 2 * a.kv_heads) * a.head_dim);
+        [qkv, (mlp.inputs, mlp.intermediate_size * (1 + usize::from(mlp.gated)))]
+    });
+    widths.filter(|(names, _)| matches!(names, InputNames::Fused { .. })).map(|(_, width)| width).max()
 }
 
 impl Norms {
@@ -142,8 +167,8 @@ impl Norms {
     fn input<'a>(&self, dev: &Device, x: View<'a>, h: &'a mut Tensor, saved: &mut SavedNorms) -> View<'a> {
         let n = x.dim(0);
         match (&self.before, &mut saved.before) {
-            (Some(norm), Some(rstd)) => {
-                norm.forward(dev, x, h.head_mut(n), rstd.head_mut(n));
+            (Some(norm), Some(statistics)) => {
+                norm.forward(dev, x, h.head_mut(n), statistics.head_mut(n));
                 h.head(n)
             }
             _ => x,
@@ -160,11 +185,32 @@ impl Norms {
         layer: impl FnOnce(ViewMut<'_>),
     ) {
         match (&self.after, &mut saved.after) {
-            (Some(norm), Some((output, rstd))) => {
+            (Some(norm), Some((output, statistics))) => {
                 layer(output.head_mut(n));
-                norm.forward(dev, output.head(n), t.head_mut(n), rstd.head_mut(n));
+                norm.forward(dev, output.head(n), t.head_mut(n), statistics.head_mut(n));
             }
             _ => layer(t.head_mut(n)),
+        }
+    }
+
+    /// y = of_sum(x + r·t).
+    fn sum(&self, dev: &Device, x: View<'_>, (r, t): (f32, View<'_>), y: ViewMut<'_>, saved: &mut SavedNorms) {
+        let n = x.dim(0);
+        match (&self.of_sum, &mut saved.of_sum) {
+            (Some(norm), Some((sum, statistics))) => {
+                rows::sum(dev, x, (r, t), sum.head_mut(n));
+                norm.forward(dev, sum.head(n), y, statistics.head_mut(n));
+            }
+            _ => rows::sum(dev, x, (r, t), y),
+        }
+    }
+
+    /// Turns the gradient of of_sum(sum) in `d` into that of the sum.
+    fn sum_gradient(&mut self, dev: &Device, mut d: ViewMut<'_>, t: &mut Tensor, saved: &SavedNorms) {
+        let n = d.dim(0);
+        if let (Some(norm), Some((sum, statistics))) = (&mut self.of_sum, &saved.of_sum) {
+            norm.backward_over(dev, (sum.head(n), statistics.head(n)), d.as_view(), t.head_mut(n));
+            d.reborrow().copy_from(t.head(n));
         }
     }
 
@@ -179,8 +225,8 @@ impl Norms {
     ) -> View<'a> {
         let n = dy.dim(0);
         match (&mut self.after, &saved.after, dout) {
-            (Some(norm), Some((output, rstd)), Some(dout)) => {
-                norm.backward_over(dev, (output.head(n), rstd.head(n)), dy, dout.head_mut(n));
+            (Some(norm), Some((output, statistics)), Some(dout)) => {
+                norm.backward_over(dev, (output.head(n), statistics.head(n)), dy, dout.head_mut(n));
                 dout.head(n)
             }
             (_, _, Some(dout)) if residual_multiplier != 1.0 => {
@@ -201,18 +247,20 @@ impl Norms {
         saved: &SavedNorms,
     ) {
         match (&mut self.before, &saved.before, d) {
-            (Some(norm), Some(rstd), d) => norm.backward(dev, (x, rstd.head(x.dim(0))), dh, d),
+            (Some(norm), Some(statistics), d) => norm.backward(dev, (x, statistics.head(x.dim(0))), dh, d),
             (_, _, Some(d)) => rows::add(dev, dh, d),
             _ => {}
         }
     }
 
     fn parameters(&self) -> impl Iterator<Item = &Parameter> {
-        self.before.iter().chain(&self.after).map(|norm| &norm.weight)
+        let norms = self.before.iter().chain(&self.after).chain(&self.of_sum);
+        norms.flat_map(Norm::parameters)
     }
 
     fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
-        self.before.iter_mut().chain(&mut self.after).map(|norm| &mut norm.weight)
+        let norms = self.before.iter_mut().chain(&mut self.after).chain(&mut self.of_sum);
+        norms.flat_map(Norm::parameters_mut)
     }
 }
 
@@ -231,15 +279,21 @@ impl Block {
         let (s, w) = (saved, scratch);
         let h = self.attention_norms.input(dev, x, &mut w.h, &mut s.attention_norms);
         self.attention_norms.output(dev, &mut w.t, n, &mut s.attention_norms, |out| {
-            self.self_attn.forward(pass, h, out, &mut s.attention, &mut w.linears, cache);
+            self.self_attn.forward(pass, h, out, &mut s.attention, &mut w.inputs, cache);
         });
-        rows::sum(dev, x, (r, w.t.head(n)), s.m.head_mut(n));
-        let m = s.m.head(n);
-        let h = self.mlp_norms.input(dev, m, &mut w.h, &mut s.mlp_norms);
+        let m = s.m.as_mut().or(w.parallel.as_mut()).expect("saved, or scratch of a parallel block");
+        self.attention_norms.sum(dev, x, (r, w.t.head(n)), m.head_mut(n), &mut s.attention_norms);
+        let m = m.head(n);
+        let h = match (self.parallel, &self.mlp_norms.before) {
+            (true, None) => w.h.head(n),
+            (parallel, _) => {
+                self.mlp_norms.input(dev, if parallel { x } else { m }, &mut w.h, &mut s.mlp_norms)
+            }
+        };
         self.mlp_norms.output(dev, &mut w.t, n, &mut s.mlp_norms, |out| {
-            self.mlp.forward(pass, h, out, &mut s.mlp, (&mut w.mlp, &mut w.linears));
+            self.mlp.forward(pass, h, out, &mut s.mlp, (&mut w.mlp, &mut w.inputs));
         });
-        rows::sum(dev, m, (r, w.t.head(n)), y);
+        self.mlp_norms.sum(dev, m, (r, w.t.head(n)), y, &mut s.mlp_norms);
     }
 
     /// Turns the gradient of y in `d` into that of x. Below the first trained layer no one asks for it: with
@@ -253,66 +307,95 @@ impl Block {
         saved: &mut Saved,
         scratch: &mut Scratch,
     ) {
+        if self.parallel {
+            return self.backward_parallel(pass, x, d, needs_dx, saved, scratch);
+        }
         let (n, dev, r) = (x.dim(0), pass.dev, self.residual_multiplier);
         let (s, w) = (saved, scratch);
 
-        // y = m + r·after(mlp(before(m)))
-        let (m, norms) = (s.m.head(n), &mut self.mlp_norms);
+        // y = of_sum(m + r·after(mlp(before(m))))
+        let m = s.m.as_ref().expect("saved where blocks are not parallel").head(n);
+        let norms = &mut self.mlp_norms;
+        norms.sum_gradient(dev, d.reborrow(), &mut w.t, &s.mlp_norms);
         let dout = norms.output_gradient(dev, d.as_view(), r, &mut w.dout, &s.mlp_norms);
         let h = norms.input(dev, m, &mut w.h, &mut s.mlp_norms);
-        let scratches = (&mut w.mlp, &mut w.linears);
+        let scratches = (&mut w.mlp, &mut w.inputs);
         self.mlp.backward(pass, h, dout, w.t.head_mut(n), &mut s.mlp, scratches);
         norms.input_gradient(dev, m, w.t.head(n), Some(d.reborrow()), &s.mlp_norms);
 
-        // m = x + r·after(attention(before(x)))
+        // m = of_sum(x + r·after(attention(before(x))))
         let norms = &mut self.attention_norms;
+        norms.sum_gradient(dev, d.reborrow(), &mut w.t, &s.attention_norms);
         let dout = norms.output_gradient(dev, d.as_view(), r, &mut w.dout, &s.attention_norms);
         let h = norms.input(dev, x, &mut w.h, &mut s.attention_norms);
-        let needs_dh = needs_dx || norms.before.as_ref().is_some_and(|norm| norm.weight.is_trained());
+        let needs_dh = needs_dx || norms.before.as_ref().is_some_and(Norm::is_trained);
         let dh = needs_dh.then(|| w.t.head_mut(n));
-        self.self_attn.backward(pass, h, dout, dh, &s.attention, (&mut w.attention, &mut w.linears));
+        self.self_attn.backward(pass, h, dout, dh, &s.attention, (&mut w.attention, &mut w.inputs));
         if needs_dh {
             norms.input_gradient(dev, x, w.t.head(n), needs_dx.then_some(d), &s.attention_norms);
         }
     }
 
+    /// The same where y = x + r·after(attention(before(x))) + r·after(mlp(before(x))).
+    fn backward_parallel(
+        &mut self,
+        pass: &Pass<'_>,
+        x: View<'_>,
+        mut d: ViewMut<'_>,
+        needs_dx: bool,
+        saved: &mut Saved,
+        scratch: &mut Scratch,
+    ) {
+        let (n, dev, r) = (x.dim(0), pass.dev, self.residual_multiplier);
+        let (s, w) = (saved, scratch);
+        let dh_attention = w.parallel.as_mut().expect("scratch of parallel blocks");
+        let norms = &mut self.attention_norms;
+        let dout = norms.output_gradient(dev, d.as_view(), r, &mut w.dout, &s.attention_norms);
+        let h = norms.input(dev, x, &mut w.h, &mut s.attention_norms);
+        let (dh, scratches) = (Some(dh_attention.head_mut(n)), (&mut w.attention, &mut w.inputs));
+        self.self_attn.backward(pass, h, dout, dh, &s.attention, scratches);
+
+        let is_shared = self.mlp_norms.before.is_none();
+        let norms = &mut self.mlp_norms;
+        let dout = norms.output_gradient(dev, d.as_view(), r, &mut w.dout, &s.mlp_norms);
+        let h = if is_shared { w.h.head(n) } else { norms.input(dev, x, &mut w.h, &mut s.mlp_norms) };
+        let scratches = (&mut w.mlp, &mut w.inputs);
+        self.mlp.backward(pass, h, dout, w.t.head_mut(n), &mut s.mlp, scratches);
+
+        // `d` is the gradient of y until both layers have read it.
+        if is_shared {
+            rows::add(dev, w.t.head(n), dh_attention.head_mut(n));
+        } else {
+            let dx = needs_dx.then(|| d.reborrow());
+            norms.input_gradient(dev, x, w.t.head(n), dx, &s.mlp_norms);
+        }
+        let dx = needs_dx.then_some(d);
+        self.attention_norms.input_gradient(dev, x, dh_attention.head(n), dx, &s.attention_norms);
+    }
+
     /// Every linear layer with its name inside the block.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Linear)> {
-        let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &mut self.self_attn;
-        let Mlp { gate_proj, up_proj, down_proj, .. } = &mut self.mlp;
-        let attention = [
-            ("self_attn.q_proj", q_proj),
-            ("self_attn.k_proj", k_proj),
-            ("self_attn.v_proj", v_proj),
-            ("self_attn.o_proj", o_proj),
-        ];
-        let gate = gate_proj.as_mut().map(|linear| ("mlp.gate_proj", linear));
-        attention.into_iter().chain(gate).chain([("mlp.up_proj", up_proj), ("mlp.down_proj", down_proj)])
+        let Attention { qkv, o_proj, spec, .. } = &mut self.self_attn;
+        let Mlp { gate_up, down_proj, output, .. } = &mut self.mlp;
+        let attention = qkv.iter_mut().chain([(spec.output, o_proj)]);
+        attention.chain(gate_up.iter_mut()).chain([(*output, down_proj)])
     }
 
     /// Every linear layer with its name inside the block.
     pub fn linears(&self) -> impl Iterator<Item = (&'static str, &Linear)> {
-        let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &self.self_attn;
-        let Mlp { gate_proj, up_proj, down_proj, .. } = &self.mlp;
-        let attention = [
-            ("self_attn.q_proj", q_proj),
-            ("self_attn.k_proj", k_proj),
-            ("self_attn.v_proj", v_proj),
-            ("self_attn.o_proj", o_proj),
-        ];
-        let gate = gate_proj.as_ref().map(|linear| ("mlp.gate_proj", linear));
-        attention.into_iter().chain(gate).chain([("mlp.up_proj", up_proj), ("mlp.down_proj", down_proj)])
+        let Attention { qkv, o_proj, spec, .. } = &self.self_attn;
+        let Mlp { gate_up, down_proj, output, .. } = &self.mlp;
+        let attention = qkv.iter().chain([(spec.output, o_proj)]);
+        attention.chain(gate_up.iter()).chain([(*output, down_proj)])
     }
 
     /// Every weight but the adapters', in the order of [`Block::parameters_mut`].
     pub fn base_parameters(&self) -> Vec<&Parameter> {
         let mut all: Vec<&Parameter> = self.attention_norms.parameters().collect();
         let norms = [&self.self_attn.q_norm, &self.self_attn.k_norm];
-        all.extend(norms.into_iter().flatten().map(|norm| &norm.weight));
-        for (_, linear) in self.linears() {
-            all.push(&linear.weight);
-            all.extend(&linear.bias);
-        }
+        all.extend(norms.into_iter().flatten().flat_map(Norm::parameters));
+        all.extend(self.linears().flat_map(|(_, linear)| linear.base_parameters()));
+        all.extend(self.mlp.activation.parameters());
         all.extend(self.mlp_norms.parameters());
         all
     }
@@ -320,18 +403,14 @@ impl Block {
     /// Every weight, adapters included, in a fixed order.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let mut all: Vec<&mut Parameter> = self.attention_norms.parameters_mut().collect();
-        let Attention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm, .. } = &mut self.self_attn;
-        let Mlp { gate_proj, up_proj, down_proj, .. } = &mut self.mlp;
-        all.extend([q_norm, k_norm].into_iter().flatten().map(|norm| &mut norm.weight));
-        let linears =
-            [q_proj, k_proj, v_proj, o_proj].into_iter().chain(gate_proj).chain([up_proj, down_proj]);
-        for linear in linears {
-            all.push(&mut linear.weight);
-            all.extend(&mut linear.bias);
-            if let Some(lora) = &mut linear.lora {
-                all.extend([&mut lora.a, &mut lora.b]);
-            }
+        let Attention { qkv, o_proj, q_norm, k_norm, .. } = &mut self.self_attn;
+        let Mlp { gate_up, down_proj, activation, .. } = &mut self.mlp;
+        all.extend([q_norm, k_norm].into_iter().flatten().flat_map(Norm::parameters_mut));
+        let attention = qkv.linears.iter_mut().chain([o_proj]);
+        for linear in attention.chain(&mut gate_up.linears).chain([down_proj]) {
+            all.extend(linear.parameters_mut());
         }
+        all.extend(activation.parameters_mut());
         all.extend(self.mlp_norms.parameters_mut());
         all
     }

@@ -1,15 +1,16 @@
 //! The decoder (stages 9 to 11 of the walk): a micro-batch through the embedding, the blocks and the head, and back.
 //!
-//! > h₀ = embed_tokens[ids], h_{l+1} = block_l(h_l), loss = head(h_L)
+//! > h₀ = entry(embed_tokens[ids]), h_{l+1} = block_l(h_l), loss = head(h_L)
 
 use std::path::Path;
 
 use sft_kernels::attention::RowOffsets;
-use sft_kernels::{DType, Device, Slab, Tensor, View, rows};
+use sft_kernels::{DType, Device, Slab, Tensor, View};
 
 use crate::ModelError;
 use crate::block::Block;
 use crate::cache::KvCache;
+use crate::entry::Entry;
 use crate::families;
 use crate::head::{self, LogitParams, LossSums};
 use crate::linear::Linear;
@@ -18,7 +19,7 @@ use crate::method::{Adapters, Method};
 use crate::norm::Norm;
 use crate::parameter::Parameter;
 use crate::pass::{Batch, Pass};
-use crate::rotary::Rotaries;
+use crate::rotary::{Rotaries, Rotary};
 use crate::spec::DecoderSpec;
 use crate::weights::WeightFiles;
 use crate::workspace::Workspace;
@@ -30,14 +31,20 @@ pub struct Decoder {
     pub spec: DecoderSpec,
     /// Type of activations and of frozen weights.
     pub compute: DType,
-    /// [V, C].
+    /// [V, C], or [V, width of the embedding].
     pub embed_tokens: Parameter,
+    /// What stands between it and the blocks.
+    pub entry: Entry,
     /// The blocks.
     pub blocks: Vec<Block>,
     /// The final norm, [C].
-    pub norm: Norm,
-    /// [V, C]; `None` if the head uses the embedding's.
+    pub norm: Option<Norm>,
+    /// Between it and the head, [width of the embedding, C].
+    pub project_out: Option<Linear>,
+    /// As the embedding; `None` if the head uses the embedding's.
     pub lm_head: Option<Parameter>,
+    /// [V].
+    pub head_bias: Option<Parameter>,
     pub(crate) adapters: Adapters,
 }
 
@@ -61,9 +68,7 @@ impl Decoder {
     /// Packs the frozen weights of all linear layers and of the head for their products: no step packs them again.
     pub fn pack_frozen(&mut self, dev: &Device) {
         let mut slab = Slab::default();
-        for block in &mut self.blocks {
-            block.linears_mut().for_each(|(_, linear)| linear.weight.pack(dev, &mut slab));
-        }
+        self.linears_mut().for_each(|linear| linear.weight.pack(dev, &mut slab));
         self.lm_head.as_mut().unwrap_or(&mut self.embed_tokens).pack(dev, &mut slab);
     }
 
@@ -76,14 +81,15 @@ impl Decoder {
     fn forward_blocks(
         &self,
         pass: &Pass<'_>,
-        input_ids: &[u32],
+        batch: Batch<'_>,
         work: &mut Workspace,
         cache: Option<&mut KvCache>,
     ) {
-        let n = input_ids.len();
+        let n = batch.input_ids.len();
         let mut caches = cache.map(|cache| cache.layers.iter_mut());
-        let (weight, scale) = (self.embed_tokens.value(), self.spec.embedding_multiplier);
-        rows::gather(pass.dev, weight, input_ids, scale, work.hidden_mut(0).head_mut(n));
+        let (h, entry) = work.entry();
+        let ids = (batch.input_ids, batch.position_ids);
+        self.entry.forward(pass, &self.embed_tokens, ids, h.head_mut(n), entry);
         for (l, block) in self.blocks.iter().enumerate() {
             let (x, y, saved, scratch) = work.layer(l);
             let cache = caches.as_mut().and_then(Iterator::next);
@@ -104,10 +110,10 @@ impl Decoder {
         self.check_ids(batch)?;
         let rotary = work.take_rotary(batch);
         let pass = training_pass(dev, &rotary, batch, None);
-        self.forward_blocks(&pass, batch.input_ids, work, None);
-        let weights = (&self.norm, self.lm_head.as_ref().unwrap_or(&self.embed_tokens));
+        self.forward_blocks(&pass, batch, work, None);
         let (hidden, head) = work.output(self.blocks.len(), batch.input_ids.len());
-        let sums = head::loss(dev, LogitParams::of(&self.spec), weights, hidden, batch.targets, head);
+        let (params, layers) = (LogitParams::of(&self.spec), self.head_layers());
+        let sums = head::loss(dev, params, layers, hidden, batch.targets, head);
         work.give_rotary(rotary);
         Ok(sums)
     }
@@ -129,20 +135,25 @@ impl Decoder {
         let n = batch.input_ids.len();
         let rotary = work.take_rotary(batch);
         let pass = training_pass(dev, &rotary, batch, dropout);
-        self.forward_blocks(&pass, batch.input_ids, work, None);
+        self.forward_blocks(&pass, batch, work, None);
 
-        let Self { embed_tokens, blocks, norm, lm_head, spec, .. } = self;
+        let Self { embed_tokens, entry, blocks, norm, project_out, lm_head, head_bias, spec, .. } = self;
         let (hidden, head, d) = work.output_and_gradient(n);
-        let weights = (norm, lm_head.as_mut().unwrap_or(embed_tokens));
-        let states = (hidden, batch.targets);
-        let sums = head::loss_and_backward(dev, LogitParams::of(spec), weights, states, scale, head, d);
+        let layers = head::LayersMut {
+            norm: norm.as_mut(),
+            project_out: project_out.as_mut(),
+            weight: lm_head.as_mut().unwrap_or(embed_tokens),
+            bias: head_bias.as_mut(),
+        };
+        let (states, factor) = ((hidden, batch.targets), (scale, dropout));
+        let sums = head::loss_and_backward(dev, LogitParams::of(spec), layers, states, factor, head, d);
 
         // Below the lowest trained weight no gradient is needed.
-        let embedding_is_trained = embed_tokens.is_trained();
+        let entry_is_trained = embed_tokens.is_trained() || entry.is_trained();
         let trains = |block: &mut Block| block.parameters_mut().iter().any(|p| p.is_trained());
         let lowest = blocks.iter_mut().position(trains).unwrap_or(blocks.len());
         for (l, block) in blocks.iter_mut().enumerate().rev() {
-            if l < lowest && !embedding_is_trained {
+            if l < lowest && !entry_is_trained {
                 break;
             }
             if work.recomputes() {
@@ -150,12 +161,13 @@ impl Decoder {
                 block.forward(&pass, x.head(n), y.head_mut(n), saved, scratch, None);
             }
             let (x, d, saved, scratch) = work.layer_backward(l);
-            let needs_dx = l > lowest || embedding_is_trained;
+            let needs_dx = l > lowest || entry_is_trained;
             block.backward(&pass, x.head(n), d.head_mut(n), needs_dx, saved, scratch);
         }
-        let d = work.gradient(n);
-        embed_tokens
-            .accumulate(|_, dw| rows::scatter_add(dev, d, batch.input_ids, spec.embedding_multiplier, dw));
+        if entry_is_trained {
+            let (d, scratch) = work.entry_gradient();
+            entry.backward(&pass, embed_tokens, batch.input_ids, d.head_mut(n), scratch);
+        }
         work.give_rotary(rotary);
         Ok(sums)
     }
@@ -169,7 +181,7 @@ impl Decoder {
         let n = batch.input_ids.len();
         let rotary = work.take_rotary(batch);
         let pass = training_pass(dev, &rotary, batch, None);
-        self.forward_blocks(&pass, batch.input_ids, work, None);
+        self.forward_blocks(&pass, batch, work, None);
         work.give_rotary(rotary);
         Ok(self.head_logits(dev, work, 0..n))
     }
@@ -196,7 +208,7 @@ impl Decoder {
         self.check_ids(batch)?;
         let rotary = work.take_rotary(batch);
         let pass = pass_of(dev, &rotary, input_ids.len(), RowOffsets { q: &q, k: &k }, None);
-        self.forward_blocks(&pass, input_ids, work, Some(cache));
+        self.forward_blocks(&pass, batch, work, Some(cache));
         work.give_rotary(rotary);
         let last = input_ids.len() - 1;
         Ok(self.head_logits(dev, work, last..last + 1).to_f32_vec())
@@ -204,14 +216,29 @@ impl Decoder {
 
     fn head_logits(&self, dev: &Device, work: &mut Workspace, positions: std::ops::Range<usize>) -> Tensor {
         let mut logits = Tensor::zeros(DType::F32, &[positions.len(), self.spec.vocab_size]);
-        let weights = (&self.norm, self.lm_head.as_ref().unwrap_or(&self.embed_tokens));
         let (hidden, head) = work.output(self.blocks.len(), positions.end);
         let hidden: View<'_> = hidden.rows(positions);
-        head::logits(dev, LogitParams::of(&self.spec), weights, hidden, logits.view_mut(), head);
+        let (params, layers) = (LogitParams::of(&self.spec), self.head_layers());
+        head::logits(dev, params, layers, hidden, logits.view_mut(), head);
         logits
     }
 
+    fn head_layers(&self) -> head::Layers<'_> {
+        head::Layers {
+            norm: self.norm.as_ref(),
+            project_out: self.project_out.as_ref(),
+            weight: self.lm_head.as_ref().unwrap_or(&self.embed_tokens),
+            bias: self.head_bias.as_ref(),
+        }
+    }
+
     fn check_ids(&self, batch: Batch<'_>) -> Result<(), ModelError> {
+        if let Some(positions) = self.spec.positions {
+            let longest = positions.rows - positions.offset;
+            if let Some(position) = batch.position_ids.iter().copied().find(|p| *p as usize >= longest) {
+                return Err(ModelError::PositionOutside { position, longest });
+            }
+        }
         let vocab_size = self.spec.vocab_size;
         let targets = batch.targets.iter().filter_map(|t| u32::try_from(*t).ok());
         let outside = batch.input_ids.iter().copied().chain(targets).find(|id| *id as usize >= vocab_size);
@@ -221,9 +248,11 @@ impl Decoder {
     /// Every weight but the adapters', in the order of [`Decoder::parameters_mut`].
     pub fn base_parameters(&self) -> Vec<&Parameter> {
         let mut all = vec![&self.embed_tokens];
+        all.extend(self.entry.base_parameters());
         all.extend(self.blocks.iter().flat_map(Block::base_parameters));
-        all.push(&self.norm.weight);
-        all.extend(&self.lm_head);
+        all.extend(self.norm.iter().flat_map(Norm::parameters));
+        all.extend(self.project_out.iter().flat_map(Linear::base_parameters));
+        all.extend(self.lm_head.iter().chain(&self.head_bias));
         all
     }
 
@@ -235,9 +264,11 @@ impl Decoder {
     /// Every weight, adapters included, in a fixed order.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let mut all = vec![&mut self.embed_tokens];
+        all.extend(self.entry.parameters_mut());
         all.extend(self.blocks.iter_mut().flat_map(Block::parameters_mut));
-        all.push(&mut self.norm.weight);
-        all.extend(&mut self.lm_head);
+        all.extend(self.norm.iter_mut().flat_map(Norm::parameters_mut));
+        all.extend(self.project_out.iter_mut().flat_map(Linear::parameters_mut));
+        all.extend(self.lm_head.iter_mut().chain(&mut self.head_bias));
         all
     }
 
@@ -246,11 +277,16 @@ impl Decoder {
         self.parameters_mut().into_iter().filter(|parameter| parameter.is_trained()).collect()
     }
 
-    /// Every linear layer of the blocks with its full name (`model.layers.0.self_attn.q_proj`).
-    pub fn linears_mut(&mut self) -> impl Iterator<Item = (String, &mut Linear)> {
-        self.blocks.iter_mut().enumerate().flat_map(|(i, block)| {
-            block.linears_mut().map(move |(name, linear)| (format!("model.layers.{i}.{name}"), linear))
-        })
+    /// Every linear layer but the head.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let blocks = self.blocks.iter().flat_map(|block| block.linears().map(|(_, linear)| linear));
+        blocks.chain(&self.entry.project_in).chain(&self.project_out)
+    }
+
+    /// Every linear layer but the head, in the same order.
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let blocks = self.blocks.iter_mut().flat_map(|block| block.linears_mut().map(|(_, linear)| linear));
+        blocks.chain(&mut self.entry.project_in).chain(&mut self.project_out)
     }
 }
 
@@ -272,6 +308,7 @@ fn pass_of<'a>(
     rows: RowOffsets<'a>,
     dropout: Option<u64>,
 ) -> Pass<'a> {
-    let local_rope = rotary.local_rope.as_ref().map(|rope| rope.angles(tokens));
-    Pass { dev, rope: rotary.rope.angles(tokens), local_rope, rows, dropout }
+    let angles = |rope: &'a Option<Rotary>| rope.as_ref().map(|rope| rope.angles(tokens));
+    let (rope, local_rope) = (angles(&rotary.rope), angles(&rotary.local_rope));
+    Pass { dev, rope, local_rope, query_scale: rotary.query_scale(tokens), rows, dropout }
 }

@@ -119,6 +119,16 @@ pub enum ModelError {
         /// Rows of the embedding.
         vocab_size: usize,
     },
+    /// A row is longer than the model's learned positions.
+    #[error(
+        "a row reaches position {position}, and the model has learned {longest}\nhelp: set cutoff_len to {longest} or less"
+    )]
+    PositionOutside {
+        /// The position.
+        position: u32,
+        /// How many there are.
+        longest: usize,
+    },
 }
 
 fn preview(problems: &[String]) -> String {

@@ -1,8 +1,9 @@
 //! The head: final norm, logits and cross-entropy at the supervised positions alone (stages 10 and 11 of the walk).
 //!
-//! > z = cap(s·norm(h)·Wᵀ) at each position with a target, loss = Σ nll(z, target)
+//! > z = cap(s·project_out(norm(h))·Wᵀ + b) at each position with a target, loss = Σ nll(z, target)
 //!
-//! s is 1 in most families, and cap(z) is z but for those that cap logits: c·tanh(z/c).
+//! s is 1 in most families, and cap(z) is z but for those that cap logits: c·tanh(z/c). Few have b or project_out, and
+//! one has no norm.
 //!
 //! Positions are taken in chunks, so that logits [N, V] never exist whole; forward and backward of a chunk follow
 //! each other while its logits are there. The gradient of positions without a target is zero.
@@ -12,6 +13,8 @@ use sft_kernels::matmul::Matmul;
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows, softcap};
 
 use crate::arena::Arena;
+use crate::linear::{self, Linear};
+use crate::method::Adapters;
 use crate::norm::Norm;
 use crate::parameter::Parameter;
 use crate::spec::DecoderSpec;
@@ -38,17 +41,55 @@ impl std::ops::AddAssign for LossSums {
     }
 }
 
+/// The weights behind the last block. With a tied head `weight` is the embedding's.
+#[derive(Debug, Clone, Copy)]
+pub struct Layers<'a> {
+    /// The final norm.
+    pub norm: Option<&'a Norm>,
+    /// [width of the head, C].
+    pub project_out: Option<&'a Linear>,
+    /// [V, C], or [V, width of the head].
+    pub weight: &'a Parameter,
+    /// [V].
+    pub bias: Option<&'a Parameter>,
+}
+
+/// The same, to add to their gradients.
+#[derive(Debug)]
+pub struct LayersMut<'a> {
+    /// The final norm.
+    pub norm: Option<&'a mut Norm>,
+    /// [width of the head, C].
+    pub project_out: Option<&'a mut Linear>,
+    /// [V, C], or [V, width of the head].
+    pub weight: &'a mut Parameter,
+    /// [V].
+    pub bias: Option<&'a mut Parameter>,
+}
+
+impl LayersMut<'_> {
+    fn as_ref(&self) -> Layers<'_> {
+        Layers {
+            norm: self.norm.as_deref(),
+            project_out: self.project_out.as_deref(),
+            weight: self.weight,
+            bias: self.bias.as_deref(),
+        }
+    }
+}
+
 /// Workspace of the head.
 #[derive(Debug)]
 pub struct Scratch {
     /// Hidden states at supervised positions, [S, C].
     hidden: Tensor,
-    /// After the norm; then its gradient's input, [S, C].
+    /// After the norm, [S, C].
     normed: Tensor,
-    /// The gradient of `normed`, then of `hidden`, [S, C].
+    /// The gradient of `normed`, [S, C].
     d: Tensor,
     dhidden: Tensor,
-    rstd: Tensor,
+    statistics: Tensor,
+    projection: Option<Projection>,
     /// f32 [chunk, V].
     logits: Tensor,
     index: Vec<u32>,
@@ -56,16 +97,43 @@ pub struct Scratch {
     positions: Vec<Position>,
 }
 
+/// Of `project_out`.
+#[derive(Debug)]
+struct Projection {
+    /// Its output, [S, width of the head].
+    y: Tensor,
+    dy: Tensor,
+    saved: linear::Saved,
+    scratch: linear::Scratch,
+}
+
 impl Scratch {
     /// Room for `tokens` supervised tokens.
-    pub fn new(arena: &mut Arena, dtype: DType, tokens: usize, hidden: usize, vocab: usize) -> Self {
+    pub fn new(
+        arena: &mut Arena,
+        dtype: DType,
+        tokens: usize,
+        spec: &DecoderSpec,
+        adapters: &Adapters,
+    ) -> Self {
+        let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
         let chunk = (LOGITS_BYTES / (vocab * 4)).clamp(1, tokens.max(1));
+        let projection = spec.embedding_projection.map(|projection| {
+            let (width, rank) = (projection.width, adapters.outside.rank_of(projection.out_of));
+            Projection {
+                y: arena.tensor(dtype, &[tokens, width]),
+                dy: arena.tensor(dtype, &[tokens, width]),
+                saved: linear::Saved::new(arena, dtype, tokens, rank),
+                scratch: linear::Scratch::new(arena, dtype, tokens, hidden, rank, adapters.has_dropout()),
+            }
+        });
         Self {
             hidden: arena.tensor(dtype, &[tokens, hidden]),
             normed: arena.tensor(dtype, &[tokens, hidden]),
             d: arena.tensor(dtype, &[tokens, hidden]),
             dhidden: arena.tensor(dtype, &[tokens, hidden]),
-            rstd: arena.tensor(DType::F32, &[tokens]),
+            statistics: arena.tensor(DType::F32, &[tokens, spec.norm.kind.statistics()]),
+            projection,
             logits: arena.tensor(DType::F32, &[chunk, vocab]),
             index: Vec::with_capacity(tokens),
             targets: Vec::with_capacity(tokens),
@@ -114,71 +182,118 @@ impl LogitParams {
         Self { scale: spec.logit_scale, softcap: spec.final_logit_softcapping }
     }
 
-    /// Logits of normed states.
-    fn forward(self, dev: &Device, normed: View<'_>, weight: &Parameter, mut logits: ViewMut<'_>) {
-        weight.x_wt(normed, logits.reborrow()).alpha(self.scale).run(dev);
+    /// Logits of states that the head reads.
+    fn forward(self, dev: &Device, states: View<'_>, layers: Layers<'_>, mut logits: ViewMut<'_>) {
+        let bias = layers.bias.map(Parameter::value);
+        let product = layers.weight.x_wt(states, logits.reborrow());
+        product.alpha(self.scale).bias(bias).run(dev);
         if let Some(cap) = self.softcap {
             softcap::forward(dev, cap, logits);
         }
     }
 }
 
-/// The loss of hidden states [N, C]; `norm` is the final norm, `weight` the head's [V, C].
+impl Layers<'_> {
+    /// The states that the head reads, from hidden ones [S, C]: `normed`, or the output of `projection`.
+    fn states<'a>(
+        self,
+        dev: &Device,
+        hidden: View<'_>,
+        (normed, statistics): (&'a mut Tensor, &mut Tensor),
+        projection: &'a mut Option<Projection>,
+        dropout: Option<u64>,
+    ) -> View<'a> {
+        let s = hidden.dim(0);
+        match self.norm {
+            Some(norm) => norm.forward(dev, hidden, normed.head_mut(s), statistics.head_mut(s)),
+            None => normed.head_mut(s).copy_from(hidden),
+        }
+        match (self.project_out, projection) {
+            (Some(linear), Some(p)) => {
+                let y = p.y.head_mut(s);
+                linear.forward(dev, normed.head(s), y, &mut p.saved, &mut p.scratch, dropout);
+                p.y.head(s)
+            }
+            _ => normed.head(s),
+        }
+    }
+}
+
+/// The loss of hidden states [N, C].
 pub fn loss(
     dev: &Device,
     params: LogitParams,
-    (norm, weight): (&Norm, &Parameter),
+    layers: Layers<'_>,
     hidden: View<'_>,
     targets: &[i32],
     scratch: &mut Scratch,
 ) -> LossSums {
     let s = scratch.select(dev, hidden, targets);
     let w = scratch;
-    norm.forward(dev, w.hidden.head(s), w.normed.head_mut(s), w.rstd.head_mut(s));
+    let normed = (&mut w.normed, &mut w.statistics);
+    let states = layers.states(dev, w.hidden.head(s), normed, &mut w.projection, None);
     let chunk = w.logits.shape()[0];
     for start in (0..s).step_by(chunk) {
         let part = start..s.min(start + chunk);
         let n = part.len();
-        params.forward(dev, w.normed.view().rows(part.clone()), weight, w.logits.head_mut(n));
+        params.forward(dev, states.rows(part.clone()), layers, w.logits.head_mut(n));
         cross_entropy::forward(dev, w.logits.head(n), &w.targets[part.clone()], &mut w.positions[part]);
     }
     w.sums()
 }
 
-/// The loss as [`loss`], and the gradient of `scale` · Σ nll: of the hidden states into `dhidden` [N, C], of norm and
-/// head added to theirs.
-///
-/// With a tied head `weight` is the embedding's.
+/// The loss as [`loss`], and the gradient of `scale` · Σ nll: of the hidden states into `dhidden` [N, C], of the
+/// layers added to theirs. `dropout` as in [`Linear::forward`].
 pub fn loss_and_backward(
     dev: &Device,
     params: LogitParams,
-    (norm, weight): (&mut Norm, &mut Parameter),
+    mut layers: LayersMut<'_>,
     (hidden, targets): (View<'_>, &[i32]),
-    scale: f32,
+    (scale, dropout): (f32, Option<u64>),
     scratch: &mut Scratch,
     dhidden: ViewMut<'_>,
 ) -> LossSums {
     let s = scratch.select(dev, hidden, targets);
     let w = scratch;
-    norm.forward(dev, w.hidden.head(s), w.normed.head_mut(s), w.rstd.head_mut(s));
+    let normed = (&mut w.normed, &mut w.statistics);
+    layers.as_ref().states(dev, w.hidden.head(s), normed, &mut w.projection, dropout);
     let chunk = w.logits.shape()[0];
     for start in (0..s).step_by(chunk) {
         let part = start..s.min(start + chunk);
-        let (n, normed) = (part.len(), w.normed.view().rows(part.clone()));
+        let n = part.len();
+        let (states, d) = match &mut w.projection {
+            Some(p) => (&p.y, &mut p.dy),
+            None => (&w.normed, &mut w.d),
+        };
+        let states = states.view().rows(part.clone());
         let (targets, positions) = (&w.targets[part.clone()], &mut w.positions[part.clone()]);
-        params.forward(dev, normed, weight, w.logits.head_mut(n));
+        params.forward(dev, states, layers.as_ref(), w.logits.head_mut(n));
         cross_entropy::forward(dev, w.logits.head(n), targets, positions);
-        // The gradient of s·z is s times that of z: it goes in with the loss's own factor.
-        let scale = scale * params.scale;
         cross_entropy::backward(dev, w.logits.head_mut(n), targets, positions, scale, params.softcap);
-        weight.dy_w(w.logits.head(n), w.d.view_mut().into_rows(part)).run(dev);
         let dlogits = w.logits.head(n);
-        weight.accumulate(|_, dw| Matmul::dyt_x(dlogits, normed, dw).accumulate().run(dev));
+        if let Some(bias) = &mut layers.bias {
+            bias.accumulate(|_, db| rows::sum_rows(dev, dlogits, db));
+        }
+        // The gradient of s·z is s times that of z.
+        let to = d.view_mut().into_rows(part);
+        layers.weight.dy_w(dlogits, to).alpha(params.scale).run(dev);
+        layers.weight.accumulate(|_, dw| {
+            Matmul::dyt_x(dlogits, states, dw).alpha(params.scale).accumulate().run(dev);
+        });
     }
-    w.dhidden.head_mut(s).zero();
-    let saved = (w.hidden.head(s), w.rstd.head(s));
-    norm.backward(dev, saved, w.d.head(s), Some(w.dhidden.head_mut(s)));
-    rows::place(dev, w.dhidden.head(s), &w.index, dhidden);
+    if let (Some(linear), Some(p)) = (layers.project_out, &mut w.projection) {
+        let (x, dy, dx) = (w.normed.head(s), p.dy.head(s), Some(w.d.head_mut(s)));
+        linear.backward(dev, x, dy, dx, false, &p.saved, &mut p.scratch, dropout);
+    }
+    let d = match layers.norm {
+        Some(norm) => {
+            let saved = (w.hidden.head(s), w.statistics.head(s));
+            norm.backward_over(dev, saved, w.d.head(s), w.dhidden.head_mut(s));
+            w.dhidden.head(s)
+        }
+        None => w.d.head(s),
+    };
+    rows::place(dev, d, &w.index, dhidden);
     w.sums()
 }
 
@@ -186,12 +301,12 @@ pub fn loss_and_backward(
 pub fn logits(
     dev: &Device,
     params: LogitParams,
-    (norm, weight): (&Norm, &Parameter),
+    layers: Layers<'_>,
     hidden: View<'_>,
     logits: ViewMut<'_>,
     scratch: &mut Scratch,
 ) {
-    let (n, w) = (hidden.dim(0), scratch);
-    norm.forward(dev, hidden, w.normed.head_mut(n), w.rstd.head_mut(n));
-    params.forward(dev, w.normed.head(n), weight, logits);
+    let normed = (&mut scratch.normed, &mut scratch.statistics);
+    let states = layers.states(dev, hidden, normed, &mut scratch.projection, None);
+    params.forward(dev, states, layers, logits);
 }

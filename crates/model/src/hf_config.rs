@@ -211,6 +211,28 @@ impl HfConfig {
                     truncate: nested.get("truncate").and_then(Value::as_bool).unwrap_or(true),
                 }
             }
+            // Phi-3 called it `su` first.
+            "longrope" | "su" => {
+                let original = original();
+                let factors = |key: &str| {
+                    let list = nested.get(key).and_then(Value::as_array).into_iter().flatten();
+                    let list: Vec<f64> = list.filter_map(Value::as_f64).collect();
+                    if list.len() != rotary_dim / 2 {
+                        let (found, pairs) = (list.len(), rotary_dim / 2);
+                        self.problem(format!("`{key}` has {found} numbers for {pairs} pairs of dimensions"));
+                    }
+                    list
+                };
+                let factor = number("factor").unwrap_or_else(|| max as f64 / original as f64);
+                let inferred = (1.0 + factor.ln() / (original as f64).ln()).sqrt();
+                let inferred = if factor <= 1.0 { 1.0 } else { inferred };
+                RopeScaling::LongRope {
+                    short_factor: factors("short_factor"),
+                    long_factor: factors("long_factor"),
+                    original_max_position_embeddings: original,
+                    attention_factor: number("attention_factor").unwrap_or(inferred),
+                }
+            }
             "llama3" => RopeScaling::Llama3 {
                 factor: need("factor"),
                 low_freq_factor: need("low_freq_factor"),
@@ -219,12 +241,12 @@ impl HfConfig {
             },
             other => {
                 self.problem(format!(
-                    "rope_type `{other}` is not supported; default, linear, dynamic, yarn and llama3 are"
+                    "rope_type `{other}` is not supported; default, linear, dynamic, yarn, longrope and llama3 are"
                 ));
                 RopeScaling::Default
             }
         };
-        RopeSpec { theta, rotary_dim, style: RopeStyle::Half, scaling }
+        RopeSpec { theta, rotary_dim, style: RopeStyle::Half, reversed: false, scaling }
     }
 
     /// The result, unless something was wrong.

@@ -95,6 +95,17 @@ impl Linear {
         self.weight.value().dim(0)
     }
 
+    /// Weight and bias.
+    pub fn base_parameters(&self) -> impl Iterator<Item = &Parameter> {
+        [&self.weight].into_iter().chain(&self.bias)
+    }
+
+    /// Weight and bias, and the adapter's.
+    pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        let lora = self.lora.as_mut().map(|lora| [&mut lora.a, &mut lora.b]);
+        [&mut self.weight].into_iter().chain(&mut self.bias).chain(lora.into_iter().flatten())
+    }
+
     /// y = x·Wᵀ + b + adapter. x is [N, in], y is [N, out]. `dropout` is the key of this micro-batch, `None` when
     /// nothing is trained.
     pub fn forward(

@@ -8,12 +8,16 @@ use crate::ModelError;
 use crate::attention::Attention;
 use crate::block::{Block, Norms};
 use crate::decoder::Decoder;
+use crate::entry::{Entry, Positions};
+use crate::inputs::Inputs;
 use crate::linear::{Linear, Lora};
-use crate::method::{Adapters, EMBEDDING, HEAD, LayerAdapters, Method};
-use crate::mlp::Mlp;
+use crate::method::{Adapters, LayerAdapters, Method};
+use crate::mlp::{Act, Mlp, Xielu};
 use crate::norm::Norm;
-use crate::parameter::Parameter;
-use crate::spec::{DecoderSpec, LayerSpec, NormNames};
+use crate::parameter::{Parameter, Stored};
+use crate::spec::{
+    ActivationSpec, AttentionSpec, DecoderSpec, InputNames, MlpSpec, NormNames, NormSpec, QkNorm, QkScope,
+};
 use crate::weights::{WeightFiles, first_non_finite};
 
 /// Where weights come from.
@@ -56,9 +60,12 @@ pub fn count(spec: &DecoderSpec, method: &Method) -> Result<WeightCounts, ModelE
 #[derive(Clone, Copy)]
 enum Start {
     Normal,
-    Ones,
-    Zeros,
+    All(f32),
 }
+
+/// What fresh weights of an activation begin as: [`Xielu`]'s by its paper.
+const XIELU_START: [(&str, f32); 4] =
+    [("alpha_p", 0.203_382_3), ("alpha_n", -1.050_225_7), ("beta", 0.5), ("eps", -1e-6)];
 
 /// Builds the decoder of `spec`, its frozen weights in `compute` dtype, with the adapters of `method`.
 ///
@@ -124,79 +131,191 @@ impl<'a> Loading<'a> {
     }
 
     fn decoder(&mut self, spec: &DecoderSpec, adapters: Adapters) -> Decoder {
-        let (v, c) = (spec.vocab_size, spec.hidden_size);
-        let embed_tokens = self.embedding(spec);
-        let layers = spec.layers.iter().zip(&adapters.layers).enumerate();
-        let blocks = layers.map(|(i, (layer, adapters))| self.block(spec, i, layer, adapters)).collect();
-        let norm = self.norm(spec, "model.norm", c);
+        let (v, c, names) = (spec.vocab_size, spec.hidden_size, spec.names);
+        let width = spec.embedding_projection.map_or(c, |projection| projection.width);
+        let (embedding, head) = (names.embedding(), names.head());
+        // Where the embedding is tied, the file may hold it under the head's name alone.
+        let is_head = matches!(self.source, Source::Files(files)
+            if spec.tie_word_embeddings && !files.contains(&embedding) && files.contains(&head));
+        let stored = if is_head { &head } else { &embedding };
+        let embed_tokens = self.stored_as(&embedding, stored, &[v, width], Start::Normal);
+        let entry = self.entry(spec, &adapters.outside);
+        let layers = adapters.layers.iter().enumerate();
+        let blocks = layers.map(|(i, adapters)| self.block(spec, i, adapters)).collect();
+        let norm = names.norm.map(|name| self.norm(spec.norm, name, &[c]));
+        let project_out = spec.embedding_projection.map(|projection| {
+            let rank = adapters.outside.rank_of(projection.out_of);
+            self.linear(projection.out_of, [width, c], (false, Stored::Plain), rank)
+        });
         // As in PEFT: training one of a tied pair whole gives the head a weight of its own, which begins as the same.
         let separate =
-            spec.tie_word_embeddings && matches!(self.method, Method::Lora(lora) if lora.separates_head());
+            spec.tie_word_embeddings && matches!(self.method, Method::Lora(lora) if lora.separates_head(&names));
         let lm_head = if separate {
-            Some(self.stored_as(HEAD, self.embedding_stored_as(spec), &[v, c], Start::Normal))
+            Some(self.stored_as(&head, stored, &[v, width], Start::Normal))
         } else {
-            (!spec.tie_word_embeddings).then(|| self.parameter(HEAD, &[v, c], Start::Normal))
+            (!spec.tie_word_embeddings).then(|| self.parameter(&head, &[v, width], Start::Normal))
         };
-        if !self.method.trains(lm_head.as_ref().map_or(EMBEDDING, |_| HEAD)) {
-            self.counts.frozen_factors += v * c;
+        if !self.method.trains(if lm_head.is_some() { &head } else { &embedding }) {
+            self.counts.frozen_factors += v * width;
         }
+        let head_bias = format!("{}.bias", names.lm_head);
+        let head_bias = spec.head_bias.then(|| self.parameter(&head_bias, &[v], Start::All(0.0)));
         let spec = DecoderSpec { tie_word_embeddings: lm_head.is_none(), ..spec.clone() };
-        Decoder { spec, compute: self.compute, embed_tokens, blocks, norm, lm_head, adapters }
+        let compute = self.compute;
+        Decoder {
+            spec, compute, embed_tokens, entry, blocks, norm, project_out, lm_head, head_bias, adapters
+        }
     }
 
-    fn block(&mut self, spec: &DecoderSpec, i: usize, layer: &LayerSpec, adapters: &LayerAdapters) -> Block {
-        let (c, name) = (spec.hidden_size, |part: &str| format!("model.layers.{i}.{part}"));
-        let a = &layer.attention;
-        let (q, kv, f) = (a.heads * a.head_dim, a.kv_heads * a.head_dim, layer.mlp.intermediate_size);
-        let norms = |l: &mut Self, names: NormNames| Norms {
-            before: names.before.map(|module| l.norm(spec, &name(module), c)),
-            after: names.after.map(|module| l.norm(spec, &name(module), c)),
-        };
-        let qk_norm = |l: &mut Self, which: usize, width: usize| {
-            let norm = a.qk_norm?;
-            let width = if norm.all_heads { width } else { a.head_dim };
-            Some(l.norm(spec, &name(&format!("self_attn.{}", norm.names[which])), width))
-        };
-        let linear = |l: &mut Self, module: &str, shape, bias| {
-            let last = module.rsplit('.').next().unwrap_or(module);
-            l.linear(&name(module), shape, bias, adapters.rank_of(last))
+    fn entry(&mut self, spec: &DecoderSpec, adapters: &LayerAdapters) -> Entry {
+        let c = spec.hidden_size;
+        let project_in = spec.embedding_projection.map(|projection| {
+            let rank = adapters.rank_of(projection.into);
+            self.linear(projection.into, [c, projection.width], (false, Stored::Plain), rank)
+        });
+        let positions = spec.positions.map(|positions| {
+            let name = format!("{}.weight", positions.name);
+            Positions::new(positions, self.parameter(&name, &[positions.rows, c], Start::Normal))
+        });
+        let norm = spec.embedding_norm.map(|name| self.norm(spec.norm, name, &[c]));
+        Entry { multiplier: spec.embedding_multiplier, project_in, positions, norm }
+    }
+
+    fn block(&mut self, spec: &DecoderSpec, i: usize, adapters: &LayerAdapters) -> Block {
+        let layer = &spec.layers[i];
+        let norms = |l: &mut Self, names: NormNames| {
+            let mut norm = |name: Option<&str>| {
+                name.map(|name| l.norm(spec.norm, &spec.names.in_block(i, name), &[spec.hidden_size]))
+            };
+            Norms { before: norm(names.before), after: norm(names.after), of_sum: norm(names.of_sum) }
         };
         Block {
             attention_norms: norms(self, layer.attention_norms),
-            self_attn: Attention {
-                q_proj: linear(self, "self_attn.q_proj", [q, c], a.qkv_bias),
-                k_proj: linear(self, "self_attn.k_proj", [kv, c], a.qkv_bias),
-                v_proj: linear(self, "self_attn.v_proj", [kv, c], a.qkv_bias),
-                o_proj: linear(self, "self_attn.o_proj", [c, q], a.o_bias),
-                q_norm: qk_norm(self, 0, q),
-                k_norm: qk_norm(self, 1, kv),
-                spec: a.clone(),
-            },
+            self_attn: self.attention(spec, i, &layer.attention, adapters),
             mlp_norms: norms(self, layer.mlp_norms),
-            mlp: Mlp {
-                gate_proj: layer.mlp.gated.then(|| linear(self, "mlp.gate_proj", [f, c], layer.mlp.bias)),
-                up_proj: linear(self, "mlp.up_proj", [f, c], layer.mlp.bias),
-                down_proj: linear(self, "mlp.down_proj", [c, f], layer.mlp.bias),
-                activation: layer.mlp.activation,
-            },
+            mlp: self.mlp(spec, i, &layer.mlp, adapters),
+            parallel: layer.parallel,
             residual_multiplier: layer.residual_multiplier,
         }
     }
 
-    fn norm(&mut self, spec: &DecoderSpec, path: &str, width: usize) -> Norm {
-        // The norm multiplies by offset + w: fresh weights make that 1.
-        let start = if spec.norm.offset == 0.0 { Start::Ones } else { Start::Zeros };
-        Norm { weight: self.parameter(&format!("{path}.weight"), &[width], start), params: spec.norm }
+    fn attention(
+        &mut self,
+        spec: &DecoderSpec,
+        i: usize,
+        a: &AttentionSpec,
+        adapters: &LayerAdapters,
+    ) -> Attention {
+        let (c, q, kv) = (spec.hidden_size, a.heads * a.head_dim, a.kv_heads * a.head_dim);
+        let qkv = self.inputs(spec, i, (a.inputs, a.qkv_bias), &[q, kv, kv], adapters);
+        let o_proj = self.in_block(spec, i, (a.output, a.o_bias), [c, q], adapters);
+        let mut qk_norm = |QkNorm { names, norm, scope, .. }: QkNorm, which: usize, heads: usize| {
+            let (shape, stored): (&[usize], _) = match scope {
+                QkScope::Head => (&[a.head_dim], Stored::Plain),
+                QkScope::EachHead(stored) => (&[heads, a.head_dim], stored),
+                QkScope::AllHeads => (&[heads * a.head_dim], Stored::Plain),
+            };
+            let path = spec.names.in_block(i, names[which]);
+            self.norm_in(norm.unwrap_or(spec.norm), &path, (shape, stored))
+        };
+        let q_norm = a.qk_norm.map(|norm| qk_norm(norm, 0, a.heads));
+        let k_norm = a.qk_norm.map(|norm| qk_norm(norm, 1, a.kv_heads));
+        Attention { qkv, o_proj, q_norm, k_norm, spec: a.clone() }
     }
 
-    fn linear(&mut self, path: &str, shape: [usize; 2], bias: bool, rank: Option<usize>) -> Linear {
+    fn mlp(&mut self, spec: &DecoderSpec, i: usize, mlp: &MlpSpec, adapters: &LayerAdapters) -> Mlp {
+        let (c, f) = (spec.hidden_size, mlp.intermediate_size);
+        let widths = [f; 2];
+        let widths = if mlp.gated { &widths[..] } else { &widths[..1] };
+        let activation = match mlp.activation {
+            ActivationSpec::Fixed(function) => Act::Fixed(function),
+            ActivationSpec::Xielu(module) => Act::Xielu(Box::new(self.xielu(spec, i, module))),
+        };
+        Mlp {
+            gate_up: self.inputs(spec, i, (mlp.inputs, mlp.bias), widths, adapters),
+            down_proj: self.in_block(spec, i, (mlp.output, mlp.bias), [c, f], adapters),
+            output: mlp.output,
+            activation,
+        }
+    }
+
+    fn xielu(&mut self, spec: &DecoderSpec, i: usize, module: &str) -> Xielu {
+        let [alpha_p, alpha_n, beta, eps] = XIELU_START.map(|(name, start)| {
+            let path = spec.names.in_block(i, &format!("{module}.{name}"));
+            if matches!(name, "alpha_p" | "alpha_n") {
+                self.parameter(&path, &[1], Start::All(start))
+            } else {
+                self.constant(&path, start)
+            }
+        });
+        Xielu { alpha_p, alpha_n, beta, eps }
+    }
+
+    /// A number that is stored with the weights and never trained.
+    fn constant(&mut self, name: &str, start: f32) -> Parameter {
+        let method = std::mem::replace(&mut self.method, &Method::Inference);
+        let constant = self.parameter(name, &[], Start::All(start));
+        self.method = method;
+        constant
+    }
+
+    fn norm(&mut self, norm: NormSpec, path: &str, shape: &[usize]) -> Norm {
+        self.norm_in(norm, path, (shape, Stored::Plain))
+    }
+
+    fn norm_in(&mut self, norm: NormSpec, path: &str, (shape, stored): (&[usize], Stored)) -> Norm {
+        // The norm multiplies by offset + w: fresh weights make that 1.
+        let start = Start::All(1.0 - norm.offset);
+        let weight = norm.weight.then(|| self.parameter_in(&format!("{path}.weight"), stored, shape, start));
+        let bias = norm.bias.then(|| self.parameter(&format!("{path}.bias"), shape, Start::All(0.0)));
+        Norm { weight, bias, spec: norm }
+    }
+
+    /// The linear layers of one input of width C, with outputs of these widths.
+    fn inputs(
+        &mut self,
+        spec: &DecoderSpec,
+        i: usize,
+        (names, bias): (InputNames, bool),
+        widths: &[usize],
+        adapters: &LayerAdapters,
+    ) -> Inputs {
+        let together = [widths.iter().sum()];
+        let widths = if matches!(names, InputNames::Fused { .. }) { &together } else { widths };
+        let named = names.names().iter().zip(widths);
+        let linears = named
+            .map(|(name, width)| self.in_block(spec, i, (name, bias), [*width, spec.hidden_size], adapters))
+            .collect();
+        Inputs { linears, names }
+    }
+
+    /// A linear layer of a block.
+    fn in_block(
+        &mut self,
+        spec: &DecoderSpec,
+        i: usize,
+        (name, bias): (&str, bool),
+        shape: [usize; 2],
+        adapters: &LayerAdapters,
+    ) -> Linear {
+        let (path, rank) = (spec.names.in_block(i, name), adapters.rank_of(name));
+        self.linear(&path, shape, (bias, spec.linear_weights), rank)
+    }
+
+    fn linear(
+        &mut self,
+        path: &str,
+        shape: [usize; 2],
+        (bias, stored): (bool, Stored),
+        rank: Option<usize>,
+    ) -> Linear {
         let weight = format!("{path}.weight");
         if !self.method.trains(&weight) {
             self.counts.frozen_factors += shape[0] * shape[1];
         }
         Linear {
-            weight: self.parameter(&weight, &shape, Start::Normal),
-            bias: bias.then(|| self.parameter(&format!("{path}.bias"), &shape[..1], Start::Zeros)),
+            weight: self.parameter_in(&weight, stored, &shape, Start::Normal),
+            bias: bias.then(|| self.parameter(&format!("{path}.bias"), &shape[..1], Start::All(0.0))),
             lora: rank.and_then(|rank| self.lora(path, shape, rank)),
         }
     }
@@ -223,33 +342,36 @@ impl<'a> Loading<'a> {
         })
     }
 
-    fn embedding(&mut self, spec: &DecoderSpec) -> Parameter {
-        let stored = self.embedding_stored_as(spec);
-        self.stored_as(EMBEDDING, stored, &[spec.vocab_size, spec.hidden_size], Start::Normal)
-    }
-
-    /// Where the embedding is tied, the file may hold it under the head's name alone.
-    fn embedding_stored_as(&self, spec: &DecoderSpec) -> &'static str {
-        let head_only = matches!(self.source, Source::Files(files)
-            if spec.tie_word_embeddings && !files.contains(EMBEDDING) && files.contains(HEAD));
-        if head_only { HEAD } else { EMBEDDING }
-    }
-
     fn parameter(&mut self, name: &str, shape: &[usize], start: Start) -> Parameter {
         self.stored_as(name, name, shape, start)
     }
 
     fn stored_as(&mut self, name: &str, stored: &str, shape: &[usize], start: Start) -> Parameter {
+        self.read(name, (stored, Stored::Plain), shape, start)
+    }
+
+    fn parameter_in(&mut self, name: &str, stored: Stored, shape: &[usize], start: Start) -> Parameter {
+        self.read(name, (name, stored), shape, start)
+    }
+
+    /// A weight, from the source's of the name and in the form given last.
+    fn read(
+        &mut self,
+        name: &str,
+        (stored, form): (&str, Stored),
+        shape: &[usize],
+        start: Start,
+    ) -> Parameter {
         let trained = self.method.trains(name);
         let elements = shape.iter().product::<usize>();
         *if trained { &mut self.counts.trained } else { &mut self.counts.frozen } += elements;
         let value = match self.source {
             Source::Counting => return Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0])),
             Source::Random { seed } => self.draw(*seed, stored, shape, start),
-            Source::Files(files) => match files.tensor(stored, shape) {
+            Source::Files(files) => match files.weight(stored, shape, form) {
                 Ok(tensor) => tensor,
-                Err(problem) => {
-                    self.problems.push(problem);
+                Err(problems) => {
+                    self.problems.extend(problems);
                     Tensor::zeros(self.compute, &[0])
                 }
             },
@@ -258,20 +380,20 @@ impl<'a> Loading<'a> {
             let found = first_non_finite(dev, value.view());
             self.non_finite = found.map(|element| (stored.to_owned(), element));
         }
-        if trained {
+        let parameter = if trained {
             Parameter::trained(name, value)
         } else if value.dtype() == self.compute {
             Parameter::frozen(name, value)
         } else {
             Parameter::frozen(name, value.to_dtype(self.compute))
-        }
+        };
+        parameter.stored(form)
     }
 
     fn draw(&self, seed: u64, name: &str, shape: &[usize], start: Start) -> Tensor {
         let key = random::key(seed, &[random::name_part(name)]);
         let value = |i: usize| match start {
-            Start::Zeros => 0.0,
-            Start::Ones => 1.0,
+            Start::All(value) => value,
             Start::Normal => (random::normal(key, i as u64) * self.initializer_range) as f32,
         };
         const CHUNK: usize = 4096;

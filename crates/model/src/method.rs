@@ -3,12 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::ModelError;
-use crate::spec::{DecoderSpec, LayerSpec};
-
-/// Name of the embedding's weight.
-pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Name of the head's weight.
-pub(crate) const HEAD: &str = "lm_head.weight";
+use crate::spec::{DecoderSpec, LayerSpec, ModuleNames};
 
 /// What is trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,8 +46,8 @@ impl LoraOptions {
     }
 
     /// Whether `modules_to_save` takes the embedding or the head, which parts them where they are tied.
-    pub(crate) fn separates_head(&self) -> bool {
-        is_saved(&self.modules_to_save, EMBEDDING) || is_saved(&self.modules_to_save, HEAD)
+    pub(crate) fn separates_head(&self, names: &ModuleNames) -> bool {
+        [names.embedding(), names.head()].iter().any(|weight| is_saved(&self.modules_to_save, weight))
     }
 }
 
@@ -78,9 +73,9 @@ impl Method {
         modules: &[String],
         extra: &[String],
     ) -> Result<Self, ModelError> {
-        let inside: Vec<&str> =
-            spec.layers.first().map(|layer| block_parts(layer).collect()).unwrap_or_default();
-        const OUTSIDE: [&str; 3] = ["embed_tokens", "norm", "lm_head"];
+        let inside: Vec<&str> = spec.layers.first().map(block_parts).unwrap_or_default();
+        let around = outside_modules(spec);
+        let outside: Vec<&str> = around.iter().map(|path| last_part(path)).collect();
         let total = spec.layers.len();
         let count = usize::try_from(layers.unsigned_abs()).unwrap_or(usize::MAX);
         if count > total || count == 0 {
@@ -101,20 +96,19 @@ impl Method {
         let all = modules.is_empty() || modules.iter().any(|name| name == "all");
         let named: &[String] = if all { &[] } else { modules };
         if let Some(error) = unknown("freeze_trainable_modules", named, &inside)
-            .or_else(|| unknown("freeze_extra_modules", extra, &OUTSIDE))
+            .or_else(|| unknown("freeze_extra_modules", extra, &outside))
         {
             return Err(error);
         }
         let blocks = if layers > 0 { total - count..total } else { 0..count };
-        let mut trained: Vec<String> = extra
-            .iter()
-            .map(|name| if name == "lm_head" { "lm_head.".to_owned() } else { format!("model.{name}.") })
-            .collect();
+        let is_named = |path: &&&str| extra.iter().any(|name| name == last_part(path));
+        let mut trained: Vec<String> =
+            around.iter().filter(is_named).map(|path| format!("{path}.")).collect();
         for block in blocks {
             if all {
-                trained.push(format!("layers.{block}."));
+                trained.push(spec.names.in_block(block, ""));
             }
-            trained.extend(named.iter().map(|name| format!("layers.{block}.{name}.")));
+            trained.extend(named.iter().map(|name| spec.names.in_block(block, &format!("{name}."))));
         }
         Ok(Method::Freeze { trained })
     }
@@ -137,22 +131,24 @@ impl Method {
         let Method::Lora(lora) = self else {
             return Ok(Adapters::none(spec));
         };
-        let mut layers = vec![LayerAdapters::default(); spec.layers.len()];
         let mut used = vec![false; lora.targets.len()];
-        for (i, layer) in layers.iter_mut().enumerate() {
-            for name in spec.layers[i].linear_names() {
-                let path = format!("model.layers.{i}.{name}");
-                let hit = lora.targets.iter().position(|target| has_ending(&path, target));
-                if let Some(hit) = hit {
-                    used[hit] = true;
-                }
-                // As in PEFT: what is trained whole carries no adapter.
-                let is_whole = lora.modules_to_save.iter().any(|whole| has_part(&path, whole));
-                if (hit.is_some() || lora.targets.is_empty()) && !is_whole {
-                    layer.ranks.insert(last_part(name).to_owned(), lora.rank);
-                }
+        let mut carries = |path: &str| {
+            let hit = lora.targets.iter().position(|target| has_ending(path, target));
+            if let Some(hit) = hit {
+                used[hit] = true;
             }
+            // As in PEFT: what is trained whole carries no adapter.
+            let is_whole = lora.modules_to_save.iter().any(|whole| has_part(path, whole));
+            (hit.is_some() || lora.targets.is_empty()) && !is_whole
+        };
+        let mut adapters = Adapters::of(Adapters::none(spec).layers, lora.dropout > 0.0);
+        for (i, layer) in adapters.layers.iter_mut().enumerate() {
+            let names = spec.layers[i].linear_names();
+            let carrying = names.filter(|name| carries(&spec.names.in_block(i, name)));
+            layer.ranks.extend(carrying.map(|name| (name.to_owned(), lora.rank)));
         }
+        let outside = outside_linears(spec).filter(|name| carries(name));
+        adapters.outside.ranks.extend(outside.map(|name| (name.to_owned(), lora.rank)));
         if let Some(unused) = used.iter().position(|used| !used) {
             return Err(ModelError::Method {
                 key: "lora_target",
@@ -166,10 +162,13 @@ impl Method {
             return Err(ModelError::Method {
                 key: "additional_target",
                 reason: format!("the model has no module `{unknown}`"),
-                help: "choose among embed_tokens, lm_head, norm, or name another module".into(),
+                help: format!(
+                    "choose among {}, or name another module",
+                    outside_modules(spec).iter().map(|path| last_part(path)).collect::<Vec<_>>().join(", ")
+                ),
             });
         }
-        Ok(Adapters { layers, dropout: lora.dropout > 0.0 })
+        Ok(adapters)
     }
 }
 
@@ -181,7 +180,8 @@ fn last_part(path: &str) -> &str {
 /// Linear layers of all blocks by their last names, each once, in the model's order.
 fn linear_modules(spec: &DecoderSpec) -> Vec<&'static str> {
     let mut names = Vec::new();
-    for name in spec.layers.iter().flat_map(LayerSpec::linear_names).map(last_part) {
+    let blocks = spec.layers.iter().flat_map(LayerSpec::linear_names);
+    for name in blocks.chain(outside_linears(spec)).map(last_part) {
         if !names.contains(&name) {
             names.push(name);
         }
@@ -189,27 +189,49 @@ fn linear_modules(spec: &DecoderSpec) -> Vec<&'static str> {
     names
 }
 
-/// Full names of all linear layers of the blocks.
+/// Full names of all linear layers but the head.
 pub(crate) fn linear_paths(spec: &DecoderSpec) -> impl Iterator<Item = String> {
     let layers = spec.layers.iter().enumerate();
-    layers.flat_map(|(i, layer)| layer.linear_names().map(move |name| format!("model.layers.{i}.{name}")))
+    let blocks =
+        layers.flat_map(move |(i, layer)| layer.linear_names().map(move |name| spec.names.in_block(i, name)));
+    blocks.chain(outside_linears(spec).map(str::to_owned))
 }
 
-/// Modules of a block that are no linear layers: the two layers, and their norms.
-fn block_parts(layer: &LayerSpec) -> impl Iterator<Item = &'static str> {
+/// Full names of the linear layers outside of the blocks, but for the head.
+fn outside_linears(spec: &DecoderSpec) -> impl Iterator<Item = &'static str> {
+    spec.embedding_projection.into_iter().flat_map(|projection| [projection.into, projection.out_of])
+}
+
+/// Full names of the modules outside of the blocks that hold weights.
+fn outside_modules(spec: &DecoderSpec) -> Vec<&'static str> {
+    let names = spec.names;
+    let positions = spec.positions.map(|positions| positions.name);
+    let entry = [names.embed_tokens].into_iter().chain(positions).chain(spec.embedding_norm);
+    entry.chain(names.norm).chain(outside_linears(spec)).chain([names.lm_head]).collect()
+}
+
+/// Modules right inside a block, as LLaMA-Factory names what it can freeze.
+fn block_parts(layer: &LayerSpec) -> Vec<&'static str> {
     let norms = layer.attention_norms.iter().chain(layer.mlp_norms.iter());
-    ["self_attn", "mlp"].into_iter().chain(norms)
+    let mut parts = Vec::new();
+    for name in layer.linear_names().chain(norms) {
+        let part = name.split('.').next().unwrap_or(name);
+        if !parts.contains(&part) {
+            parts.push(part);
+        }
+    }
+    parts
 }
 
 /// Names of all modules that hold weights, and of those they lie in.
 fn modules(spec: &DecoderSpec) -> Vec<String> {
-    let mut all = vec!["model.embed_tokens".to_owned(), "model.norm".to_owned(), "lm_head".to_owned()];
+    let mut all: Vec<String> = outside_modules(spec).into_iter().map(str::to_owned).collect();
     for (i, layer) in spec.layers.iter().enumerate() {
-        let name = |part: &str| format!("model.layers.{i}.{part}");
-        all.push(format!("model.layers.{i}"));
-        all.extend(block_parts(layer).chain(layer.linear_names()).map(name));
+        let name = |part: &str| spec.names.in_block(i, part);
+        all.push(format!("{}.{i}", spec.names.layers));
+        all.extend(block_parts(layer).into_iter().chain(layer.linear_names()).map(name));
         let norms = layer.attention.qk_norm.map(|norm| norm.names);
-        all.extend(norms.into_iter().flatten().map(|norm| format!("model.layers.{i}.self_attn.{norm}")));
+        all.extend(norms.into_iter().flatten().map(name));
     }
     all
 }
@@ -236,23 +258,25 @@ pub(crate) fn is_saved(modules: &[String], parameter: &str) -> bool {
 pub struct Adapters {
     /// One for each block.
     pub layers: Vec<LayerAdapters>,
+    /// Of the linear layers outside of the blocks, by full names.
+    pub outside: LayerAdapters,
     dropout: bool,
 }
 
 impl Adapters {
     /// No adapters.
     pub fn none(spec: &DecoderSpec) -> Self {
-        Self { layers: vec![LayerAdapters::default(); spec.layers.len()], dropout: false }
+        Self::of(vec![LayerAdapters::default(); spec.layers.len()], false)
     }
 
-    /// Adapters of given ranks, one entry for each block, without dropout.
+    /// Adapters of given ranks, one entry for each block.
     pub fn of(layers: Vec<LayerAdapters>, dropout: bool) -> Self {
-        Self { layers, dropout }
+        Self { layers, outside: LayerAdapters::default(), dropout }
     }
 
     /// The largest rank, if there is any adapter.
     pub fn largest_rank(&self) -> Option<usize> {
-        self.layers.iter().flat_map(|layer| layer.ranks.values()).copied().max()
+        self.layers.iter().chain([&self.outside]).flat_map(|layer| layer.ranks.values()).copied().max()
     }
 
     /// The largest rank of each linear layer over all blocks: for buffers that blocks share.
@@ -271,7 +295,7 @@ impl Adapters {
     }
 }
 
-/// Ranks of the adapters of one block, by the linear layer's last name.
+/// Ranks of the adapters of one block, by the linear layer's name inside it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LayerAdapters {
     /// R by name.

@@ -6,25 +6,85 @@
 //! what goes into `down_proj` is computed again.
 
 use sft_kernels::gated::{self, Activation};
+use sft_kernels::xielu::{self, XieluParams};
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, activation};
 
 use crate::arena::Arena;
+use crate::inputs::{self, Inputs};
 use crate::linear::{self, Linear};
 use crate::method::LayerAdapters;
+use crate::parameter::Parameter;
 use crate::pass::Pass;
-use crate::spec::MlpSpec;
+use crate::spec::{ActivationSpec, MlpSpec};
 
 /// A feed-forward layer.
 #[derive(Debug)]
 pub struct Mlp {
-    /// [F, C].
-    pub gate_proj: Option<Linear>,
-    /// [F, C].
-    pub up_proj: Linear,
+    /// To gate and up [F, C], or to up alone.
+    pub gate_up: Inputs,
     /// [C, F].
     pub down_proj: Linear,
+    /// Its name inside the block.
+    pub output: &'static str,
     /// On the gate, or on what there is without one.
-    pub activation: Activation,
+    pub activation: Act,
+}
+
+/// An activation with its weights, if it has any.
+#[derive(Debug)]
+pub enum Act {
+    /// A function.
+    Fixed(Activation),
+    /// xIELU, only where there is no gate.
+    Xielu(Box<Xielu>),
+}
+
+/// The weights of xIELU.
+#[derive(Debug)]
+pub struct Xielu {
+    /// [1].
+    pub alpha_p: Parameter,
+    /// [1].
+    pub alpha_n: Parameter,
+    /// A scalar that is never trained.
+    pub beta: Parameter,
+    /// The same.
+    pub eps: Parameter,
+}
+
+impl Xielu {
+    fn params(&self) -> XieluParams {
+        let first = |parameter: &Parameter| parameter.value().to_f32_vec()[0];
+        let [alpha_p, alpha_n] = [&self.alpha_p, &self.alpha_n].map(first);
+        XieluParams { alpha_p, alpha_n, beta: first(&self.beta), eps: first(&self.eps) }
+    }
+
+    /// Adds to the gradients of the two numbers.
+    fn accumulate(&mut self, gradients: [f32; 2]) {
+        for (parameter, gradient) in [&mut self.alpha_p, &mut self.alpha_n].into_iter().zip(gradients) {
+            parameter.accumulate(|_, d| d.as_mut_slice::<f32>()[0] += gradient);
+        }
+    }
+}
+
+impl Act {
+    /// Its weights.
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        let all = match self {
+            Act::Fixed(_) => None,
+            Act::Xielu(x) => Some([&x.alpha_p, &x.alpha_n, &x.beta, &x.eps]),
+        };
+        all.into_iter().flatten()
+    }
+
+    /// Its weights.
+    pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        let all = match self {
+            Act::Fixed(_) => None,
+            Act::Xielu(x) => Some([&mut x.alpha_p, &mut x.alpha_n, &mut x.beta, &mut x.eps]),
+        };
+        all.into_iter().flatten()
+    }
 }
 
 /// What forward leaves for backward.
@@ -32,8 +92,7 @@ pub struct Mlp {
 pub struct Saved {
     gate: Option<Tensor>,
     up: Tensor,
-    gate_proj: linear::Saved,
-    up_proj: linear::Saved,
+    gate_up: inputs::Saved,
     down_proj: linear::Saved,
 }
 
@@ -49,14 +108,9 @@ impl Saved {
         let f = spec.intermediate_size;
         let gate = spec.gated.then(|| arena.tensor(dtype, &[tokens, f]));
         let up = arena.tensor(dtype, &[tokens, f]);
-        let mut linear = |name: &str| linear::Saved::new(arena, dtype, tokens, adapters.rank_of(name));
-        Self {
-            gate,
-            up,
-            gate_proj: linear("gate_proj"),
-            up_proj: linear("up_proj"),
-            down_proj: linear("down_proj"),
-        }
+        let gate_up = inputs::Saved::new(arena, dtype, tokens, spec.inputs, adapters);
+        let down_proj = linear::Saved::new(arena, dtype, tokens, adapters.rank_of(spec.output));
+        Self { gate, up, gate_up, down_proj }
     }
 }
 
@@ -67,12 +121,20 @@ pub struct Scratch {
     inner: Tensor,
     /// Its gradient, [N, F].
     dinner: Tensor,
+    /// Sums over parts of the gradients of an activation's weights.
+    sums: Option<Tensor>,
 }
 
 impl Scratch {
-    /// Room for `tokens` tokens of the widest layer.
-    pub fn new(arena: &mut Arena, dtype: DType, tokens: usize, f: usize) -> Self {
-        Self { inner: arena.tensor(dtype, &[tokens, f]), dinner: arena.tensor(dtype, &[tokens, f]) }
+    /// Room for `tokens` tokens of the widest layer, F = `f`.
+    pub fn new(arena: &mut Arena, dtype: DType, tokens: usize, f: usize, activation: ActivationSpec) -> Self {
+        let has_weights = !matches!(activation, ActivationSpec::Fixed(_));
+        let sums = xielu::scratch_len(tokens * f);
+        Self {
+            inner: arena.tensor(dtype, &[tokens, f]),
+            dinner: arena.tensor(dtype, &[tokens, f]),
+            sums: has_weights.then(|| arena.tensor(DType::F32, &[sums])),
+        }
     }
 }
 
@@ -84,23 +146,26 @@ impl Mlp {
         x: View<'_>,
         y: ViewMut<'_>,
         saved: &mut Saved,
-        (scratch, linears): (&mut Scratch, &mut linear::Scratch),
+        (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
     ) {
-        let (n, dev, s, dropout) = (x.dim(0), pass.dev, saved, pass.dropout);
-        if let (Some(gate_proj), Some(gate)) = (&self.gate_proj, &mut s.gate) {
-            gate_proj.forward(dev, x, gate.head_mut(n), &mut s.gate_proj, linears, dropout);
+        let (n, dev, s) = (x.dim(0), pass.dev, saved);
+        let up = s.up.head_mut(n);
+        match &mut s.gate {
+            Some(gate) => self.gate_up.forward(pass, x, [gate.head_mut(n), up], &mut s.gate_up, inputs),
+            None => self.gate_up.forward(pass, x, [up], &mut s.gate_up, inputs),
         }
-        self.up_proj.forward(dev, x, s.up.head_mut(n), &mut s.up_proj, linears, dropout);
         self.activate(dev, n, s, scratch);
-        self.down_proj.forward(dev, scratch.inner.head(n), y, &mut s.down_proj, linears, dropout);
+        let (inner, linears) = (scratch.inner.head(n), &mut inputs.linears);
+        self.down_proj.forward(dev, inner, y, &mut s.down_proj, linears, pass.dropout);
     }
 
     /// What goes into `down_proj`, from what is saved.
     fn activate(&self, dev: &Device, n: usize, saved: &Saved, scratch: &mut Scratch) {
         let (up, inner) = (saved.up.head(n), scratch.inner.head_mut(n));
-        match &saved.gate {
-            Some(gate) => gated::forward(dev, self.activation, gate.head(n), up, inner),
-            None => activation::forward(dev, self.activation, up, inner),
+        match (&self.activation, &saved.gate) {
+            (Act::Fixed(act), Some(gate)) => gated::forward(dev, *act, gate.head(n), up, inner),
+            (Act::Fixed(act), None) => activation::forward(dev, *act, up, inner),
+            (Act::Xielu(xielu), _) => xielu::forward(dev, xielu.params(), up, inner),
         }
     }
 
@@ -110,27 +175,28 @@ impl Mlp {
         pass: &Pass<'_>,
         x: View<'_>,
         dy: View<'_>,
-        mut dx: ViewMut<'_>,
+        dx: ViewMut<'_>,
         saved: &mut Saved,
-        (scratch, linears): (&mut Scratch, &mut linear::Scratch),
+        (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
     ) {
         let (n, dev, s, dropout) = (x.dim(0), pass.dev, saved, pass.dropout);
         self.activate(dev, n, s, scratch);
         let (inner, dinner) = (scratch.inner.head(n), Some(scratch.dinner.head_mut(n)));
+        let linears = &mut inputs.linears;
         self.down_proj.backward(dev, inner, dy, dinner, false, &s.down_proj, linears, dropout);
-        let dinner = scratch.dinner.head(n);
-        let gated = match (&mut self.gate_proj, &mut s.gate) {
-            (Some(gate_proj), Some(gate)) => {
-                gated::backward(dev, self.activation, dinner, gate.head_mut(n), s.up.head_mut(n));
-                let dx = Some(dx.reborrow());
-                gate_proj.backward(dev, x, gate.head(n), dx, false, &s.gate_proj, linears, dropout);
-                true
+        let (dinner, up) = (scratch.dinner.head(n), s.up.head_mut(n));
+        match (&mut self.activation, &mut s.gate) {
+            (Act::Fixed(act), Some(gate)) => gated::backward(dev, *act, dinner, gate.head_mut(n), up),
+            (Act::Fixed(act), None) => activation::backward(dev, *act, dinner, up),
+            (Act::Xielu(xielu), _) => {
+                let sums = scratch.sums.as_mut().expect("made for an activation with weights");
+                xielu.accumulate(xielu::backward(dev, xielu.params(), dinner, up, sums.view_mut()));
             }
-            _ => {
-                activation::backward(dev, self.activation, dinner, s.up.head_mut(n));
-                false
-            }
-        };
-        self.up_proj.backward(dev, x, s.up.head(n), Some(dx), gated, &s.up_proj, linears, dropout);
+        }
+        let (up, dx) = (s.up.head(n), Some(dx));
+        match &s.gate {
+            Some(gate) => self.gate_up.backward(pass, x, [gate.head(n), up], dx, &s.gate_up, inputs),
+            None => self.gate_up.backward(pass, x, [up], dx, &s.gate_up, inputs),
+        }
     }
 }

@@ -6,10 +6,25 @@
 use sft_kernels::matmul::{Matmul, PackedWeight, Reads};
 use sft_kernels::{DType, Device, Slab, Tensor, View, ViewMut};
 
+use crate::weights::StoredTensor;
+
+/// How a weight lies in files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Stored {
+    /// As it is used.
+    #[default]
+    Plain,
+    /// A matrix with rows for columns: [in, out].
+    Transposed,
+    /// Each row as a tensor of its own, whose name has the row's number for `*`.
+    Rows,
+}
+
 /// A weight of the model or of an adapter.
 #[derive(Debug)]
 pub struct Parameter {
     name: String,
+    stored: Stored,
     value: Tensor,
     gradient: Option<Tensor>,
     packed: Option<Packed>,
@@ -25,7 +40,7 @@ struct Packed {
 impl Parameter {
     /// A weight that does not change.
     pub fn frozen(name: impl Into<String>, value: Tensor) -> Self {
-        Self { name: name.into(), value, gradient: None, packed: None }
+        Self { name: name.into(), stored: Stored::Plain, value, gradient: None, packed: None }
     }
 
     /// A weight that training changes: converted to f32, with a gradient of zeros.
@@ -36,7 +51,34 @@ impl Parameter {
             value.to_dtype(DType::F32)
         };
         let gradient = Some(Tensor::zeros(DType::F32, value.shape()));
-        Self { name: name.into(), value, gradient, packed: None }
+        Self { name: name.into(), stored: Stored::Plain, value, gradient, packed: None }
+    }
+
+    /// The same weight, in files as it is said here.
+    pub fn stored(self, stored: Stored) -> Self {
+        Self { stored, ..self }
+    }
+
+    /// How it lies in files.
+    pub fn stored_as(&self) -> Stored {
+        self.stored
+    }
+
+    /// The tensors that it is in files, by name.
+    pub fn in_files(&self) -> Vec<(String, StoredTensor<'_>)> {
+        self.stored.parts(&self.name, &self.value)
+    }
+
+    /// Its gradient in the same form; nothing if the weight is frozen.
+    pub fn gradient_in_files(&self) -> Vec<(String, StoredTensor<'_>)> {
+        self.gradient.as_ref().map_or_else(Vec::new, |gradient| self.stored.parts(&self.name, gradient))
+    }
+
+    /// The same weight with another value of the same shape, trained or frozen as before.
+    pub fn with_value(&self, value: Tensor) -> Self {
+        let name = self.name.clone();
+        let new = if self.is_trained() { Self::trained(name, value) } else { Self::frozen(name, value) };
+        new.stored(self.stored)
     }
 
     /// Packs a frozen matrix for the products of a linear layer, in memory of `slab`; its pages in a file are released.
@@ -72,7 +114,7 @@ impl Parameter {
     /// Whether weight decay applies to it: not to biases and norms, which are the weights of one dimension
     /// (the rule of Hugging Face's Trainer).
     pub fn decays(&self) -> bool {
-        self.value.shape().len() > 1
+        self.value.shape().len() > 1 && self.stored != Stored::Rows
     }
 
     /// The weight.
@@ -121,5 +163,27 @@ impl Parameter {
         if let Some(gradient) = &mut self.gradient {
             gradient.view_mut().zero();
         }
+    }
+}
+
+impl Stored {
+    /// The names and shapes of the tensors that a weight of this shape is in files.
+    pub fn shapes(self, name: &str, shape: &[usize]) -> Vec<(String, Vec<usize>)> {
+        match self {
+            Stored::Plain => vec![(name.to_owned(), shape.to_vec())],
+            Stored::Transposed => vec![(name.to_owned(), shape.iter().rev().copied().collect())],
+            Stored::Rows => {
+                (0..shape[0]).map(|row| (name.replace('*', &row.to_string()), shape[1..].to_vec())).collect()
+            }
+        }
+    }
+
+    fn parts<'a>(self, name: &str, value: &'a Tensor) -> Vec<(String, StoredTensor<'a>)> {
+        let shapes = self.shapes(name, value.shape()).into_iter().enumerate();
+        let part = |(row, (name, shape)): (usize, (String, Vec<usize>))| {
+            let row = (self == Stored::Rows).then_some(row);
+            (name, StoredTensor::new(value, shape, row, self == Stored::Transposed))
+        };
+        shapes.map(part).collect()
     }
 }

@@ -35,10 +35,12 @@ pub struct Angles<'a> {
 pub struct Pass<'a> {
     /// Where it runs.
     pub dev: &'a Device,
-    /// Positions of most layers.
-    pub rope: Angles<'a>,
-    /// Positions of the layers with [`LayerRope::Local`].
+    /// Rotary positions of most layers.
+    pub rope: Option<Angles<'a>>,
+    /// Rotary positions of the layers with [`LayerRope::Local`].
     pub local_rope: Option<Angles<'a>>,
+    /// What each token's queries are multiplied by, f32 [N].
+    pub query_scale: Option<View<'a>>,
     /// Row boundaries of queries and of keys.
     pub rows: RowOffsets<'a>,
     /// Key of the dropout masks of this micro-batch; `None` when nothing is trained.
@@ -50,7 +52,7 @@ impl<'a> Pass<'a> {
     pub fn angles(&self, rope: LayerRope) -> Option<Angles<'a>> {
         match rope {
             LayerRope::None => None,
-            LayerRope::Global => Some(self.rope),
+            LayerRope::Global => self.rope,
             LayerRope::Local => self.local_rope,
         }
     }

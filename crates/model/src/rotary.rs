@@ -7,39 +7,58 @@
 
 use std::f64::consts::TAU;
 
-use sft_kernels::{DType, Tensor};
+use sft_kernels::{DType, Tensor, View};
 
 use crate::pass::Angles;
-use crate::spec::{DecoderSpec, RopeScaling, RopeSpec};
+use crate::spec::{DecoderSpec, QueryGrowth, RopeScaling, RopeSpec};
 
-/// The positions of all layers of a decoder.
+/// What all layers of a decoder need to know of positions.
 #[derive(Debug)]
 pub struct Rotaries {
     /// Of most layers.
-    pub rope: Rotary,
+    pub rope: Option<Rotary>,
     /// Of the layers with [`crate::spec::LayerRope::Local`].
     pub local_rope: Option<Rotary>,
+    /// How queries grow, and what each token's are multiplied by, f32 [N].
+    query_scale: Option<(QueryGrowth, Tensor)>,
 }
 
 impl Rotaries {
     /// Room for `max_tokens` tokens.
     pub fn new(spec: &DecoderSpec, max_tokens: usize) -> Self {
-        let local_rope = spec.local_rope.as_ref().map(|rope| Rotary::new(rope, max_tokens));
-        Self { rope: Rotary::new(&spec.rope, max_tokens), local_rope }
+        let rotary = |rope: &Option<RopeSpec>| rope.as_ref().map(|rope| Rotary::new(rope, max_tokens));
+        let scale = spec.query_growth.map(|growth| (growth, Tensor::zeros(DType::F32, &[max_tokens])));
+        Self { rope: rotary(&spec.rope), local_rope: rotary(&spec.local_rope), query_scale: scale }
     }
 
     /// As [`Rotary::fill`].
     pub fn fill(&mut self, position_ids: &[u32], rows: &[u32]) {
-        self.rope.fill(position_ids, rows);
-        if let Some(rope) = &mut self.local_rope {
+        for rope in self.rope.iter_mut().chain(&mut self.local_rope) {
             rope.fill(position_ids, rows);
         }
+        if let Some((growth, scale)) = &mut self.query_scale {
+            let scale = scale.head_mut(position_ids.len()).as_mut_slice::<f32>();
+            scale.iter_mut().zip(position_ids).for_each(|(scale, position)| *scale = growth.at(*position));
+        }
+    }
+
+    /// What the queries of the first `tokens` tokens are multiplied by.
+    pub fn query_scale(&self, tokens: usize) -> Option<View<'_>> {
+        self.query_scale.as_ref().map(|(_, scale)| scale.head(tokens))
     }
 
     /// Bytes that they hold for `max_tokens` tokens.
     pub fn bytes(spec: &DecoderSpec, max_tokens: usize) -> usize {
-        let ropes = std::iter::once(&spec.rope).chain(&spec.local_rope);
-        ropes.map(|rope| Rotary::bytes(rope, max_tokens)).sum()
+        let ropes = spec.rope.iter().chain(&spec.local_rope);
+        let scale = if spec.query_growth.is_some() { max_tokens * DType::F32.bytes() } else { 0 };
+        ropes.map(|rope| Rotary::bytes(rope, max_tokens)).sum::<usize>() + scale
+    }
+}
+
+impl QueryGrowth {
+    /// What queries at this position are multiplied by.
+    fn at(&self, position: u32) -> f32 {
+        (1.0 + self.beta * (1.0 + (position as usize / self.span) as f64).ln()) as f32
     }
 }
 
@@ -73,7 +92,8 @@ impl Rotary {
     /// If there are more tokens than there is room for.
     pub fn fill(&mut self, position_ids: &[u32], rows: &[u32]) {
         let pairs = self.inv_freq.len();
-        let changes = matches!(self.spec.scaling, RopeScaling::Dynamic { .. });
+        let changes = self.spec.scaling.depends_on_length();
+        let sign = if self.spec.reversed { -self.factor } else { self.factor };
         let (mut cos, mut sin) =
             (self.cos.head_mut(position_ids.len()), self.sin.head_mut(position_ids.len()));
         let (cos, sin) = (cos.reborrow().as_mut_slice::<f32>(), sin.reborrow().as_mut_slice::<f32>());
@@ -89,7 +109,7 @@ impl Rotary {
                 let targets = cos[out.clone()].iter_mut().zip(&mut sin[out]);
                 for ((cos, sin), inv_freq) in targets.zip(&self.inv_freq) {
                     let (s, c) = (position * inv_freq).sin_cos();
-                    (*cos, *sin) = (c * self.factor, s * self.factor);
+                    (*cos, *sin) = (c * self.factor, s * sign);
                 }
             }
         }
@@ -109,31 +129,44 @@ impl Rotary {
 /// The inverse frequencies, and what cos and sin are multiplied by, for rows of `length` tokens.
 fn frequencies(spec: &RopeSpec, length: usize) -> (Vec<f32>, f32) {
     let plain = |theta: f64| inverse_powers(theta, spec.rotary_dim);
-    match spec.scaling {
+    match &spec.scaling {
         RopeScaling::Default => (plain(spec.theta), 1.0),
         RopeScaling::Linear { factor } => {
-            (plain(spec.theta).into_iter().map(|f| f / factor as f32).collect(), 1.0)
+            (plain(spec.theta).into_iter().map(|f| f / *factor as f32).collect(), 1.0)
         }
         RopeScaling::Dynamic { factor, max_position_embeddings: max } => {
-            let (dim, stretch) = (spec.rotary_dim as f64, length.max(max) as f64 / max as f64);
+            let (dim, stretch) = (spec.rotary_dim as f64, length.max(*max) as f64 / *max as f64);
             let base = spec.theta * (factor * stretch - (factor - 1.0)).powf(dim / (dim - 2.0));
             (plain(base), 1.0)
         }
-        RopeScaling::Yarn { attention_factor, .. } => (yarn(spec), attention_factor as f32),
+        RopeScaling::Yarn { attention_factor, .. } => (yarn(spec), *attention_factor as f32),
+        RopeScaling::LongRope {
+            short_factor,
+            long_factor,
+            original_max_position_embeddings,
+            attention_factor,
+        } => {
+            let is_long = length > *original_max_position_embeddings;
+            let factors = if is_long { long_factor } else { short_factor };
+            // Divided after the power, as in transformers: 1 / (factor · theta^…).
+            let powers = plain(spec.theta).into_iter().zip(factors);
+            let scaled = powers.map(|(f, factor)| 1.0 / (*factor as f32 * (1.0 / f)));
+            (scaled.collect(), *attention_factor as f32)
+        }
         RopeScaling::Llama3 {
             factor,
             low_freq_factor,
             high_freq_factor,
             original_max_position_embeddings,
         } => {
-            let original = original_max_position_embeddings as f64;
+            let original = *original_max_position_embeddings as f64;
             let scaled = plain(spec.theta).into_iter().map(|f| {
                 let wavelength = TAU / f64::from(f);
                 if wavelength < original / high_freq_factor {
                     return f;
                 }
                 if wavelength > original / low_freq_factor {
-                    return f / factor as f32;
+                    return f / *factor as f32;
                 }
                 let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
                 ((1.0 - smooth) * f64::from(f) / factor + smooth * f64::from(f)) as f32
@@ -182,7 +215,7 @@ mod tests {
     use super::*;
 
     fn spec(theta: f64, rotary_dim: usize, scaling: RopeScaling) -> RopeSpec {
-        RopeSpec { theta, rotary_dim, style: RopeStyle::Half, scaling }
+        RopeSpec { theta, rotary_dim, style: RopeStyle::Half, reversed: false, scaling }
     }
 
     fn assert_frequencies(found: Vec<f32>, expected: &[f32]) {
@@ -224,6 +257,26 @@ mod tests {
         let spec = spec(10_000.0, 8, scaling);
         assert_eq!(frequencies(&spec, 8), (inverse_powers(10_000.0, 8), 1.0));
         assert_frequencies(frequencies(&spec, 17).0, &DYNAMIC_17);
+    }
+
+    #[test]
+    fn long_rows_have_wavelengths_of_their_own() {
+        let scaling = RopeScaling::LongRope {
+            short_factor: vec![1.0; 4],
+            long_factor: vec![1.0, 2.0, 4.0, 8.0],
+            original_max_position_embeddings: 8,
+            attention_factor: 1.25,
+        };
+        let spec = spec(10_000.0, 8, scaling);
+        assert_eq!(frequencies(&spec, 8), (inverse_powers(10_000.0, 8), 1.25));
+        assert_frequencies(frequencies(&spec, 9).0, &[1.0, 0.05, 0.0025, 0.000125]);
+    }
+
+    #[test]
+    fn queries_grow_with_the_logarithm_of_whole_spans() {
+        let growth = QueryGrowth { beta: 0.5, span: 4 };
+        assert_eq!([growth.at(0), growth.at(3)], [1.0, 1.0]);
+        assert_eq!(growth.at(11), (1.0 + 0.5 * 3f64.ln()) as f32);
     }
 
     const YARN: [f32; 4] = [1.00000000e+00, 7.90569466e-03, 2.50000012e-04, 7.90569356e-06];

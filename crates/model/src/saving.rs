@@ -77,8 +77,8 @@ pub fn save(
     fs::write(&path, format!("{config:#}\n")).map_err(|source| ModelError::File { path, source })?;
     files.push("config.json".into());
     let parameters = decoder.base_parameters();
-    let tensors: Vec<_> = parameters.iter().map(|p| (p.name().to_owned(), p.tensor())).collect();
-    files.extend(weights::write_model_as(folder, &tensors, options.dtype, options.shard_bytes)?);
+    let tensors: Vec<_> = parameters.into_iter().flat_map(|p| p.in_files()).collect();
+    files.extend(weights::write_model(folder, &tensors, options.dtype, options.shard_bytes)?);
     Ok(files)
 }
 
@@ -131,15 +131,16 @@ fn config_of(decoder: &Decoder, source: &Path, dtype: Option<DType>) -> Result<V
         config.insert("tie_word_embeddings".into(), tied.into());
     }
     // The dynamic rule begins beyond `max_position_embeddings`, so that stays what the model was made for.
-    let positions = match decoder.spec.rope.scaling {
-        RopeScaling::Dynamic { max_position_embeddings, .. } => max_position_embeddings,
+    let scaling = |spec: &DecoderSpec| spec.rope.as_ref().map(|rope| rope.scaling.clone());
+    let positions = match scaling(&decoder.spec) {
+        Some(RopeScaling::Dynamic { max_position_embeddings, .. }) => max_position_embeddings,
         _ => decoder.spec.max_position_embeddings,
     };
     if positions != before.max_position_embeddings {
         config.insert("max_position_embeddings".into(), positions.into());
     }
-    if decoder.spec.rope.scaling != before.rope.scaling {
-        put_rope(&mut config, &decoder.spec);
+    if let Some(changed) = scaling(&decoder.spec).filter(|_| scaling(&decoder.spec) != scaling(&before)) {
+        put_rope(&mut config, &changed);
     }
     Ok(Value::Object(config))
 }
@@ -151,8 +152,8 @@ fn widest(decoder: &Decoder) -> DType {
 }
 
 /// RoPE scaling in the style of the file: `rope_parameters`, or `rope_scaling` beside `rope_theta`.
-fn put_rope(config: &mut Map<String, Value>, spec: &DecoderSpec) {
-    let mut rope = rope_scaling(&spec.rope.scaling);
+fn put_rope(config: &mut Map<String, Value>, scaling: &RopeScaling) {
+    let mut rope = rope_scaling(scaling);
     match config.get_mut("rope_parameters").and_then(Value::as_object_mut) {
         Some(parameters) => {
             let kept = ["rope_theta", "partial_rotary_factor"];
@@ -190,6 +191,18 @@ fn rope_scaling(scaling: &RopeScaling) -> Map<String, Value> {
             "beta_slow": beta_slow,
             "attention_factor": attention_factor,
             "truncate": truncate,
+        }),
+        RopeScaling::LongRope {
+            short_factor,
+            long_factor,
+            original_max_position_embeddings,
+            attention_factor,
+        } => json!({
+            "rope_type": "longrope",
+            "short_factor": short_factor,
+            "long_factor": long_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+            "attention_factor": attention_factor,
         }),
         RopeScaling::Llama3 {
             factor,

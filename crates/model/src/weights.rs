@@ -10,6 +10,7 @@ use serde_json::json;
 use sft_kernels::{DType, Device, MappedFile, Tensor, View, map_file};
 
 use crate::ModelError;
+use crate::parameter::Stored;
 
 /// Name of the index of a sharded model.
 const INDEX: &str = "model.safetensors.index.json";
@@ -122,7 +123,14 @@ impl WeightFiles {
 
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
-        self.entries.contains_key(name)
+        self.entry(name).is_some()
+    }
+
+    /// A tensor by its name, or by that without its first part: files that hold the body of a model alone, without
+    /// its head, leave out the body's own name (`transformer.h.0.…` is `h.0.…`).
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        let inside = || name.split_once('.').and_then(|(_, rest)| self.entries.get(rest));
+        self.entries.get(name).or_else(inside)
     }
 
     /// Shape of a tensor.
@@ -135,7 +143,7 @@ impl WeightFiles {
     /// # Errors
     /// One line that says what is wrong: missing, another shape, no floating-point type.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, String> {
-        let Some(entry) = self.entries.get(name) else {
+        let Some(entry) = self.entry(name) else {
             return Err(format!("{name}: missing, expected shape {shape:?}"));
         };
         if entry.shape != shape {
@@ -158,6 +166,38 @@ impl WeightFiles {
             DType::F32 => copy(bytes, shape, |b: [u8; 4]| f32::from_le_bytes(b)),
             DType::BF16 => copy(bytes, shape, half::bf16::from_le_bytes),
             DType::F16 => copy(bytes, shape, half::f16::from_le_bytes),
+        })
+    }
+}
+
+impl WeightFiles {
+    /// A weight of this shape, put together from the tensors that it is here, in their element type.
+    ///
+    /// # Errors
+    /// A line for each of them that does not fit, as [`WeightFiles::tensor`] says it.
+    pub fn weight(&self, name: &str, shape: &[usize], stored: Stored) -> Result<Tensor, Vec<String>> {
+        let (mut tensors, mut problems) = (Vec::new(), Vec::new());
+        for (name, shape) in stored.shapes(name, shape) {
+            match self.tensor(&name, &shape) {
+                Ok(tensor) => tensors.push(tensor),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(match (stored, tensors.pop()) {
+            (Stored::Plain, Some(whole)) => whole,
+            (Stored::Transposed, Some(whole)) => transposed(&whole),
+            (_, last) => {
+                tensors.extend(last);
+                let dtype = tensors.first().map_or(DType::F32, Tensor::dtype);
+                let mut whole = Tensor::zeros(dtype, shape);
+                for (row, tensor) in tensors.iter().enumerate() {
+                    whole.view_mut().into_rows(row..row + 1).copy_from(tensor.view());
+                }
+                whole
+            }
         })
     }
 }
@@ -192,38 +232,27 @@ pub fn first_non_finite(dev: &Device, tensor: View<'_>) -> Option<usize> {
 }
 
 /// Writes tensors as `model.safetensors`, or in shards of at most `shard_bytes` with an index, as transformers does.
-/// Returns the names of the files.
+/// They are converted to `dtype`, if there is one, and to the form that files have them in, one after the other as
+/// they are written. Returns the names of the files.
 ///
 /// # Errors
 /// What the file system says.
 pub fn write_model(
     folder: &Path,
-    tensors: &[(String, &Tensor)],
-    shard_bytes: usize,
-) -> Result<Vec<String>, ModelError> {
-    write_model_as(folder, tensors, None, shard_bytes)
-}
-
-/// As [`write_model`], with all tensors converted to `dtype`, one after the other as they are written.
-///
-/// # Errors
-/// What the file system says.
-pub fn write_model_as(
-    folder: &Path,
-    tensors: &[(String, &Tensor)],
+    tensors: &[(String, StoredTensor<'_>)],
     dtype: Option<DType>,
     shard_bytes: usize,
 ) -> Result<Vec<String>, ModelError> {
-    let size = |tensor: &Tensor| tensor.elements() * dtype.unwrap_or(tensor.dtype()).bytes();
-    let mut shards: Vec<Vec<&(String, &Tensor)>> = vec![Vec::new()];
+    let size = |tensor: &StoredTensor<'_>| tensor.elements() * dtype.unwrap_or(tensor.dtype).bytes();
+    let mut shards: Vec<Vec<&(String, StoredTensor<'_>)>> = vec![Vec::new()];
     let mut filled = 0;
     for tensor in tensors {
         let last = shards.len() - 1;
-        if filled + size(tensor.1) > shard_bytes && !shards[last].is_empty() {
+        if filled + size(&tensor.1) > shard_bytes && !shards[last].is_empty() {
             shards.push(Vec::new());
             filled = 0;
         }
-        filled += size(tensor.1);
+        filled += size(&tensor.1);
         let last = shards.len() - 1;
         shards[last].push(tensor);
     }
@@ -249,10 +278,14 @@ pub fn write_model_as(
     Ok(names)
 }
 
-fn write_shard(path: &Path, shard: &[&(String, &Tensor)], dtype: Option<DType>) -> Result<(), ModelError> {
+fn write_shard(
+    path: &Path,
+    shard: &[&(String, StoredTensor<'_>)],
+    dtype: Option<DType>,
+) -> Result<(), ModelError> {
     let tensors = shard.iter().map(|(name, tensor)| {
-        let dtype = dtype.unwrap_or(tensor.dtype());
-        (name.as_str(), AsSafetensors { tensor, dtype })
+        let dtype = dtype.unwrap_or(tensor.dtype);
+        (name.as_str(), StoredTensor { dtype, ..tensor.clone() })
     });
     write(path, tensors)
 }
@@ -261,19 +294,16 @@ fn write_shard(path: &Path, shard: &[&(String, &Tensor)], dtype: Option<DType>) 
 ///
 /// # Errors
 /// What the file system says.
-pub fn write_file<'a>(
+pub fn write_file<'a, T: Into<StoredTensor<'a>>>(
     path: &Path,
-    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    tensors: impl IntoIterator<Item = (&'a str, T)>,
 ) -> Result<(), ModelError> {
-    write(
-        path,
-        tensors.into_iter().map(|(name, tensor)| (name, AsSafetensors { tensor, dtype: tensor.dtype() })),
-    )
+    write(path, tensors.into_iter().map(|(name, tensor)| (name, tensor.into())))
 }
 
 fn write<'a>(
     path: &Path,
-    tensors: impl IntoIterator<Item = (&'a str, AsSafetensors<'a>)>,
+    tensors: impl IntoIterator<Item = (&'a str, StoredTensor<'a>)>,
 ) -> Result<(), ModelError> {
     let at = |source| ModelError::File { path: path.to_owned(), source };
     // The library writes beside and renames, and leaves a file that its owner alone may read: it gets the permissions
@@ -298,13 +328,76 @@ fn write<'a>(
     fs::set_permissions(path, permissions).map_err(at)
 }
 
-/// A tensor as the library takes it, in the type that the file is to have.
-struct AsSafetensors<'a> {
+/// A tensor, or a row of it, in the type and the form that a file has it in.
+#[derive(Debug, Clone)]
+pub struct StoredTensor<'a> {
     tensor: &'a Tensor,
     dtype: DType,
+    shape: Vec<usize>,
+    row: Option<usize>,
+    transposed: bool,
 }
 
-impl safetensors::View for AsSafetensors<'_> {
+impl<'a> From<&'a Tensor> for StoredTensor<'a> {
+    fn from(tensor: &'a Tensor) -> Self {
+        Self::new(tensor, tensor.shape().to_vec(), None, false)
+    }
+}
+
+impl<'a> StoredTensor<'a> {
+    /// A tensor in its own type: whole or one row, straight or with rows for columns.
+    pub(crate) fn new(
+        tensor: &'a Tensor,
+        shape: Vec<usize>,
+        row: Option<usize>,
+        transposed: bool,
+    ) -> Self {
+        Self { tensor, dtype: tensor.dtype(), shape, row, transposed }
+    }
+
+    /// The dimensions in the file.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// It as a tensor of its own.
+    pub fn to_tensor(&self) -> Tensor {
+        let whole = self.tensor.view();
+        let part = self.row.map_or(whole, |row| whole.rows(row..row + 1)).reshape(&self.shape_read());
+        let mut copy = Tensor::zeros(self.dtype, part.shape());
+        copy.view_mut().copy_from(part);
+        if self.transposed { transposed(&copy) } else { copy }
+    }
+
+    /// The dimensions before they are turned round.
+    fn shape_read(&self) -> Vec<usize> {
+        if self.transposed { self.shape.iter().rev().copied().collect() } else { self.shape.clone() }
+    }
+}
+
+/// A matrix with rows for columns.
+pub(crate) fn transposed(matrix: &Tensor) -> Tensor {
+    fn turned<E: sft_kernels::Element>(matrix: &Tensor) -> Tensor {
+        let (rows, columns) = (matrix.shape()[0], matrix.shape()[1]);
+        let from = matrix.view().as_slice::<E>();
+        let mut to = Tensor::zeros(matrix.dtype(), &[columns, rows]);
+        for (column, to) in to.view_mut().as_mut_slice::<E>().chunks_mut(rows.max(1)).enumerate() {
+            to.iter_mut().enumerate().for_each(|(row, to)| *to = from[row * columns + column]);
+        }
+        to
+    }
+    match matrix.dtype() {
+        DType::F32 => turned::<f32>(matrix),
+        DType::BF16 => turned::<half::bf16>(matrix),
+        DType::F16 => turned::<half::f16>(matrix),
+    }
+}
+
+impl safetensors::View for StoredTensor<'_> {
     fn dtype(&self) -> Dtype {
         match self.dtype {
             DType::F32 => Dtype::F32,
@@ -313,15 +406,15 @@ impl safetensors::View for AsSafetensors<'_> {
         }
     }
     fn shape(&self) -> &[usize] {
-        self.tensor.shape()
+        &self.shape
     }
     fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        if self.dtype == self.tensor.dtype() {
+        if self.dtype == self.tensor.dtype() && self.row.is_none() && !self.transposed {
             return self.tensor.view().bytes().into();
         }
-        self.tensor.to_dtype(self.dtype).view().bytes().to_vec().into()
+        self.to_tensor().view().bytes().to_vec().into()
     }
     fn data_len(&self) -> usize {
-        self.tensor.elements() * self.dtype.bytes()
+        self.elements() * self.dtype.bytes()
     }
 }

@@ -4,6 +4,7 @@ use sft_kernels::{DType, Tensor, View, ViewMut};
 
 use crate::arena::Arena;
 use crate::block;
+use crate::entry;
 use crate::head;
 use crate::method::Adapters;
 use crate::pass::Batch;
@@ -30,6 +31,7 @@ pub struct Workspace {
     /// What each block saved; one for all with recomputation or forward alone.
     saved: Vec<block::Saved>,
     scratch: block::Scratch,
+    entry: entry::Scratch,
     head: head::Scratch,
     /// The gradient of the current h, [N, C].
     d: Tensor,
@@ -99,18 +101,19 @@ impl Workspace {
         let saved = |arena: &mut Arena, i: usize| {
             let own = &adapters.layers[i];
             let layer_adapters = if saves == l { own } else { &adapters.merged() };
-            block::Saved::new(arena, compute, (n, c), &spec.layers[i], layer_adapters)
+            block::Saved::new(arena, compute, n, (spec, i), layer_adapters)
         };
         let saved = (0..saves.min(l)).map(|i| saved(arena, i)).collect();
         let activations = arena.bytes();
         let scratch = block::Scratch::new(arena, compute, (n, backward_tokens), spec, adapters);
+        let entry = entry::Scratch::new(arena, compute, n, spec, adapters);
         let d = arena.tensor(compute, &[backward_tokens, c]);
         let rotary = Some(Rotaries::new(spec, if arena.is_counting() { 0 } else { n }));
         let scratch_bytes = arena.bytes() - activations;
-        let head = head::Scratch::new(arena, compute, n, c, spec.vocab_size);
+        let head = head::Scratch::new(arena, compute, n, spec, adapters);
         let head_bytes = arena.bytes() - activations - scratch_bytes;
         let bytes = WorkspaceBytes { activations, scratch: scratch_bytes, head: head_bytes };
-        (Self { hidden, saved, scratch, head, d, rotary, max_tokens, purpose }, bytes)
+        (Self { hidden, saved, scratch, entry, head, d, rotary, max_tokens, purpose }, bytes)
     }
 
     /// Tokens that fit.
@@ -136,10 +139,14 @@ impl Workspace {
         self.rotary = Some(rotary);
     }
 
-    /// h_l.
-    pub(crate) fn hidden_mut(&mut self, l: usize) -> &mut Tensor {
-        let turn = l % self.hidden.len();
-        &mut self.hidden[turn]
+    /// h₀, and the workspace of what makes it.
+    pub(crate) fn entry(&mut self) -> (&mut Tensor, &mut entry::Scratch) {
+        (&mut self.hidden[0], &mut self.entry)
+    }
+
+    /// The gradient of h₀, and the workspace of what made it.
+    pub(crate) fn entry_gradient(&mut self) -> (&mut Tensor, &mut entry::Scratch) {
+        (&mut self.d, &mut self.entry)
     }
 
     /// For the forward pass of block l: h_l, h_{l+1}, what it saves, scratch.
@@ -171,10 +178,5 @@ impl Workspace {
     pub(crate) fn output_and_gradient(&mut self, n: usize) -> (View<'_>, &mut head::Scratch, ViewMut<'_>) {
         let last = self.hidden.len() - 1;
         (self.hidden[last].head(n), &mut self.head, self.d.head_mut(n))
-    }
-
-    /// The gradient of `n` tokens.
-    pub(crate) fn gradient(&self, n: usize) -> View<'_> {
-        self.d.head(n)
     }
 }

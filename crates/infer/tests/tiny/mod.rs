@@ -10,15 +10,15 @@ use sft_data::pipeline::Pipeline;
 use sft_data::template::TemplateOptions;
 use sft_data::tokenize::Tokenizer;
 use sft_kernels::gated::Activation;
-use sft_kernels::rms_norm::RmsNormParams;
 use sft_kernels::rope::RopeStyle;
 use sft_kernels::{CpuOptions, DType, Device, Isa, Tensor};
 use sft_model::Decoder;
 use sft_model::loading::{self, Source};
 use sft_model::method::Method;
-use sft_model::parameter::Parameter;
+use sft_model::parameter::{Parameter, Stored};
 use sft_model::spec::{
-    AttentionSpec, DecoderSpec, LayerRope, LayerSpec, MlpSpec, NormNames, RopeScaling, RopeSpec,
+    ActivationSpec, AttentionSpec, DecoderSpec, InputNames, LayerRope, LayerSpec, MlpSpec, ModuleNames,
+    NormNames, NormSpec, RopeScaling, RopeSpec,
 };
 
 /// Beginning of a row.
@@ -39,7 +39,9 @@ pub fn spec(longest: usize) -> DecoderSpec {
             heads: 4,
             kv_heads: 2,
             head_dim: 8,
+            inputs: InputNames::QKV,
             qkv_bias: false,
+            output: "self_attn.o_proj",
             o_bias: false,
             qk_norm: None,
             rope: LayerRope::Global,
@@ -48,8 +50,16 @@ pub fn spec(longest: usize) -> DecoderSpec {
             window,
         },
         attention_norms: NormNames::before("input_layernorm"),
-        mlp: MlpSpec { intermediate_size: 48, gated: true, activation: Activation::Silu, bias: false },
+        mlp: MlpSpec {
+            intermediate_size: 48,
+            inputs: InputNames::GATE_UP,
+            gated: true,
+            activation: ActivationSpec::Fixed(Activation::Silu),
+            output: "mlp.down_proj",
+            bias: false,
+        },
         mlp_norms: NormNames::before("post_attention_layernorm"),
+        parallel: false,
         residual_multiplier: 1.0,
     };
     DecoderSpec {
@@ -57,18 +67,26 @@ pub fn spec(longest: usize) -> DecoderSpec {
         vocab_size: VOCABULARY,
         hidden_size: 32,
         layers: vec![layer(None), layer(Some(40))],
-        norm: RmsNormParams { eps: 1e-6, offset: 0.0 },
-        rope: RopeSpec {
+        names: ModuleNames::LLAMA,
+        linear_weights: Stored::Plain,
+        norm: NormSpec::rms(1e-6),
+        rope: Some(RopeSpec {
             theta: 10_000.0,
             rotary_dim: 8,
             style: RopeStyle::Half,
+            reversed: false,
             scaling: RopeScaling::Default,
-        },
+        }),
         local_rope: None,
+        query_growth: None,
+        positions: None,
+        embedding_norm: None,
+        embedding_projection: None,
         embedding_multiplier: 1.0,
         logit_scale: 1.0,
         final_logit_softcapping: None,
         tie_word_embeddings: false,
+        head_bias: false,
         max_position_embeddings: longest,
         initializer_range: 0.2,
     }

@@ -50,11 +50,12 @@ enum Selection {
 }
 
 /// Keys that say nothing of what is computed from the tensors.
-const WITHOUT_EFFECT: [&str; 14] = [
+const WITHOUT_EFFECT: [&str; 15] = [
     "auto_mapping",
     "base_model_name_or_path",
     "corda_config",
     "eva_config",
+    "fan_in_fan_out",
     "inference_mode",
     "lora_ga_config",
     "megatron_config",
@@ -141,7 +142,8 @@ impl AdapterConfig {
         if !(0.0..1.0).contains(&config.dropout) {
             return Err(malformed(format!("`lora_dropout` is {}", config.dropout)));
         }
-        let head = ["lm_head", "embed_tokens"];
+        // Heads and embeddings by all the names that they have.
+        let head = ["lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "word_embeddings"];
         let saved = config.modules_to_save.iter().any(|module| head.contains(&module.as_str()));
         if saved && is_set(values.get("ensure_weight_tying")) {
             return Err((
@@ -192,8 +194,9 @@ impl AdapterConfig {
 
     /// These settings as options of the LoRA method, on the layers of a model that carry the adapter.
     pub fn options_for(&self, spec: &DecoderSpec) -> LoraOptions {
-        let paths: Vec<String> = linear_paths(spec).filter(|path| self.targets(path)).collect();
-        self.options(super::write::target_modules(&paths, spec.layers.len()))
+        let all: Vec<String> = linear_paths(spec).collect();
+        let paths: Vec<String> = all.iter().filter(|path| self.targets(path)).cloned().collect();
+        self.options(super::write::target_modules(&paths, &all))
     }
 
     /// These settings as options of the LoRA method, on layers of these names.
@@ -338,6 +341,7 @@ pub(super) struct Written<'a> {
     pub options: &'a LoraOptions,
     pub base_model: &'a str,
     pub target_modules: Vec<String>,
+    pub fan_in_fan_out: bool,
     pub rank_pattern: Map<String, Value>,
     pub alpha_pattern: Map<String, Value>,
 }
@@ -356,7 +360,7 @@ pub(super) fn text(written: &Written<'_>) -> String {
         "ensure_weight_tying": false,
         "eva_config": null,
         "exclude_modules": null,
-        "fan_in_fan_out": false,
+        "fan_in_fan_out": written.fan_in_fan_out,
         "inference_mode": true,
         "init_lora_weights": true,
         "layer_replication": null,

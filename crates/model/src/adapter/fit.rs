@@ -6,9 +6,8 @@ use sft_kernels::{DType, Device, Tensor};
 
 use super::{PREFIX, PeftAdapter, is_saved, path_of};
 use crate::ModelError;
-use crate::block::Block;
 use crate::decoder::Decoder;
-use crate::method::HEAD;
+use crate::parameter::Stored;
 use crate::weights::first_non_finite;
 
 /// The tensors of one layer, f32.
@@ -36,6 +35,8 @@ struct Fitting<'a> {
     adapter: &'a PeftAdapter,
     /// Tensors of the file that have found their place.
     placed: BTreeSet<String>,
+    /// Names of embedding and head.
+    outside: [&'static str; 2],
     problems: Vec<String>,
 }
 
@@ -45,7 +46,12 @@ impl Fit {
     /// # Errors
     /// Every tensor that is missing, too much or of another shape; else the first value that is not finite.
     pub fn of(adapter: &PeftAdapter, dev: &Device, decoder: &Decoder) -> Result<Self, ModelError> {
-        let mut fitting = Fitting { adapter, placed: BTreeSet::new(), problems: Vec::new() };
+        let mut fitting = Fitting {
+            adapter,
+            placed: BTreeSet::new(),
+            outside: [decoder.spec.names.embed_tokens, decoder.spec.names.lm_head],
+            problems: Vec::new(),
+        };
         let layers = fitting.layers(decoder);
         let saved = fitting.saved(decoder);
         fitting.leftovers();
@@ -73,7 +79,7 @@ impl Fitting<'_> {
     fn layers(&mut self, decoder: &Decoder) -> BTreeMap<String, LayerTensors> {
         let (config, tensors) = (&self.adapter.config, &self.adapter.tensors);
         let mut layers = BTreeMap::new();
-        for (_, linear) in decoder.blocks.iter().flat_map(Block::linears) {
+        for linear in decoder.linears() {
             let path = path_of(linear);
             let (a, b) = (format!("{PREFIX}{path}.lora_A.weight"), format!("{PREFIX}{path}.lora_B.weight"));
             if !config.targets(path) {
@@ -89,7 +95,7 @@ impl Fitting<'_> {
             }
         }
         if layers.is_empty() && self.problems.is_empty() {
-            self.problems.push("target_modules names no linear layer of the model's blocks".into());
+            self.problems.push("target_modules names no linear layer of the model".into());
         }
         layers
     }
@@ -97,23 +103,28 @@ impl Fitting<'_> {
     /// The weights of `modules_to_save`.
     fn saved(&mut self, decoder: &Decoder) -> Vec<(String, Tensor)> {
         let (config, tensors) = (&self.adapter.config, &self.adapter.tensors);
-        let mut weights: Vec<(&str, &[usize])> =
-            decoder.base_parameters().iter().map(|p| (p.name(), p.tensor().shape())).collect();
+        let head = decoder.spec.names.head();
+        let mut weights: Vec<(&str, &[usize], Stored)> =
+            decoder.base_parameters().iter().map(|p| (p.name(), p.tensor().shape(), p.stored_as())).collect();
         if decoder.lm_head.is_none() {
-            weights.push((HEAD, decoder.embed_tokens.tensor().shape()));
+            weights.push((&head, decoder.embed_tokens.tensor().shape(), Stored::Plain));
         }
         for module in &config.modules_to_save {
-            if !weights.iter().any(|(name, _)| is_saved(std::slice::from_ref(module), name)) {
+            if !weights.iter().any(|(name, ..)| is_saved(std::slice::from_ref(module), name)) {
                 self.problems.push(format!("modules_to_save: the model has no module `{module}`"));
             }
         }
-        weights.retain(|(name, _)| is_saved(&config.modules_to_save, name));
-        let weights = weights.into_iter().map(|(name, shape)| (name.to_owned(), shape.to_vec()));
-        weights
-            .filter_map(|(name, shape)| {
-                self.take(tensors, format!("{PREFIX}{name}"), &shape).map(|tensor| (name, tensor))
-            })
-            .collect()
+        weights.retain(|(name, ..)| is_saved(&config.modules_to_save, name));
+        let mut saved = Vec::new();
+        for (name, shape, stored) in weights {
+            let in_file = format!("{PREFIX}{name}");
+            self.placed.extend(stored.shapes(&in_file, shape).into_iter().map(|(part, _)| part));
+            match tensors.weight(&in_file, shape, stored) {
+                Ok(weight) => saved.push((name.to_owned(), weight.to_dtype(DType::F32))),
+                Err(problems) => self.problems.extend(problems),
+            }
+        }
+        saved
     }
 
     /// A tensor as f32, or a problem.
@@ -137,7 +148,7 @@ impl Fitting<'_> {
                 continue;
             }
             let shape = tensors.shape(name).unwrap_or_default();
-            let outside = ["lm_head.lora_", "embed_tokens.lora_"].iter().any(|part| name.contains(part));
+            let outside = self.outside.iter().any(|module| name.contains(&format!("{module}.lora_")));
             let reason = if outside {
                 "adapters on the head and the embedding are not supported"
             } else if name.contains(".lora_magnitude_vector") {

@@ -22,7 +22,7 @@ use sft_kernels::{DType, Device, Tensor};
 use crate::ModelError;
 use crate::decoder::Decoder;
 use crate::linear::{Linear, Lora};
-use crate::method::{Adapters, HEAD, LoraOptions, is_saved};
+use crate::method::{Adapters, LayerAdapters, LoraOptions, is_saved};
 use crate::parameter::Parameter;
 use crate::weights::WeightFiles;
 use fit::{Fit, LayerTensors};
@@ -133,19 +133,23 @@ impl PeftAdapter {
         for (name, value) in &saved {
             replace(decoder, name, value, trained);
         }
-        let mut ranks = Adapters::none(&decoder.spec).layers;
         let dropout = if trained { self.config.dropout } else { 0.0 };
+        let mut adapters = Adapters::of(Adapters::none(&decoder.spec).layers, dropout > 0.0);
         let compute = decoder.compute;
-        for (block, ranks) in decoder.blocks.iter_mut().zip(&mut ranks) {
-            for (name, linear) in block.linears_mut() {
-                let path = path_of(linear).to_owned();
-                let Some(tensors) = layers.remove(&path) else { continue };
-                let module = name.rsplit('.').next().unwrap_or(name);
-                ranks.ranks.insert(module.to_owned(), tensors.a.shape()[0]);
-                linear.lora = Some(tensors.into_lora(&path, compute, dropout, trained));
-            }
+        let mut put = |linear: &mut Linear, name: &str, ranks: &mut LayerAdapters| {
+            let path = path_of(linear).to_owned();
+            let Some(tensors) = layers.remove(&path) else { return };
+            ranks.ranks.insert(name.to_owned(), tensors.a.shape()[0]);
+            linear.lora = Some(tensors.into_lora(&path, compute, dropout, trained));
+        };
+        for (block, ranks) in decoder.blocks.iter_mut().zip(&mut adapters.layers) {
+            block.linears_mut().for_each(|(name, linear)| put(linear, name, ranks));
         }
-        decoder.adapters = Adapters::of(ranks, dropout > 0.0);
+        for linear in decoder.entry.project_in.iter_mut().chain(&mut decoder.project_out) {
+            let name = path_of(linear).to_owned();
+            put(linear, &name, &mut adapters.outside);
+        }
+        decoder.adapters = adapters;
         Ok(self.config.options_for(&decoder.spec))
     }
 
@@ -161,7 +165,8 @@ impl PeftAdapter {
             let trained = decoder.base_parameters().iter().any(|p| p.name() == name && p.is_trained());
             replace(decoder, name, value, trained);
         }
-        for (path, linear) in decoder.linears_mut() {
+        for linear in decoder.linears_mut() {
+            let path = path_of(linear).to_owned();
             let Some(LayerTensors { a, b, scale }) = layers.remove(&path) else { continue };
             // A copy of the same type: `Matmul` adds to it in f32 and rounds the sum once.
             let mut merged = linear.weight.tensor().to_dtype(linear.weight.value().dtype());
@@ -170,11 +175,7 @@ impl PeftAdapter {
                 let name = format!("{path}.weight with the adapter merged");
                 return Err(ModelError::NonFinite { folder: self.folder.clone(), name, element });
             }
-            linear.weight = if linear.weight.is_trained() {
-                Parameter::trained(linear.weight.name(), merged)
-            } else {
-                Parameter::frozen(linear.weight.name(), merged)
-            };
+            linear.weight = linear.weight.with_value(merged);
         }
         Ok(())
     }
@@ -212,9 +213,10 @@ fn path_of(linear: &Linear) -> &str {
 
 /// Gives a tied head a weight of its own, if the adapter stores it or the embedding.
 fn separate_head(decoder: &mut Decoder, options: &LoraOptions) {
-    if decoder.lm_head.is_none() && options.separates_head() {
+    let names = decoder.spec.names;
+    if decoder.lm_head.is_none() && options.separates_head(&names) {
         let copy = decoder.embed_tokens.tensor().to_dtype(decoder.compute);
-        decoder.lm_head = Some(Parameter::frozen(HEAD, copy));
+        decoder.lm_head = Some(Parameter::frozen(names.head(), copy));
         decoder.spec.tie_word_embeddings = false;
     }
 }
@@ -223,10 +225,12 @@ fn separate_head(decoder: &mut Decoder, options: &LoraOptions) {
 fn replace(decoder: &mut Decoder, name: &str, value: &Tensor, trained: bool) {
     let compute = decoder.compute;
     if let Some(parameter) = decoder.parameters_mut().into_iter().find(|p| p.name() == name) {
-        *parameter = if trained {
+        let stored = parameter.stored_as();
+        let new = if trained {
             Parameter::trained(name, value.to_dtype(DType::F32))
         } else {
             Parameter::frozen(name, value.to_dtype(compute))
         };
+        *parameter = new.stored(stored);
     }
 }

@@ -10,10 +10,10 @@ use serde_json::{Map, Value, json};
 use super::config::{self, Written};
 use super::{PREFIX, TENSORS, is_saved, path_of};
 use crate::ModelError;
-use crate::block::Block;
 use crate::decoder::Decoder;
 use crate::linear::{Linear, Lora};
 use crate::method::LoraOptions;
+use crate::parameter::{Parameter, Stored};
 use crate::weights;
 
 /// Writes the adapter on a decoder, and the weights of `modules_to_save`. Each file appears whole or not at all.
@@ -30,7 +30,8 @@ pub fn write(
     folder: &Path,
 ) -> Result<(), ModelError> {
     let paths: Vec<String> = carried(decoder).map(|(linear, _)| path_of(linear).to_owned()).collect();
-    let target_modules = target_modules(&paths, decoder.blocks.len());
+    let all: Vec<String> = decoder.linears().map(|linear| path_of(linear).to_owned()).collect();
+    let target_modules = target_modules(&paths, &all);
     if target_modules.is_empty() {
         return Err(ModelError::Adapter {
             folder: folder.to_owned(),
@@ -41,12 +42,18 @@ pub fn write(
     let saved =
         decoder.base_parameters().into_iter().filter(|p| is_saved(&options.modules_to_save, p.name()));
     let pairs = carried(decoder).flat_map(|(_, lora)| [&lora.a, &lora.b]);
-    let tensors: Vec<_> = pairs.chain(saved).map(|p| (format!("{PREFIX}{}", p.name()), p.tensor())).collect();
+    let tensors = pairs.chain(saved).flat_map(Parameter::in_files);
+    let tensors: Vec<_> = tensors.map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)).collect();
     whole_file(&folder.join(TENSORS), |path| {
-        weights::write_file(path, tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor)))
+        weights::write_file(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())))
     })?;
     let (rank_pattern, alpha_pattern) = patterns(decoder, options);
-    let text = config::text(&Written { options, base_model, target_modules, rank_pattern, alpha_pattern });
+    // PEFT's word for weights that are [in, out].
+    let is_transposed = |(linear, _): (&Linear, &Lora)| linear.weight.stored_as() == Stored::Transposed;
+    let fan_in_fan_out = carried(decoder).any(is_transposed);
+    let written =
+        Written { options, base_model, target_modules, fan_in_fan_out, rank_pattern, alpha_pattern };
+    let text = config::text(&written);
     whole_file(&folder.join(config::FILE), |path| {
         fs::write(path, &text).map_err(|source| ModelError::File { path: path.to_owned(), source })
     })
@@ -54,24 +61,20 @@ pub fn write(
 
 /// Layers with their adapters.
 fn carried(decoder: &Decoder) -> impl Iterator<Item = (&Linear, &Lora)> {
-    let linears = decoder.blocks.iter().flat_map(Block::linears);
-    linears.filter_map(|(_, linear)| linear.lora.as_ref().map(|lora| (linear, lora)))
+    decoder.linears().filter_map(|linear| linear.lora.as_ref().map(|lora| (linear, lora)))
 }
 
-/// `target_modules` for layers of these full names: short names where all `blocks` carry the same adapters.
-pub(super) fn target_modules(paths: &[String], blocks: usize) -> Vec<String> {
+/// `target_modules` for layers of these full names: short names where they mean the same among `all` layers.
+pub(super) fn target_modules(paths: &[String], all: &[String]) -> Vec<String> {
     let last = |path: &'_ String| path.rsplit('.').next().unwrap_or(path).to_owned();
-    let mut counts: Vec<(String, usize)> = Vec::new();
+    let mut names: Vec<String> = Vec::new();
     for name in paths.iter().map(last) {
-        match counts.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((name, 1)),
+        if !names.contains(&name) {
+            names.push(name);
         }
     }
-    if counts.iter().any(|(_, count)| *count != blocks) {
-        return paths.to_vec();
-    }
-    counts.into_iter().map(|(name, _)| name).collect()
+    let meant = all.iter().filter(|path| names.contains(&last(path))).count();
+    if meant == paths.len() { names } else { paths.to_vec() }
 }
 
 /// `rank_pattern` and `alpha_pattern`: layers whose adapter differs from the options.

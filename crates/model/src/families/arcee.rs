@@ -6,6 +6,6 @@ use crate::spec::DecoderSpec;
 
 pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
     let mut spec = llama::spec(config);
-    spec.layers.iter_mut().for_each(|layer| layer.mlp.gated = false);
+    spec.layers.iter_mut().for_each(|layer| layer.mlp.without_gate(&["mlp.up_proj"], "mlp.down_proj"));
     spec
 }

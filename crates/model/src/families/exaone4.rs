@@ -3,18 +3,18 @@
 
 use serde_json::Value;
 
-use super::{layers, llama_shaped, set_windows};
+use super::{llama_shaped, set_windows};
 use crate::hf_config::HfConfig;
 use crate::spec::{DecoderSpec, LayerRope, NormNames, QkNorm};
 
 pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
     let mut spec = llama_shaped(config);
-    let window = config.size_or_none("sliding_window");
+    let (window, layers) = (config.size_or_none("sliding_window"), spec.layers.len());
     let slides = |layer: usize| match config.get("sliding_window_pattern") {
         // Letters in turn, L for a window; the last layer has none.
         Some(Value::String(letters)) => {
             let letter = letters.as_bytes().get(layer % letters.len().max(1));
-            letter == Some(&b'L') && layer + 1 < layers(config)
+            letter == Some(&b'L') && layer + 1 < layers
         }
         _ => !(layer + 1).is_multiple_of(config.size_or("sliding_window_pattern", 4)),
     };

@@ -42,7 +42,7 @@ pub(super) fn gemma3(config: &HfConfig) -> DecoderSpec {
     let window = Some(config.size_or("sliding_window", 4096));
     set_windows(config, &mut spec, window, |layer| !(layer + 1).is_multiple_of(pattern));
     let width = spec.layers.first().map_or(2, |layer| layer.attention.head_dim);
-    spec.rope = config.rope_of("full_attention", width, ("rope_theta", 1e6));
+    spec.rope = Some(config.rope_of("full_attention", width, ("rope_theta", 1e6)));
     spec.local_rope = Some(config.rope_of("sliding_attention", width, ("rope_local_base_freq", 1e4)));
     for layer in &mut spec.layers {
         layer.attention.qk_norm = Some(QkNorm::PER_HEAD);

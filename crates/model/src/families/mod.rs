@@ -1,54 +1,88 @@
 //! The families: each file maps a `config.json` to a [`DecoderSpec`]. Nothing else knows a family's name.
 
+mod apertus;
 mod arcee;
+mod cohere;
 mod cwm;
 mod ernie4_5;
 mod exaone4;
 mod gemma;
+mod glm;
+mod gpt_neox;
 mod granite;
 mod helium;
 mod hunyuan_v1_dense;
+mod jais2;
 mod llama;
 mod ministral;
 mod mistral;
+mod nanochat;
+mod nemotron;
+mod olmo;
 mod olmo2;
+mod persimmon;
+mod phi;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod seed_oss;
 mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 use std::path::Path;
 
 use crate::ModelError;
 use crate::hf_config::HfConfig;
-use crate::spec::{AttentionSpec, DecoderSpec, LayerRope, LayerSpec, MlpSpec, NormNames};
+use crate::parameter::Stored;
+use crate::spec::{
+    ActivationSpec, AttentionSpec, DecoderSpec, InputNames, LayerRope, LayerSpec, MlpSpec, ModuleNames,
+    NormNames, NormSpec,
+};
+use serde_json::Value;
 use sft_kernels::gated::Activation;
-use sft_kernels::rms_norm::RmsNormParams;
+use sft_kernels::rope::RopeStyle;
 
 /// Reads a family's configuration.
 type ReadSpec = fn(&HfConfig) -> DecoderSpec;
 
 /// `model_type` → family.
-const FAMILIES: [(&str, ReadSpec); 20] = [
+const FAMILIES: &[(&str, ReadSpec)] = &[
+    ("apertus", apertus::spec),
     ("arcee", arcee::spec),
+    ("cohere", cohere::cohere),
+    ("cohere2", cohere::cohere2),
     ("cwm", cwm::spec),
     ("ernie4_5", ernie4_5::spec),
     ("exaone4", exaone4::spec),
     ("gemma", gemma::gemma),
     ("gemma2", gemma::gemma2),
     ("gemma3_text", gemma::gemma3),
+    ("glm", glm::glm),
+    ("glm4", glm::glm4),
+    ("gpt_neox", gpt_neox::spec),
     ("granite", granite::spec),
     ("helium", helium::spec),
     ("hunyuan_v1_dense", hunyuan_v1_dense::spec),
+    ("jais2", jais2::spec),
     ("llama", llama::spec),
     ("ministral", ministral::spec),
+    ("ministral3", ministral::ministral3),
     ("mistral", mistral::spec),
+    ("nanochat", nanochat::spec),
+    ("nemotron", nemotron::spec),
+    ("olmo", olmo::spec),
     ("olmo2", olmo2::spec),
     ("olmo3", olmo2::olmo3),
+    ("persimmon", persimmon::spec),
+    ("phi", phi::spec),
+    ("phi3", phi3::spec),
     ("qwen2", qwen2::spec),
     ("qwen3", qwen3::spec),
     ("seed_oss", seed_oss::spec),
     ("smollm3", smollm3::spec),
+    ("stablelm", stablelm::spec),
+    ("starcoder2", starcoder2::spec),
     ("vaultgemma", gemma::vaultgemma),
 ];
 
@@ -83,19 +117,67 @@ pub fn read_spec(folder: &Path) -> Result<DecoderSpec, ModelError> {
 /// The Llama shape: RMS norms before the layers, rotary positions, grouped-query attention, gated feed-forward
 /// layers, no biases. Families begin with it and change what differs.
 fn llama_shaped(config: &HfConfig) -> DecoderSpec {
-    let (hidden_size, heads) = (config.size("hidden_size"), config.size("num_attention_heads"));
+    shaped(config, &Keys::LLAMA)
+}
+
+/// Under which keys a file has the sizes of a model.
+struct Keys {
+    hidden_size: &'static str,
+    layers: &'static str,
+    heads: &'static str,
+    kv_heads: Option<&'static str>,
+    intermediate_size: &'static str,
+    /// F where that key is missing, in multiples of C.
+    intermediate_factor: Option<usize>,
+    activation: (&'static str, &'static str),
+    positions: &'static str,
+    /// eps of the norms.
+    eps: (&'static str, f64),
+}
+
+impl Keys {
+    const LLAMA: Self = Self {
+        hidden_size: "hidden_size",
+        layers: "num_hidden_layers",
+        heads: "num_attention_heads",
+        kv_heads: Some("num_key_value_heads"),
+        intermediate_size: "intermediate_size",
+        intermediate_factor: None,
+        activation: ("hidden_act", "silu"),
+        positions: "max_position_embeddings",
+        eps: ("rms_norm_eps", 1e-6),
+    };
+
+    /// Those of GPT-2 and what came of it.
+    const GPT2: Self = Self {
+        hidden_size: "n_embd",
+        layers: "n_layer",
+        heads: "n_head",
+        kv_heads: None,
+        intermediate_size: "n_inner",
+        intermediate_factor: Some(4),
+        activation: ("activation_function", "gelu_new"),
+        positions: "n_positions",
+        eps: ("layer_norm_epsilon", 1e-5),
+    };
+}
+
+/// The Llama shape with its sizes under other keys.
+fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
+    let (hidden_size, heads) = (config.size(keys.hidden_size), config.size(keys.heads));
     let head_dim = config.size_or("head_dim", hidden_size / heads.max(1));
-    let activation = config.word("hidden_activation").or_else(|| config.word("hidden_act"));
-    let activation = activation.unwrap_or("silu").parse().unwrap_or_else(|reason: String| {
-        config.problem(reason);
-        Activation::Silu
-    });
+    let intermediate_size = match keys.intermediate_factor {
+        Some(factor) => config.size_or(keys.intermediate_size, factor * hidden_size),
+        None => config.size(keys.intermediate_size),
+    };
     let layer = LayerSpec {
         attention: AttentionSpec {
             heads,
-            kv_heads: config.size_or("num_key_value_heads", heads),
+            kv_heads: keys.kv_heads.map_or(heads, |key| config.size_or(key, heads)),
             head_dim,
+            inputs: InputNames::QKV,
             qkv_bias: false,
+            output: "self_attn.o_proj",
             o_bias: false,
             qk_norm: None,
             rope: LayerRope::Global,
@@ -105,28 +187,109 @@ fn llama_shaped(config: &HfConfig) -> DecoderSpec {
         },
         attention_norms: NormNames::before("input_layernorm"),
         mlp: MlpSpec {
-            intermediate_size: config.size("intermediate_size"),
+            intermediate_size,
+            inputs: InputNames::GATE_UP,
             gated: true,
-            activation,
+            activation: ActivationSpec::Fixed(activation(config, keys.activation)),
+            output: "mlp.down_proj",
             bias: false,
         },
         mlp_norms: NormNames::before("post_attention_layernorm"),
+        parallel: false,
         residual_multiplier: 1.0,
     };
     DecoderSpec {
         model_type: config.word("model_type").unwrap_or_default().to_owned(),
         vocab_size: config.size("vocab_size"),
         hidden_size,
-        layers: vec![layer; layers(config)],
-        norm: RmsNormParams { eps: config.number_or("rms_norm_eps", 1e-6) as f32, offset: 0.0 },
-        rope: config.rope(head_dim, 10_000.0),
+        layers: vec![layer; config.size(keys.layers).min(MOST_LAYERS + 1)],
+        names: ModuleNames::LLAMA,
+        linear_weights: Stored::Plain,
+        norm: NormSpec::rms(config.number_or(keys.eps.0, keys.eps.1) as f32),
+        rope: Some(config.rope(head_dim, 10_000.0)),
         local_rope: None,
+        query_growth: None,
+        positions: None,
+        embedding_norm: None,
+        embedding_projection: None,
         embedding_multiplier: 1.0,
         logit_scale: 1.0,
         final_logit_softcapping: None,
         tie_word_embeddings: config.flag_or("tie_word_embeddings", false),
-        max_position_embeddings: config.size_or("max_position_embeddings", 2048),
+        head_bias: false,
+        max_position_embeddings: config.size_or(keys.positions, 2048),
         initializer_range: config.number_or("initializer_range", 0.02) as f32,
+    }
+}
+
+/// The activation under a key, with the name that it has where the key is missing.
+fn activation(config: &HfConfig, (key, default): (&str, &str)) -> Activation {
+    let name = config.word("hidden_activation").or_else(|| config.word(key));
+    name.unwrap_or(default).parse().unwrap_or_else(|reason: String| {
+        config.problem(reason);
+        Activation::Silu
+    })
+}
+
+/// Says that a key with this value would change what is computed.
+fn refuse_if(config: &HfConfig, is_set: bool, key: &str) {
+    if is_set {
+        config.problem(format!("`{key}` is {} and not supported", config.get(key).unwrap_or(&Value::Null)));
+    }
+}
+
+/// Rotates pairs of neighbouring dimensions.
+fn rotate_neighbours(spec: &mut DecoderSpec) {
+    spec.rope.iter_mut().for_each(|rope| rope.style = RopeStyle::Interleaved);
+}
+
+/// Queries, keys and values by one linear layer, whose output has this many groups of them.
+fn set_fused(spec: &mut DecoderSpec, name: &'static str, groups: usize) {
+    let inputs = InputNames::Fused { name, groups };
+    spec.layers.iter_mut().for_each(|layer| layer.attention.inputs = inputs);
+}
+
+/// Gate and up by one linear layer, under the name that it has everywhere.
+const GATE_UP_PROJ: InputNames = InputNames::Fused { name: "mlp.gate_up_proj", groups: 1 };
+
+/// Feed-forward layers without a gate.
+fn set_mlp(
+    spec: &mut DecoderSpec,
+    activation: Activation,
+    input: &'static [&'static str; 1],
+    output: &'static str,
+) {
+    for layer in &mut spec.layers {
+        layer.mlp.without_gate(input, output);
+        layer.mlp.activation = ActivationSpec::Fixed(activation);
+    }
+}
+
+/// Both layers of a block read its input through attention's norm.
+fn make_parallel(spec: &mut DecoderSpec) {
+    for layer in &mut spec.layers {
+        (layer.parallel, layer.mlp_norms) = (true, NormNames::NONE);
+    }
+}
+
+/// Rotates this part of each head's dimensions where the file does not say which.
+fn rotate_part(config: &HfConfig, spec: &mut DecoderSpec, part: f64) {
+    let key = "partial_rotary_factor";
+    if config.rope_number(key).is_none() && !config.has(key) {
+        let dim = |all: usize| (all as f64 * part) as usize;
+        spec.rope.iter_mut().for_each(|rope| rope.rotary_dim = dim(rope.rotary_dim));
+    }
+}
+
+/// Layer norms in place of RMS norms.
+fn layer_norms(config: &HfConfig, spec: &mut DecoderSpec, key: &str) {
+    spec.norm = NormSpec::layer(config.number_or(key, 1e-5) as f32);
+}
+
+/// Biases in every linear layer of the blocks, or in none.
+fn set_biases(spec: &mut DecoderSpec, bias: bool) {
+    for layer in &mut spec.layers {
+        (layer.attention.qkv_bias, layer.attention.o_bias, layer.mlp.bias) = (bias, bias, bias);
     }
 }
 
@@ -145,7 +308,6 @@ fn set_windows(
 
 /// Sizes that have to divide one another, and a size that no machine holds.
 fn check(config: &HfConfig, spec: &DecoderSpec) {
-    const MOST_LAYERS: usize = 4096;
     if spec.layers.len() > MOST_LAYERS {
         config.problem(format!("{} layers are more than {MOST_LAYERS}", spec.layers.len()));
     }
@@ -158,7 +320,5 @@ fn check(config: &HfConfig, spec: &DecoderSpec) {
     }
 }
 
-/// The number of layers, bounded before anything of that many is made.
-fn layers(config: &HfConfig) -> usize {
-    config.size("num_hidden_layers").min(1 << 16)
-}
+/// Layers of a model, at most: bounded before anything of that many is made.
+const MOST_LAYERS: usize = 4096;

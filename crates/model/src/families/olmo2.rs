@@ -2,14 +2,14 @@
 
 use super::{llama, set_windows};
 use crate::hf_config::HfConfig;
-use crate::spec::{DecoderSpec, NormNames, QkNorm};
+use crate::spec::{DecoderSpec, NormNames, QkNorm, QkScope};
 
 pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
     let mut spec = llama::spec(config);
     for layer in &mut spec.layers {
         layer.attention_norms = NormNames::after("post_attention_layernorm");
         layer.mlp_norms = NormNames::after("post_feedforward_layernorm");
-        layer.attention.qk_norm = Some(QkNorm { all_heads: true, ..QkNorm::PER_HEAD });
+        layer.attention.qk_norm = Some(QkNorm { scope: QkScope::AllHeads, ..QkNorm::PER_HEAD });
     }
     spec
 }

@@ -1,0 +1,390 @@
+//! What a decoder is made of, as data: the families fill it in, everything else reads it.
+
+use sft_kernels::gated::Activation;
+
+use crate::parameter::Stored;
+
+mod rope;
+
+pub use rope::{RopeScaling, RopeSpec};
+
+/// A decoder-only model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderSpec {
+    /// Hugging Face's `model_type`.
+    pub model_type: String,
+    /// V: rows of the embedding.
+    pub vocab_size: usize,
+    /// C.
+    pub hidden_size: usize,
+    /// The blocks in order; L of them.
+    pub layers: Vec<LayerSpec>,
+    /// Names of the modules outside of the blocks.
+    pub names: ModuleNames,
+    /// How the weights of the blocks' linear layers lie in files.
+    pub linear_weights: Stored,
+    /// Every norm, but for those of queries and keys that say otherwise.
+    pub norm: NormSpec,
+    /// Rotary positions.
+    pub rope: Option<RopeSpec>,
+    /// Rotary positions of the layers with [`LayerRope::Local`].
+    pub local_rope: Option<RopeSpec>,
+    /// Queries grow with their position.
+    pub query_growth: Option<QueryGrowth>,
+    /// Learned positions, added to the embedding.
+    pub positions: Option<PositionsSpec>,
+    /// The name of a norm of the embedding's rows.
+    pub embedding_norm: Option<&'static str>,
+    /// Where the embedding and the head are not of width C: linear layers from their width to C and back.
+    pub embedding_projection: Option<EmbeddingProjection>,
+    /// Multiplies the rows of the embedding.
+    pub embedding_multiplier: f32,
+    /// Multiplies the logits.
+    pub logit_scale: f32,
+    /// Logits become cap·tanh(logit/cap), after they are scaled.
+    pub final_logit_softcapping: Option<f32>,
+    /// Whether the head uses the embedding's weight.
+    pub tie_word_embeddings: bool,
+    /// Whether the head has a bias.
+    pub head_bias: bool,
+    /// The longest row that the model was made for.
+    pub max_position_embeddings: usize,
+    /// Standard deviation of freshly drawn weights.
+    pub initializer_range: f32,
+}
+
+/// Names of the modules outside of the blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModuleNames {
+    /// The embedding.
+    pub embed_tokens: &'static str,
+    /// The list of blocks.
+    pub layers: &'static str,
+    /// The final norm, if there is one.
+    pub norm: Option<&'static str>,
+    /// The head.
+    pub lm_head: &'static str,
+}
+
+impl ModuleNames {
+    /// Those of most families.
+    pub const LLAMA: Self = Self {
+        embed_tokens: "model.embed_tokens",
+        layers: "model.layers",
+        norm: Some("model.norm"),
+        lm_head: "lm_head",
+    };
+
+    /// Name of the embedding's weight.
+    pub fn embedding(&self) -> String {
+        format!("{}.weight", self.embed_tokens)
+    }
+
+    /// Name of the head's weight.
+    pub fn head(&self) -> String {
+        format!("{}.weight", self.lm_head)
+    }
+
+    /// Full name of a module of a block.
+    pub fn in_block(&self, block: usize, module: &str) -> String {
+        format!("{}.{block}.{module}", self.layers)
+    }
+}
+
+/// A norm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormSpec {
+    /// What is computed.
+    pub kind: NormKind,
+    /// Added to the mean square, or to the variance.
+    pub eps: f32,
+    /// Added to the weight: 1 where weights are stored as distance from 1.
+    pub offset: f32,
+    /// Whether there is a weight.
+    pub weight: bool,
+    /// Whether there is a bias; no RMS norm has one.
+    pub bias: bool,
+}
+
+/// What a norm computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// Rows divided by their root mean square.
+    Rms,
+    /// Rows with their mean taken off, divided by their standard deviation.
+    Layer,
+}
+
+impl NormSpec {
+    /// RMS norm with a weight.
+    pub const fn rms(eps: f32) -> Self {
+        Self { kind: NormKind::Rms, eps, offset: 0.0, weight: true, bias: false }
+    }
+
+    /// Layer norm with weight and bias.
+    pub const fn layer(eps: f32) -> Self {
+        Self { kind: NormKind::Layer, eps, offset: 0.0, weight: true, bias: true }
+    }
+}
+
+/// Learned positions: row position + offset of an embedding of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PositionsSpec {
+    /// The embedding.
+    pub name: &'static str,
+    /// Its rows.
+    pub rows: usize,
+    /// Rows before that of position 0.
+    pub offset: usize,
+}
+
+/// Queries at position p multiplied by 1 + beta·ln(1 + ⌊p / span⌋) (Llama 4).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryGrowth {
+    /// How fast they grow.
+    pub beta: f64,
+    /// Positions up to which nothing changes.
+    pub span: usize,
+}
+
+/// Linear layers between the width of the embedding and C.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EmbeddingProjection {
+    /// Width of the embedding.
+    pub width: usize,
+    /// [C, width], behind the embedding.
+    pub into: &'static str,
+    /// [width, C], before the head.
+    pub out_of: &'static str,
+}
+
+/// One block: attention, then a feed-forward layer, each between norms and added to its input.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerSpec {
+    /// Attention.
+    pub attention: AttentionSpec,
+    /// Norms around it.
+    pub attention_norms: NormNames,
+    /// Feed-forward layer.
+    pub mlp: MlpSpec,
+    /// Norms around it.
+    pub mlp_norms: NormNames,
+    /// Both layers read the block's input; where `mlp_norms` has no norm before, both read the same norm's output.
+    pub parallel: bool,
+    /// Multiplies what either of the two adds to its input.
+    pub residual_multiplier: f32,
+}
+
+/// The norms around a layer of a block, by the names of their modules; `None` where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NormNames {
+    /// Of the layer's input.
+    pub before: Option<&'static str>,
+    /// Of the layer's output, before it is added.
+    pub after: Option<&'static str>,
+    /// Of the sum.
+    pub of_sum: Option<&'static str>,
+}
+
+impl NormNames {
+    /// No norm.
+    pub const NONE: Self = Self { before: None, after: None, of_sum: None };
+
+    /// A norm of the input alone.
+    pub const fn before(name: &'static str) -> Self {
+        Self { before: Some(name), ..Self::NONE }
+    }
+
+    /// A norm of the output alone.
+    pub const fn after(name: &'static str) -> Self {
+        Self { after: Some(name), ..Self::NONE }
+    }
+
+    /// Both.
+    pub const fn around(before: &'static str, after: &'static str) -> Self {
+        Self { before: Some(before), after: Some(after), ..Self::NONE }
+    }
+
+    /// A norm of the sum of input and output.
+    pub const fn of_sum(name: &'static str) -> Self {
+        Self { of_sum: Some(name), ..Self::NONE }
+    }
+
+    /// The names that are there.
+    pub fn iter(self) -> impl Iterator<Item = &'static str> {
+        [self.before, self.after, self.of_sum].into_iter().flatten()
+    }
+}
+
+/// The linear layers that read a layer's input, by their names inside the block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputNames {
+    /// One for each output.
+    Each(&'static [&'static str]),
+    /// One for all outputs, which lie side by side in its own, in as many groups: with as many as key/value heads,
+    /// each head's queries, its keys and its values follow each other.
+    Fused {
+        /// Its name.
+        name: &'static str,
+        /// Number of groups.
+        groups: usize,
+    },
+}
+
+impl InputNames {
+    /// `q_proj`, `k_proj` and `v_proj`.
+    pub const QKV: Self = Self::Each(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]);
+    /// `gate_proj` and `up_proj`.
+    pub const GATE_UP: Self = Self::Each(&["mlp.gate_proj", "mlp.up_proj"]);
+
+    /// The names in order.
+    pub fn names(&self) -> &[&'static str] {
+        match self {
+            Self::Each(names) => names,
+            Self::Fused { name, .. } => std::slice::from_ref(name),
+        }
+    }
+}
+
+/// Grouped-query attention.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionSpec {
+    /// H.
+    pub heads: usize,
+    /// K; H is a multiple of it.
+    pub kv_heads: usize,
+    /// D.
+    pub head_dim: usize,
+    /// What makes queries, keys and values.
+    pub inputs: InputNames,
+    /// Whether that has biases.
+    pub qkv_bias: bool,
+    /// The output's linear layer.
+    pub output: &'static str,
+    /// Whether it has a bias.
+    pub o_bias: bool,
+    /// Norm of queries and keys.
+    pub qk_norm: Option<QkNorm>,
+    /// Which positions queries and keys are rotated by.
+    pub rope: LayerRope,
+    /// Multiplies q·k.
+    pub scale: f32,
+    /// Scores become cap·tanh(score/cap).
+    pub softcap: Option<f32>,
+    /// Sliding window, in keys.
+    pub window: Option<usize>,
+}
+
+/// Norm of queries and of keys.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QkNorm {
+    /// Names of the two modules inside the block.
+    pub names: [&'static str; 2],
+    /// What it is, where it is not [`DecoderSpec::norm`].
+    pub norm: Option<NormSpec>,
+    /// What is a row.
+    pub scope: QkScope,
+    /// After the rotation rather than before it.
+    pub after_rope: bool,
+}
+
+/// What a norm of queries or keys takes for a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkScope {
+    /// A head, all by one weight [D].
+    Head,
+    /// A head, each by a weight of its own: [H, D], in files as it is said here.
+    EachHead(Stored),
+    /// All heads of a token at once: a weight [H·D].
+    AllHeads,
+}
+
+impl QkNorm {
+    /// `q_norm` and `k_norm` of each head, before the rotation.
+    pub const PER_HEAD: Self = Self {
+        names: ["self_attn.q_norm", "self_attn.k_norm"],
+        norm: None,
+        scope: QkScope::Head,
+        after_rope: false,
+    };
+
+    /// The same under other names.
+    pub const fn named(names: [&'static str; 2]) -> Self {
+        Self { names, ..Self::PER_HEAD }
+    }
+}
+
+/// Which positions a layer knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerRope {
+    /// None: the order of tokens shows in the causal mask alone.
+    None,
+    /// [`DecoderSpec::rope`].
+    Global,
+    /// [`DecoderSpec::local_rope`].
+    Local,
+}
+
+/// down_proj(act(gate_proj(x)) · up_proj(x)), or down_proj(act(up_proj(x))).
+#[derive(Debug, Clone, PartialEq)]
+pub struct MlpSpec {
+    /// F.
+    pub intermediate_size: usize,
+    /// What makes gate and up, or up alone.
+    pub inputs: InputNames,
+    /// Whether there is a gate.
+    pub gated: bool,
+    /// On the gate, or on what there is without one.
+    pub activation: ActivationSpec,
+    /// The output's linear layer.
+    pub output: &'static str,
+    /// Whether the linear layers have biases.
+    pub bias: bool,
+}
+
+impl MlpSpec {
+    /// Makes it one without a gate, with these linear layers.
+    pub fn without_gate(&mut self, input: &'static [&'static str; 1], output: &'static str) {
+        (self.gated, self.inputs, self.output) = (false, InputNames::Each(input), output);
+    }
+}
+
+/// The activation of a feed-forward layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActivationSpec {
+    /// A function.
+    Fixed(Activation),
+    /// xIELU, with numbers that are trained, under the name of its module.
+    Xielu(&'static str),
+}
+
+impl LayerSpec {
+    /// The linear layers by their names inside the block, in the model's order.
+    pub fn linear_names(&self) -> impl Iterator<Item = &'static str> {
+        let (attention, mlp) = (&self.attention, &self.mlp);
+        let attention = attention.inputs.names().iter().copied().chain([attention.output]);
+        attention.chain(mlp.inputs.names().iter().copied()).chain([mlp.output])
+    }
+
+    /// Whether something happens to what a layer puts out before it is added.
+    pub fn changes_outputs(&self) -> bool {
+        let norms = [self.attention_norms, self.mlp_norms];
+        self.residual_multiplier != 1.0
+            || norms.iter().any(|norms| norms.after.is_some() || norms.of_sum.is_some())
+    }
+}
+
+impl DecoderSpec {
+    /// Makes room for rows of `length` tokens as LLaMA-Factory's `rope_scaling` does: where the model was made for
+    /// fewer, positions are scaled by the next whole factor. Returns whether anything changed.
+    pub fn enlarge(&mut self, length: usize, rule: fn(factor: f64, original: usize) -> RopeScaling) -> bool {
+        let original = self.max_position_embeddings;
+        let Some(rope) = &mut self.rope else { return false };
+        if length <= original {
+            return false;
+        }
+        rope.scaling = rule(length.div_ceil(original) as f64, original);
+        self.max_position_embeddings = length;
+        true
+    }
+}
