@@ -126,8 +126,7 @@ fn the_cache_grows_with_the_conversation() {
 fn dynamic_positions_keep_nothing_beyond_the_trained_length() {
     let dev = tiny::device();
     let mut spec = tiny::spec(16);
-    spec.rope.as_mut().unwrap().scaling =
-        RopeScaling::Dynamic { factor: 8.0, max_position_embeddings: 16 };
+    spec.rope.as_mut().unwrap().scaling = RopeScaling::Dynamic { factor: 8.0, max_position_embeddings: 16 };
     let decoder = tiny::random_decoder(&dev, &spec);
     let (ids, options) = (prompt(60), GenerationOptions::greedy(1, &[]));
     let mut generator = Generator::new(&dev, &decoder);

@@ -17,6 +17,7 @@ CASES = [
     {"name": "window", "window": 3, "softcap": None, "q_len": [6], "k_len": [6]},
     {"name": "softcap", "window": None, "softcap": 1.5, "q_len": [1, 4], "k_len": [1, 4]},
     {"name": "cache", "window": 4, "softcap": None, "q_len": [2, 1], "k_len": [6, 3]},
+    {"name": "slopes", "window": None, "softcap": None, "q_len": [4, 2], "k_len": [4, 5], "slopes": [0.5, 0.25, 0.125, 0.0625]},
 ]
 HEADS, KEY_HEADS, WIDTH, SCALE = 4, 2, 3, 0.5
 
@@ -29,6 +30,8 @@ def row(case, q, k, v, dout):
     positions, keys = (torch.arange(first, k.shape[0])[:, None], torch.arange(k.shape[0])[None])
     mask = seen(0, 0, positions, keys).expand(q.shape[0], k.shape[0])
     bias = torch.where(mask, 0.0, float("-inf")).double()[None, None]
+    if "slopes" in case:
+        bias = bias + torch.tensor(case["slopes"], dtype=torch.float64)[:, None, None] * (keys - positions)
     module = types.SimpleNamespace(num_key_value_groups=HEADS // KEY_HEADS, training=False, head_dim=WIDTH)
     batch = [x.transpose(0, 1)[None] for x in (q, k, v)]
     out, _ = eager_attention_forward(module, *batch, bias, scaling=SCALE, softcap=case["softcap"])
@@ -37,7 +40,7 @@ def row(case, q, k, v, dout):
     scores = torch.einsum("ihd,jhd->ihj", q, k.repeat_interleave(HEADS // KEY_HEADS, 1)) * SCALE
     if case["softcap"] is not None:
         scores = torch.tanh(scores / case["softcap"]) * case["softcap"]
-    lse = torch.logsumexp(scores + bias[0, 0][:, None, :], -1)
+    lse = torch.logsumexp(scores + bias[0].transpose(0, 1), -1)
     return out, lse, q.grad, k.grad, v.grad
 
 

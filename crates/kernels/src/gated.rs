@@ -124,8 +124,7 @@ fn erf(x: f32) -> f32 {
         -2.954_6e-3,
         -1.609_603_3e-2,
     ];
-    const BELOW: [f32; 5] =
-        [-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2];
+    const BELOW: [f32; 5] = [-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2];
     let (inside, sign) = (x.clamp(-4.0, 4.0), if x < 0.0 { -1.0 } else { 1.0 });
     let s = inside * inside;
     let horner = |coefficients: &[f32]| coefficients.iter().fold(0.0, |sum, c| sum * s + c);
@@ -350,8 +349,13 @@ mod tests {
             let x = f64::from(i) / 100.0;
             // erf(x) = 2Φ(√2·x) − 1, and gelu(x) = x·Φ(x).
             let root = std::f64::consts::SQRT_2 * x;
-            let truth = if i == 0 { 0.0 } else { 2.0 * reference::activation(Activation::Gelu, root) / root - 1.0 };
-            assert!((f64::from(erf(x as f32)) - truth).abs() < 4e-7, "{x}: {} and not {truth}", erf(x as f32));
+            let truth =
+                if i == 0 { 0.0 } else { 2.0 * reference::activation(Activation::Gelu, root) / root - 1.0 };
+            assert!(
+                (f64::from(erf(x as f32)) - truth).abs() < 4e-7,
+                "{x}: {} and not {truth}",
+                erf(x as f32)
+            );
         }
     }
 }

@@ -162,12 +162,7 @@ mod reference {
     }
 
     /// dx, and dp and dn.
-    pub fn backward(
-        params: XieluParams,
-        [p, n]: [f64; 2],
-        x: &[f64],
-        dy: &[f64],
-    ) -> (Vec<f64>, [f64; 2]) {
+    pub fn backward(params: XieluParams, [p, n]: [f64; 2], x: &[f64], dy: &[f64]) -> (Vec<f64>, [f64; 2]) {
         let (beta, eps) = (f64::from(params.beta), f64::from(params.eps));
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         let mut sums = [0.0; 2];

@@ -133,12 +133,14 @@ impl Normed {
     }
 }
 
-impl Attention {
-    fn params(&self) -> AttentionParams {
-        let AttentionSpec { scale, window, softcap, .. } = self.spec;
-        AttentionParams { scale, window, softcap }
+impl AttentionSpec {
+    fn params(&self) -> AttentionParams<'_> {
+        let Self { scale, window, softcap, ref alibi, .. } = *self;
+        AttentionParams { scale, window, softcap, slopes: alibi.as_deref() }
     }
+}
 
+impl Attention {
     /// Rotates queries or keys, if this layer does.
     fn rotate(&self, pass: &Pass<'_>, x: ViewMut<'_>) {
         if let Some(angles) = pass.angles(self.spec.rope) {
@@ -175,7 +177,12 @@ impl Attention {
             }
             let rows = n * normed.statistics.shape()[1];
             let statistics = in_rows_mut(normed.statistics.head_mut(n), rows);
-            norm.forward(dev, in_rows(normed.x.head(n), rows), in_rows_mut(out.head_mut(n), rows), statistics);
+            norm.forward(
+                dev,
+                in_rows(normed.x.head(n), rows),
+                in_rows_mut(out.head_mut(n), rows),
+                statistics,
+            );
             if !after_rope {
                 self.rotate(pass, out.head_mut(n));
             }
@@ -189,7 +196,7 @@ impl Attention {
         };
         let io =
             attention::Forward { q: s.q.head(n), k, v, out: s.out.head_mut(n), lse: Some(s.lse.head_mut(n)) };
-        attention::forward(dev, &self.params(), pass.rows, io);
+        attention::forward(dev, &self.spec.params(), pass.rows, io);
         self.o_proj.forward(dev, flat(s.out.head(n)), y, &mut s.o_proj, &mut scratch.linears, dropout);
     }
 
@@ -204,7 +211,7 @@ impl Attention {
         (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
     ) {
         let (n, dev, dropout) = (x.dim(0), pass.dev, pass.dropout);
-        let (s, params) = (saved, self.params());
+        let s = saved;
         let dout = flat_mut(scratch.dout.head_mut(n));
         let (out, linears) = (flat(s.out.head(n)), &mut inputs.linears);
         self.o_proj.backward(dev, out, dy, Some(dout), false, &s.o_proj, linears, dropout);
@@ -220,12 +227,11 @@ impl Attention {
             dk: scratch.dk.head_mut(n),
             dv: scratch.dv.head_mut(n),
         };
-        attention::backward(dev, &params, pass.rows, io);
+        attention::backward(dev, &self.spec.params(), pass.rows, io);
         if let Some(scale) = pass.query_scale {
             rows::scale_each(dev, scale, scratch.dq.head_mut(n));
         }
-        let queries =
-            (&mut self.q_norm, &s.q_normed, &mut scratch.dq, scratch.dq_before_norm.as_mut());
+        let queries = (&mut self.q_norm, &s.q_normed, &mut scratch.dq, scratch.dq_before_norm.as_mut());
         let keys = (&mut self.k_norm, &s.k_normed, &mut scratch.dk, scratch.dk_before_norm.as_mut());
         let rope = self.spec.rope;
         let rotate_back = |d: ViewMut<'_>| {

@@ -194,7 +194,14 @@ impl Norms {
     }
 
     /// y = of_sum(x + r·t).
-    fn sum(&self, dev: &Device, x: View<'_>, (r, t): (f32, View<'_>), y: ViewMut<'_>, saved: &mut SavedNorms) {
+    fn sum(
+        &self,
+        dev: &Device,
+        x: View<'_>,
+        (r, t): (f32, View<'_>),
+        y: ViewMut<'_>,
+        saved: &mut SavedNorms,
+    ) {
         let n = x.dim(0);
         match (&self.of_sum, &mut saved.of_sum) {
             (Some(norm), Some((sum, statistics))) => {

@@ -58,6 +58,11 @@ impl HfConfig {
         self.values.contains_key(key)
     }
 
+    /// The first of these keys that is there, or the first.
+    pub fn first_of(&self, keys: [&'static str; 2]) -> &'static str {
+        if self.get(keys[0]).is_none() && self.get(keys[1]).is_some() { keys[1] } else { keys[0] }
+    }
+
     /// Records what is wrong; [`HfConfig::finish`] reports it.
     pub fn problem(&self, text: impl Into<String>) {
         self.problems.borrow_mut().push(text.into());

@@ -148,8 +148,8 @@ impl<'a> Loading<'a> {
             self.linear(projection.out_of, [width, c], (false, Stored::Plain), rank)
         });
         // As in PEFT: training one of a tied pair whole gives the head a weight of its own, which begins as the same.
-        let separate =
-            spec.tie_word_embeddings && matches!(self.method, Method::Lora(lora) if lora.separates_head(&names));
+        let separate = spec.tie_word_embeddings
+            && matches!(self.method, Method::Lora(lora) if lora.separates_head(&names));
         let lm_head = if separate {
             Some(self.stored_as(&head, stored, &[v, width], Start::Normal))
         } else {
@@ -163,7 +163,16 @@ impl<'a> Loading<'a> {
         let spec = DecoderSpec { tie_word_embeddings: lm_head.is_none(), ..spec.clone() };
         let compute = self.compute;
         Decoder {
-            spec, compute, embed_tokens, entry, blocks, norm, project_out, lm_head, head_bias, adapters
+            spec,
+            compute,
+            embed_tokens,
+            entry,
+            blocks,
+            norm,
+            project_out,
+            lm_head,
+            head_bias,
+            adapters,
         }
     }
 

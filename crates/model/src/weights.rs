@@ -346,12 +346,7 @@ impl<'a> From<&'a Tensor> for StoredTensor<'a> {
 
 impl<'a> StoredTensor<'a> {
     /// A tensor in its own type: whole or one row, straight or with rows for columns.
-    pub(crate) fn new(
-        tensor: &'a Tensor,
-        shape: Vec<usize>,
-        row: Option<usize>,
-        transposed: bool,
-    ) -> Self {
+    pub(crate) fn new(tensor: &'a Tensor, shape: Vec<usize>, row: Option<usize>, transposed: bool) -> Self {
         Self { tensor, dtype: tensor.dtype(), shape, row, transposed }
     }
 

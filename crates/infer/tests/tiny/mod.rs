@@ -48,6 +48,7 @@ pub fn spec(longest: usize) -> DecoderSpec {
             scale: 1.0 / 8f32.sqrt(),
             softcap: None,
             window,
+            alibi: None,
         },
         attention_norms: NormNames::before("input_layernorm"),
         mlp: MlpSpec {

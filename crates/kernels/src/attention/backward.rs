@@ -8,7 +8,7 @@ use super::panels::{LANES, Widths, lane_words, row_words, step_words, transpose}
 use super::product::{Left, Right, Size, Sum, product};
 use super::scratch::{Borrowed, Disjoint, Line, Pool, take, with_tile};
 use super::simd::{Job, Simd, run};
-use super::softmax::{Block, Pairs, Statistics, cap, derivative};
+use super::softmax::{Block, Pairs, Statistics, cap, derivative, tilt};
 use super::tiling::{Heads, KEYS, Lanes, Row, Sight, key_rows};
 use super::{AttentionParams, RowOffsets, share_out};
 use crate::isa::per_isa;
@@ -25,7 +25,7 @@ const ZEROS_PER_TASK: usize = 64 * 1024;
 
 /// The arrays of a call.
 pub(super) struct Call<'a, E> {
-    pub params: &'a AttentionParams,
+    pub params: &'a AttentionParams<'a>,
     pub rows: RowOffsets<'a>,
     pub heads: Heads,
     pub q: &'a [E],
@@ -175,7 +175,7 @@ struct Scratch<'a> {
     p_pairs: &'a mut [f32],
     ds_pairs: &'a mut [f32],
     ds_by_key: &'a mut [f32],
-    /// Positions, lse and delta of the lanes.
+    /// Positions, lse, delta and slopes of the lanes.
     lanes: &'a mut [f32],
 }
 
@@ -184,7 +184,7 @@ impl<'a> Scratch<'a> {
         let block = KEYS * width.next_multiple_of(16);
         let tile = LANES * width.next_multiple_of(16);
         let square = KEYS * LANES;
-        let [keys, lanes] = [3 * BLOCKS * block, 3 * LANES];
+        let [keys, lanes] = [3 * BLOCKS * block, 4 * LANES];
         [keys, tile, tile, tile, tile, tile, square, square, square / 2, square / 2, square / 2, lanes]
     }
 
@@ -289,8 +289,12 @@ fn pack_queries<S: Simd, E: Element>(
     scratch.q_steps[used..end].fill(0.0);
     scratch.dout_steps[used..end].fill(0.0);
     let (positions, rest) = scratch.lanes.split_at_mut(LANES);
-    let (lse, delta) = rest.split_at_mut(LANES);
+    let (lse, rest) = rest.split_at_mut(LANES);
+    let (delta, slopes) = rest.split_at_mut(LANES);
     lanes.write_positions(positions);
+    if let Some(all) = call.params.slopes {
+        lanes.write_slopes(all, slopes);
+    }
     lse.fill(f32::INFINITY);
     delta.fill(0.0);
     for (lane, index) in lanes.indices().enumerate() {
@@ -315,7 +319,7 @@ struct Place {
 #[inline(always)]
 fn differentiate<S: Simd>(
     s: S,
-    params: &AttentionParams,
+    params: &AttentionParams<'_>,
     at: Place,
     widths: Widths,
     scratch: &mut Scratch<'_>,
@@ -334,12 +338,17 @@ fn differentiate<S: Simd>(
         product(s, tile, left, Right { words: right, step: LANES }, to);
     }
     let (positions, rest) = scratch.lanes.split_at(LANES);
-    let (lse, delta) = rest.split_at(LANES);
+    let (lse, rest) = rest.split_at(LANES);
+    let (delta, slopes) = rest.split_at(LANES);
     let window = params.window.map_or(f32::INFINITY, |w| w as f32);
     let block = Block { positions, start: at.start, keys, columns, masked: at.sight.masked, window };
     let mut scale = params.scale;
     if let Some(limit) = params.softcap {
         cap(s, block, scratch.scores, scale, limit);
+        scale = 1.0;
+    }
+    if params.slopes.is_some() {
+        tilt(s, block, scratch.scores, scale, slopes);
         scale = 1.0;
     }
     derivative(

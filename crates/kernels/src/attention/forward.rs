@@ -7,7 +7,7 @@ use super::panels::{LANES, Widths, lane_words, row_words, step_words, transpose}
 use super::product::{Left, Right, Size, Sum, product};
 use super::scratch::{Borrowed, Disjoint, Line, Pool, take, with_tile};
 use super::simd::{Job, Simd, prefetch, run};
-use super::softmax::{Block, LEAST, Running, cap, online};
+use super::softmax::{Block, LEAST, Running, cap, online, tilt};
 use super::tiling::{Heads, KEYS, Lanes, Row, key_rows};
 use super::{AttentionParams, RowOffsets, share_out};
 use crate::{Device, Element};
@@ -19,7 +19,7 @@ const KEYS_PER_PART: usize = 1024;
 
 /// The arrays of a call.
 pub(super) struct Call<'a, E> {
-    pub params: &'a AttentionParams,
+    pub params: &'a AttentionParams<'a>,
     pub rows: RowOffsets<'a>,
     pub heads: Heads,
     pub q: &'a [E],
@@ -132,7 +132,7 @@ struct Scratch<'a> {
     pairs: &'a mut [f32],
     shrink: &'a mut [f32],
     rows: &'a mut [f32],
-    /// For each tile: lane words of q and positions.
+    /// For each tile: lane words of q, positions and slopes.
     queries: &'a mut [f32],
     states: &'a mut [f32],
 }
@@ -141,7 +141,7 @@ impl<'a> Scratch<'a> {
     fn lens(width: usize, state: usize) -> [usize; 8] {
         let tile = LANES * width.next_multiple_of(16);
         let block = KEYS * width.next_multiple_of(16);
-        [block, block, KEYS * LANES, KEYS * LANES, LANES, tile, TILES * (tile + LANES), TILES * state]
+        [block, block, KEYS * LANES, KEYS * LANES, LANES, tile, TILES * (tile + 2 * LANES), TILES * state]
     }
 
     fn len(width: usize, state: usize) -> usize {
@@ -175,12 +175,15 @@ impl<E: Element> Job for Chunk<'_, E> {
             scratch.states = unsafe { parts.part(task.part_at, task.tiles * state_len) };
         }
         let tile = |t: usize| Lanes::tile(task.row, call.heads, task.head, task.first_lane + t * LANES);
-        let query_len = LANES * widths.padded + LANES;
+        let (words_len, query_len) = (LANES * widths.padded, LANES * (widths.padded + 2));
         for t in 0..task.tiles {
-            let (words, positions) =
-                scratch.queries[t * query_len..][..query_len].split_at_mut(query_len - LANES);
+            let (words, rest) = scratch.queries[t * query_len..][..query_len].split_at_mut(words_len);
+            let (positions, slopes) = rest.split_at_mut(LANES);
             lane_words(s, tile(t).rows(call.q), widths, scratch.rows, words);
             tile(t).write_positions(positions);
+            if let Some(all) = call.params.slopes {
+                tile(t).write_slopes(all, slopes);
+            }
             let state = State::of(&mut scratch.states[t * state_len..][..state_len]);
             state.out.fill(0.0);
             state.max.fill(LEAST);
@@ -201,8 +204,8 @@ impl<E: Element> Job for Chunk<'_, E> {
                 if sight.keys == 0 {
                     continue;
                 }
-                let (words, positions) =
-                    scratch.queries[t * query_len..][..query_len].split_at(query_len - LANES);
+                let (words, rest) = scratch.queries[t * query_len..][..query_len].split_at(words_len);
+                let (positions, slopes) = rest.split_at(LANES);
                 let block = Block {
                     positions,
                     start,
@@ -212,7 +215,7 @@ impl<E: Element> Job for Chunk<'_, E> {
                     window: call.params.window.map_or(f32::INFINITY, |w| w as f32),
                 };
                 let state = State::of(&mut scratch.states[t * state_len..][..state_len]);
-                let factors = Factors { q: words, k: scratch.k, v: scratch.v };
+                let factors = Factors { q: words, k: scratch.k, v: scratch.v, slopes };
                 let memory = (&mut *scratch.scores, &mut *scratch.pairs, &mut *scratch.shrink);
                 attend(s, call.params, block, widths, factors, memory, state);
             }
@@ -235,13 +238,15 @@ struct Factors<'a> {
     k: &'a [f32],
     /// Step words of the values.
     v: &'a [f32],
+    /// Of the queries' heads, if there are any.
+    slopes: &'a [f32],
 }
 
 /// Takes a tile through a block of keys.
 #[inline(always)]
 fn attend<S: Simd>(
     s: S,
-    params: &AttentionParams,
+    params: &AttentionParams<'_>,
     block: Block<'_>,
     widths: Widths,
     panels: Factors<'_>,
@@ -259,6 +264,10 @@ fn attend<S: Simd>(
     let mut scale = params.scale;
     if let Some(limit) = params.softcap {
         cap(s, block, scores, scale, limit);
+        scale = 1.0;
+    }
+    if params.slopes.is_some() {
+        tilt(s, block, scores, scale, panels.slopes);
         scale = 1.0;
     }
     let mut running = Running { max: state.max, sum: state.sum, shrink };

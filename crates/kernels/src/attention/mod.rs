@@ -3,12 +3,13 @@
 //! Formula, for query i of a row and head h, with the keys j that it sees and kv = h / (H/K):
 //!
 //! ```text
-//! s[j] = cap(scale · q[i,h]·k[j,kv])     p = softmax(s)
+//! s[j] = cap(scale · q[i,h]·k[j,kv]) + slope[h] · (j − i)     p = softmax(s)
 //! out[i,h] = Σ_j p[j] · v[j,kv]          lse[i,h] = ln Σ_j e^s[j]
 //! ```
 //!
-//! where cap(x) = softcap · tanh(x / softcap), or x without one. A query sees the keys of its own row at its
-//! position and before it, and with a window w only the last w of them, its own included.
+//! where cap(x) = softcap · tanh(x / softcap), or x without one, and the slopes are 0 but for ALiBi (Press et al.,
+//! 2021). A query sees the keys of its own row at its position and before it, and with a window w only the last w of
+//! them, its own included.
 //!
 //! Derivative (Dao et al., 2022), with p recomputed from lse:
 //!
@@ -56,19 +57,21 @@ const DELTAS_PER_TASK: usize = 256;
 
 /// Constants of attention. Fields to come have a neutral value in [`AttentionParams::scaled`].
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionParams {
+pub struct AttentionParams<'a> {
     /// Multiplies q·k; 1/√D in most families.
     pub scale: f32,
     /// Number of keys that a query sees at most, its own included (Hugging Face's `sliding_window`).
     pub window: Option<usize>,
     /// Scores become cap·tanh(score/cap) (Gemma 2).
     pub softcap: Option<f32>,
+    /// What a score loses for each key between query and key, one a head, [H] (ALiBi); not with a cap.
+    pub slopes: Option<&'a [f32]>,
 }
 
-impl AttentionParams {
-    /// Plain causal attention: no window, no cap.
+impl AttentionParams<'_> {
+    /// Plain causal attention: no window, no cap, no slopes.
     pub const fn scaled(scale: f32) -> Self {
-        Self { scale, window: None, softcap: None }
+        Self { scale, window: None, softcap: None, slopes: None }
     }
 }
 
@@ -126,7 +129,7 @@ pub struct Backward<'a> {
 ///
 /// # Panics
 /// If shapes, types or offsets do not fit.
-pub fn forward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io: Forward<'_>) {
+pub fn forward(dev: &Device, params: &AttentionParams<'_>, rows: RowOffsets<'_>, io: Forward<'_>) {
     let heads = checked_heads(params, rows, io.q, io.k);
     let _timed = dev.profile().op("attention", [0; 2], || {
         let pairs = visible_pairs(params, rows) * io.q.dim(1);
@@ -156,7 +159,7 @@ pub fn forward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io:
 ///
 /// # Panics
 /// If shapes, types or offsets do not fit.
-pub fn backward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io: Backward<'_>) {
+pub fn backward(dev: &Device, params: &AttentionParams<'_>, rows: RowOffsets<'_>, io: Backward<'_>) {
     let heads = checked_heads(params, rows, io.q, io.k);
     let _timed = dev.profile().op("attention backward", [0; 2], || {
         let pairs = visible_pairs(params, rows) * io.q.dim(1);
@@ -200,7 +203,7 @@ pub fn backward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io
 }
 
 /// Pairs of a query and a key that it sees.
-fn visible_pairs(params: &AttentionParams, rows: RowOffsets<'_>) -> usize {
+fn visible_pairs(params: &AttentionParams<'_>, rows: RowOffsets<'_>) -> usize {
     let window = params.window.unwrap_or(usize::MAX);
     let rows = rows.q.windows(2).zip(rows.k.windows(2));
     rows.map(|(q, k)| {
@@ -228,11 +231,16 @@ pub fn backward_scratch_bytes(heads: [usize; 3], rows: usize, queries: usize, ke
 }
 
 /// Heads of q [Nq, H, D] and k [Nk, K, D], after a look at what every call must fulfil.
-fn checked_heads(params: &AttentionParams, rows: RowOffsets<'_>, q: View<'_>, k: View<'_>) -> Heads {
+fn checked_heads(params: &AttentionParams<'_>, rows: RowOffsets<'_>, q: View<'_>, k: View<'_>) -> Heads {
     let heads = Heads { query: q.dim(1), key: k.dim(1), width: q.dim(2) };
     assert_eq!(heads.width, k.dim(2), "attention: width of q and k");
     assert!(heads.key > 0 && heads.query.is_multiple_of(heads.key), "attention: {heads:?}");
     assert!(params.window != Some(0), "attention: a window holds at least the query's own key");
+    assert!(
+        params.slopes.is_none_or(|slopes| slopes.len() == heads.query),
+        "attention: a slope for each head"
+    );
+    assert!(params.slopes.is_none() || params.softcap.is_none(), "attention: slopes or a cap");
     assert_eq!(rows.q.len(), rows.k.len(), "attention: rows of q and k");
     for (offsets, tokens) in [(rows.q, q.dim(0)), (rows.k, k.dim(0))] {
         assert_eq!(offsets.first(), Some(&0), "attention: offsets begin at 0");

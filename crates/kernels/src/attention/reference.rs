@@ -49,12 +49,13 @@ pub(crate) struct Inputs<'a, T> {
     pub v: &'a [T],
 }
 
-/// For each query and head: its index in [Nq, H], and the indices in [Nk, K] of the keys that it sees.
-fn for_each_query(
-    params: &AttentionParams,
+/// For each query and head: its index in [Nq, H], and of the keys that it sees the indices in [Nk, K] and what their
+/// places add to the scores.
+fn for_each_query<T: Real>(
+    params: &AttentionParams<'_>,
     rows: RowOffsets<'_>,
     heads: Heads,
-    mut f: impl FnMut(usize, &mut dyn Iterator<Item = usize>),
+    mut f: impl FnMut(usize, &mut dyn Iterator<Item = (usize, T)>),
 ) {
     let group = heads.query / heads.key;
     for (q, k) in rows.q.windows(2).zip(rows.k.windows(2)) {
@@ -65,7 +66,9 @@ fn for_each_query(
             let window = params.window.unwrap_or(usize::MAX);
             let first = k_start.max((position + 1).saturating_sub(window));
             for h in 0..heads.query {
-                let mut keys = (first..=position).map(|j| j * heads.key + h / group);
+                let slope = T::from_f32(params.slopes.map_or(0.0, |slopes| slopes[h]));
+                let bias = |j: usize| -(slope * T::from_f32((position - j) as f32));
+                let mut keys = (first..=position).map(|j| (j * heads.key + h / group, bias(j)));
                 f(i * heads.query + h, &mut keys);
             }
         }
@@ -77,7 +80,7 @@ fn dot<T: Real>(a: &[T], b: &[T]) -> T {
 }
 
 /// The score after scale and cap, and its derivative by the product q·k.
-fn score<T: Real>(params: &AttentionParams, product: T) -> (T, T) {
+fn score<T: Real>(params: &AttentionParams<'_>, product: T) -> (T, T) {
     let scale = T::from_f32(params.scale);
     match params.softcap {
         None => (product * scale, scale),
@@ -91,7 +94,7 @@ fn score<T: Real>(params: &AttentionParams, product: T) -> (T, T) {
 
 /// `(out [Nq, H, D], lse [Nq, H])`.
 pub(crate) fn forward<T: Real>(
-    params: &AttentionParams,
+    params: &AttentionParams<'_>,
     rows: RowOffsets<'_>,
     heads: Heads,
     x: &Inputs<'_, T>,
@@ -102,7 +105,7 @@ pub(crate) fn forward<T: Real>(
     let mut lse = vec![T::default(); x.q.len() / d.max(1)];
     for_each_query(params, rows, heads, |i, keys| {
         let scores: Vec<(usize, T)> =
-            keys.map(|j| (j, score(params, dot(&x.q[at(i)], &x.k[at(j)])).0)).collect();
+            keys.map(|(j, bias)| (j, score(params, dot(&x.q[at(i)], &x.k[at(j)])).0 + bias)).collect();
         let max = scores.iter().fold(scores[0].1, |max, (_, s)| if *s > max { *s } else { max });
         let sum = scores.iter().fold(T::default(), |sum, (_, s)| sum + (*s - max).exp());
         lse[i] = max + sum.ln();
@@ -118,7 +121,7 @@ pub(crate) fn forward<T: Real>(
 
 /// `(dq, dk, dv)`.
 pub(crate) fn backward<T: Real>(
-    params: &AttentionParams,
+    params: &AttentionParams<'_>,
     rows: RowOffsets<'_>,
     heads: Heads,
     x: &Inputs<'_, T>,
@@ -132,9 +135,9 @@ pub(crate) fn backward<T: Real>(
     let mut dv = vec![T::default(); x.v.len()];
     for_each_query(params, rows, heads, |i, keys| {
         let delta = dot(&dout[at(i)], &out[at(i)]);
-        for j in keys {
+        for (j, bias) in keys {
             let (s, ds_by_product) = score(params, dot(&x.q[at(i)], &x.k[at(j)]));
-            let p = (s - lse[i]).exp();
+            let p = (s + bias - lse[i]).exp();
             let dp = dot(&dout[at(i)], &x.v[at(j)]);
             let ds = p * (dp - delta) * ds_by_product;
             for e in 0..d {

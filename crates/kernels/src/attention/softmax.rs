@@ -36,6 +36,20 @@ pub(super) fn cap<S: Simd>(s: S, block: Block<'_>, scores: &mut [f32], scale: f3
     }
 }
 
+/// Scores become score · scale − slope · distance, `slopes` being those of the lanes.
+#[inline(always)]
+pub(super) fn tilt<S: Simd>(s: S, block: Block<'_>, scores: &mut [f32], scale: f32, slopes: &[f32]) {
+    for (j, row) in scores.chunks_exact_mut(LANES).take(block.keys).enumerate() {
+        let key = s.splat((block.start + j) as f32);
+        for at in (0..block.columns).step_by(S::WIDTH) {
+            let before = s.sub(key, s.load(&block.positions[at..]));
+            let bias = s.mul(s.load(&slopes[at..]), before);
+            let x = &mut row[at..];
+            s.store(s.mul_add(s.load(x), s.splat(scale), bias), x);
+        }
+    }
+}
+
 /// tanh x = (1 − e)/(1 + e) with e = 2^(−2x·log₂ e), and Taylor's polynomial where that cancels.
 #[inline(always)]
 fn tanh<S: Simd>(s: S, x: S::V) -> S::V {

@@ -12,15 +12,18 @@ use crate::{CpuOptions, DType, Isa, Tensor};
 struct Case<'a> {
     rows: &'a [(u32, u32)],
     heads: [usize; 3],
-    params: AttentionParams,
+    params: AttentionParams<'a>,
 }
 
-const PLAIN: AttentionParams = AttentionParams::scaled(0.3);
-const WINDOW: AttentionParams = AttentionParams { window: Some(70), ..PLAIN };
-const SOFTCAP: AttentionParams = AttentionParams { softcap: Some(1.25), ..PLAIN };
+const PLAIN: AttentionParams<'_> = AttentionParams::scaled(0.3);
+const WINDOW: AttentionParams<'_> = AttentionParams { window: Some(70), ..PLAIN };
+const SOFTCAP: AttentionParams<'_> = AttentionParams { softcap: Some(1.25), ..PLAIN };
+const SLOPES: AttentionParams<'_> =
+    AttentionParams { slopes: Some(&[0.5, 0.25, 0.125, 0.0625, 0.7, 0.35]), ..PLAIN };
+const STEEP: AttentionParams<'_> = AttentionParams { slopes: Some(&[0.3, 1.5, 0.1, 1e-3]), ..WINDOW };
 
 /// Shapes around the edges of tiles, blocks and vectors.
-const CASES: [Case<'_>; 10] = [
+const CASES: [Case<'_>; 12] = [
     Case { rows: &[(1, 1)], heads: [1, 1, 1], params: PLAIN },
     Case { rows: &[(3, 3), (1, 1), (0, 0), (9, 9)], heads: [2, 1, 5], params: PLAIN },
     Case { rows: &[(64, 64), (65, 65)], heads: [1, 1, 64], params: PLAIN },
@@ -31,6 +34,8 @@ const CASES: [Case<'_>; 10] = [
     Case { rows: &[(5, 150), (1, 70)], heads: [4, 2, 8], params: WINDOW },
     Case { rows: &[(1, 2500), (2, 1100)], heads: [4, 2, 16], params: PLAIN },
     Case { rows: &[(130, 300)], heads: [2, 2, 128], params: SOFTCAP },
+    Case { rows: &[(131, 131), (40, 40)], heads: [6, 2, 16], params: SLOPES },
+    Case { rows: &[(5, 150), (1, 2500)], heads: [4, 4, 8], params: STEEP },
 ];
 
 struct Offsets {
@@ -72,7 +77,7 @@ impl Case<'_> {
 /// out, lse, dq, dk, dv on a device.
 fn compute(
     dev: &Device,
-    params: &AttentionParams,
+    params: &AttentionParams<'_>,
     rows: RowOffsets<'_>,
     inputs: &[Tensor; 4],
 ) -> [Tensor; 5] {
@@ -120,9 +125,12 @@ fn bits(tensor: &Tensor) -> &[u8] {
     tensor.view().bytes()
 }
 
+const SLOPES_OF_FOUR: AttentionParams<'_> =
+    AttentionParams { slopes: Some(&[0.5, 0.25, 0.125, 0.0625]), ..PLAIN };
+
 #[test]
 fn gradcheck_of_the_reference() {
-    for params in [PLAIN, AttentionParams { window: Some(2), ..SOFTCAP }] {
+    for params in [PLAIN, AttentionParams { window: Some(2), ..SOFTCAP }, SLOPES_OF_FOUR] {
         let case = Case { rows: &[(3, 3), (2, 4)], heads: [4, 2, 3], params };
         let offsets = Offsets::of(case.rows);
         let (rows, heads) = (offsets.rows(), case.heads());
@@ -148,7 +156,10 @@ fn matches_torch() {
         let number = |name: &str| case[name].as_u64().unwrap() as usize;
         let rows: Vec<(u32, u32)> =
             values("q_len").iter().zip(values("k_len")).map(|(q, k)| (*q as u32, k as u32)).collect();
+        let slopes: Option<Vec<f32>> =
+            case["slopes"].as_array().map(|all| all.iter().map(|s| s.as_f64().unwrap() as f32).collect());
         let params = AttentionParams {
+            slopes: slopes.as_deref(),
             scale: case["scale"].as_f64().unwrap() as f32,
             window: case["window"].as_u64().map(|w| w as usize),
             softcap: case["softcap"].as_f64().map(|c| c as f32),

@@ -127,8 +127,17 @@ impl Lanes {
         rest.fill(self.row.position(self.heads, self.first + self.len - 1) as f32);
     }
 
+    /// Writes the slopes of the lanes' heads; what is beyond them gets 0.
+    #[inline(always)]
+    pub fn write_slopes(self, slopes: &[f32], to: &mut [f32]) {
+        to.fill(0.0);
+        for (to, index) in to.iter_mut().zip(self.indices()) {
+            *to = slopes[index % self.heads.query];
+        }
+    }
+
     /// What these lanes see of the `len` keys from `start` on.
-    pub fn sight(self, params: &AttentionParams, start: usize, len: usize) -> Sight {
+    pub fn sight(self, params: &AttentionParams<'_>, start: usize, len: usize) -> Sight {
         let first = self.row.position(self.heads, self.first);
         let last = self.row.position(self.heads, self.first + self.len - 1);
         let window = params.window.unwrap_or(usize::MAX);

@@ -2,7 +2,7 @@
 
 use super::llama;
 use crate::hf_config::HfConfig;
-use crate::spec::{ActivationSpec, DecoderSpec, NormNames, QkNorm};
+use crate::spec::{DecoderSpec, NormNames, QkNorm};
 
 pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
     let mut spec = llama::spec(config);
@@ -11,7 +11,6 @@ pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
         layer.mlp_norms = NormNames::before("feedforward_layernorm");
         layer.attention.qk_norm = Some(QkNorm::PER_HEAD);
         layer.mlp.without_gate(&["mlp.up_proj"], "mlp.down_proj");
-        layer.mlp.activation = ActivationSpec::Xielu("mlp.act_fn");
     }
     spec
 }

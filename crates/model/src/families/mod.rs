@@ -2,13 +2,18 @@
 
 mod apertus;
 mod arcee;
+mod bloom;
 mod cohere;
 mod cwm;
 mod ernie4_5;
 mod exaone4;
+mod falcon;
 mod gemma;
 mod glm;
+mod gpt2;
+mod gpt_bigcode;
 mod gpt_neox;
+mod gptj;
 mod granite;
 mod helium;
 mod hunyuan_v1_dense;
@@ -16,10 +21,12 @@ mod jais2;
 mod llama;
 mod ministral;
 mod mistral;
+mod mpt;
 mod nanochat;
 mod nemotron;
 mod olmo;
 mod olmo2;
+mod opt;
 mod persimmon;
 mod phi;
 mod phi3;
@@ -50,17 +57,22 @@ type ReadSpec = fn(&HfConfig) -> DecoderSpec;
 const FAMILIES: &[(&str, ReadSpec)] = &[
     ("apertus", apertus::spec),
     ("arcee", arcee::spec),
+    ("bloom", bloom::spec),
     ("cohere", cohere::cohere),
     ("cohere2", cohere::cohere2),
     ("cwm", cwm::spec),
     ("ernie4_5", ernie4_5::spec),
     ("exaone4", exaone4::spec),
+    ("falcon", falcon::spec),
     ("gemma", gemma::gemma),
     ("gemma2", gemma::gemma2),
     ("gemma3_text", gemma::gemma3),
     ("glm", glm::glm),
     ("glm4", glm::glm4),
+    ("gpt2", gpt2::spec),
+    ("gpt_bigcode", gpt_bigcode::spec),
     ("gpt_neox", gpt_neox::spec),
+    ("gptj", gptj::spec),
     ("granite", granite::spec),
     ("helium", helium::spec),
     ("hunyuan_v1_dense", hunyuan_v1_dense::spec),
@@ -69,11 +81,13 @@ const FAMILIES: &[(&str, ReadSpec)] = &[
     ("ministral", ministral::spec),
     ("ministral3", ministral::ministral3),
     ("mistral", mistral::spec),
+    ("mpt", mpt::spec),
     ("nanochat", nanochat::spec),
     ("nemotron", nemotron::spec),
     ("olmo", olmo::spec),
     ("olmo2", olmo2::spec),
     ("olmo3", olmo2::olmo3),
+    ("opt", opt::spec),
     ("persimmon", persimmon::spec),
     ("phi", phi::spec),
     ("phi3", phi3::spec),
@@ -117,7 +131,11 @@ pub fn read_spec(folder: &Path) -> Result<DecoderSpec, ModelError> {
 /// The Llama shape: RMS norms before the layers, rotary positions, grouped-query attention, gated feed-forward
 /// layers, no biases. Families begin with it and change what differs.
 fn llama_shaped(config: &HfConfig) -> DecoderSpec {
-    shaped(config, &Keys::LLAMA)
+    let mut spec = shaped(config, &Keys::LLAMA);
+    let head_dim = spec.layers.first().map_or(2, |layer| layer.attention.head_dim);
+    spec.rope = Some(config.rope(head_dim, 10_000.0));
+    spec.layers.iter_mut().for_each(|layer| layer.attention.rope = LayerRope::Global);
+    spec
 }
 
 /// Under which keys a file has the sizes of a model.
@@ -162,7 +180,7 @@ impl Keys {
     };
 }
 
-/// The Llama shape with its sizes under other keys.
+/// The Llama shape with its sizes under other keys, and without positions.
 fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
     let (hidden_size, heads) = (config.size(keys.hidden_size), config.size(keys.heads));
     let head_dim = config.size_or("head_dim", hidden_size / heads.max(1));
@@ -180,17 +198,18 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
             output: "self_attn.o_proj",
             o_bias: false,
             qk_norm: None,
-            rope: LayerRope::Global,
+            rope: LayerRope::None,
             scale: 1.0 / (head_dim as f32).sqrt(),
             softcap: None,
             window: None,
+            alibi: None,
         },
         attention_norms: NormNames::before("input_layernorm"),
         mlp: MlpSpec {
             intermediate_size,
             inputs: InputNames::GATE_UP,
             gated: true,
-            activation: ActivationSpec::Fixed(activation(config, keys.activation)),
+            activation: activation(config, keys.activation),
             output: "mlp.down_proj",
             bias: false,
         },
@@ -206,7 +225,7 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
         names: ModuleNames::LLAMA,
         linear_weights: Stored::Plain,
         norm: NormSpec::rms(config.number_or(keys.eps.0, keys.eps.1) as f32),
-        rope: Some(config.rope(head_dim, 10_000.0)),
+        rope: None,
         local_rope: None,
         query_growth: None,
         positions: None,
@@ -223,12 +242,15 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
 }
 
 /// The activation under a key, with the name that it has where the key is missing.
-fn activation(config: &HfConfig, (key, default): (&str, &str)) -> Activation {
-    let name = config.word("hidden_activation").or_else(|| config.word(key));
-    name.unwrap_or(default).parse().unwrap_or_else(|reason: String| {
+fn activation(config: &HfConfig, (key, default): (&str, &str)) -> ActivationSpec {
+    let name = config.word("hidden_activation").or_else(|| config.word(key)).unwrap_or(default);
+    if name == "xielu" {
+        return ActivationSpec::Xielu("mlp.act_fn");
+    }
+    ActivationSpec::Fixed(name.parse().unwrap_or_else(|reason: String| {
         config.problem(reason);
         Activation::Silu
-    })
+    }))
 }
 
 /// Says that a key with this value would change what is computed.
@@ -255,14 +277,23 @@ const GATE_UP_PROJ: InputNames = InputNames::Fused { name: "mlp.gate_up_proj", g
 /// Feed-forward layers without a gate.
 fn set_mlp(
     spec: &mut DecoderSpec,
-    activation: Activation,
+    activation: ActivationSpec,
     input: &'static [&'static str; 1],
     output: &'static str,
 ) {
     for layer in &mut spec.layers {
         layer.mlp.without_gate(input, output);
-        layer.mlp.activation = ActivationSpec::Fixed(activation);
+        layer.mlp.activation = activation;
     }
+}
+
+/// ALiBi's slopes for so many heads: powers of 2^(−8/n), and where n is no power of two, those of the next smaller one
+/// followed by every second one of the next larger.
+fn alibi_slopes(heads: usize) -> Vec<f32> {
+    let whole = 1 << heads.max(1).ilog2();
+    let slope = |heads: usize, power: usize| (-8.0 * power as f64 / heads as f64).exp2() as f32;
+    let more = (1..).step_by(2).map(|power| slope(2 * whole, power));
+    (1..=whole).map(|power| slope(whole, power)).chain(more).take(heads).collect()
 }
 
 /// Both layers of a block read its input through attention's norm.
@@ -315,6 +346,11 @@ fn check(config: &HfConfig, spec: &DecoderSpec) {
     else {
         return;
     };
+    let gated_xielu =
+        |layer: &LayerSpec| layer.mlp.gated && !matches!(layer.mlp.activation, ActivationSpec::Fixed(_));
+    if spec.layers.iter().any(gated_xielu) {
+        config.problem("xielu with a gate is not supported");
+    }
     if heads % kv_heads != 0 {
         config.problem(format!("{heads} attention heads are no multiple of {kv_heads} key/value heads"));
     }

@@ -273,6 +273,8 @@ pub struct AttentionSpec {
     pub softcap: Option<f32>,
     /// Sliding window, in keys.
     pub window: Option<usize>,
+    /// What a score loses for each key between query and key, one a head (ALiBi: Press et al., 2021).
+    pub alibi: Option<Vec<f32>>,
 }
 
 /// Norm of queries and of keys.

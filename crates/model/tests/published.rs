@@ -1,0 +1,127 @@
+//! What a model and an adapter are in files: the tensors of every family, written and read again, by their published
+//! names.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use sft_kernels::{CpuOptions, DType, Device};
+use sft_model::adapter::{self, PeftAdapter};
+use sft_model::loading::{self, Source};
+use sft_model::method::{LoraOptions, Method};
+use sft_model::saving::{self, SaveOptions};
+use sft_model::weights::WeightFiles;
+use sft_model::{Decoder, families};
+
+mod small;
+
+fn device() -> Device {
+    Device::cpu(CpuOptions { threads: Some(1), isa: None }).unwrap()
+}
+
+/// A folder with a small model of these keys.
+fn folder(keys: Value) -> tempfile::TempDir {
+    let folder = small::folder(keys);
+    let spec = families::read_spec(folder.path()).unwrap();
+    let source = Source::Random { seed: 5 };
+    let decoder = loading::load(&device(), &spec, &source, &Method::Inference, DType::F32, 0).unwrap();
+    let options = SaveOptions { dtype: None, shard_bytes: SaveOptions::GB };
+    saving::save(&decoder, folder.path(), folder.path(), options).unwrap();
+    folder
+}
+
+/// Name, shape and bytes of every tensor in a model's folder.
+fn tensors(folder: &std::path::Path) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
+    let files = WeightFiles::open_model(folder).unwrap();
+    let tensor = |name: &str| {
+        let shape = files.shape(name).unwrap().to_vec();
+        let bytes = files.tensor(name, &shape).unwrap().view().bytes().to_vec();
+        (name.to_owned(), (shape, bytes))
+    };
+    files.names().into_iter().map(tensor).collect()
+}
+
+#[test]
+fn a_model_that_is_read_and_written_again_has_the_same_tensors() {
+    let options = SaveOptions { dtype: None, shard_bytes: SaveOptions::GB };
+    for family in families::supported() {
+        let (before, after) = (folder(small::keys(family)), tempfile::tempdir().unwrap());
+        let decoder = Decoder::read(&device(), before.path(), &Method::Full, DType::F32, 0).unwrap();
+        saving::save(&decoder, before.path(), after.path(), options).unwrap();
+        assert!(tensors(before.path()) == tensors(after.path()), "{family}");
+    }
+}
+
+#[test]
+fn weights_lie_in_files_as_their_family_publishes_them() {
+    let shape = |keys: Value, name: &str| {
+        let found = tensors(folder(keys).path());
+        found.get(name).unwrap_or_else(|| panic!("{name} is not among {:?}", found.keys())).0.clone()
+    };
+    let fused = |family: &str, name: &str| shape(small::keys(family), name);
+    // [in, out] in one family, [out, in] in all others; heads are 4 of width 4, of keys and values 2.
+    assert_eq!(fused("gpt2", "transformer.h.3.attn.c_attn.weight"), [16, 48]);
+    assert_eq!(fused("gpt_bigcode", "transformer.h.3.attn.c_attn.weight"), [24, 16]);
+    assert_eq!(fused("phi3", "model.layers.0.self_attn.qkv_proj.weight"), [32, 16]);
+    assert_eq!(fused("phi3", "model.layers.0.mlp.gate_up_proj.weight"), [40, 16]);
+    assert_eq!(fused("gpt_neox", "gpt_neox.layers.0.attention.query_key_value.bias"), [48]);
+    assert_eq!(fused("opt", "model.decoder.embed_positions.weight"), [66, 16]);
+    assert_eq!(fused("bloom", "transformer.word_embeddings_layernorm.bias"), [16]);
+    let heads = json!({"model_type": "stablelm", "qk_layernorm": true});
+    assert_eq!(shape(heads.clone(), "model.layers.0.self_attn.q_layernorm.norms.3.weight"), [4]);
+    assert_eq!(shape(heads, "model.layers.0.self_attn.k_layernorm.norms.1.weight"), [4]);
+    let heads = json!({"model_type": "cohere", "use_qk_norm": true});
+    assert_eq!(shape(heads, "model.layers.0.self_attn.k_norm.weight"), [2, 4]);
+    let narrow = json!({"model_type": "opt", "word_embed_proj_dim": 8, "do_layer_norm_before": false});
+    assert_eq!(shape(narrow, "model.decoder.project_out.weight"), [8, 16]);
+}
+
+#[test]
+fn the_body_of_a_model_alone_leaves_out_its_own_name() {
+    let whole = folder(small::keys("gpt2"));
+    let files = WeightFiles::open_model(whole.path()).unwrap();
+    let tensor = |name: &str| files.tensor(name, files.shape(name).unwrap()).unwrap();
+    let tensors: Vec<_> = files.names().into_iter().map(|name| (name.to_owned(), tensor(name))).collect();
+    let body = small::folder(small::keys("gpt2"));
+    let named: Vec<_> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.strip_prefix("transformer.").unwrap().to_owned(), tensor.into()))
+        .collect();
+    sft_model::weights::write_model(body.path(), &named, None, SaveOptions::GB).unwrap();
+    let read = |path| Decoder::read(&device(), path, &Method::Inference, DType::F32, 0).unwrap();
+    let (whole, body) = (read(whole.path()), read(body.path()));
+    for (a, b) in whole.base_parameters().into_iter().zip(body.base_parameters()) {
+        assert_eq!((a.name(), a.value().bytes()), (b.name(), b.value().bytes()));
+    }
+}
+
+#[test]
+fn an_adapter_sits_on_the_modules_that_the_file_has() {
+    let options = LoraOptions {
+        rank: 2,
+        alpha: 4.0,
+        dropout: 0.0,
+        targets: Vec::new(),
+        use_rslora: false,
+        modules_to_save: Vec::new(),
+    };
+    for (family, targets, transposed) in [
+        ("gpt2", json!(["c_attn", "c_proj", "c_fc"]), true),
+        ("phi3", json!(["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]), false),
+        ("gpt_neox", json!(["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]), false),
+        ("mpt", json!(["Wqkv", "out_proj", "up_proj", "down_proj"]), false),
+    ] {
+        let (base, out) = (folder(small::keys(family)), tempfile::tempdir().unwrap());
+        let method = Method::Lora(options.clone());
+        let decoder = Decoder::read(&device(), base.path(), &method, DType::F32, 0).unwrap();
+        adapter::write(&decoder, &options, "", out.path()).unwrap();
+        let text = std::fs::read_to_string(out.path().join("adapter_config.json")).unwrap();
+        let config: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&config["target_modules"], &config["fan_in_fan_out"]), (&targets, &json!(transposed)));
+        let mut again = Decoder::read(&device(), base.path(), &Method::Inference, DType::F32, 0).unwrap();
+        let read = PeftAdapter::read(out.path()).unwrap().attach(&device(), &mut again, true).unwrap();
+        assert_eq!(
+            read.targets,
+            targets.as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect::<Vec<_>>()
+        );
+    }
+}

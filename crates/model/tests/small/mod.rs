@@ -1,0 +1,32 @@
+//! Configurations of small models: 4 layers of width 16, 4 heads of width 4 with 2 of keys and values, F = 20.
+
+#![allow(dead_code, reason = "not every test file needs all of it")]
+
+use serde_json::{Value, json};
+
+/// The keys of a family that say more than the common ones.
+pub fn keys(family: &str) -> Value {
+    match family {
+        // Smooth activations, but for the families that have another.
+        "arcee" => json!({"model_type": family, "hidden_act": "relu2"}),
+        "apertus" => json!({"model_type": family, "hidden_act": "xielu"}),
+        _ => json!({"model_type": family}),
+    }
+}
+
+/// A folder with a `config.json` that has these keys besides the common ones, which are those of all families.
+pub fn folder(keys: Value) -> tempfile::TempDir {
+    let mut config = json!({
+        "vocab_size": 24, "initializer_range": 0.3, "init_std": 0.3, "sliding_window": 3, "hidden_act": "silu",
+        "final_logit_softcapping": 3.0, "activation_function": "gelu_new",
+        "hidden_size": 16, "n_embd": 16, "d_model": 16,
+        "intermediate_size": 20, "n_inner": 20, "ffn_dim": 20, "ffn_hidden_size": 20,
+        "num_hidden_layers": 4, "n_layer": 4, "n_layers": 4,
+        "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "n_positions": 64, "rotary_dim": 2,
+    });
+    config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    folder
+}
