@@ -258,7 +258,10 @@ struct EndOfRow {
 fn longest_row(spec: &DecoderSpec) -> usize {
     let max = spec.max_position_embeddings;
     let scaled = match spec.rope.as_ref().map(|rope| &rope.scaling) {
-        None | Some(RopeScaling::Default | RopeScaling::LongRope { .. }) => max as f64,
+        None
+        | Some(RopeScaling::Default | RopeScaling::LongRope { .. } | RopeScaling::Proportional { .. }) => {
+            max as f64
+        }
         Some(RopeScaling::Linear { factor }) => max as f64 * factor,
         Some(RopeScaling::Dynamic { factor, max_position_embeddings }) => {
             *max_position_embeddings as f64 * factor

@@ -1,6 +1,6 @@
 //! Splitting the output of one product into several tensors, and joining them again (stages 9 and 11 of the walk).
 //!
-//! > split: y_p[r] = columns of x[r] that belong to part p, join: x[r] = y₀[r] ‖ y₁[r] ‖ …
+//! > split: y_p[r] = columns of x[r] that belong to part p, join: x[r] = y₀[r] ‖ y₁[r] ‖ …, take and put: one part alone
 //!
 //! x is [R, Σ widths], part p is [R, width of p]. Each is the other's inverse and its derivative. A fused projection
 //! of N tokens whose parts repeat G times in its output, as queries, keys and values do once for each key/value head,
@@ -54,6 +54,30 @@ pub fn join<const P: usize>(dev: &Device, parts: [View<'_>; P], mut x: ViewMut<'
     });
 }
 
+/// The columns of `x` from the `first` on, as many as `part` has.
+///
+/// # Panics
+/// If shapes or types do not fit.
+pub fn take(dev: &Device, x: View<'_>, first: usize, part: ViewMut<'_>) {
+    let _timed = dev.pass("take columns", 2 * part.as_view().bytes().len());
+    let (columns, width) = (x.dim(1), part.dim(1));
+    assert_eq!(x.dim(0), part.dim(0), "columns: rows of a part");
+    assert!(first + width <= columns, "columns: {width} from {first} on of {columns}");
+    with_dtype!(x.dtype(), E => copy::<E>(dev, (x.as_slice(), first, columns), (part.as_mut_slice(), 0, width), width));
+}
+
+/// Writes `part` over the columns of `x` from the `first` on.
+///
+/// # Panics
+/// If shapes or types do not fit.
+pub fn put(dev: &Device, part: View<'_>, x: ViewMut<'_>, first: usize) {
+    let _timed = dev.pass("put columns", 2 * part.bytes().len());
+    let (columns, width) = (x.dim(1), part.dim(1));
+    assert_eq!(x.dim(0), part.dim(0), "columns: rows of a part");
+    assert!(first + width <= columns, "columns: {width} from {first} on of {columns}");
+    with_dtype!(part.dtype(), E => copy::<E>(dev, (part.as_slice(), 0, width), (x.as_mut_slice(), first, columns), width));
+}
+
 /// Width of each part of a matrix [rows, columns].
 fn widths<const P: usize>(rows: usize, columns: usize, parts: [View<'_>; P]) -> [usize; P] {
     parts.iter().for_each(|part| assert_eq!(part.dim(0), rows, "columns: rows of a part"));
@@ -69,7 +93,7 @@ fn copy<E: Element>(
     (to, to_first, to_len): (&mut [E], usize, usize),
     width: usize,
 ) {
-    if width == 0 {
+    if width == 0 || from.is_empty() {
         return;
     }
     let rows = (ELEMENTS_PER_TASK / width).max(1);
@@ -125,6 +149,21 @@ mod tests {
             );
             assert_eq!(q.to_f32_vec(), [1., 2., 3., 4., 5., 6., 10., 11.]);
             assert_eq!(k.to_f32_vec(), [9., 8., 7., 12.]);
+        }
+    }
+
+    #[test]
+    fn columns_that_are_taken_can_be_put_back() {
+        for dev in devices() {
+            let x = Random::new(4).tensor(DType::F32, &[70, 9]);
+            let mut part = Tensor::zeros(DType::F32, &[70, 4]);
+            take(&dev, x.view(), 3, part.view_mut());
+            assert_eq!(to_f64(&part), super::tests::part(&to_f64(&x), 9, 3..7));
+            let mut again = x.to_dtype(DType::F32);
+            put(&dev, part.view(), again.view_mut(), 0);
+            put(&dev, part.view(), again.view_mut(), 3);
+            take(&dev, again.view(), 4, part.view_mut());
+            assert_eq!(to_f64(&part), super::tests::part(&to_f64(&x), 9, 4..8));
         }
     }
 

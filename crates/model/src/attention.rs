@@ -1,13 +1,13 @@
 //! The attention layer of a block (stages 9 and 11 of the walk).
 //!
 //! > q, k, v = projections of x; q, k normalised (some families) and rotated, or the other way round; q scaled by its
-//! > position (some families); y = o_proj(attention(q, k, v))
+//! > position, v normalised (few families); y = o_proj(attention(q, k, v))
 //!
 //! Saved for backward: q and k as attention saw them, v, its output and lse; before their norms q and k too.
 
 use sft_kernels::attention::{self, AttentionParams};
 use sft_kernels::rope;
-use sft_kernels::{DType, Tensor, View, ViewMut, rows};
+use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows};
 
 use crate::arena::Arena;
 use crate::cache::LayerCache;
@@ -16,7 +16,7 @@ use crate::linear::{self, Linear};
 use crate::method::LayerAdapters;
 use crate::norm::Norm;
 use crate::pass::Pass;
-use crate::spec::{AttentionSpec, NormSpec, QkScope};
+use crate::spec::{AttentionSpec, DecoderSpec, NormSpec, QkScope};
 
 /// An attention layer.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub struct Attention {
     pub q_norm: Option<Norm>,
     /// Norm of keys.
     pub k_norm: Option<Norm>,
+    /// Norm of the values of each head.
+    pub v_norm: Option<Norm>,
     /// Its sizes.
     pub spec: AttentionSpec,
 }
@@ -43,6 +45,7 @@ pub struct Saved {
     lse: Tensor,
     q_normed: Option<Normed>,
     k_normed: Option<Normed>,
+    v_normed: Option<Normed>,
     qkv: inputs::Saved,
     o_proj: linear::Saved,
 }
@@ -68,23 +71,25 @@ impl Saved {
         let mut heads = |heads: usize| arena.tensor(dtype, &[tokens, heads, d]);
         let (q, key, v, out) = (heads(h), heads(k), heads(k), heads(h));
         let lse = arena.tensor(DType::F32, &[tokens, h]);
-        let mut normed = |heads: usize| {
+        let mut normed = |rows: usize, heads: usize, values: usize| Normed {
+            x: arena.tensor(dtype, &[tokens, heads, d]),
+            statistics: arena.tensor(DType::F32, &[tokens, rows, values]),
+        };
+        let v_normed = spec.v_norm.then(|| normed(k, k, norm.kind.statistics()));
+        let mut qk_normed = |heads: usize| {
             let qk_norm = spec.qk_norm?;
             let rows = if qk_norm.scope == QkScope::AllHeads { 1 } else { heads };
-            let values = qk_norm.norm.unwrap_or(norm).kind.statistics();
-            Some(Normed {
-                x: arena.tensor(dtype, &[tokens, heads, d]),
-                statistics: arena.tensor(DType::F32, &[tokens, rows, values]),
-            })
+            Some(normed(rows, heads, qk_norm.norm.unwrap_or(norm).kind.statistics()))
         };
-        let (q_normed, k_normed) = (normed(h), normed(k));
+        let (q_normed, k_normed) = (qk_normed(h), qk_normed(k));
         let qkv = inputs::Saved::new(arena, dtype, tokens, spec.inputs, adapters);
         let o_proj = linear::Saved::new(arena, dtype, tokens, adapters.rank_of(spec.output));
-        Self { q, k: key, v, out, lse, q_normed, k_normed, qkv, o_proj }
+        Self { q, k: key, v, out, lse, q_normed, k_normed, v_normed, qkv, o_proj }
     }
 }
 
-/// Workspace that all attention layers share: gradients of q, k and v, before and after their norms.
+/// Workspace that all attention layers share, each taking what it needs: gradients of q, k and v, before and after
+/// their norms.
 #[derive(Debug)]
 pub struct Scratch {
     dout: Tensor,
@@ -93,24 +98,42 @@ pub struct Scratch {
     dv: Tensor,
     dq_before_norm: Option<Tensor>,
     dk_before_norm: Option<Tensor>,
+    dv_before_norm: Option<Tensor>,
     delta: Tensor,
 }
 
 impl Scratch {
     /// Room for `tokens` tokens of the widest layer.
-    pub fn new(arena: &mut Arena, dtype: DType, tokens: usize, spec: &AttentionSpec) -> Self {
-        let AttentionSpec { heads: h, kv_heads: k, head_dim: d, qk_norm, .. } = *spec;
-        let mut heads = |heads: usize| arena.tensor(dtype, &[tokens, heads, d]);
+    pub fn new(arena: &mut Arena, dtype: DType, tokens: usize, spec: &DecoderSpec) -> Self {
+        let widest = |width: fn(&AttentionSpec) -> usize| {
+            tokens * spec.layers.iter().map(|layer| width(&layer.attention)).max().unwrap_or(0)
+        };
+        let any = |has: fn(&AttentionSpec) -> bool| spec.layers.iter().any(|layer| has(&layer.attention));
+        let (q, k) = (widest(|a| a.heads * a.head_dim), widest(|a| a.kv_heads * a.head_dim));
+        let qk_norm = any(|a| a.qk_norm.is_some());
+        let delta = arena.tensor(DType::F32, &[widest(|a| a.heads)]);
+        let mut buffer = |len: usize| arena.tensor(dtype, &[len]);
         Self {
-            dout: heads(h),
-            dq: heads(h),
-            dk: heads(k),
-            dv: heads(k),
-            dq_before_norm: qk_norm.map(|_| heads(h)),
-            dk_before_norm: qk_norm.map(|_| heads(k)),
-            delta: arena.tensor(DType::F32, &[tokens, h]),
+            dout: buffer(q),
+            dq: buffer(q),
+            dk: buffer(k),
+            dv: buffer(k),
+            dq_before_norm: qk_norm.then(|| buffer(q)),
+            dk_before_norm: qk_norm.then(|| buffer(k)),
+            dv_before_norm: any(|a| a.v_norm).then(|| buffer(k)),
+            delta,
         }
     }
+}
+
+/// The first elements of a flat buffer in this shape.
+fn shaped(buffer: &Tensor, shape: [usize; 3]) -> View<'_> {
+    buffer.head(shape.iter().product()).reshape(&shape)
+}
+
+/// The same, to write.
+fn shaped_mut(buffer: &mut Tensor, shape: [usize; 3]) -> ViewMut<'_> {
+    buffer.head_mut(shape.iter().product()).reshape(&shape)
 }
 
 /// [N, heads, D] as [N, heads·D].
@@ -125,6 +148,21 @@ fn flat_mut(x: ViewMut<'_>) -> ViewMut<'_> {
 }
 
 impl Normed {
+    /// Normalises its input into `out` [N, heads, D].
+    fn forward(&mut self, dev: &Device, norm: &Norm, out: ViewMut<'_>) {
+        let n = out.dim(0);
+        let rows = n * self.statistics.shape()[1];
+        let statistics = in_rows_mut(self.statistics.head_mut(n), rows);
+        norm.forward(dev, in_rows(self.x.head(n), rows), in_rows_mut(out, rows), statistics);
+    }
+
+    /// The gradient of its input in `to` from that of its output, both [N, heads, D].
+    fn backward(&self, dev: &Device, norm: &mut Norm, d: View<'_>, to: ViewMut<'_>) {
+        let (x, statistics) = self.saved(d.dim(0));
+        let rows = x.dim(0);
+        norm.backward_over(dev, (x, statistics), in_rows(d, rows), in_rows_mut(to, rows));
+    }
+
     /// The norm's input for `n` tokens, and its statistics: rows as wide as a weight.
     fn saved(&self, n: usize) -> (View<'_>, View<'_>) {
         let statistics = self.statistics.head(n);
@@ -162,7 +200,8 @@ impl Attention {
         let s = saved;
         let q = s.q_normed.as_mut().map_or(&mut s.q, |normed| &mut normed.x);
         let k = s.k_normed.as_mut().map_or(&mut s.k, |normed| &mut normed.x);
-        let outputs = [q.head_mut(n), k.head_mut(n), s.v.head_mut(n)];
+        let v = s.v_normed.as_mut().map_or(&mut s.v, |normed| &mut normed.x);
+        let outputs = [q.head_mut(n), k.head_mut(n), v.head_mut(n)];
         self.qkv.forward(pass, x, outputs, &mut s.qkv, scratch);
         let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
         let queries = (&self.q_norm, &mut s.q, &mut s.q_normed);
@@ -175,17 +214,13 @@ impl Attention {
             if after_rope {
                 self.rotate(pass, normed.x.head_mut(n));
             }
-            let rows = n * normed.statistics.shape()[1];
-            let statistics = in_rows_mut(normed.statistics.head_mut(n), rows);
-            norm.forward(
-                dev,
-                in_rows(normed.x.head(n), rows),
-                in_rows_mut(out.head_mut(n), rows),
-                statistics,
-            );
+            normed.forward(dev, norm, out.head_mut(n));
             if !after_rope {
                 self.rotate(pass, out.head_mut(n));
             }
+        }
+        if let (Some(norm), Some(normed)) = (&self.v_norm, &mut s.v_normed) {
+            normed.forward(dev, norm, s.v.head_mut(n));
         }
         if let Some(scale) = pass.query_scale {
             rows::scale_each(dev, scale, s.q.head_mut(n));
@@ -212,7 +247,9 @@ impl Attention {
     ) {
         let (n, dev, dropout) = (x.dim(0), pass.dev, pass.dropout);
         let s = saved;
-        let dout = flat_mut(scratch.dout.head_mut(n));
+        let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
+        let (of_q, of_k) = ([n, heads, head_dim], [n, kv_heads, head_dim]);
+        let dout = flat_mut(shaped_mut(&mut scratch.dout, of_q));
         let (out, linears) = (flat(s.out.head(n)), &mut inputs.linears);
         self.o_proj.backward(dev, out, dy, Some(dout), false, &s.o_proj, linears, dropout);
         let io = attention::Backward {
@@ -220,43 +257,63 @@ impl Attention {
             k: s.k.head(n),
             v: s.v.head(n),
             out: s.out.head(n),
-            dout: scratch.dout.head(n),
+            dout: shaped(&scratch.dout, of_q),
             lse: s.lse.head(n),
-            delta: scratch.delta.head_mut(n),
-            dq: scratch.dq.head_mut(n),
-            dk: scratch.dk.head_mut(n),
-            dv: scratch.dv.head_mut(n),
+            delta: scratch.delta.head_mut(n * heads).reshape(&[n, heads]),
+            dq: shaped_mut(&mut scratch.dq, of_q),
+            dk: shaped_mut(&mut scratch.dk, of_k),
+            dv: shaped_mut(&mut scratch.dv, of_k),
         };
         attention::backward(dev, &self.spec.params(), pass.rows, io);
+        let gradients = self.before_norms(pass, n, s, scratch);
+        self.qkv.backward(pass, x, gradients, dx, &s.qkv, inputs);
+    }
+
+    /// From the gradients of what attention saw to those of the projections' outputs.
+    fn before_norms<'a>(
+        &mut self,
+        pass: &Pass<'_>,
+        n: usize,
+        s: &Saved,
+        scratch: &'a mut Scratch,
+    ) -> [View<'a>; 3] {
+        let (dev, rope) = (pass.dev, self.spec.rope);
+        let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
+        let (of_q, of_k) = ([n, heads, head_dim], [n, kv_heads, head_dim]);
         if let Some(scale) = pass.query_scale {
-            rows::scale_each(dev, scale, scratch.dq.head_mut(n));
+            rows::scale_each(dev, scale, shaped_mut(&mut scratch.dq, of_q));
         }
-        let queries = (&mut self.q_norm, &s.q_normed, &mut scratch.dq, scratch.dq_before_norm.as_mut());
-        let keys = (&mut self.k_norm, &s.k_normed, &mut scratch.dk, scratch.dk_before_norm.as_mut());
-        let rope = self.spec.rope;
+        let before = [&mut scratch.dq_before_norm, &mut scratch.dk_before_norm];
+        let [dq_before, dk_before] = before.map(Option::as_mut);
+        let queries = (of_q, &mut self.q_norm, &s.q_normed, &mut scratch.dq, dq_before);
+        let keys = (of_k, &mut self.k_norm, &s.k_normed, &mut scratch.dk, dk_before);
         let rotate_back = |d: ViewMut<'_>| {
             if let Some(angles) = pass.angles(rope) {
                 rope::backward(dev, d, angles.cos, angles.sin, angles.style);
             }
         };
         let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
-        let [dq, dk] = [queries, keys].map(|(norm, normed, d, before)| {
+        let [dq, dk] = [queries, keys].map(|(shape, norm, normed, d, before)| {
             let (Some(norm), Some(normed), Some(before)) = (norm, normed, before) else {
-                rotate_back(d.head_mut(n));
-                return d.head(n);
+                rotate_back(shaped_mut(d, shape));
+                return shaped(d, shape);
             };
             if !after_rope {
-                rotate_back(d.head_mut(n));
+                rotate_back(shaped_mut(d, shape));
             }
-            let (x, statistics) = normed.saved(n);
-            let rows = x.dim(0);
-            let (dy, to) = (in_rows(d.head(n), rows), in_rows_mut(before.head_mut(n), rows));
-            norm.backward_over(dev, (x, statistics), dy, to);
+            normed.backward(dev, norm, shaped(d, shape), shaped_mut(before, shape));
             if after_rope {
-                rotate_back(before.head_mut(n));
+                rotate_back(shaped_mut(before, shape));
             }
-            before.head(n)
+            shaped(before, shape)
         });
-        self.qkv.backward(pass, x, [dq, dk, scratch.dv.head(n)], dx, &s.qkv, inputs);
+        let dv = shaped(&scratch.dv, of_k);
+        match (&mut self.v_norm, &s.v_normed, &mut scratch.dv_before_norm) {
+            (Some(norm), Some(normed), Some(before)) => {
+                normed.backward(dev, norm, dv, shaped_mut(before, of_k));
+                [dq, dk, shaped(before, of_k)]
+            }
+            _ => [dq, dk, dv],
+        }
     }
 }

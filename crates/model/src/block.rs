@@ -5,6 +5,8 @@
 //! before, after and of_sum are norms, or nothing; r is 1 in most families. In parallel blocks mlp reads before(x)
 //! instead, by a norm of its own or by attention's. Saved for backward: m, what the two layers saved, and what goes
 //! into `after` and `of_sum`; the outputs of `before` are computed again from x and m.
+//!
+//! Few families end a block with a layer that takes in [`crate::per_layer`], and multiply y by a number.
 
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows};
 
@@ -16,9 +18,11 @@ use crate::linear::{self, Linear};
 use crate::method::{Adapters, LayerAdapters};
 use crate::mlp::{self, Mlp};
 use crate::norm::Norm;
+use crate::norms::{Norms, SavedNorms};
 use crate::parameter::Parameter;
 use crate::pass::Pass;
-use crate::spec::{DecoderSpec, InputNames, LayerSpec, NormNames, NormSpec};
+use crate::per_layer::{self, PerLayer};
+use crate::spec::{DecoderSpec, InputNames, LayerSpec};
 
 /// A block.
 #[derive(Debug)]
@@ -33,19 +37,12 @@ pub struct Block {
     pub mlp: Mlp,
     /// Whether both layers read x.
     pub parallel: bool,
+    /// At the end of the block.
+    pub per_layer: Option<PerLayer>,
+    /// Multiplies what the block puts out, [1]; never trained.
+    pub output_scalar: Option<Parameter>,
     /// r.
     pub residual_multiplier: f32,
-}
-
-/// The norms around a layer, [C] each.
-#[derive(Debug)]
-pub struct Norms {
-    /// Of its input.
-    pub before: Option<Norm>,
-    /// Of its output.
-    pub after: Option<Norm>,
-    /// Of the sum of the two.
-    pub of_sum: Option<Norm>,
 }
 
 /// What forward leaves for backward.
@@ -57,33 +54,7 @@ pub struct Saved {
     m: Option<Tensor>,
     mlp_norms: SavedNorms,
     mlp: mlp::Saved,
-}
-
-/// What the norms around a layer leave for backward.
-#[derive(Debug)]
-struct SavedNorms {
-    /// Statistics of the norm before the layer.
-    before: Option<Tensor>,
-    /// The layer's output, and statistics of the norm after it.
-    after: Option<(Tensor, Tensor)>,
-    /// The sum, and statistics of its norm.
-    of_sum: Option<(Tensor, Tensor)>,
-}
-
-impl SavedNorms {
-    fn new(
-        arena: &mut Arena,
-        dtype: DType,
-        (tokens, hidden): (usize, usize),
-        names: NormNames,
-        norm: NormSpec,
-    ) -> Self {
-        let statistics = [tokens, norm.kind.statistics()];
-        let before = names.before.map(|_| arena.tensor(DType::F32, &statistics));
-        let mut with_input =
-            |_| (arena.tensor(dtype, &[tokens, hidden]), arena.tensor(DType::F32, &statistics));
-        Self { before, after: names.after.map(&mut with_input), of_sum: names.of_sum.map(&mut with_input) }
-    }
+    per_layer: Option<per_layer::Saved>,
 }
 
 impl Saved {
@@ -103,6 +74,9 @@ impl Saved {
             m: (!spec.parallel).then(|| arena.tensor(dtype, &[tokens, hidden])),
             mlp_norms: SavedNorms::new(arena, dtype, shape, spec.mlp_norms, norm),
             mlp: mlp::Saved::new(arena, dtype, tokens, &spec.mlp, adapters),
+            per_layer: spec
+                .per_layer
+                .map(|layer| per_layer::Saved::new(arena, dtype, tokens, (model, layer), adapters)),
         }
     }
 }
@@ -119,6 +93,7 @@ pub struct Scratch {
     /// Of parallel blocks: m, then the gradient of attention's input, [N, C].
     parallel: Option<Tensor>,
     inputs: inputs::Scratch,
+    pub(crate) per_layer: Option<per_layer::Inputs>,
     mlp: mlp::Scratch,
     attention: attention::Scratch,
 }
@@ -134,8 +109,8 @@ impl Scratch {
     ) -> Self {
         let (c, first) = (spec.hidden_size, &spec.layers[0]);
         let widest = spec.layers.iter().map(|l| l.mlp.intermediate_size).max().unwrap_or(0);
-        let attention = &first.attention;
-        let inputs = widest.max(c).max(attention.heads * attention.head_dim);
+        let attention = spec.layers.iter().map(|l| l.attention.heads * l.attention.head_dim).max();
+        let inputs = widest.max(c).max(attention.unwrap_or(0));
         let changes_outputs = spec.layers.iter().any(LayerSpec::changes_outputs);
         let parallel = spec.layers.iter().any(|layer| layer.parallel);
         let (rank, dropout) = (adapters.largest_rank(), adapters.has_dropout());
@@ -147,7 +122,8 @@ impl Scratch {
             parallel: parallel.then(|| arena.tensor(dtype, &[tokens, c])),
             inputs: inputs::Scratch::new(arena, dtype, tokens, widest_fused(spec), linears),
             mlp: mlp::Scratch::new(arena, dtype, tokens, widest, first.mlp.activation),
-            attention: attention::Scratch::new(arena, dtype, backward_tokens, attention),
+            per_layer: per_layer::Inputs::new(arena, dtype, tokens, spec, adapters),
+            attention: attention::Scratch::new(arena, dtype, backward_tokens, spec),
         }
     }
 }
@@ -162,122 +138,13 @@ fn widest_fused(spec: &DecoderSpec) -> Option<usize> {
     widths.filter(|(names, _)| matches!(names, InputNames::Fused { .. })).map(|(_, width)| width).max()
 }
 
-impl Norms {
-    /// The layer's input: before(x) in `h`, or x itself.
-    fn input<'a>(&self, dev: &Device, x: View<'a>, h: &'a mut Tensor, saved: &mut SavedNorms) -> View<'a> {
-        let n = x.dim(0);
-        match (&self.before, &mut saved.before) {
-            (Some(norm), Some(statistics)) => {
-                norm.forward(dev, x, h.head_mut(n), statistics.head_mut(n));
-                h.head(n)
-            }
-            _ => x,
-        }
-    }
-
-    /// Runs `layer`, which writes its output; leaves after(output) in `t`.
-    fn output(
-        &self,
-        dev: &Device,
-        t: &mut Tensor,
-        n: usize,
-        saved: &mut SavedNorms,
-        layer: impl FnOnce(ViewMut<'_>),
-    ) {
-        match (&self.after, &mut saved.after) {
-            (Some(norm), Some((output, statistics))) => {
-                layer(output.head_mut(n));
-                norm.forward(dev, output.head(n), t.head_mut(n), statistics.head_mut(n));
-            }
-            _ => layer(t.head_mut(n)),
-        }
-    }
-
-    /// y = of_sum(x + r·t).
-    fn sum(
-        &self,
-        dev: &Device,
-        x: View<'_>,
-        (r, t): (f32, View<'_>),
-        y: ViewMut<'_>,
-        saved: &mut SavedNorms,
-    ) {
-        let n = x.dim(0);
-        match (&self.of_sum, &mut saved.of_sum) {
-            (Some(norm), Some((sum, statistics))) => {
-                rows::sum(dev, x, (r, t), sum.head_mut(n));
-                norm.forward(dev, sum.head(n), y, statistics.head_mut(n));
-            }
-            _ => rows::sum(dev, x, (r, t), y),
-        }
-    }
-
-    /// Turns the gradient of of_sum(sum) in `d` into that of the sum.
-    fn sum_gradient(&mut self, dev: &Device, mut d: ViewMut<'_>, t: &mut Tensor, saved: &SavedNorms) {
-        let n = d.dim(0);
-        if let (Some(norm), Some((sum, statistics))) = (&mut self.of_sum, &saved.of_sum) {
-            norm.backward_over(dev, (sum.head(n), statistics.head(n)), d.as_view(), t.head_mut(n));
-            d.reborrow().copy_from(t.head(n));
-        }
-    }
-
-    /// The gradient of the layer's output from that of the sum, `dy`: in `dout`, or `dy` itself.
-    fn output_gradient<'a>(
-        &mut self,
-        dev: &Device,
-        dy: View<'a>,
-        residual_multiplier: f32,
-        dout: &'a mut Option<Tensor>,
-        saved: &SavedNorms,
-    ) -> View<'a> {
-        let n = dy.dim(0);
-        match (&mut self.after, &saved.after, dout) {
-            (Some(norm), Some((output, statistics)), Some(dout)) => {
-                norm.backward_over(dev, (output.head(n), statistics.head(n)), dy, dout.head_mut(n));
-                dout.head(n)
-            }
-            (_, _, Some(dout)) if residual_multiplier != 1.0 => {
-                rows::scale(dev, dy, residual_multiplier, dout.head_mut(n));
-                dout.head(n)
-            }
-            _ => dy,
-        }
-    }
-
-    /// Adds to the gradient `d` of the sum's other part that of x through the layer, whose input has gradient `dh`.
-    fn input_gradient(
-        &mut self,
-        dev: &Device,
-        x: View<'_>,
-        dh: View<'_>,
-        d: Option<ViewMut<'_>>,
-        saved: &SavedNorms,
-    ) {
-        match (&mut self.before, &saved.before, d) {
-            (Some(norm), Some(statistics), d) => norm.backward(dev, (x, statistics.head(x.dim(0))), dh, d),
-            (_, _, Some(d)) => rows::add(dev, dh, d),
-            _ => {}
-        }
-    }
-
-    fn parameters(&self) -> impl Iterator<Item = &Parameter> {
-        let norms = self.before.iter().chain(&self.after).chain(&self.of_sum);
-        norms.flat_map(Norm::parameters)
-    }
-
-    fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
-        let norms = self.before.iter_mut().chain(&mut self.after).chain(&mut self.of_sum);
-        norms.flat_map(Norm::parameters_mut)
-    }
-}
-
 impl Block {
     /// y [N, C] from x [N, C].
     pub fn forward(
         &self,
         pass: &Pass<'_>,
         x: View<'_>,
-        y: ViewMut<'_>,
+        mut y: ViewMut<'_>,
         saved: &mut Saved,
         scratch: &mut Scratch,
         cache: Option<&mut LayerCache>,
@@ -300,7 +167,28 @@ impl Block {
         self.mlp_norms.output(dev, &mut w.t, n, &mut s.mlp_norms, |out| {
             self.mlp.forward(pass, h, out, &mut s.mlp, (&mut w.mlp, &mut w.inputs));
         });
-        self.mlp_norms.sum(dev, m, (r, w.t.head(n)), y, &mut s.mlp_norms);
+        self.mlp_norms.sum(dev, m, (r, w.t.head(n)), y.reborrow(), &mut s.mlp_norms);
+        if let (Some(layer), Some(saved), Some(p)) = (&self.per_layer, &mut s.per_layer, &w.per_layer) {
+            layer.forward(pass, y.reborrow(), &mut w.t, saved, (p, &mut w.inputs.linears));
+        }
+        self.scale_output(dev, y, &mut w.t);
+    }
+
+    /// Multiplies the block's output, or the gradient of it.
+    fn scale_output(&self, dev: &Device, y: ViewMut<'_>, t: &mut Tensor) {
+        let Some(scalar) = &self.output_scalar else { return };
+        let n = y.dim(0);
+        rows::scale(dev, y.as_view(), scalar.value().to_f32_vec()[0], t.head_mut(n));
+        y.copy_from(t.head(n));
+    }
+
+    /// From the gradient of y in `d` to that of the sum before the last layer.
+    fn backward_end(&mut self, pass: &Pass<'_>, mut d: ViewMut<'_>, s: &mut Saved, w: &mut Scratch) {
+        self.scale_output(pass.dev, d.reborrow(), &mut w.t);
+        if let (Some(layer), Some(saved), Some(p)) = (&mut self.per_layer, &mut s.per_layer, &mut w.per_layer)
+        {
+            layer.backward(pass, d, &mut w.t, saved, (p, &mut w.inputs.linears));
+        }
     }
 
     /// Turns the gradient of y in `d` into that of x. Below the first trained layer no one asks for it: with
@@ -314,6 +202,7 @@ impl Block {
         saved: &mut Saved,
         scratch: &mut Scratch,
     ) {
+        self.backward_end(pass, d.reborrow(), saved, scratch);
         if self.parallel {
             return self.backward_parallel(pass, x, d, needs_dx, saved, scratch);
         }
@@ -385,7 +274,8 @@ impl Block {
         let Attention { qkv, o_proj, spec, .. } = &mut self.self_attn;
         let Mlp { gate_up, down_proj, output, .. } = &mut self.mlp;
         let attention = qkv.iter_mut().chain([(spec.output, o_proj)]);
-        attention.chain(gate_up.iter_mut()).chain([(*output, down_proj)])
+        let per_layer = self.per_layer.iter_mut().flat_map(PerLayer::linears_mut);
+        attention.chain(gate_up.iter_mut()).chain([(*output, down_proj)]).chain(per_layer)
     }
 
     /// Every linear layer with its name inside the block.
@@ -393,7 +283,8 @@ impl Block {
         let Attention { qkv, o_proj, spec, .. } = &self.self_attn;
         let Mlp { gate_up, down_proj, output, .. } = &self.mlp;
         let attention = qkv.iter().chain([(spec.output, o_proj)]);
-        attention.chain(gate_up.iter()).chain([(*output, down_proj)])
+        let per_layer = self.per_layer.iter().flat_map(PerLayer::linears);
+        attention.chain(gate_up.iter()).chain([(*output, down_proj)]).chain(per_layer)
     }
 
     /// Every weight but the adapters', in the order of [`Block::parameters_mut`].
@@ -404,6 +295,8 @@ impl Block {
         all.extend(self.linears().flat_map(|(_, linear)| linear.base_parameters()));
         all.extend(self.mlp.activation.parameters());
         all.extend(self.mlp_norms.parameters());
+        all.extend(self.per_layer.iter().flat_map(|layer| layer.norm.parameters()));
+        all.extend(&self.output_scalar);
         all
     }
 
@@ -417,8 +310,15 @@ impl Block {
         for linear in attention.chain(&mut gate_up.linears).chain([down_proj]) {
             all.extend(linear.parameters_mut());
         }
+        let per_layer =
+            self.per_layer.as_mut().map(|layer| (&mut layer.gate, &mut layer.output, &mut layer.norm));
+        let (per_layer, per_layer_norm) =
+            per_layer.map_or((None, None), |(gate, output, norm)| (Some([gate, output]), Some(norm)));
+        all.extend(per_layer.into_iter().flatten().flat_map(Linear::parameters_mut));
         all.extend(activation.parameters_mut());
         all.extend(self.mlp_norms.parameters_mut());
+        all.extend(per_layer_norm.into_iter().flat_map(Norm::parameters_mut));
+        all.extend(&mut self.output_scalar);
         all
     }
 }

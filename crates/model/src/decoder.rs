@@ -165,8 +165,8 @@ impl Decoder {
             block.backward(&pass, x.head(n), d.head_mut(n), needs_dx, saved, scratch);
         }
         if entry_is_trained {
-            let (d, scratch) = work.entry_gradient();
-            entry.backward(&pass, embed_tokens, batch.input_ids, d.head_mut(n), scratch);
+            let (h, d, scratch) = work.entry_gradient();
+            entry.backward(&pass, embed_tokens, batch.input_ids, (h.head(n), d.head_mut(n)), scratch);
         }
         work.give_rotary(rotary);
         Ok(sums)
@@ -280,13 +280,13 @@ impl Decoder {
     /// Every linear layer but the head.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let blocks = self.blocks.iter().flat_map(|block| block.linears().map(|(_, linear)| linear));
-        blocks.chain(&self.entry.project_in).chain(&self.project_out)
+        blocks.chain(self.entry.linears()).chain(&self.project_out)
     }
 
     /// Every linear layer but the head, in the same order.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let blocks = self.blocks.iter_mut().flat_map(|block| block.linears_mut().map(|(_, linear)| linear));
-        blocks.chain(&mut self.entry.project_in).chain(&mut self.project_out)
+        blocks.chain(self.entry.linears_mut()).chain(&mut self.project_out)
     }
 }
 

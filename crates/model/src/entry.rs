@@ -13,6 +13,7 @@ use crate::method::Adapters;
 use crate::norm::Norm;
 use crate::parameter::Parameter;
 use crate::pass::Pass;
+use crate::per_layer::{self, PerLayerInputs};
 use crate::spec::{DecoderSpec, PositionsSpec};
 
 /// What stands between the embedding and the first block.
@@ -26,6 +27,8 @@ pub struct Entry {
     pub positions: Option<Positions>,
     /// Of the sum.
     pub norm: Option<Norm>,
+    /// What makes inputs of their own for all blocks, from h₀.
+    pub per_layer: Option<PerLayerInputs>,
 }
 
 /// Learned positions.
@@ -111,7 +114,7 @@ impl Entry {
         embedding: &Parameter,
         (ids, position_ids): (&[u32], &[u32]),
         mut h: ViewMut<'_>,
-        scratch: &mut Scratch,
+        (scratch, per_layer): (&mut Scratch, Option<&mut per_layer::Inputs>),
     ) {
         let (n, dev, s) = (ids.len(), pass.dev, scratch);
         let mut sum = match &mut s.normed {
@@ -133,20 +136,26 @@ impl Entry {
             rows::add(dev, t.head(n), sum);
         }
         if let (Some(norm), Some((x, statistics))) = (&self.norm, &mut s.normed) {
-            norm.forward(dev, x.head(n), h, statistics.head_mut(n));
+            norm.forward(dev, x.head(n), h.reborrow(), statistics.head_mut(n));
+        }
+        if let (Some(layer), Some(inputs)) = (&self.per_layer, per_layer) {
+            layer.forward(pass, ids, h.as_view(), inputs);
         }
     }
 
-    /// Adds to the gradients of what is trained, `d` [N, C] being that of h₀, which is used up.
+    /// Adds to the gradients of what is trained, `d` [N, C] being that of h₀ in `h`, which is used up.
     pub fn backward(
         &mut self,
         pass: &Pass<'_>,
         embedding: &mut Parameter,
         ids: &[u32],
-        mut d: ViewMut<'_>,
-        scratch: &mut Scratch,
+        (h, mut d): (View<'_>, ViewMut<'_>),
+        (scratch, per_layer): (&mut Scratch, Option<&mut per_layer::Inputs>),
     ) {
         let (n, dev, s) = (ids.len(), pass.dev, scratch);
+        if let (Some(layer), Some(inputs)) = (&mut self.per_layer, per_layer) {
+            layer.backward(pass, ids, h, d.reborrow(), inputs);
+        }
         if let (Some(norm), Some((x, statistics)), Some(t)) = (&mut self.norm, &s.normed, &mut s.t) {
             norm.backward_over(dev, (x.head(n), statistics.head(n)), d.as_view(), t.head_mut(n));
             d.reborrow().copy_from(t.head(n));
@@ -166,11 +175,22 @@ impl Entry {
         embedding.accumulate(|_, dw| rows::scatter_add(dev, d, ids, self.multiplier, dw));
     }
 
+    /// Its linear layers.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.project_in.iter().chain(self.per_layer.iter().map(|layer| &layer.projection))
+    }
+
+    /// Its linear layers.
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.project_in.iter_mut().chain(self.per_layer.iter_mut().map(|layer| &mut layer.projection))
+    }
+
     /// Its weights but the adapter's, in the order of [`Entry::parameters_mut`].
     pub fn base_parameters(&self) -> Vec<&Parameter> {
         let mut all: Vec<&Parameter> = self.project_in.iter().flat_map(Linear::base_parameters).collect();
         all.extend(self.positions.iter().map(|positions| &positions.weight));
         all.extend(self.norm.iter().flat_map(Norm::parameters));
+        all.extend(self.per_layer.iter().flat_map(PerLayerInputs::base_parameters));
         all
     }
 
@@ -180,6 +200,7 @@ impl Entry {
             self.project_in.iter_mut().flat_map(Linear::parameters_mut).collect();
         all.extend(self.positions.iter_mut().map(|positions| &mut positions.weight));
         all.extend(self.norm.iter_mut().flat_map(Norm::parameters_mut));
+        all.extend(self.per_layer.iter_mut().flat_map(PerLayerInputs::parameters_mut));
         all
     }
 }

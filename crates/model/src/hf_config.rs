@@ -200,44 +200,20 @@ impl HfConfig {
             "default" => RopeScaling::Default,
             "linear" => RopeScaling::Linear { factor: need("factor") },
             "dynamic" => RopeScaling::Dynamic { factor: need("factor"), max_position_embeddings: max },
-            "yarn" => {
-                let factor = number("factor").unwrap_or_else(|| max as f64 / original() as f64);
-                let scale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
-                let inferred = match (number("mscale"), number("mscale_all_dim")) {
-                    (Some(m), Some(all)) if m != 0.0 && all != 0.0 => scale(m) / scale(all),
-                    _ => scale(1.0),
+            "yarn" => yarn(nested, original(), max),
+            "proportional" => {
+                let (pairs, factor) = ((head_dim as f64 * partial / 2.0) as usize, number("factor"));
+                let scaling = RopeScaling::Proportional { pairs, factor: factor.unwrap_or(1.0) };
+                return RopeSpec {
+                    theta,
+                    rotary_dim: head_dim,
+                    style: RopeStyle::Half,
+                    reversed: false,
+                    scaling,
                 };
-                RopeScaling::Yarn {
-                    factor,
-                    original_max_position_embeddings: original(),
-                    beta_fast: number("beta_fast").unwrap_or(32.0),
-                    beta_slow: number("beta_slow").unwrap_or(1.0),
-                    attention_factor: number("attention_factor").unwrap_or(inferred),
-                    truncate: nested.get("truncate").and_then(Value::as_bool).unwrap_or(true),
-                }
             }
             // Phi-3 called it `su` first.
-            "longrope" | "su" => {
-                let original = original();
-                let factors = |key: &str| {
-                    let list = nested.get(key).and_then(Value::as_array).into_iter().flatten();
-                    let list: Vec<f64> = list.filter_map(Value::as_f64).collect();
-                    if list.len() != rotary_dim / 2 {
-                        let (found, pairs) = (list.len(), rotary_dim / 2);
-                        self.problem(format!("`{key}` has {found} numbers for {pairs} pairs of dimensions"));
-                    }
-                    list
-                };
-                let factor = number("factor").unwrap_or_else(|| max as f64 / original as f64);
-                let inferred = (1.0 + factor.ln() / (original as f64).ln()).sqrt();
-                let inferred = if factor <= 1.0 { 1.0 } else { inferred };
-                RopeScaling::LongRope {
-                    short_factor: factors("short_factor"),
-                    long_factor: factors("long_factor"),
-                    original_max_position_embeddings: original,
-                    attention_factor: number("attention_factor").unwrap_or(inferred),
-                }
-            }
+            "longrope" | "su" => self.longrope(nested, rotary_dim / 2, (original(), max)),
             "llama3" => RopeScaling::Llama3 {
                 factor: need("factor"),
                 low_freq_factor: need("low_freq_factor"),
@@ -254,6 +230,32 @@ impl HfConfig {
         RopeSpec { theta, rotary_dim, style: RopeStyle::Half, reversed: false, scaling }
     }
 
+    /// LongRoPE with factors for so many pairs of dimensions.
+    fn longrope(
+        &self,
+        nested: &Map<String, Value>,
+        pairs: usize,
+        (original, max): (usize, usize),
+    ) -> RopeScaling {
+        let factors = |key: &str| {
+            let list = nested.get(key).and_then(Value::as_array).into_iter().flatten();
+            let list: Vec<f64> = list.filter_map(Value::as_f64).collect();
+            if list.len() != pairs {
+                self.problem(format!("`{key}` has {} numbers for {pairs} pairs of dimensions", list.len()));
+            }
+            list
+        };
+        let number = |key: &str| nested.get(key).and_then(Value::as_f64);
+        let factor = number("factor").unwrap_or_else(|| max as f64 / original as f64);
+        let inferred = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
+        RopeScaling::LongRope {
+            short_factor: factors("short_factor"),
+            long_factor: factors("long_factor"),
+            original_max_position_embeddings: original,
+            attention_factor: number("attention_factor").unwrap_or(inferred),
+        }
+    }
+
     /// The result, unless something was wrong.
     ///
     /// # Errors
@@ -265,5 +267,24 @@ impl HfConfig {
         } else {
             Err(ModelError::Config { path: self.path.clone(), problems })
         }
+    }
+}
+
+/// YaRN for models first trained for `original` tokens and now made for `max`.
+fn yarn(nested: &Map<String, Value>, original: usize, max: usize) -> RopeScaling {
+    let number = |key: &str| nested.get(key).and_then(Value::as_f64);
+    let factor = number("factor").unwrap_or_else(|| max as f64 / original as f64);
+    let scale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let inferred = match (number("mscale"), number("mscale_all_dim")) {
+        (Some(m), Some(all)) if m != 0.0 && all != 0.0 => scale(m) / scale(all),
+        _ => scale(1.0),
+    };
+    RopeScaling::Yarn {
+        factor,
+        original_max_position_embeddings: original,
+        beta_fast: number("beta_fast").unwrap_or(32.0),
+        beta_slow: number("beta_slow").unwrap_or(1.0),
+        attention_factor: number("attention_factor").unwrap_or(inferred),
+        truncate: nested.get("truncate").and_then(Value::as_bool).unwrap_or(true),
     }
 }

@@ -6,7 +6,7 @@ use sft_kernels::{DType, Device, Tensor, random};
 
 use crate::ModelError;
 use crate::attention::Attention;
-use crate::block::{Block, Norms};
+use crate::block::Block;
 use crate::decoder::Decoder;
 use crate::entry::{Entry, Positions};
 use crate::inputs::Inputs;
@@ -14,7 +14,9 @@ use crate::linear::{Linear, Lora};
 use crate::method::{Adapters, LayerAdapters, Method};
 use crate::mlp::{Act, Mlp, Xielu};
 use crate::norm::Norm;
+use crate::norms::Norms;
 use crate::parameter::{Parameter, Stored};
+use crate::per_layer::{PerLayer, PerLayerInputs};
 use crate::spec::{
     ActivationSpec, AttentionSpec, DecoderSpec, InputNames, MlpSpec, NormNames, NormSpec, QkNorm, QkScope,
 };
@@ -187,7 +189,33 @@ impl<'a> Loading<'a> {
             Positions::new(positions, self.parameter(&name, &[positions.rows, c], Start::Normal))
         });
         let norm = spec.embedding_norm.map(|name| self.norm(spec.norm, name, &[c]));
-        Entry { multiplier: spec.embedding_multiplier, project_in, positions, norm }
+        let per_layer = spec.per_layer.map(|per_layer| {
+            let (all, rank) = (per_layer.width * spec.layers.len(), adapters.rank_of(per_layer.projection));
+            let embedding = format!("{}.weight", per_layer.embedding);
+            PerLayerInputs {
+                embedding: self.parameter(&embedding, &[per_layer.vocab_size, all], Start::Normal),
+                projection: self.linear(per_layer.projection, [all, c], (false, Stored::Plain), rank),
+                norm: self.norm(spec.norm, per_layer.norm, &[per_layer.width]),
+                spec: per_layer,
+            }
+        });
+        Entry { multiplier: spec.embedding_multiplier, project_in, positions, norm, per_layer }
+    }
+
+    /// The layer at the end of a block.
+    fn per_layer(&mut self, spec: &DecoderSpec, i: usize, adapters: &LayerAdapters) -> Option<PerLayer> {
+        let layer = spec.layers[i].per_layer?;
+        // Its gate has the function of the feed-forward layer's.
+        let ActivationSpec::Fixed(activation) = spec.layers[i].mlp.activation else { return None };
+        let (c, p) = (spec.hidden_size, layer.width);
+        Some(PerLayer {
+            gate: self.in_block(spec, i, (layer.gate, false), [p, c], adapters),
+            output: self.in_block(spec, i, (layer.output, false), [c, p], adapters),
+            norm: self.norm(spec.norm, &spec.names.in_block(i, layer.output_norm), &[c]),
+            activation,
+            spec: layer,
+            layer: i,
+        })
     }
 
     fn block(&mut self, spec: &DecoderSpec, i: usize, adapters: &LayerAdapters) -> Block {
@@ -204,6 +232,10 @@ impl<'a> Loading<'a> {
             mlp_norms: norms(self, layer.mlp_norms),
             mlp: self.mlp(spec, i, &layer.mlp, adapters),
             parallel: layer.parallel,
+            per_layer: self.per_layer(spec, i, adapters),
+            output_scalar: layer
+                .output_scalar
+                .map(|name| self.constant(&spec.names.in_block(i, name), &[1], 1.0)),
             residual_multiplier: layer.residual_multiplier,
         }
     }
@@ -229,7 +261,9 @@ impl<'a> Loading<'a> {
         };
         let q_norm = a.qk_norm.map(|norm| qk_norm(norm, 0, a.heads));
         let k_norm = a.qk_norm.map(|norm| qk_norm(norm, 1, a.kv_heads));
-        Attention { qkv, o_proj, q_norm, k_norm, spec: a.clone() }
+        let v_norm = NormSpec { weight: false, bias: false, ..spec.norm };
+        let v_norm = a.v_norm.then_some(Norm { weight: None, bias: None, spec: v_norm });
+        Attention { qkv, o_proj, q_norm, k_norm, v_norm, spec: a.clone() }
     }
 
     fn mlp(&mut self, spec: &DecoderSpec, i: usize, mlp: &MlpSpec, adapters: &LayerAdapters) -> Mlp {
@@ -254,16 +288,16 @@ impl<'a> Loading<'a> {
             if matches!(name, "alpha_p" | "alpha_n") {
                 self.parameter(&path, &[1], Start::All(start))
             } else {
-                self.constant(&path, start)
+                self.constant(&path, &[], start)
             }
         });
         Xielu { alpha_p, alpha_n, beta, eps }
     }
 
     /// A number that is stored with the weights and never trained.
-    fn constant(&mut self, name: &str, start: f32) -> Parameter {
+    fn constant(&mut self, name: &str, shape: &[usize], start: f32) -> Parameter {
         let method = std::mem::replace(&mut self.method, &Method::Inference);
-        let constant = self.parameter(name, &[], Start::All(start));
+        let constant = self.parameter(name, shape, Start::All(start));
         self.method = method;
         constant
     }

@@ -199,7 +199,9 @@ pub(crate) fn linear_paths(spec: &DecoderSpec) -> impl Iterator<Item = String> {
 
 /// Full names of the linear layers outside of the blocks, but for the head.
 fn outside_linears(spec: &DecoderSpec) -> impl Iterator<Item = &'static str> {
-    spec.embedding_projection.into_iter().flat_map(|projection| [projection.into, projection.out_of])
+    let projections = spec.embedding_projection.map(|projection| [projection.into, projection.out_of]);
+    let per_layer = spec.per_layer.map(|per_layer| per_layer.projection);
+    projections.into_iter().flatten().chain(per_layer)
 }
 
 /// Full names of the modules outside of the blocks that hold weights.
@@ -207,12 +209,14 @@ fn outside_modules(spec: &DecoderSpec) -> Vec<&'static str> {
     let names = spec.names;
     let positions = spec.positions.map(|positions| positions.name);
     let entry = [names.embed_tokens].into_iter().chain(positions).chain(spec.embedding_norm);
-    entry.chain(names.norm).chain(outside_linears(spec)).chain([names.lm_head]).collect()
+    let per_layer = spec.per_layer.into_iter().flat_map(|layer| [layer.embedding, layer.norm]);
+    entry.chain(per_layer).chain(names.norm).chain(outside_linears(spec)).chain([names.lm_head]).collect()
 }
 
 /// Modules right inside a block, as LLaMA-Factory names what it can freeze.
 fn block_parts(layer: &LayerSpec) -> Vec<&'static str> {
-    let norms = layer.attention_norms.iter().chain(layer.mlp_norms.iter());
+    let per_layer = layer.per_layer.map(|layer| layer.output_norm);
+    let norms = layer.attention_norms.iter().chain(layer.mlp_norms.iter()).chain(per_layer);
     let mut parts = Vec::new();
     for name in layer.linear_names().chain(norms) {
         let part = name.split('.').next().unwrap_or(name);

@@ -134,6 +134,11 @@ fn frequencies(spec: &RopeSpec, length: usize) -> (Vec<f32>, f32) {
         RopeScaling::Linear { factor } => {
             (plain(spec.theta).into_iter().map(|f| f / *factor as f32).collect(), 1.0)
         }
+        RopeScaling::Proportional { pairs, factor } => {
+            let turning = plain(spec.theta).into_iter().enumerate();
+            let turning = turning.map(|(i, f)| if i < *pairs { f / *factor as f32 } else { 0.0 });
+            (turning.collect(), 1.0)
+        }
         RopeScaling::Dynamic { factor, max_position_embeddings: max } => {
             let (dim, stretch) = (spec.rotary_dim as f64, length.max(*max) as f64 / *max as f64);
             let base = spec.theta * (factor * stretch - (factor - 1.0)).powf(dim / (dim - 2.0));

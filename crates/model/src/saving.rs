@@ -174,6 +174,7 @@ fn put_rope(config: &mut Map<String, Value>, scaling: &RopeScaling) {
 fn rope_scaling(scaling: &RopeScaling) -> Map<String, Value> {
     let value = match scaling {
         RopeScaling::Default => json!({ "rope_type": "default" }),
+        RopeScaling::Proportional { factor, .. } => json!({ "rope_type": "proportional", "factor": factor }),
         RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
         RopeScaling::Dynamic { factor, .. } => json!({ "rope_type": "dynamic", "factor": factor }),
         RopeScaling::Yarn {

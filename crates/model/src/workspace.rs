@@ -8,8 +8,9 @@ use crate::entry;
 use crate::head;
 use crate::method::Adapters;
 use crate::pass::Batch;
+use crate::per_layer;
 use crate::rotary::Rotaries;
-use crate::spec::DecoderSpec;
+use crate::spec::{DecoderSpec, LayerSpec};
 
 /// What a workspace is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +29,10 @@ pub enum Purpose {
 pub struct Workspace {
     /// h₀ … h_L in training; two in turn for forward alone.
     hidden: Vec<Tensor>,
-    /// What each block saved; one for all with recomputation or forward alone.
+    /// What each block saved; one for all blocks of one shape with recomputation or forward alone.
     saved: Vec<block::Saved>,
+    /// Which of them is that of a block.
+    saved_of: Vec<usize>,
     scratch: block::Scratch,
     entry: entry::Scratch,
     head: head::Scratch,
@@ -39,6 +42,9 @@ pub struct Workspace {
     max_tokens: usize,
     purpose: Purpose,
 }
+
+/// Of what makes h₀ and the blocks' own inputs.
+type EntryScratch<'a> = (&'a mut entry::Scratch, Option<&'a mut per_layer::Inputs>);
 
 /// Bytes of a workspace by what they are for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -92,18 +98,26 @@ impl Workspace {
         purpose: Purpose,
     ) -> (Self, WorkspaceBytes) {
         let (n, c, l) = (max_tokens, spec.hidden_size, spec.layers.len());
-        let (hiddens, saves, backward_tokens) = match purpose {
-            Purpose::Training { recompute } => (l + 1, if recompute { 1 } else { l }, n),
-            Purpose::Forward => (2, 1, 0),
+        let (hiddens, backward_tokens) = match purpose {
+            Purpose::Training { .. } => (l + 1, n),
+            Purpose::Forward => (2, 0),
         };
+        let keeps_all = purpose == Purpose::Training { recompute: false };
+        // The first block of the same shape stands for all of them.
+        let first_like = |i: usize| {
+            let like = |other: &LayerSpec| other.is_shaped_as(&spec.layers[i]);
+            if keeps_all { i } else { spec.layers.iter().position(like).unwrap_or(i) }
+        };
+        let firsts: Vec<usize> = (0..l).filter(|i| first_like(*i) == *i).collect();
+        let saved_of = (0..l).filter_map(|i| firsts.binary_search(&first_like(i)).ok()).collect();
         let hidden = (0..hiddens).map(|_| arena.tensor(compute, &[n, c])).collect();
         // All blocks of one workspace buffer must fit the largest adapters; with a buffer each, their own.
         let saved = |arena: &mut Arena, i: usize| {
             let own = &adapters.layers[i];
-            let layer_adapters = if saves == l { own } else { &adapters.merged() };
+            let layer_adapters = if keeps_all { own } else { &adapters.merged() };
             block::Saved::new(arena, compute, n, (spec, i), layer_adapters)
         };
-        let saved = (0..saves.min(l)).map(|i| saved(arena, i)).collect();
+        let saved = firsts.iter().map(|i| saved(arena, *i)).collect();
         let activations = arena.bytes();
         let scratch = block::Scratch::new(arena, compute, (n, backward_tokens), spec, adapters);
         let entry = entry::Scratch::new(arena, compute, n, spec, adapters);
@@ -113,7 +127,7 @@ impl Workspace {
         let head = head::Scratch::new(arena, compute, n, spec, adapters);
         let head_bytes = arena.bytes() - activations - scratch_bytes;
         let bytes = WorkspaceBytes { activations, scratch: scratch_bytes, head: head_bytes };
-        (Self { hidden, saved, scratch, entry, head, d, rotary, max_tokens, purpose }, bytes)
+        (Self { hidden, saved, saved_of, scratch, entry, head, d, rotary, max_tokens, purpose }, bytes)
     }
 
     /// Tokens that fit.
@@ -140,13 +154,13 @@ impl Workspace {
     }
 
     /// h₀, and the workspace of what makes it.
-    pub(crate) fn entry(&mut self) -> (&mut Tensor, &mut entry::Scratch) {
-        (&mut self.hidden[0], &mut self.entry)
+    pub(crate) fn entry(&mut self) -> (&mut Tensor, EntryScratch<'_>) {
+        (&mut self.hidden[0], (&mut self.entry, self.scratch.per_layer.as_mut()))
     }
 
-    /// The gradient of h₀, and the workspace of what made it.
-    pub(crate) fn entry_gradient(&mut self) -> (&mut Tensor, &mut entry::Scratch) {
-        (&mut self.d, &mut self.entry)
+    /// h₀ and its gradient, and the workspace of what made it.
+    pub(crate) fn entry_gradient(&mut self) -> (&Tensor, &mut Tensor, EntryScratch<'_>) {
+        (&self.hidden[0], &mut self.d, (&mut self.entry, self.scratch.per_layer.as_mut()))
     }
 
     /// For the forward pass of block l: h_l, h_{l+1}, what it saves, scratch.
@@ -156,7 +170,7 @@ impl Workspace {
     ) -> (&Tensor, &mut Tensor, &mut block::Saved, &mut block::Scratch) {
         let (from, to) = (l % self.hidden.len(), (l + 1) % self.hidden.len());
         let [x, y] = self.hidden.get_disjoint_mut([from, to]).expect("two buffers, both there");
-        let saved = l % self.saved.len();
+        let saved = self.saved_of[l];
         (x, y, &mut self.saved[saved], &mut self.scratch)
     }
 
@@ -165,7 +179,7 @@ impl Workspace {
         &mut self,
         l: usize,
     ) -> (&Tensor, &mut Tensor, &mut block::Saved, &mut block::Scratch) {
-        let saved = l % self.saved.len();
+        let saved = self.saved_of[l];
         (&self.hidden[l], &mut self.d, &mut self.saved[saved], &mut self.scratch)
     }
 

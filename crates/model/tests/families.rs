@@ -58,6 +58,9 @@ fn layers_slide_by_the_rule_of_their_family() {
 fn layers_know_the_positions_that_their_family_gives_them() {
     use LayerRope::{Global, Local, None};
     assert_eq!(ropes(&spec(json!({"model_type": "smollm3"}))), [Global, Global, Global, None]);
+    let gemma = spec(small::keys("gemma4_text"));
+    assert_eq!(ropes(&gemma), [Local, Local, Local, Global]);
+    assert_eq!((gemma.layers[0].attention.head_dim, gemma.layers[3].attention.head_dim), (4, 8));
     let listed = spec(json!({"model_type": "smollm3", "no_rope_layers": [0, 1, 0, 1]}));
     assert_eq!(ropes(&listed), [None, Global, None, Global]);
     assert_eq!(ropes(&spec(json!({"model_type": "exaone4"}))), [Global, Global, Global, None]);

@@ -44,6 +44,7 @@ pub fn spec(longest: usize) -> DecoderSpec {
             output: "self_attn.o_proj",
             o_bias: false,
             qk_norm: None,
+            v_norm: false,
             rope: LayerRope::Global,
             scale: 1.0 / 8f32.sqrt(),
             softcap: None,
@@ -62,6 +63,8 @@ pub fn spec(longest: usize) -> DecoderSpec {
         mlp_norms: NormNames::before("post_attention_layernorm"),
         parallel: false,
         residual_multiplier: 1.0,
+        per_layer: None,
+        output_scalar: None,
     };
     DecoderSpec {
         model_type: "llama".into(),
@@ -82,6 +85,7 @@ pub fn spec(longest: usize) -> DecoderSpec {
         query_growth: None,
         positions: None,
         embedding_norm: None,
+        per_layer: None,
         embedding_projection: None,
         embedding_multiplier: 1.0,
         logit_scale: 1.0,

@@ -145,7 +145,7 @@ impl PeftAdapter {
         for (block, ranks) in decoder.blocks.iter_mut().zip(&mut adapters.layers) {
             block.linears_mut().for_each(|(name, linear)| put(linear, name, ranks));
         }
-        for linear in decoder.entry.project_in.iter_mut().chain(&mut decoder.project_out) {
+        for linear in decoder.entry.linears_mut().chain(&mut decoder.project_out) {
             let name = path_of(linear).to_owned();
             put(linear, &name, &mut adapters.outside);
         }

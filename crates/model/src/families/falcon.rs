@@ -48,7 +48,8 @@ pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
         let attention = &mut layer.attention;
         (attention.kv_heads, attention.output) = (kv_heads, "self_attention.dense");
         if alibi {
-            // The slopes are scaled as the products are.
+            // The slopes are scaled as the products are. transformers 5.6 adds them once with its default attention
+            // (sdpa), which is what models were trained with, and by mistake twice with `eager`.
             attention.alibi = Some(alibi_slopes(heads).iter().map(|slope| slope * attention.scale).collect());
         } else {
             attention.rope = crate::spec::LayerRope::Global;

@@ -9,6 +9,7 @@ mod ernie4_5;
 mod exaone4;
 mod falcon;
 mod gemma;
+mod gemma4;
 mod glm;
 mod gpt2;
 mod gpt_bigcode;
@@ -67,6 +68,7 @@ const FAMILIES: &[(&str, ReadSpec)] = &[
     ("gemma", gemma::gemma),
     ("gemma2", gemma::gemma2),
     ("gemma3_text", gemma::gemma3),
+    ("gemma4_text", gemma4::spec),
     ("glm", glm::glm),
     ("glm4", glm::glm4),
     ("gpt2", gpt2::spec),
@@ -198,6 +200,7 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
             output: "self_attn.o_proj",
             o_bias: false,
             qk_norm: None,
+            v_norm: false,
             rope: LayerRope::None,
             scale: 1.0 / (head_dim as f32).sqrt(),
             softcap: None,
@@ -216,6 +219,8 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
         mlp_norms: NormNames::before("post_attention_layernorm"),
         parallel: false,
         residual_multiplier: 1.0,
+        per_layer: None,
+        output_scalar: None,
     };
     DecoderSpec {
         model_type: config.word("model_type").unwrap_or_default().to_owned(),
@@ -230,6 +235,7 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
         query_growth: None,
         positions: None,
         embedding_norm: None,
+        per_layer: None,
         embedding_projection: None,
         embedding_multiplier: 1.0,
         logit_scale: 1.0,

@@ -4,8 +4,10 @@ use sft_kernels::gated::Activation;
 
 use crate::parameter::Stored;
 
+mod norm;
 mod rope;
 
+pub use norm::{NormKind, NormNames, NormSpec, QkNorm, QkScope};
 pub use rope::{RopeScaling, RopeSpec};
 
 /// A decoder-only model.
@@ -35,6 +37,8 @@ pub struct DecoderSpec {
     pub positions: Option<PositionsSpec>,
     /// The name of a norm of the embedding's rows.
     pub embedding_norm: Option<&'static str>,
+    /// Inputs of their own for all blocks.
+    pub per_layer: Option<PerLayerSpec>,
     /// Where the embedding and the head are not of width C: linear layers from their width to C and back.
     pub embedding_projection: Option<EmbeddingProjection>,
     /// Multiplies the rows of the embedding.
@@ -91,42 +95,6 @@ impl ModuleNames {
     }
 }
 
-/// A norm.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct NormSpec {
-    /// What is computed.
-    pub kind: NormKind,
-    /// Added to the mean square, or to the variance.
-    pub eps: f32,
-    /// Added to the weight: 1 where weights are stored as distance from 1.
-    pub offset: f32,
-    /// Whether there is a weight.
-    pub weight: bool,
-    /// Whether there is a bias; no RMS norm has one.
-    pub bias: bool,
-}
-
-/// What a norm computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NormKind {
-    /// Rows divided by their root mean square.
-    Rms,
-    /// Rows with their mean taken off, divided by their standard deviation.
-    Layer,
-}
-
-impl NormSpec {
-    /// RMS norm with a weight.
-    pub const fn rms(eps: f32) -> Self {
-        Self { kind: NormKind::Rms, eps, offset: 0.0, weight: true, bias: false }
-    }
-
-    /// Layer norm with weight and bias.
-    pub const fn layer(eps: f32) -> Self {
-        Self { kind: NormKind::Layer, eps, offset: 0.0, weight: true, bias: true }
-    }
-}
-
 /// Learned positions: row position + offset of an embedding of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PositionsSpec {
@@ -158,6 +126,28 @@ pub struct EmbeddingProjection {
     pub out_of: &'static str,
 }
 
+/// Inputs of their own for every block (Gemma 3n): P numbers a token, from an embedding and a projection of the blocks'
+/// first input, which a third layer of each block multiplies its gate by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PerLayerSpec {
+    /// P.
+    pub width: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// The embedding, [vocab_size, L·P].
+    pub embedding: &'static str,
+    /// The projection, [L·P, C].
+    pub projection: &'static str,
+    /// The norm of what it puts out.
+    pub norm: &'static str,
+    /// In each block, from C to P.
+    pub gate: &'static str,
+    /// In each block, from P to C.
+    pub output: &'static str,
+    /// In each block, the norm of that.
+    pub output_norm: &'static str,
+}
+
 /// One block: attention, then a feed-forward layer, each between norms and added to its input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerSpec {
@@ -173,47 +163,10 @@ pub struct LayerSpec {
     pub parallel: bool,
     /// Multiplies what either of the two adds to its input.
     pub residual_multiplier: f32,
-}
-
-/// The norms around a layer of a block, by the names of their modules; `None` where there is none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NormNames {
-    /// Of the layer's input.
-    pub before: Option<&'static str>,
-    /// Of the layer's output, before it is added.
-    pub after: Option<&'static str>,
-    /// Of the sum.
-    pub of_sum: Option<&'static str>,
-}
-
-impl NormNames {
-    /// No norm.
-    pub const NONE: Self = Self { before: None, after: None, of_sum: None };
-
-    /// A norm of the input alone.
-    pub const fn before(name: &'static str) -> Self {
-        Self { before: Some(name), ..Self::NONE }
-    }
-
-    /// A norm of the output alone.
-    pub const fn after(name: &'static str) -> Self {
-        Self { after: Some(name), ..Self::NONE }
-    }
-
-    /// Both.
-    pub const fn around(before: &'static str, after: &'static str) -> Self {
-        Self { before: Some(before), after: Some(after), ..Self::NONE }
-    }
-
-    /// A norm of the sum of input and output.
-    pub const fn of_sum(name: &'static str) -> Self {
-        Self { of_sum: Some(name), ..Self::NONE }
-    }
-
-    /// The names that are there.
-    pub fn iter(self) -> impl Iterator<Item = &'static str> {
-        [self.before, self.after, self.of_sum].into_iter().flatten()
-    }
+    /// A third layer behind them.
+    pub per_layer: Option<PerLayerSpec>,
+    /// The name of a number, stored and never trained, that multiplies the block's output.
+    pub output_scalar: Option<&'static str>,
 }
 
 /// The linear layers that read a layer's input, by their names inside the block.
@@ -265,6 +218,8 @@ pub struct AttentionSpec {
     pub o_bias: bool,
     /// Norm of queries and keys.
     pub qk_norm: Option<QkNorm>,
+    /// Whether the values of each head are normalised, by a norm without a weight.
+    pub v_norm: bool,
     /// Which positions queries and keys are rotated by.
     pub rope: LayerRope,
     /// Multiplies q·k.
@@ -275,45 +230,6 @@ pub struct AttentionSpec {
     pub window: Option<usize>,
     /// What a score loses for each key between query and key, one a head (ALiBi: Press et al., 2021).
     pub alibi: Option<Vec<f32>>,
-}
-
-/// Norm of queries and of keys.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct QkNorm {
-    /// Names of the two modules inside the block.
-    pub names: [&'static str; 2],
-    /// What it is, where it is not [`DecoderSpec::norm`].
-    pub norm: Option<NormSpec>,
-    /// What is a row.
-    pub scope: QkScope,
-    /// After the rotation rather than before it.
-    pub after_rope: bool,
-}
-
-/// What a norm of queries or keys takes for a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QkScope {
-    /// A head, all by one weight [D].
-    Head,
-    /// A head, each by a weight of its own: [H, D], in files as it is said here.
-    EachHead(Stored),
-    /// All heads of a token at once: a weight [H·D].
-    AllHeads,
-}
-
-impl QkNorm {
-    /// `q_norm` and `k_norm` of each head, before the rotation.
-    pub const PER_HEAD: Self = Self {
-        names: ["self_attn.q_norm", "self_attn.k_norm"],
-        norm: None,
-        scope: QkScope::Head,
-        after_rope: false,
-    };
-
-    /// The same under other names.
-    pub const fn named(names: [&'static str; 2]) -> Self {
-        Self { names, ..Self::PER_HEAD }
-    }
 }
 
 /// Which positions a layer knows.
@@ -365,7 +281,19 @@ impl LayerSpec {
     pub fn linear_names(&self) -> impl Iterator<Item = &'static str> {
         let (attention, mlp) = (&self.attention, &self.mlp);
         let attention = attention.inputs.names().iter().copied().chain([attention.output]);
-        attention.chain(mlp.inputs.names().iter().copied()).chain([mlp.output])
+        let per_layer = self.per_layer.iter().flat_map(|layer| [layer.gate, layer.output]);
+        attention.chain(mlp.inputs.names().iter().copied()).chain([mlp.output]).chain(per_layer)
+    }
+
+    /// Whether what this block saves and needs for scratch has the same shapes as another's.
+    pub fn is_shaped_as(&self, other: &Self) -> bool {
+        let shape = |layer: &Self| {
+            let AttentionSpec { heads, kv_heads, head_dim, qk_norm, v_norm, .. } = layer.attention;
+            let mlp = (layer.mlp.intermediate_size, layer.mlp.gated);
+            (heads, kv_heads, head_dim, qk_norm, v_norm, mlp, layer.linear_names().collect::<Vec<_>>())
+        };
+        let norms = |layer: &Self| (layer.attention_norms, layer.mlp_norms, layer.parallel);
+        shape(self) == shape(other) && norms(self) == norms(other)
     }
 
     /// Whether something happens to what a layer puts out before it is added.

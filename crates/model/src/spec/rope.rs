@@ -22,6 +22,13 @@ pub struct RopeSpec {
 pub enum RopeScaling {
     /// None.
     Default,
+    /// The first `pairs` of a head's pairs turn, by wavelengths as if all did, divided by `factor`.
+    Proportional {
+        /// How many turn.
+        pairs: usize,
+        /// How many times longer.
+        factor: f64,
+    },
     /// Positions divided by `factor`.
     Linear {
         /// How many times longer.

@@ -10,6 +10,10 @@ pub fn keys(family: &str) -> Value {
         // Smooth activations, but for the families that have another.
         "arcee" => json!({"model_type": family, "hidden_act": "relu2"}),
         "apertus" => json!({"model_type": family, "hidden_act": "xielu"}),
+        "gemma4_text" => json!({
+            "model_type": family, "head_dim": 4, "global_head_dim": 8, "hidden_size_per_layer_input": 6,
+            "vocab_size_per_layer_input": 24,
+        }),
         _ => json!({"model_type": family}),
     }
 }
