@@ -59,6 +59,7 @@ def random_model(model_type, settings, generator):
         keys[key] = json.loads(value)
     config = AutoConfig.for_model(model_type, **keys)
     config._attn_implementation = "eager"
+    switch_dropout_off(config)
     model = AutoModelForCausalLM.from_config(config).float()
     with torch.no_grad():
         for _, parameter in model.named_parameters():
@@ -70,6 +71,7 @@ def random_model(model_type, settings, generator):
 
 
 def switch_dropout_off(config):
+    """Before the model is made: its modules keep the probabilities that they were made with."""
     for key, value in vars(config).items():
         if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, (int, float)) and not isinstance(value, bool):
             setattr(config, key, 0.0)
@@ -150,10 +152,11 @@ def main():
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     if args.model:
-        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, attn_implementation="eager")
+        config = AutoConfig.from_pretrained(args.model)
+        switch_dropout_off(config)
+        model = AutoModelForCausalLM.from_pretrained(args.model, config=config, dtype=torch.float32, attn_implementation="eager")
     else:
         model = random_model(args.model_type, args.set, generator)
-    switch_dropout_off(model.config)
     model.train()
     input_ids, labels = draw_batch(args, model, generator)
 

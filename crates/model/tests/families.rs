@@ -276,6 +276,29 @@ fn gradients_of_every_family_are_the_slopes_of_its_loss() {
 }
 
 #[test]
+fn blocks_that_are_computed_again_give_the_same_gradients() {
+    let dev = Device::cpu(CpuOptions::default()).unwrap();
+    for (name, keys) in all() {
+        let spec = spec(keys);
+        let [kept, again] = [false, true].map(|recompute| {
+            let source = Source::Random { seed: 3 };
+            let mut decoder = loading::load(&dev, &spec, &source, &Method::Full, DType::F32, 3).unwrap();
+            let purpose = Purpose::Training { recompute };
+            let mut work = Workspace::new(&spec, decoder.adapters(), DType::F32, 5, purpose);
+            let batch = Batch {
+                input_ids: &[3, 1, 4, 1, 5],
+                position_ids: &[0, 1, 2, 3, 4],
+                cu_seqlens: &[0, 5],
+                targets: &[1, -100, 1, 5, 9],
+            };
+            decoder.loss_and_gradients(&dev, batch, 1.0, None, &mut work).unwrap();
+            decoder.trained_mut().iter().map(|p| p.gradient().unwrap().to_f32_vec()).collect::<Vec<_>>()
+        });
+        assert!(kept == again, "{name}");
+    }
+}
+
+#[test]
 fn a_cache_gives_the_logits_of_the_whole_row() {
     let dev = Device::cpu(CpuOptions::default()).unwrap();
     let ids = [3, 1, 4, 1, 5, 9, 2];
