@@ -80,6 +80,9 @@ fn layers_know_the_positions_that_their_family_gives_them() {
         spec(json!({"model_type": family, "head_dim": head_dim})).rope.unwrap().rotary_dim
     };
     assert_eq!([rotary_dim("glm", 8), rotary_dim("gpt_neox", 16), rotary_dim("llama", 8)], [4, 4, 8]);
+    let older =
+        spec(json!({"model_type": "gpt_neox", "rotary_pct": 0.5, "rotary_emb_base": 2e4, "head_dim": 8}));
+    assert_eq!(older.rope.map(|rope| (rope.theta, rope.rotary_dim)), Some((2e4, 4)));
     assert!(spec(json!({"model_type": "nanochat"})).rope.unwrap().reversed);
     let dynamic = json!({"type": "dynamic", "factor": 1.0, "alpha": 1000.0});
     let hunyuan = spec(json!({"model_type": "hunyuan_v1_dense", "head_dim": 128, "rope_scaling": dynamic}));

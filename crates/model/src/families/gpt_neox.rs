@@ -16,6 +16,12 @@ pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
     layer_norms(config, &mut spec, "layer_norm_eps");
     let part = config.number_or("rotary_pct", 0.25);
     rotate_part(config, &mut spec, part);
+    // Files of before transformers 5 have their own word for the base.
+    if let (Some(rope), Some(theta), None) =
+        (&mut spec.rope, config.positive("rotary_emb_base"), config.rope_number("rope_theta"))
+    {
+        rope.theta = theta;
+    }
     set_biases(&mut spec, true);
     let function = activation(config, ("hidden_act", "gelu"));
     set_mlp(&mut spec, function, &["mlp.dense_h_to_4h"], "mlp.dense_4h_to_h");
