@@ -59,6 +59,9 @@ pub struct Job {
     pub available: Option<u64>,
 }
 
+/// Steps from which on packing frozen weights before the first of them pays: it costs about as much as it saves in twenty.
+const PACKING_PAYS: u64 = 64;
+
 impl Job {
     /// Reads and checks everything but the weights.
     ///
@@ -101,17 +104,8 @@ impl Job {
             in_order: true,
             seed: config.data_seed,
         };
-        let available = memory_plan::available_bytes();
-        let plan = MemoryPlan::new(&PlanInputs {
-            spec: &spec,
-            method: &method,
-            compute,
-            max_tokens: largest_batch(&examples, &train).max(largest_batch(&eval_examples, &eval)),
-            rows: examples.iter().chain(&eval_examples).map(|e| e.len() * 8).sum(),
-            recompute: config.disable_gradient_checkpointing.map(|disabled| !disabled),
-            pack: config.pack_weights,
-            available,
-        })?;
+        let max_tokens = largest_batch(&examples, &train).max(largest_batch(&eval_examples, &eval));
+        let rows = examples.iter().chain(&eval_examples).map(|e| e.len() * 8).sum();
         let train = Loader::new(examples, train)?;
         let has_eval = !eval_examples.is_empty();
         let eval = if has_eval { Some(Loader::new(eval_examples, eval)?) } else { None };
@@ -122,6 +116,17 @@ impl Job {
             config.warmup_steps.of(total_steps),
             total_steps,
         );
+        let available = memory_plan::available_bytes();
+        let plan = MemoryPlan::new(&PlanInputs {
+            spec: &spec,
+            method: &method,
+            compute,
+            max_tokens,
+            rows,
+            recompute: config.disable_gradient_checkpointing.map(|disabled| !disabled),
+            pack: config.pack_weights.or((total_steps < PACKING_PAYS).then_some(false)),
+            available,
+        })?;
         Ok(Self {
             base,
             spec,

@@ -79,3 +79,14 @@ fn one_thread_and_recomputation_give_the_same_bits() {
     assert_eq!(digest("recomputed", &["disable_gradient_checkpointing=false"]), expected);
     assert_eq!(digest("kept", &["disable_gradient_checkpointing=true"]), expected);
 }
+
+#[test]
+fn frozen_weights_packed_once_or_in_every_step_give_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("model_name_or_path={QUICKSTART}/base");
+    let digest = |pack: &str| {
+        let keys = [base.as_str(), "finetuning_type=lora", "bf16=true", pack];
+        train(&folder.path().join(pack), &keys, &mut Silent).digest
+    };
+    assert_eq!(digest("pack_weights=true"), digest("pack_weights=false"));
+}
