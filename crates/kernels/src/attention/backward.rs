@@ -4,7 +4,10 @@
 //! in a wave no two tasks of a row and head share a span of either kind, so nobody waits for a sum and every sum
 //! has one order, that of the waves. Sums are f32 and are rounded to the storage type once, at the end.
 
-use super::panels::{LANES, Widths, lane_words, row_words, step_words, transpose};
+use super::panels::{
+    LANES, ROWS, WIDEST, Widths, dimension_words, lane_words, padded, row_words, step_words, transpose,
+    write_values,
+};
 use super::product::{Left, Right, Size, Sum, product};
 use super::scratch::{Borrowed, Disjoint, Line, Pool, take, with_tile};
 use super::simd::{Job, Simd, run};
@@ -122,7 +125,9 @@ fn query_tiles(row: Row, heads: Heads, span: usize) -> std::ops::Range<usize> {
     span * in_span..row.tiles(heads).min((span + 1) * in_span)
 }
 
-/// Where the sums lie: dq transposed by tiles, [K, tiles, D up to a vector, 64], then dk and dv, [K, Nk, same].
+/// Where the sums lie: dq transposed by tiles, [K, tiles, D padded, 64], then dk and dv, [K, keys, D padded].
+///
+/// Products write whole registers: each row of the micro-batch has tiles of its own, and keys up to a register.
 #[derive(Clone, Copy)]
 pub(super) struct SumLayout {
     heads: Heads,
@@ -134,7 +139,8 @@ pub(super) struct SumLayout {
 impl SumLayout {
     pub fn of(heads: Heads, rows: usize, queries: usize, keys: usize) -> Self {
         let tiles = queries * heads.group() / LANES + rows;
-        Self { heads, tiles, keys, padded: heads.width.next_multiple_of(16) }
+        let keys = (keys / WIDEST + rows) * WIDEST;
+        Self { heads, tiles, keys, padded: padded(heads.width) }
     }
 
     fn tile_len(self) -> usize {
@@ -147,23 +153,26 @@ impl SumLayout {
         (head * self.tiles + before + tile) * self.tile_len()
     }
 
-    fn dk(self, head: usize, key: usize) -> usize {
-        self.heads.key * self.tiles * self.tile_len() + (head * self.keys + key) * self.padded
+    /// Of key `j` of row r; the same for dv, which lies [`SumLayout::keys_len`] further on.
+    fn dk(self, head: usize, r: usize, k_start: usize, j: usize) -> usize {
+        let before = (k_start / WIDEST + r) * WIDEST;
+        self.heads.key * self.tiles * self.tile_len() + (head * self.keys + before + j) * self.padded
     }
 
-    fn dv(self, head: usize, key: usize) -> usize {
-        self.dk(head, key) + self.heads.key * self.keys * self.padded
+    /// Number of values of dk.
+    fn keys_len(self) -> usize {
+        self.heads.key * self.keys * self.padded
     }
 
     /// Number of values.
     pub fn len(self) -> usize {
-        self.dv(self.heads.key, 0)
+        self.heads.key * self.tiles * self.tile_len() + 2 * self.keys_len()
     }
 }
 
 /// The working memory of a task.
 struct Scratch<'a> {
-    /// For each block: row words of k, row words of v, step words of k.
+    /// For each block: row words of k, row words of v, dimension words of k.
     keys: &'a mut [f32],
     q_lanes: &'a mut [f32],
     dout_lanes: &'a mut [f32],
@@ -181,10 +190,9 @@ struct Scratch<'a> {
 
 impl<'a> Scratch<'a> {
     fn lens(width: usize) -> [usize; 12] {
-        let block = KEYS * width.next_multiple_of(16);
-        let tile = LANES * width.next_multiple_of(16);
+        let tile = ROWS * padded(width);
         let square = KEYS * LANES;
-        let [keys, lanes] = [3 * BLOCKS * block, 3 * LANES];
+        let [keys, lanes] = [3 * BLOCKS * tile, 3 * LANES];
         [keys, tile, tile, tile, tile, tile, square, square, square / 2, square / 2, square / 2, lanes]
     }
 
@@ -234,15 +242,16 @@ impl<E: Element> Job for SpanPair<'_, E> {
         let [r, head, queries, span] = [task.row, task.head, task.queries, task.keys].map(|x| x as usize);
         let row = Row::at(call.rows, r);
         let blocks = (span * SPAN..row.k_len.min((span + 1) * SPAN)).step_by(KEYS);
-        let block_len = KEYS * widths.padded;
+        let block_len = ROWS * widths.padded;
         let len = |start: usize| KEYS.min(row.k_len - start);
+        let keys_end = row.k_len.next_multiple_of(WIDEST);
         for (b, start) in blocks.clone().enumerate() {
             let (k, rest) = scratch.keys[3 * b * block_len..].split_at_mut(block_len);
-            let (v, k_steps) = rest.split_at_mut(block_len);
+            let (v, k_dimensions) = rest.split_at_mut(block_len);
             let rows = |values| key_rows(values, row, (call.heads, head), (start, len(start)));
-            row_words(s, rows(call.k), k, widths.words);
-            row_words(s, rows(call.v), v, widths.words);
-            step_words(s, rows(call.k), widths, k_steps);
+            row_words(s, rows(call.k), widths, k);
+            row_words(s, rows(call.v), widths, v);
+            dimension_words(s, k, widths, scratch.rows, k_dimensions);
         }
         for tile in query_tiles(row, call.heads, queries) {
             let lanes = Lanes::tile(row, call.heads, head, tile * LANES);
@@ -258,12 +267,12 @@ impl<E: Element> Job for SpanPair<'_, E> {
                 if sight.keys == 0 {
                     continue;
                 }
-                let key = row.k_start + start;
-                let part_len = sight.keys * widths.padded;
+                let (dk, len) =
+                    (layout.dk(head, r, row.k_start, start), KEYS.min(keys_end - start) * widths.padded);
                 // SAFETY: in a wave this span of keys belongs to this task; dk and dv lie apart.
-                let [dk, dv] =
-                    unsafe { [layout.dk(head, key), layout.dv(head, key)].map(|at| sums.part(at, part_len)) };
-                let at = Place { block: b, start, sight, columns: lanes.len.next_multiple_of(S::WIDTH) };
+                let [dk, dv] = unsafe { [dk, dk + layout.keys_len()].map(|at| sums.part(at, len)) };
+                let at =
+                    Place { block: b, start, sight, columns: lanes.len.next_multiple_of(S::PAIR * S::WIDTH) };
                 differentiate(s, call.params, at, widths, &mut scratch, [dq, dk, dv]);
             }
         }
@@ -279,15 +288,12 @@ fn pack_queries<S: Simd, E: Element>(
     widths: Widths,
     scratch: &mut Scratch<'_>,
 ) {
-    lane_words(s, lanes.rows(call.q), widths, scratch.rows, scratch.q_lanes);
-    lane_words(s, lanes.rows(call.dout), widths, scratch.rows, scratch.dout_lanes);
-    step_words(s, lanes.rows(call.q), widths, scratch.q_steps);
-    step_words(s, lanes.rows(call.dout), widths, scratch.dout_steps);
-    // Steps go up to a whole vector of lanes.
-    let used = lanes.len.div_ceil(S::PAIR) * widths.padded;
-    let end = lanes.len.next_multiple_of(S::WIDTH) / S::PAIR * widths.padded;
-    scratch.q_steps[used..end].fill(0.0);
-    scratch.dout_steps[used..end].fill(0.0);
+    row_words(s, lanes.rows(call.q), widths, scratch.rows);
+    lane_words(s, scratch.rows, widths, scratch.q_lanes);
+    step_words(s, scratch.rows, widths, scratch.q_steps);
+    row_words(s, lanes.rows(call.dout), widths, scratch.rows);
+    lane_words(s, scratch.rows, widths, scratch.dout_lanes);
+    step_words(s, scratch.rows, widths, scratch.dout_steps);
     let (positions, rest) = scratch.lanes.split_at_mut(LANES);
     let (lse, delta) = rest.split_at_mut(LANES);
     lanes.write_positions(positions);
@@ -307,7 +313,7 @@ struct Place {
     /// Its first key.
     start: usize,
     sight: Sight,
-    /// Lanes in use, up to a whole vector.
+    /// Lanes in use, up to a whole vector of words.
     columns: usize,
 }
 
@@ -322,14 +328,14 @@ fn differentiate<S: Simd>(
     [dq, dk, dv]: [&mut [f32]; 3],
 ) {
     let (keys, columns, padded) = (at.sight.keys, at.columns, widths.padded);
-    let block_len = KEYS * padded;
+    let block_len = ROWS * padded;
     let (k, rest) = scratch.keys[3 * at.block * block_len..].split_at(block_len);
-    let (v, k_steps) = rest.split_at(block_len);
+    let (v, k_dimensions) = rest.split_at(block_len);
     let tile = Size { rows: keys, columns, steps: widths.words };
     for (left, right, to) in
         [(k, &*scratch.q_lanes, &mut *scratch.scores), (v, &*scratch.dout_lanes, &mut *scratch.dp)]
     {
-        let left = Left { words: left, row: widths.words, step: 1 };
+        let left = Left { words: left, row: widths.padded_words };
         let to = Sum { values: to, row: LANES, accumulate: false };
         product(s, tile, left, Right { words: right, step: LANES }, to);
     }
@@ -355,16 +361,16 @@ fn differentiate<S: Simd>(
     } else {
         (&*scratch.p_pairs, &*scratch.ds_pairs, &*scratch.ds_by_key)
     };
-    let over_lanes = Size { rows: keys, columns: padded, steps: columns / S::PAIR };
+    let over_lanes = Size { rows: keys, columns: widths.values, steps: columns / S::PAIR };
     for (left, right, to) in [(p, &*scratch.dout_steps, dv), (ds, &*scratch.q_steps, dk)] {
-        let left = Left { words: left, row: LANES / S::PAIR, step: 1 };
+        let left = Left { words: left, row: LANES / S::PAIR };
         let to = Sum { values: to, row: padded, accumulate: true };
         product(s, over_lanes, left, Right { words: right, step: padded }, to);
     }
     product(
         s,
         Size { rows: widths.values, columns, steps: keys.div_ceil(S::PAIR) },
-        Left { words: k_steps, row: 1, step: padded },
+        Left { words: k_dimensions, row: ROWS / S::PAIR },
         Right { words: ds_by_key, step: LANES },
         Sum { values: dq, row: LANES, accumulate: true },
     );
@@ -390,10 +396,13 @@ impl<E: Element> Job for WriteQueries<'_, E> {
             let lanes = Lanes::tile(row, heads, task.head as usize, tile * LANES);
             let sums = &sums[layout.dq(lanes.head, task.row as usize, row, tile)..][..layout.tile_len()];
             transpose(s, sums, padded, LANES, scratch);
-            for (from, index) in scratch.chunks_exact(padded).zip(lanes.indices()) {
+            for (from, index) in scratch.chunks_exact_mut(padded).zip(lanes.indices()) {
                 // SAFETY: a query and head belong to one lane of one task.
                 let to = unsafe { dq.part(index * width, width) };
-                to.iter_mut().zip(from).for_each(|(to, x)| *to = E::from_f32(x * call.params.scale));
+                for x in from.chunks_exact_mut(S::WIDTH) {
+                    s.store(s.mul(s.load(x), s.splat(call.params.scale)), x);
+                }
+                write_values(s, from, to);
             }
         }
     }
@@ -413,9 +422,11 @@ fn write_keys<E: Element>(
         let rows = dk.chunks_exact_mut(width).zip(dv.chunks_exact_mut(width));
         for (i, (dk, dv)) in rows.enumerate() {
             let (key, head) = (task * KEYS_PER_WRITE + i / heads, i % heads);
-            let (from_dk, from_dv) = (&sums[layout.dk(head, key)..], &sums[layout.dv(head, key)..]);
-            scaled(dev.isa(), from_dk, scale, dk);
-            scaled(dev.isa(), from_dv, 1.0, dv);
+            let r = call.rows.k.partition_point(|start| *start as usize <= key) - 1;
+            let k_start = call.rows.k[r] as usize;
+            let from = layout.dk(head, r, k_start, key - k_start);
+            scaled(dev.isa(), &sums[from..], scale, dk);
+            scaled(dev.isa(), &sums[from + layout.keys_len()..], 1.0, dv);
         }
     });
 }

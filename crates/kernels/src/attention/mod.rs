@@ -57,7 +57,7 @@ const DELTAS_PER_TASK: usize = 256;
 /// Constants of attention. Fields to come have a neutral value in [`AttentionParams::scaled`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionParams {
-    /// Multiplies q·k; 1/√D in most families.
+    /// Multiplies q·k, above 0; 1/√D in most families.
     pub scale: f32,
     /// Number of keys that a query sees at most, its own included (Hugging Face's `sliding_window`).
     pub window: Option<usize>,
@@ -232,6 +232,7 @@ fn checked_heads(params: &AttentionParams, rows: RowOffsets<'_>, q: View<'_>, k:
     let heads = Heads { query: q.dim(1), key: k.dim(1), width: q.dim(2) };
     assert_eq!(heads.width, k.dim(2), "attention: width of q and k");
     assert!(heads.key > 0 && heads.query.is_multiple_of(heads.key), "attention: {heads:?}");
+    assert!(params.scale > 0.0, "attention: scale {}", params.scale);
     assert!(params.window != Some(0), "attention: a window holds at least the query's own key");
     assert_eq!(rows.q.len(), rows.k.len(), "attention: rows of q and k");
     for (offsets, tokens) in [(rows.q, q.dim(0)), (rows.k, k.dim(0))] {
