@@ -15,7 +15,9 @@ use super::{AttentionParams, RowOffsets, share_out};
 use crate::{Device, Element};
 
 /// Tiles of a task: they share the packed keys and values.
-const TILES: usize = 4;
+const TILES: usize = 8;
+/// Blocks of keys that are packed before the tiles go through them one by one.
+const BLOCKS: usize = 4;
 /// Keys of a task where keys are shared out; a multiple of [`KEYS`].
 const KEYS_PER_PART: usize = 1024;
 
@@ -128,10 +130,8 @@ impl<'a> State<'a> {
 
 /// The working memory of a chunk.
 struct Scratch<'a> {
-    /// Row words.
-    k: &'a mut [f32],
-    /// Dimension words.
-    v: &'a mut [f32],
+    /// For each block: row words of k and dimension words of v.
+    keys: &'a mut [f32],
     scores: &'a mut [f32],
     pairs: &'a mut [f32],
     shrink: &'a mut [f32],
@@ -143,10 +143,10 @@ struct Scratch<'a> {
 }
 
 impl<'a> Scratch<'a> {
-    fn lens(width: usize, state: usize) -> [usize; 9] {
+    fn lens(width: usize, state: usize) -> [usize; 8] {
         let panel = ROWS * padded(width);
         let square = KEYS * LANES;
-        [panel, panel, square, square / 2, LANES, panel, panel, TILES * (panel + LANES), TILES * state]
+        [2 * BLOCKS * panel, square, square / 2, LANES, panel, panel, TILES * (panel + LANES), TILES * state]
     }
 
     fn len(width: usize, state: usize) -> usize {
@@ -155,9 +155,9 @@ impl<'a> Scratch<'a> {
 
     #[inline(always)]
     fn of(mut values: &'a mut [f32], width: usize, state: usize) -> Self {
-        let [k, v, scores, pairs, shrink, rows, steps, queries, states] =
+        let [keys, scores, pairs, shrink, rows, steps, queries, states] =
             Self::lens(width, state).map(|len| take(&mut values, len));
-        Self { k, v, scores, pairs, shrink, rows, steps, queries, states }
+        Self { keys, scores, pairs, shrink, rows, steps, queries, states }
     }
 }
 
@@ -192,37 +192,44 @@ impl<E: Element> Job for Chunk<'_, E> {
             state.sum.fill(0.0);
         }
         let mut begun = [false; TILES];
-        for start in (task.keys.0..task.keys.1).step_by(KEYS) {
-            let len = KEYS.min(task.keys.1 - start);
-            let rows = |values| key_rows(values, task.row, (call.heads, task.head), (start, len));
-            // The rows of a head are too far apart for the hardware to foresee, and in decoding they come from memory.
-            let next = (start + len, KEYS.min(task.keys.1 - start - len));
-            for values in [call.k, call.v] {
-                key_rows(values, task.row, (call.heads, task.head), next).for_each(prefetch);
-            }
-            row_words(s, rows(call.k), widths, scratch.k);
-            row_words(s, rows(call.v), widths, scratch.rows);
-            dimension_words(s, scratch.rows, widths, scratch.steps, scratch.v);
-            for t in 0..task.tiles {
-                let sight = tile(t).sight(call.params, start, len);
-                if sight.keys == 0 {
-                    continue;
+        let panel = ROWS * widths.padded_words;
+        for chunk in (task.keys.0..task.keys.1).step_by(BLOCKS * KEYS) {
+            let blocks = (chunk..task.keys.1.min(chunk + BLOCKS * KEYS)).step_by(KEYS);
+            let len = |start: usize| KEYS.min(task.keys.1 - start);
+            for (start, panels) in blocks.clone().zip(scratch.keys.chunks_exact_mut(2 * panel)) {
+                let heads = (call.heads, task.head);
+                // The rows of a head are too far apart for the hardware to foresee, and in decoding they come from memory.
+                let next = (start + len(start), len(start + len(start)));
+                for values in [call.k, call.v] {
+                    key_rows(values, task.row, heads, next).for_each(prefetch);
                 }
-                let (words, positions) =
+                let (k, v) = panels.split_at_mut(panel);
+                row_words(s, key_rows(call.k, task.row, heads, (start, len(start))), widths, k);
+                row_words(s, key_rows(call.v, task.row, heads, (start, len(start))), widths, scratch.rows);
+                dimension_words(s, scratch.rows, widths, scratch.steps, v);
+            }
+            for (t, begun) in begun.iter_mut().enumerate().take(task.tiles) {
+                let (q, positions) =
                     scratch.queries[t * query_len..][..query_len].split_at(query_len - LANES);
-                let block = Block {
-                    positions,
-                    start,
-                    keys: sight.keys,
-                    columns: tile(t).len.next_multiple_of(S::WIDTH),
-                    masked: sight.masked,
-                    window: call.params.window.map_or(f32::INFINITY, |w| w as f32),
-                };
-                let state = State::of(&mut scratch.states[t * state_len..][..state_len]);
-                let factors = Factors { q: words, k: scratch.k, v: scratch.v };
-                let memory = (&mut *scratch.scores, &mut *scratch.pairs, &mut *scratch.shrink);
-                attend(s, call.params, block, widths, factors, memory, (state, begun[t]));
-                begun[t] = true;
+                for (start, panels) in blocks.clone().zip(scratch.keys.chunks_exact(2 * panel)) {
+                    let sight = tile(t).sight(call.params, start, len(start));
+                    if sight.keys == 0 {
+                        continue;
+                    }
+                    let block = Block {
+                        positions,
+                        start,
+                        keys: sight.keys,
+                        columns: tile(t).len.next_multiple_of(S::WIDTH),
+                        masked: sight.masked,
+                        window: call.params.window.map_or(f32::INFINITY, |w| w as f32),
+                    };
+                    let state = State::of(&mut scratch.states[t * state_len..][..state_len]);
+                    let (k, v) = panels.split_at(panel);
+                    let memory = (&mut *scratch.scores, &mut *scratch.pairs, &mut *scratch.shrink);
+                    attend(s, call.params, block, widths, Factors { q, k, v }, memory, (state, *begun));
+                    *begun = true;
+                }
             }
         }
         for t in (0..task.tiles).filter(|t| !begun[*t]) {
@@ -342,12 +349,11 @@ impl<E: Element> Job for Join<'_, E> {
                     let (a, b) = (s.load(&all.max[at..]), s.load(&part.max[at..]));
                     let max = s.max(a, b);
                     let (a, b) = (s.exp2(s.sub(a, max)), s.exp2(s.sub(b, max)));
-                    let joined = |x: &mut [f32], y: &[f32]| {
-                        s.store(s.mul_add(s.load(x), a, s.mul(s.load(y), b)), x);
-                    };
-                    joined(&mut all.sum[at..], &part.sum[at..]);
                     let rows = all.out.chunks_exact_mut(LANES).zip(part.out.chunks_exact(LANES));
-                    rows.for_each(|(x, y)| joined(&mut x[at..], &y[at..]));
+                    for (x, y) in rows.chain(std::iter::once((&mut *all.sum, &*part.sum))) {
+                        let sum = s.mul_add(s.load(&x[at..]), a, s.mul(s.load(&y[at..]), b));
+                        s.store(sum, &mut x[at..]);
+                    }
                     s.store(max, &mut all.max[at..]);
                 }
             }

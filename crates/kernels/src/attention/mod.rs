@@ -26,12 +26,14 @@
 //!
 //! A row's results depend on that row alone, to the last bit, whatever lies beside it and however many threads run.
 //!
-//! `tiling` lays the queries out, `forward` and `backward` go through the blocks, `softmax` holds the elementwise
-//! part, `panels` and `product` the matrix part, `simd` the instructions, `reference` the definition.
+//! `tiling` lays the queries out, `parts` shares them out in backward, `forward` and `backward` go through the blocks,
+//! `softmax` holds the elementwise part, `panels` and `product` the matrix part, `simd` the instructions, `reference` the
+//! definition.
 
 mod backward;
 mod forward;
 mod panels;
+mod parts;
 mod product;
 #[cfg(test)]
 mod reference;
@@ -44,7 +46,6 @@ mod tiling;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use self::backward::SumLayout;
 use self::scratch::Disjoint;
 use self::tiling::Heads;
 use crate::isa::per_isa;
@@ -189,13 +190,11 @@ pub fn backward(dev: &Device, params: &AttentionParams, rows: RowOffsets<'_>, io
             dout,
             lse: io.lse.as_slice::<f32>(),
             delta,
+            dq: Disjoint::of(io.dq.as_mut_slice::<E>()),
+            dk: Disjoint::of(io.dk.as_mut_slice::<E>()),
+            dv: Disjoint::of(io.dv.as_mut_slice::<E>()),
         };
-        let gradients = backward::Gradients {
-            dq: io.dq.as_mut_slice::<E>(),
-            dk: io.dk.as_mut_slice::<E>(),
-            dv: io.dv.as_mut_slice::<E>(),
-        };
-        backward::backward(dev, &call, gradients);
+        backward::backward(dev, &call);
     });
 }
 
@@ -219,12 +218,13 @@ per_isa! {
     }
 }
 
-/// Bytes that [`backward()`] keeps for its sums, from the first call on: f32 dq, dk and dv, and the gaps between tiles.
+/// Bytes that [`backward()`] keeps for its sums at most, from the first call on: f32 dq where keys come in chunks, and dk
+/// and dv of each part of a long row.
 ///
 /// `heads` are H, K and D; the tokens and rows are those of the largest micro-batch.
 pub fn backward_scratch_bytes(heads: [usize; 3], rows: usize, queries: usize, keys: usize) -> usize {
     let [query, key, width] = heads;
-    SumLayout::of(Heads { query, key, width }, rows, queries, keys).len() * size_of::<f32>()
+    backward::scratch_bytes(Heads { query, key, width }, rows, queries, keys)
 }
 
 /// Heads of q [Nq, H, D] and k [Nk, K, D], after a look at what every call must fulfil.

@@ -70,7 +70,9 @@ fn write_row<S: Simd, E: Element>(s: S, row: &[E], to: &mut [f32]) {
     if S::PAIR == 1 {
         let (to, rest) = to.split_at_mut(row.len());
         rest.fill(0.0);
-        to.iter_mut().zip(row).for_each(|(to, x)| *to = x.to_f32());
+        for (to, x) in to.iter_mut().zip(row) {
+            *to = x.to_f32();
+        }
         return;
     }
     let mut vectors = halves(row).chunks_exact(2 * S::WIDTH);
@@ -97,7 +99,10 @@ pub(super) fn row_words<'a, S: Simd, E: Element>(
     let stride = widths.padded_words;
     let (to, rest) = to[..ROWS * stride].split_at_mut(rows.len() * stride);
     rest.fill(0.0);
-    rows.zip(to.chunks_exact_mut(stride)).for_each(|(row, to)| write_row(s, row, to));
+    // A loop and no closure, which would be compiled for other instructions where it is not inlined.
+    for (row, to) in rows.zip(to.chunks_exact_mut(stride)) {
+        write_row(s, row, to);
+    }
 }
 
 /// Lane words from row words.
@@ -116,7 +121,9 @@ pub(super) fn step_words<S: Simd>(_: S, rows: &[f32], widths: Widths, to: &mut [
     let rows = halves_of_words(&rows[..len]).chunks_exact(2 * widths.padded);
     for (rows, to) in rows.zip(to.chunks_exact_mut(widths.padded)) {
         let (first, second) = rows.split_at(widths.padded);
-        to.iter_mut().zip(first.iter().zip(second)).for_each(|(to, (a, b))| *to = word(*a, *b));
+        for (to, (a, b)) in to.iter_mut().zip(first.iter().zip(second)) {
+            *to = word(*a, *b);
+        }
     }
 }
 
@@ -146,7 +153,9 @@ pub(super) fn write_values<S: Simd, E: Element>(s: S, from: &[f32], to: &mut [E]
             done += to.len();
         }
     }
-    to[done..].iter_mut().zip(&from[done..]).for_each(|(to, x)| *to = E::from_f32(*x));
+    for (to, x) in to[done..].iter_mut().zip(&from[done..]) {
+        *to = E::from_f32(*x);
+    }
 }
 
 /// `from` [rows, columns] as `to` [columns, rows], both multiples of [`WIDEST`].

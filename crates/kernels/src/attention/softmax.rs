@@ -106,8 +106,8 @@ fn online_columns<S: Simd, const N: usize>(
     let window = s.splat(block.window);
     let mut max = [none; N];
     let mut distances = [none; N];
-    for i in 0..N {
-        distances[i] = s.sub(s.load(&block.positions[lane(i)..]), s.splat(block.start as f32));
+    for (i, distance) in distances.iter_mut().enumerate() {
+        *distance = s.sub(s.load(&block.positions[lane(i)..]), s.splat(block.start as f32));
     }
     for (j, row) in scores.chunks_exact_mut(LANES).take(block.keys).enumerate() {
         for i in 0..N {
@@ -217,17 +217,17 @@ pub(super) fn derivative<S: Simd>(
         let high = Column::of(s, block, (scale, cap), lanes, at + S::WIDTH);
         for j in (0..block.keys).step_by(2) {
             let mut by_lane = [[s.splat(0.0); 2]; 2];
-            for i in 0..2.min(block.keys - j) {
+            for (i, by_lane) in by_lane.iter_mut().enumerate().take(block.keys - j) {
                 let key = (j + i) * LANES + at;
                 let (p, ds) = low.at(s, j + i, s.load(&scores[key..]), s.load(&dp[key..]));
                 let next = key + S::WIDTH;
                 let (p_high, ds_high) = high.at(s, j + i, s.load(&scores[next..]), s.load(&dp[next..]));
                 s.store(s.narrow(p, p_high), &mut pairs.p[key / 2..]);
                 s.store(s.narrow(ds, ds_high), &mut pairs.ds[key / 2..]);
-                by_lane[i] = [ds, ds_high];
+                *by_lane = [ds, ds_high];
             }
-            for i in 0..2 {
-                let words = s.pair(by_lane[0][i], by_lane[1][i]);
+            for (i, (first, second)) in by_lane[0].into_iter().zip(by_lane[1]).enumerate() {
+                let words = s.pair(first, second);
                 s.store(words, &mut pairs.ds_by_key[j / 2 * LANES + at + i * S::WIDTH..]);
             }
         }

@@ -19,8 +19,8 @@ const PLAIN: AttentionParams = AttentionParams::scaled(0.3);
 const WINDOW: AttentionParams = AttentionParams { window: Some(70), ..PLAIN };
 const SOFTCAP: AttentionParams = AttentionParams { softcap: Some(1.25), ..PLAIN };
 
-/// Shapes around the edges of tiles, blocks and vectors.
-const CASES: [Case<'_>; 10] = [
+/// Shapes around the edges of tiles, blocks, vectors, chunks and parts.
+const CASES: [Case<'_>; 12] = [
     Case { rows: &[(1, 1)], heads: [1, 1, 1], params: PLAIN },
     Case { rows: &[(3, 3), (1, 1), (0, 0), (9, 9)], heads: [2, 1, 5], params: PLAIN },
     Case { rows: &[(64, 64), (65, 65)], heads: [1, 1, 64], params: PLAIN },
@@ -31,6 +31,8 @@ const CASES: [Case<'_>; 10] = [
     Case { rows: &[(5, 150), (1, 70)], heads: [4, 2, 8], params: WINDOW },
     Case { rows: &[(1, 2500), (2, 1100)], heads: [4, 2, 16], params: PLAIN },
     Case { rows: &[(130, 300)], heads: [2, 2, 128], params: SOFTCAP },
+    Case { rows: &[(1100, 1150), (3, 3)], heads: [2, 1, 16], params: PLAIN },
+    Case { rows: &[(520, 1300)], heads: [2, 2, 8], params: WINDOW },
 ];
 
 struct Offsets {

@@ -11,8 +11,8 @@ pub(super) fn multiply(_: &Tiles, product: Checked<'_>) {
     let Checked { size: Size { rows, columns, steps }, a, b, c } = product;
     assert!([rows, columns, steps].iter().zip(BLOCK).all(|(size, block)| size.is_multiple_of(block)));
     let bytes = |words: usize| words * size_of::<f32>();
-    for j in (0..columns).step_by(2 * SIDE) {
-        for i in (0..rows).step_by(2 * SIDE) {
+    for i in (0..rows).step_by(2 * SIDE) {
+        for j in (0..columns).step_by(2 * SIDE) {
             let low = a.words.as_ptr().wrapping_add(i * a.row).cast::<u8>();
             let steps = Steps {
                 low,
