@@ -21,6 +21,8 @@
 
 pub mod activation;
 pub mod adamw;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 pub mod columns;
 pub mod cross_entropy;

@@ -143,7 +143,7 @@ mod registers {
     pub(super) fn tdpbf16() -> f64 {
         const PRODUCTS: usize = 4 * STEPS / 4;
         // SAFETY: the device that this is measured for has AMX.
-        let _tiles = unsafe { crate::matmul::amx::Tiles::configure() };
+        let _tiles = unsafe { crate::amx::Tiles::configure() };
         // SAFETY: as above; no memory is touched, and the registers are named.
         unsafe {
             std::arch::asm!(

@@ -1,28 +1,28 @@
-//! Backward: dq, dk and dv in one pass over the pairs of query and key blocks, each score computed once more.
+//! Backward: dq, dk and dv in one pass over tiles of queries and blocks of keys, each score computed once more.
 //!
-//! A task takes a span of queries against a span of keys and adds to the gradients of both. Tasks run in waves:
-//! in a wave no two tasks of a row and head share a span of either kind, so nobody waits for a sum and every sum
-//! has one order, that of the waves. Sums are f32 and are rounded to the storage type once, at the end.
+//! A task takes a part of the tiles of a row, at a key/value head, through the keys that they see, in chunks whose
+//! panels and sums of dk and dv stay in the second-level cache. A long row has several parts; their sums of dk and dv
+//! are kept apart and a second pass joins them in order, so that nobody waits for a sum and every sum has one order.
+//! Sums are f32 and are rounded to the storage type once, at the end.
 
-use super::panels::{LANES, Widths, lane_words, row_words, step_words, transpose};
+use std::ops::Range;
+
+use super::panels::{
+    LANES, ROWS, Widths, dimension_words, lane_words, padded, row_words, step_words, transpose, write_values,
+};
+use super::parts::{Join, Part, Task, multiply, parts, tasks};
 use super::product::{Left, Right, Size, Sum, product};
-use super::scratch::{Borrowed, Disjoint, Line, Pool, take, with_tile};
+use super::scratch::{Disjoint, Line, Pool, take, with_tile};
 use super::simd::{Job, Simd, run};
 use super::softmax::{Block, Pairs, Statistics, cap, derivative, tilt};
 use super::tiling::{Heads, KEYS, Lanes, Row, Sight, key_rows};
 use super::{AttentionParams, RowOffsets, share_out};
-use crate::isa::per_isa;
 use crate::{Device, Element};
 
-/// Query positions, and keys, of a task; a multiple of [`KEYS`] and of [`LANES`].
-const SPAN: usize = 128;
-/// Blocks of keys in a span.
-const BLOCKS: usize = SPAN / KEYS;
-/// Keys of which one task writes the gradients.
-const KEYS_PER_WRITE: usize = 16;
-/// Values that one task sets to zero.
-const ZEROS_PER_TASK: usize = 64 * 1024;
-
+/// Keys of a chunk; a multiple of [`KEYS`].
+const CHUNK: usize = 512;
+/// Blocks of a chunk.
+const BLOCKS: usize = CHUNK / KEYS;
 /// The arrays of a call.
 pub(super) struct Call<'a, E> {
     pub params: &'a AttentionParams<'a>,
@@ -34,137 +34,62 @@ pub(super) struct Call<'a, E> {
     pub dout: &'a [E],
     pub lse: &'a [f32],
     pub delta: &'a [f32],
+    pub dq: Disjoint<'a, E>,
+    pub dk: Disjoint<'a, E>,
+    pub dv: Disjoint<'a, E>,
 }
 
-/// The gradients.
-pub(super) struct Gradients<'a, E> {
-    pub dq: &'a mut [E],
-    pub dk: &'a mut [E],
-    pub dv: &'a mut [E],
-}
-
-/// A span of queries against a span of keys, at a row and a key/value head.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Task {
-    wave: u32,
-    row: u32,
-    head: u32,
-    queries: u32,
-    keys: u32,
-}
-
-static TASKS: Pool<Task> = Pool::new();
 static SUMS: Pool<Line> = Pool::new();
 
 /// Computes dq, dk and dv.
-pub(super) fn backward<E: Element>(dev: &Device, call: &Call<'_, E>, gradients: Gradients<'_, E>) {
-    let queries = call.q.len() / (call.heads.query * call.heads.width);
-    let keys = call.k.len() / (call.heads.key * call.heads.width);
-    let layout = SumLayout::of(call.heads, call.rows.q.len() - 1, queries, keys);
-    let mut memory = SUMS.values(layout.len());
-    let memory = memory.as_mut_slice();
-    dev.for_each_chunk(memory, ZEROS_PER_TASK, |_, chunk| chunk.fill(0.0));
-    let sums = Disjoint::of(memory);
-    let mut tasks = tasks(call);
-    for wave in tasks.chunk_by(|a, b| a.wave == b.wave) {
-        share_out(dev, wave, |task| {
-            with_tile(Scratch::len(call.heads.width), |scratch| {
-                run::<E, _>(dev.isa(), SpanPair { call, task, layout, sums, scratch });
-            });
-        });
-    }
-    // Once for each span of queries: at the keys that lie at its end.
-    tasks.retain(|task| {
-        let row = Row::at(call.rows, task.row as usize);
-        let end = row.q_len.min((task.queries as usize + 1) * SPAN);
-        (row.k_len - row.q_len + end - 1) / SPAN == task.keys as usize
-    });
-    let dq = Disjoint::of(gradients.dq);
-    let sums = &*memory;
+pub(super) fn backward<E: Element>(dev: &Device, call: &Call<'_, E>) {
+    let (mut tasks, sums_len) = tasks(call);
+    let mut sums = SUMS.values(sums_len);
+    let sums = Disjoint::of(sums.as_mut_slice());
     share_out(dev, &tasks, |task| {
-        with_tile(layout.tile_len(), |scratch| {
-            run::<E, _>(dev.isa(), WriteQueries { call, task, layout, sums, dq, scratch });
+        let part = Part::of(call, task.row, task.part, task.parts);
+        with_tile(Scratch::len(call.heads.width, slots(&part)), |scratch| {
+            run::<E, _>(dev.isa(), Span { call, task, part, sums, scratch });
         });
     });
-    write_keys(dev, call, layout, sums, (gradients.dk, gradients.dv));
-}
-
-/// All pairs of spans of which a query sees a key, in waves.
-fn tasks<E>(call: &Call<'_, E>) -> Borrowed<'static, Task> {
-    let mut tasks = TASKS.borrow();
-    tasks.clear();
-    for (r, row) in Row::all(call.rows) {
-        let (spans_q, spans_k) = (row.q_len.div_ceil(SPAN), row.k_len.div_ceil(SPAN));
-        let waves = spans_q.max(spans_k);
-        for (queries, keys) in (0..spans_q).flat_map(|i| (0..spans_k).map(move |j| (i, j))) {
-            let first = row.k_len - row.q_len + queries * SPAN;
-            let last = row.k_len - row.q_len + (row.q_len.min((queries + 1) * SPAN) - 1);
-            let window = call.params.window.unwrap_or(usize::MAX);
-            let seen = keys * SPAN <= last && ((keys + 1) * SPAN).saturating_add(window) > first + 1;
-            if !seen {
-                continue;
-            }
-            // A Latin square: in a wave each span of queries meets another span of keys.
-            let wave = (queries + waves - keys) % waves;
-            for head in 0..call.heads.key {
-                let [wave, row, head, queries, keys] = [wave, r, head, queries, keys].map(|x| x as u32);
-                tasks.push(Task { wave, row, head, queries, keys });
-            }
+    tasks.retain(|task| task.parts > 1);
+    share_out(dev, &tasks, |task| {
+        with_tile(padded(call.heads.width), |scratch| {
+            run::<E, _>(dev.isa(), Join { call, task, sums, scratch });
+        });
+    });
+    let (dk, dv, row_len) = (call.dk, call.dv, call.heads.key * call.heads.width);
+    for row in (0..call.rows.q.len() - 1).map(|r| Row::at(call.rows, r)).filter(|row| row.q_len == 0) {
+        for gradient in [dk, dv] {
+            // SAFETY: all tasks are done.
+            unsafe { gradient.part(row.k_start * row_len, row.k_len * row_len) }.fill(E::from_f32(0.0));
         }
     }
-    tasks.sort_unstable();
-    tasks
 }
 
-/// The tiles of a span of queries.
-fn query_tiles(row: Row, heads: Heads, span: usize) -> std::ops::Range<usize> {
-    let in_span = SPAN / LANES * heads.group();
-    span * in_span..row.tiles(heads).min((span + 1) * in_span)
+/// Tiles of a part whose sums of dq are kept: where there are several chunks, all, and else the one at work.
+fn slots(part: &Part) -> usize {
+    1 + if part.is_chunked(CHUNK) { part.tiles.len() } else { 0 }
 }
 
-/// Where the sums lie: dq transposed by tiles, [K, tiles, D up to a vector, 64], then dk and dv, [K, Nk, same].
-#[derive(Clone, Copy)]
-pub(super) struct SumLayout {
-    heads: Heads,
-    tiles: usize,
-    keys: usize,
-    padded: usize,
-}
-
-impl SumLayout {
-    pub fn of(heads: Heads, rows: usize, queries: usize, keys: usize) -> Self {
-        let tiles = queries * heads.group() / LANES + rows;
-        Self { heads, tiles, keys, padded: heads.width.next_multiple_of(16) }
-    }
-
-    fn tile_len(self) -> usize {
-        self.padded * LANES
-    }
-
-    /// Each row's last tile may be cut short, so that row r has `r` tiles more before it than its lanes fill.
-    fn dq(self, head: usize, r: usize, row: Row, tile: usize) -> usize {
-        let before = row.q_start * self.heads.group() / LANES + r;
-        (head * self.tiles + before + tile) * self.tile_len()
-    }
-
-    fn dk(self, head: usize, key: usize) -> usize {
-        self.heads.key * self.tiles * self.tile_len() + (head * self.keys + key) * self.padded
-    }
-
-    fn dv(self, head: usize, key: usize) -> usize {
-        self.dk(head, key) + self.heads.key * self.keys * self.padded
-    }
-
-    /// Number of values.
-    pub fn len(self) -> usize {
-        self.dv(self.heads.key, 0)
-    }
+/// The most bytes that sums take, in all threads.
+pub(super) fn scratch_bytes(heads: Heads, rows: usize, queries: usize, keys: usize) -> usize {
+    let row_len = padded(heads.width);
+    let parts = parts(queries);
+    let dk_and_dv = if parts > 1 { 2 * parts * (keys + KEYS) * row_len } else { 0 };
+    let dq = if keys > CHUNK { (queries * heads.group() / LANES + rows + 1) * LANES * row_len } else { 0 };
+    heads.key * (dk_and_dv + dq) * size_of::<f32>()
 }
 
 /// The working memory of a task.
 struct Scratch<'a> {
-    /// For each block: row words of k, row words of v, step words of k.
+    /// For each block: row words of k, row words of v, dimension words of k.
     keys: &'a mut [f32],
+    /// Sums of dk and dv of the chunk.
+    dk: &'a mut [f32],
+    dv: &'a mut [f32],
+    /// Sums of dq, transposed, for each slot.
+    dq: &'a mut [f32],
     q_lanes: &'a mut [f32],
     dout_lanes: &'a mut [f32],
     q_steps: &'a mut [f32],
@@ -180,93 +105,112 @@ struct Scratch<'a> {
 }
 
 impl<'a> Scratch<'a> {
-    fn lens(width: usize) -> [usize; 12] {
-        let block = KEYS * width.next_multiple_of(16);
-        let tile = LANES * width.next_multiple_of(16);
-        let square = KEYS * LANES;
-        let [keys, lanes] = [3 * BLOCKS * block, 4 * LANES];
-        [keys, tile, tile, tile, tile, tile, square, square, square / 2, square / 2, square / 2, lanes]
+    fn lens(width: usize, slots: usize) -> [usize; 15] {
+        let tile = ROWS * padded(width);
+        let [square, half] = [KEYS * LANES, KEYS * LANES / 2];
+        let [keys, sums, dq, lanes] = [3 * BLOCKS * tile, BLOCKS * tile, slots * tile, 4 * LANES];
+        [keys, sums, sums, dq, tile, tile, tile, tile, tile, square, square, half, half, half, lanes]
     }
 
-    fn len(width: usize) -> usize {
-        Self::lens(width).iter().sum()
+    fn len(width: usize, slots: usize) -> usize {
+        Self::lens(width, slots).iter().sum()
     }
 
     #[inline(always)]
-    fn of(mut values: &'a mut [f32], width: usize) -> Self {
-        let lens = Self::lens(width).map(|len| take(&mut values, len));
+    #[rustfmt::skip]
+    fn of(mut values: &'a mut [f32], width: usize, slots: usize) -> Self {
         let [
-            keys,
-            q_lanes,
-            dout_lanes,
-            q_steps,
-            dout_steps,
-            rows,
-            scores,
-            dp,
-            p_pairs,
-            ds_pairs,
-            ds_by_key,
-            lanes,
-        ] = lens;
-        #[rustfmt::skip]
-        let all = Self {
-            keys, q_lanes, dout_lanes, q_steps, dout_steps, rows, scores, dp, p_pairs, ds_pairs, ds_by_key, lanes,
-        };
-        all
+            keys, dk, dv, dq, q_lanes, dout_lanes, q_steps, dout_steps, rows, scores, dp, p_pairs, ds_pairs,
+            ds_by_key, lanes,
+        ] = Self::lens(width, slots).map(|len| take(&mut values, len));
+        Self {
+            keys, dk, dv, dq, q_lanes, dout_lanes, q_steps, dout_steps, rows, scores, dp, p_pairs, ds_pairs,
+            ds_by_key, lanes,
+        }
     }
 }
 
-struct SpanPair<'a, E> {
+struct Span<'a, E> {
     call: &'a Call<'a, E>,
     task: &'a Task,
-    layout: SumLayout,
+    part: Part,
     sums: Disjoint<'a, f32>,
     scratch: &'a mut [f32],
 }
 
-impl<E: Element> Job for SpanPair<'_, E> {
+impl<E: Element> Job for Span<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { call, task, layout, sums, scratch } = self;
-        let widths = Widths::of(s, call.heads.width);
-        let mut scratch = Scratch::of(scratch, widths.values);
-        let [r, head, queries, span] = [task.row, task.head, task.queries, task.keys].map(|x| x as usize);
-        let row = Row::at(call.rows, r);
-        let blocks = (span * SPAN..row.k_len.min((span + 1) * SPAN)).step_by(KEYS);
-        let block_len = KEYS * widths.padded;
-        let len = |start: usize| KEYS.min(row.k_len - start);
-        for (b, start) in blocks.clone().enumerate() {
-            let (k, rest) = scratch.keys[3 * b * block_len..].split_at_mut(block_len);
-            let (v, k_steps) = rest.split_at_mut(block_len);
-            let rows = |values| key_rows(values, row, (call.heads, head), (start, len(start)));
-            row_words(s, rows(call.k), k, widths.words);
-            row_words(s, rows(call.v), v, widths.words);
-            step_words(s, rows(call.k), widths, k_steps);
+        let Self { call, task, part, sums, scratch } = self;
+        let (row, heads) = (task.row, call.heads);
+        let widths = Widths::of(s, heads.width);
+        let work = Work { call, task, widths };
+        let mut scratch = Scratch::of(scratch, heads.width, slots(&part));
+        if task.parts == 1 {
+            write_zeros(call, task, 0..part.keys.start);
         }
-        for tile in query_tiles(row, call.heads, queries) {
-            let lanes = Lanes::tile(row, call.heads, head, tile * LANES);
-            let sight = |start| lanes.sight(call.params, start, len(start));
-            if blocks.clone().all(|start| sight(start).keys == 0) {
-                continue;
-            }
-            pack_queries(s, call, lanes, widths, &mut scratch);
-            // SAFETY: in a wave this span of queries belongs to this task.
-            let dq = unsafe { sums.part(layout.dq(head, r, row, tile), layout.tile_len()) };
-            for (b, start) in blocks.clone().enumerate() {
-                let sight = sight(start);
-                if sight.keys == 0 {
+        for chunk in (part.keys.start / CHUNK * CHUNK..part.keys.end).step_by(CHUNK) {
+            let keys = chunk.max(part.keys.start)..part.keys.end.min(chunk + CHUNK);
+            begin_chunk(s, &work, keys.clone(), &mut scratch);
+            for tile in part.tiles.clone() {
+                let lanes = Lanes::tile(row, heads, task.head, tile * LANES);
+                let seen = lanes.keys(call.params);
+                if seen.end <= keys.start || keys.end <= seen.start {
                     continue;
                 }
-                let key = row.k_start + start;
-                let part_len = sight.keys * widths.padded;
-                // SAFETY: in a wave this span of keys belongs to this task; dk and dv lie apart.
-                let [dk, dv] =
-                    unsafe { [layout.dk(head, key), layout.dv(head, key)].map(|at| sums.part(at, part_len)) };
-                let at = Place { block: b, start, sight, columns: lanes.len.next_multiple_of(S::WIDTH) };
-                differentiate(s, call.params, at, widths, &mut scratch, [dq, dk, dv]);
+                let (mut begun, done) = (seen.start < keys.start, seen.end <= keys.end);
+                let slot = if begun || !done { 1 + tile - part.tiles.start } else { 0 };
+                pack_queries(s, call, lanes, widths, &mut scratch);
+                for (block, start) in keys.clone().step_by(KEYS).enumerate() {
+                    let sight = lanes.sight(call.params, start, KEYS.min(keys.end - start));
+                    if sight.keys > 0 {
+                        let columns = lanes.len.next_multiple_of(S::PAIR * S::WIDTH);
+                        let at = Place { block, start, sight, columns, slot, begun };
+                        differentiate(s, call.params, at, widths, &mut scratch);
+                        begun = true;
+                    }
+                }
+                if done {
+                    write_queries(s, &work, lanes, slot, &mut scratch);
+                }
+            }
+            if task.parts == 1 {
+                write_keys(s, &work, keys, &mut scratch);
+            } else {
+                let at = task.own_sums_at(call) + (keys.start - part.keys.start) * widths.padded;
+                let len = keys.len() * widths.padded;
+                for (at, from) in [(at, &*scratch.dk), (at + part.sums_len(heads.width), &*scratch.dv)] {
+                    // SAFETY: every part of a row and head has sums of its own.
+                    unsafe { sums.part(at, len) }.copy_from_slice(&from[..len]);
+                }
             }
         }
+    }
+}
+
+/// What all steps of a task need.
+struct Work<'a, E> {
+    call: &'a Call<'a, E>,
+    task: &'a Task,
+    widths: Widths,
+}
+
+/// Panels of a chunk of keys; its sums are zero.
+#[inline(always)]
+fn begin_chunk<S: Simd, E: Element>(s: S, work: &Work<'_, E>, keys: Range<usize>, scratch: &mut Scratch<'_>) {
+    let Work { call, task, widths } = *work;
+    let sums = keys.len().next_multiple_of(ROWS) * widths.padded;
+    scratch.dk[..sums].fill(0.0);
+    scratch.dv[..sums].fill(0.0);
+    let panel = ROWS * widths.padded_words;
+    for (start, panels) in keys.clone().step_by(KEYS).zip(scratch.keys.chunks_exact_mut(3 * panel)) {
+        let (k, rest) = panels.split_at_mut(panel);
+        let (v, k_dimensions) = rest.split_at_mut(panel);
+        let len = KEYS.min(keys.end - start);
+        let rows = |values| key_rows(values, task.row, (call.heads, task.head), (start, len));
+        row_words(s, rows(call.k), widths, k);
+        row_words(s, rows(call.v), widths, v);
+        dimension_words(s, k, widths, scratch.rows, k_dimensions);
     }
 }
 
@@ -279,15 +223,12 @@ fn pack_queries<S: Simd, E: Element>(
     widths: Widths,
     scratch: &mut Scratch<'_>,
 ) {
-    lane_words(s, lanes.rows(call.q), widths, scratch.rows, scratch.q_lanes);
-    lane_words(s, lanes.rows(call.dout), widths, scratch.rows, scratch.dout_lanes);
-    step_words(s, lanes.rows(call.q), widths, scratch.q_steps);
-    step_words(s, lanes.rows(call.dout), widths, scratch.dout_steps);
-    // Steps go up to a whole vector of lanes.
-    let used = lanes.len.div_ceil(S::PAIR) * widths.padded;
-    let end = lanes.len.next_multiple_of(S::WIDTH) / S::PAIR * widths.padded;
-    scratch.q_steps[used..end].fill(0.0);
-    scratch.dout_steps[used..end].fill(0.0);
+    row_words(s, lanes.rows(call.q), widths, scratch.rows);
+    lane_words(s, scratch.rows, widths, scratch.q_lanes);
+    step_words(s, scratch.rows, widths, scratch.q_steps);
+    row_words(s, lanes.rows(call.dout), widths, scratch.rows);
+    lane_words(s, scratch.rows, widths, scratch.dout_lanes);
+    step_words(s, scratch.rows, widths, scratch.dout_steps);
     let (positions, rest) = scratch.lanes.split_at_mut(LANES);
     let (lse, rest) = rest.split_at_mut(LANES);
     let (delta, slopes) = rest.split_at_mut(LANES);
@@ -306,13 +247,17 @@ fn pack_queries<S: Simd, E: Element>(
 /// A block of keys in a task.
 #[derive(Clone, Copy)]
 struct Place {
-    /// Its number in the span.
+    /// Its number in the chunk.
     block: usize,
     /// Its first key.
     start: usize,
     sight: Sight,
-    /// Lanes in use, up to a whole vector.
+    /// Lanes in use, up to a whole vector of words.
     columns: usize,
+    /// Where the sums of dq lie.
+    slot: usize,
+    /// Whether there is something in them.
+    begun: bool,
 }
 
 /// Adds what a tile and a block give to dq (transposed), dk and dv, but for the score's scale.
@@ -323,20 +268,21 @@ fn differentiate<S: Simd>(
     at: Place,
     widths: Widths,
     scratch: &mut Scratch<'_>,
-    [dq, dk, dv]: [&mut [f32]; 3],
 ) {
     let (keys, columns, padded) = (at.sight.keys, at.columns, widths.padded);
-    let block_len = KEYS * padded;
-    let (k, rest) = scratch.keys[3 * at.block * block_len..].split_at(block_len);
-    let (v, k_steps) = rest.split_at(block_len);
+    let panel = ROWS * widths.padded_words;
+    let (k, rest) = scratch.keys[3 * at.block * panel..].split_at(panel);
+    let (v, k_dimensions) = rest.split_at(panel);
     let tile = Size { rows: keys, columns, steps: widths.words };
     for (left, right, to) in
         [(k, &*scratch.q_lanes, &mut *scratch.scores), (v, &*scratch.dout_lanes, &mut *scratch.dp)]
     {
-        let left = Left { words: left, row: widths.words, step: 1 };
+        let left = Left { words: left, row: widths.padded_words };
         let to = Sum { values: to, row: LANES, accumulate: false };
         product(s, tile, left, Right { words: right, step: LANES }, to);
     }
+    let sums = at.block * ROWS * padded;
+    let (dk, dv) = (&mut scratch.dk[sums..][..ROWS * padded], &mut scratch.dv[sums..][..ROWS * padded]);
     let (positions, rest) = scratch.lanes.split_at(LANES);
     let (lse, rest) = rest.split_at(LANES);
     let (delta, slopes) = rest.split_at(LANES);
@@ -364,73 +310,64 @@ fn differentiate<S: Simd>(
     } else {
         (&*scratch.p_pairs, &*scratch.ds_pairs, &*scratch.ds_by_key)
     };
-    let over_lanes = Size { rows: keys, columns: padded, steps: columns / S::PAIR };
+    let over_lanes = Size { rows: keys, columns: widths.values, steps: columns / S::PAIR };
     for (left, right, to) in [(p, &*scratch.dout_steps, dv), (ds, &*scratch.q_steps, dk)] {
-        let left = Left { words: left, row: LANES / S::PAIR, step: 1 };
+        let left = Left { words: left, row: LANES / S::PAIR };
         let to = Sum { values: to, row: padded, accumulate: true };
         product(s, over_lanes, left, Right { words: right, step: padded }, to);
     }
     product(
         s,
         Size { rows: widths.values, columns, steps: keys.div_ceil(S::PAIR) },
-        Left { words: k_steps, row: 1, step: padded },
+        Left { words: k_dimensions, row: ROWS / S::PAIR },
         Right { words: ds_by_key, step: LANES },
-        Sum { values: dq, row: LANES, accumulate: true },
+        Sum { values: &mut scratch.dq[at.slot * LANES * padded..], row: LANES, accumulate: at.begun },
     );
 }
 
-/// A span of queries, whose dq is complete.
-struct WriteQueries<'a, E> {
-    call: &'a Call<'a, E>,
-    task: &'a Task,
-    layout: SumLayout,
-    sums: &'a [f32],
-    dq: Disjoint<'a, E>,
-    scratch: &'a mut [f32],
+/// Rounds the sums of a tile's dq to the storage type, with the score's scale.
+#[inline(always)]
+fn write_queries<S: Simd, E: Element>(
+    s: S,
+    work: &Work<'_, E>,
+    lanes: Lanes,
+    slot: usize,
+    scratch: &mut Scratch<'_>,
+) {
+    let Work { call, widths, .. } = *work;
+    let (width, padded) = (widths.values, widths.padded);
+    let sums = &scratch.dq[slot * LANES * padded..][..LANES * padded];
+    transpose(s, sums, padded, LANES, scratch.rows);
+    for (from, index) in scratch.rows.chunks_exact_mut(padded).zip(lanes.indices()) {
+        multiply(s, from, call.params.scale);
+        // SAFETY: a query and head belong to one lane of one task.
+        write_values(s, from, unsafe { call.dq.part(index * width, width) });
+    }
 }
 
-impl<E: Element> Job for WriteQueries<'_, E> {
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { call, task, layout, sums, dq, scratch } = self;
-        let (heads, width, padded) = (call.heads, call.heads.width, layout.padded);
-        let row = Row::at(call.rows, task.row as usize);
-        for tile in query_tiles(row, heads, task.queries as usize) {
-            let lanes = Lanes::tile(row, heads, task.head as usize, tile * LANES);
-            let sums = &sums[layout.dq(lanes.head, task.row as usize, row, tile)..][..layout.tile_len()];
-            transpose(s, sums, padded, LANES, scratch);
-            for (from, index) in scratch.chunks_exact(padded).zip(lanes.indices()) {
-                // SAFETY: a query and head belong to one lane of one task.
-                let to = unsafe { dq.part(index * width, width) };
-                to.iter_mut().zip(from).for_each(|(to, x)| *to = E::from_f32(x * call.params.scale));
-            }
+/// Rounds the sums of dk and dv of a chunk.
+#[inline(always)]
+fn write_keys<S: Simd, E: Element>(s: S, work: &Work<'_, E>, keys: Range<usize>, scratch: &mut Scratch<'_>) {
+    let Work { call, task, widths } = *work;
+    let sums = scratch.dk.chunks_exact_mut(widths.padded).zip(scratch.dv.chunks_exact(widths.padded));
+    for (key, (dk, dv)) in keys.zip(sums) {
+        multiply(s, dk, call.params.scale);
+        let at = task.key_index(call.heads, key);
+        // SAFETY: a key and head belong to one task where a row is one part.
+        unsafe {
+            write_values(s, dk, call.dk.part(at, widths.values));
+            write_values(s, dv, call.dv.part(at, widths.values));
         }
     }
 }
 
-/// Rounds the sums of dk and dv to the storage type, with the score's scale on dk.
-fn write_keys<E: Element>(
-    dev: &Device,
-    call: &Call<'_, E>,
-    layout: SumLayout,
-    sums: &[f32],
-    (dk, dv): (&mut [E], &mut [E]),
-) {
-    let (heads, width, scale) = (call.heads.key, call.heads.width, call.params.scale);
-    let len = KEYS_PER_WRITE * heads * width;
-    dev.for_each_chunk_pair((dk, len), (dv, len), |task, dk, dv| {
-        let rows = dk.chunks_exact_mut(width).zip(dv.chunks_exact_mut(width));
-        for (i, (dk, dv)) in rows.enumerate() {
-            let (key, head) = (task * KEYS_PER_WRITE + i / heads, i % heads);
-            let (from_dk, from_dv) = (&sums[layout.dk(head, key)..], &sums[layout.dv(head, key)..]);
-            scaled(dev.isa(), from_dk, scale, dk);
-            scaled(dev.isa(), from_dv, 1.0, dv);
+/// Keys that no query sees have no gradient.
+fn write_zeros<E: Element>(call: &Call<'_, E>, task: &Task, keys: Range<usize>) {
+    for key in keys {
+        let at = task.key_index(call.heads, key);
+        for gradient in [call.dk, call.dv] {
+            // SAFETY: a key and head belong to one task where a row is one part.
+            unsafe { gradient.part(at, call.heads.width) }.fill(E::from_f32(0.0));
         }
-    });
-}
-
-per_isa! {
-    fn scaled<E: Element>(from: &[f32], scale: f32, to: &mut [E]) {
-        to.iter_mut().zip(from).for_each(|(to, x)| *to = E::from_f32(x * scale));
     }
 }

@@ -3,7 +3,9 @@
 //! Where all queries of a row fit into one task, as in decoding, the keys are shared out among tasks as well,
 //! and a second pass joins their parts in order.
 
-use super::panels::{LANES, Widths, lane_words, row_words, step_words, transpose};
+use super::panels::{
+    LANES, ROWS, Widths, dimension_words, lane_words, padded, row_words, transpose, write_values,
+};
 use super::product::{Left, Right, Size, Sum, product};
 use super::scratch::{Borrowed, Disjoint, Line, Pool, take, with_tile};
 use super::simd::{Job, Simd, prefetch, run};
@@ -13,7 +15,9 @@ use super::{AttentionParams, RowOffsets, share_out};
 use crate::{Device, Element};
 
 /// Tiles of a task: they share the packed keys and values.
-const TILES: usize = 4;
+const TILES: usize = 8;
+/// Blocks of keys that are packed before the tiles go through them one by one.
+const BLOCKS: usize = 4;
 /// Keys of a task where keys are shared out; a multiple of [`KEYS`].
 const KEYS_PER_PART: usize = 1024;
 
@@ -67,7 +71,7 @@ pub(super) fn forward<E: Element>(dev: &Device, call: &Call<'_, E>) {
     }
     tasks.retain(|task| task.parts > 1 && task.part == 0);
     share_out(dev, &tasks, |task| {
-        let scratch_len = LANES * call.heads.width.next_multiple_of(16);
+        let scratch_len = LANES * padded(call.heads.width);
         with_tile(scratch_len, |scratch| run::<E, _>(dev.isa(), Join { call, task, parts, scratch }));
     });
 }
@@ -105,7 +109,7 @@ fn tasks<E>(call: &Call<'_, E>, state: usize) -> (Borrowed<'static, Task>, usize
 
 /// What a tile carries from block to block.
 struct State<'a> {
-    /// Σ p·v, transposed: [D up to a whole vector, 64].
+    /// Σ p·v, transposed: [D padded, 64].
     out: &'a mut [f32],
     max: &'a mut [f32],
     sum: &'a mut [f32],
@@ -113,7 +117,7 @@ struct State<'a> {
 
 impl<'a> State<'a> {
     fn len(width: usize) -> usize {
-        (width.next_multiple_of(16) + 2) * LANES
+        (padded(width) + 2) * LANES
     }
 
     #[inline(always)]
@@ -126,12 +130,13 @@ impl<'a> State<'a> {
 
 /// The working memory of a chunk.
 struct Scratch<'a> {
-    k: &'a mut [f32],
-    v: &'a mut [f32],
+    /// For each block: row words of k and dimension words of v.
+    keys: &'a mut [f32],
     scores: &'a mut [f32],
     pairs: &'a mut [f32],
     shrink: &'a mut [f32],
     rows: &'a mut [f32],
+    steps: &'a mut [f32],
     /// For each tile: lane words of q, positions and slopes.
     queries: &'a mut [f32],
     states: &'a mut [f32],
@@ -139,9 +144,18 @@ struct Scratch<'a> {
 
 impl<'a> Scratch<'a> {
     fn lens(width: usize, state: usize) -> [usize; 8] {
-        let tile = LANES * width.next_multiple_of(16);
-        let block = KEYS * width.next_multiple_of(16);
-        [block, block, KEYS * LANES, KEYS * LANES, LANES, tile, TILES * (tile + 2 * LANES), TILES * state]
+        let panel = ROWS * padded(width);
+        let square = KEYS * LANES;
+        [
+            2 * BLOCKS * panel,
+            square,
+            square / 2,
+            LANES,
+            panel,
+            panel,
+            TILES * (panel + 2 * LANES),
+            TILES * state,
+        ]
     }
 
     fn len(width: usize, state: usize) -> usize {
@@ -150,9 +164,9 @@ impl<'a> Scratch<'a> {
 
     #[inline(always)]
     fn of(mut values: &'a mut [f32], width: usize, state: usize) -> Self {
-        let [k, v, scores, pairs, shrink, rows, queries, states] =
+        let [keys, scores, pairs, shrink, rows, steps, queries, states] =
             Self::lens(width, state).map(|len| take(&mut values, len));
-        Self { k, v, scores, pairs, shrink, rows, queries, states }
+        Self { keys, scores, pairs, shrink, rows, steps, queries, states }
     }
 }
 
@@ -179,46 +193,67 @@ impl<E: Element> Job for Chunk<'_, E> {
         for t in 0..task.tiles {
             let (words, rest) = scratch.queries[t * query_len..][..query_len].split_at_mut(words_len);
             let (positions, slopes) = rest.split_at_mut(LANES);
-            lane_words(s, tile(t).rows(call.q), widths, scratch.rows, words);
+            row_words(s, tile(t).rows(call.q), widths, scratch.rows);
+            lane_words(s, scratch.rows, widths, words);
             tile(t).write_positions(positions);
             if let Some(all) = call.params.slopes {
                 tile(t).write_slopes(all, slopes);
             }
             let state = State::of(&mut scratch.states[t * state_len..][..state_len]);
-            state.out.fill(0.0);
             state.max.fill(LEAST);
             state.sum.fill(0.0);
         }
-        for start in (task.keys.0..task.keys.1).step_by(KEYS) {
-            let len = KEYS.min(task.keys.1 - start);
-            let rows = |values| key_rows(values, task.row, (call.heads, task.head), (start, len));
-            // The rows of a head are too far apart for the hardware to foresee, and in decoding they come from memory.
-            let next = (start + len, KEYS.min(task.keys.1 - start - len));
-            for values in [call.k, call.v] {
-                key_rows(values, task.row, (call.heads, task.head), next).for_each(prefetch);
-            }
-            row_words(s, rows(call.k), scratch.k, widths.words);
-            step_words(s, rows(call.v), widths, scratch.v);
-            for t in 0..task.tiles {
-                let sight = tile(t).sight(call.params, start, len);
-                if sight.keys == 0 {
-                    continue;
+        let mut begun = [false; TILES];
+        let panel = ROWS * widths.padded_words;
+        for chunk in (task.keys.0..task.keys.1).step_by(BLOCKS * KEYS) {
+            let blocks = (chunk..task.keys.1.min(chunk + BLOCKS * KEYS)).step_by(KEYS);
+            let len = |start: usize| KEYS.min(task.keys.1 - start);
+            for (start, panels) in blocks.clone().zip(scratch.keys.chunks_exact_mut(2 * panel)) {
+                let heads = (call.heads, task.head);
+                // The rows of a head are too far apart for the hardware to foresee, and in decoding they come from memory.
+                let next = (start + len(start), len(start + len(start)));
+                for values in [call.k, call.v] {
+                    key_rows(values, task.row, heads, next).for_each(prefetch);
                 }
-                let (words, rest) = scratch.queries[t * query_len..][..query_len].split_at(words_len);
-                let (positions, slopes) = rest.split_at(LANES);
-                let block = Block {
-                    positions,
-                    start,
-                    keys: sight.keys,
-                    columns: tile(t).len.next_multiple_of(S::WIDTH),
-                    masked: sight.masked,
-                    window: call.params.window.map_or(f32::INFINITY, |w| w as f32),
-                };
-                let state = State::of(&mut scratch.states[t * state_len..][..state_len]);
-                let factors = Factors { q: words, k: scratch.k, v: scratch.v, slopes };
-                let memory = (&mut *scratch.scores, &mut *scratch.pairs, &mut *scratch.shrink);
-                attend(s, call.params, block, widths, factors, memory, state);
+                let (k, v) = panels.split_at_mut(panel);
+                row_words(s, key_rows(call.k, task.row, heads, (start, len(start))), widths, k);
+                row_words(s, key_rows(call.v, task.row, heads, (start, len(start))), widths, scratch.rows);
+                dimension_words(s, scratch.rows, widths, scratch.steps, v);
             }
+            for (t, begun) in begun.iter_mut().enumerate().take(task.tiles) {
+                let (q, rest) = scratch.queries[t * query_len..][..query_len].split_at(words_len);
+                let (positions, slopes) = rest.split_at(LANES);
+                for (start, panels) in blocks.clone().zip(scratch.keys.chunks_exact(2 * panel)) {
+                    let sight = tile(t).sight(call.params, start, len(start));
+                    if sight.keys == 0 {
+                        continue;
+                    }
+                    let block = Block {
+                        positions,
+                        start,
+                        keys: sight.keys,
+                        columns: tile(t).len.next_multiple_of(S::WIDTH),
+                        masked: sight.masked,
+                        window: call.params.window.map_or(f32::INFINITY, |w| w as f32),
+                    };
+                    let state = State::of(&mut scratch.states[t * state_len..][..state_len]);
+                    let (k, v) = panels.split_at(panel);
+                    let memory = (&mut *scratch.scores, &mut *scratch.pairs, &mut *scratch.shrink);
+                    attend(
+                        s,
+                        call.params,
+                        block,
+                        widths,
+                        Factors { q, k, v, slopes },
+                        memory,
+                        (state, *begun),
+                    );
+                    *begun = true;
+                }
+            }
+        }
+        for t in (0..task.tiles).filter(|t| !begun[*t]) {
+            State::of(&mut scratch.states[t * state_len..][..state_len]).out.fill(0.0);
         }
         if task.parts == 1 {
             for t in 0..task.tiles {
@@ -236,13 +271,13 @@ struct Factors<'a> {
     q: &'a [f32],
     /// Row words of the keys.
     k: &'a [f32],
-    /// Step words of the values.
+    /// Dimension words of the values.
     v: &'a [f32],
     /// Of the queries' heads, if there are any.
     slopes: &'a [f32],
 }
 
-/// Takes a tile through a block of keys.
+/// Takes a tile through a block of keys; if it is not the first, `state.out` has `begun`.
 #[inline(always)]
 fn attend<S: Simd>(
     s: S,
@@ -251,13 +286,13 @@ fn attend<S: Simd>(
     widths: Widths,
     panels: Factors<'_>,
     (scores, pairs, shrink): (&mut [f32], &mut [f32], &mut [f32]),
-    state: State<'_>,
+    (state, begun): (State<'_>, bool),
 ) {
     let columns = block.columns;
     product(
         s,
         Size { rows: block.keys, columns, steps: widths.words },
-        Left { words: panels.k, row: widths.words, step: 1 },
+        Left { words: panels.k, row: widths.padded_words },
         Right { words: panels.q, step: LANES },
         Sum { values: scores, row: LANES, accumulate: false },
     );
@@ -272,7 +307,7 @@ fn attend<S: Simd>(
     }
     let mut running = Running { max: state.max, sum: state.sum, shrink };
     online(s, block, scale * std::f32::consts::LOG2_E, scores, pairs, &mut running);
-    if shrink[..columns].iter().any(|shrink| *shrink != 1.0) {
+    if begun && shrink[..columns].iter().any(|shrink| *shrink != 1.0) {
         for row in state.out[..widths.values * LANES].chunks_exact_mut(LANES) {
             for (x, shrink) in row.iter_mut().zip(&*shrink) {
                 *x *= shrink;
@@ -282,9 +317,9 @@ fn attend<S: Simd>(
     product(
         s,
         Size { rows: widths.values, columns, steps: block.keys.div_ceil(S::PAIR) },
-        Left { words: panels.v, row: 1, step: widths.padded },
+        Left { words: panels.v, row: ROWS / S::PAIR },
         Right { words: if S::PAIR == 1 { scores } else { pairs }, step: LANES },
-        Sum { values: state.out, row: LANES, accumulate: true },
+        Sum { values: state.out, row: LANES, accumulate: begun },
     );
 }
 
@@ -292,15 +327,18 @@ fn attend<S: Simd>(
 #[inline(always)]
 fn finish<S: Simd, E: Element>(s: S, call: &Call<'_, E>, lanes: Lanes, state: State<'_>, rows: &mut [f32]) {
     let width = call.heads.width;
-    let padded = width.next_multiple_of(16);
+    let padded = padded(width);
+    for at in (0..LANES).step_by(S::WIDTH) {
+        let over_sum = s.div(s.splat(1.0), s.load(&state.sum[at..]));
+        for row in state.out.chunks_exact_mut(LANES) {
+            s.store(s.mul(s.load(&row[at..]), over_sum), &mut row[at..]);
+        }
+    }
     transpose(s, state.out, padded, LANES, rows);
     for (lane, index) in lanes.indices().enumerate() {
-        let over_sum = 1.0 / state.sum[lane];
         // SAFETY: a query and head belong to one lane of one task.
         let out = unsafe { call.out.part(index * width, width) };
-        for (out, x) in out.iter_mut().zip(&rows[lane * padded..]) {
-            *out = E::from_f32(x * over_sum);
-        }
+        write_values(s, &rows[lane * padded..], out);
     }
     if let Some(lse) = &call.lse {
         for (lane, index) in lanes.indices().enumerate() {
@@ -337,12 +375,11 @@ impl<E: Element> Job for Join<'_, E> {
                     let (a, b) = (s.load(&all.max[at..]), s.load(&part.max[at..]));
                     let max = s.max(a, b);
                     let (a, b) = (s.exp2(s.sub(a, max)), s.exp2(s.sub(b, max)));
-                    let joined = |x: &mut [f32], y: &[f32]| {
-                        s.store(s.mul_add(s.load(x), a, s.mul(s.load(y), b)), x);
-                    };
-                    joined(&mut all.sum[at..], &part.sum[at..]);
                     let rows = all.out.chunks_exact_mut(LANES).zip(part.out.chunks_exact(LANES));
-                    rows.for_each(|(x, y)| joined(&mut x[at..], &y[at..]));
+                    for (x, y) in rows.chain(std::iter::once((&mut *all.sum, &*part.sum))) {
+                        let sum = s.mul_add(s.load(&x[at..]), a, s.mul(s.load(&y[at..]), b));
+                        s.store(sum, &mut x[at..]);
+                    }
                     s.store(max, &mut all.max[at..]);
                 }
             }

@@ -27,12 +27,14 @@
 //!
 //! A row's results depend on that row alone, to the last bit, whatever lies beside it and however many threads run.
 //!
-//! `tiling` lays the queries out, `forward` and `backward` go through the blocks, `softmax` holds the elementwise
-//! part, `panels` and `product` the matrix part, `simd` the instructions, `reference` the definition.
+//! `tiling` lays the queries out, `parts` shares them out in backward, `forward` and `backward` go through the blocks,
+//! `softmax` holds the elementwise part, `panels` and `product` the matrix part, `simd` the instructions, `reference` the
+//! definition.
 
 mod backward;
 mod forward;
 mod panels;
+mod parts;
 mod product;
 #[cfg(test)]
 mod reference;
@@ -45,7 +47,6 @@ mod tiling;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use self::backward::SumLayout;
 use self::scratch::Disjoint;
 use self::tiling::Heads;
 use crate::isa::per_isa;
@@ -58,7 +59,7 @@ const DELTAS_PER_TASK: usize = 256;
 /// Constants of attention. Fields to come have a neutral value in [`AttentionParams::scaled`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionParams<'a> {
-    /// Multiplies q·k; 1/√D in most families.
+    /// Multiplies q·k, above 0; 1/√D in most families.
     pub scale: f32,
     /// Number of keys that a query sees at most, its own included (Hugging Face's `sliding_window`).
     pub window: Option<usize>,
@@ -192,13 +193,11 @@ pub fn backward(dev: &Device, params: &AttentionParams<'_>, rows: RowOffsets<'_>
             dout,
             lse: io.lse.as_slice::<f32>(),
             delta,
+            dq: Disjoint::of(io.dq.as_mut_slice::<E>()),
+            dk: Disjoint::of(io.dk.as_mut_slice::<E>()),
+            dv: Disjoint::of(io.dv.as_mut_slice::<E>()),
         };
-        let gradients = backward::Gradients {
-            dq: io.dq.as_mut_slice::<E>(),
-            dk: io.dk.as_mut_slice::<E>(),
-            dv: io.dv.as_mut_slice::<E>(),
-        };
-        backward::backward(dev, &call, gradients);
+        backward::backward(dev, &call);
     });
 }
 
@@ -222,12 +221,13 @@ per_isa! {
     }
 }
 
-/// Bytes that [`backward()`] keeps for its sums, from the first call on: f32 dq, dk and dv, and the gaps between tiles.
+/// Bytes that [`backward()`] keeps for its sums at most, from the first call on: f32 dq where keys come in chunks, and dk
+/// and dv of each part of a long row.
 ///
 /// `heads` are H, K and D; the tokens and rows are those of the largest micro-batch.
 pub fn backward_scratch_bytes(heads: [usize; 3], rows: usize, queries: usize, keys: usize) -> usize {
     let [query, key, width] = heads;
-    SumLayout::of(Heads { query, key, width }, rows, queries, keys).len() * size_of::<f32>()
+    backward::scratch_bytes(Heads { query, key, width }, rows, queries, keys)
 }
 
 /// Heads of q [Nq, H, D] and k [Nk, K, D], after a look at what every call must fulfil.
@@ -235,6 +235,7 @@ fn checked_heads(params: &AttentionParams<'_>, rows: RowOffsets<'_>, q: View<'_>
     let heads = Heads { query: q.dim(1), key: k.dim(1), width: q.dim(2) };
     assert_eq!(heads.width, k.dim(2), "attention: width of q and k");
     assert!(heads.key > 0 && heads.query.is_multiple_of(heads.key), "attention: {heads:?}");
+    assert!(params.scale > 0.0, "attention: scale {}", params.scale);
     assert!(params.window != Some(0), "attention: a window holds at least the query's own key");
     assert!(
         params.slopes.is_none_or(|slopes| slopes.len() == heads.query),

@@ -100,6 +100,9 @@ pub(super) fn online<S: Simd>(
             at += S::WIDTH;
         }
     }
+    if S::PAIR == 2 {
+        clear_up_to_block(pairs, LANES, block.keys.div_ceil(S::PAIR), S::BLOCK[2]);
+    }
 }
 
 /// `N` vectors of lanes from lane `at` on.
@@ -117,51 +120,67 @@ fn online_columns<S: Simd, const N: usize>(
     let window = s.splat(block.window);
     let mut max = [none; N];
     let mut distances = [none; N];
-    for i in 0..N {
-        max[i] = s.load(&running.max[lane(i)..]);
-        distances[i] = s.sub(s.load(&block.positions[lane(i)..]), s.splat(block.start as f32));
+    for (i, distance) in distances.iter_mut().enumerate() {
+        *distance = s.sub(s.load(&block.positions[lane(i)..]), s.splat(block.start as f32));
     }
-    let before = max;
     for (j, row) in scores.chunks_exact_mut(LANES).take(block.keys).enumerate() {
         for i in 0..N {
-            let mut x = s.mul(s.load(&row[lane(i)..]), s.splat(scale));
+            let mut x = s.load(&row[lane(i)..]);
             if block.masked {
                 x = s.keep_within(s.sub(distances[i], s.splat(j as f32)), window, x, none);
+                s.store(x, &mut row[lane(i)..]);
             }
-            s.store(x, &mut row[lane(i)..]);
             max[i] = s.max(x, max[i]);
         }
     }
+    let scale = s.splat(scale);
     let mut sum = [none; N];
-    for (i, sum) in sum.iter_mut().enumerate() {
-        let shrink = s.exp2(s.sub(before[i], max[i]));
-        *sum = s.mul(s.load(&running.sum[lane(i)..]), shrink);
-        s.store(max[i], &mut running.max[lane(i)..]);
+    let mut offset = [none; N];
+    for i in 0..N {
+        let before = s.load(&running.max[lane(i)..]);
+        let max = s.max(s.mul(max[i], scale), before);
+        let shrink = s.exp2(s.sub(before, max));
+        offset[i] = s.sub(s.splat(0.0), max);
+        sum[i] = s.mul(s.load(&running.sum[lane(i)..]), shrink);
+        s.store(max, &mut running.max[lane(i)..]);
         s.store(shrink, &mut running.shrink[lane(i)..]);
     }
     let mut rows = scores.chunks_exact_mut(LANES).take(block.keys);
     let mut words = pairs.chunks_exact_mut(LANES);
     while let Some(row) = rows.next() {
-        let mut second = if S::PAIR == 2 { rows.next() } else { None };
+        let second = if S::PAIR == 2 { rows.next() } else { None };
         let mut words = if S::PAIR == 2 { words.next() } else { None };
         for i in 0..N {
-            let p = s.exp2(s.sub(s.load(&row[lane(i)..]), max[i]));
-            sum[i] = s.add(sum[i], p);
+            let first = power(s, &row[lane(i)..], scale, offset[i]);
+            sum[i] = s.add(sum[i], first);
             let Some(words) = &mut words else {
-                s.store(p, &mut row[lane(i)..]);
+                s.store(first, &mut row[lane(i)..]);
                 continue;
             };
-            let mut q = s.splat(0.0);
-            if let Some(second) = &mut second {
-                q = s.exp2(s.sub(s.load(&second[lane(i)..]), max[i]));
-                sum[i] = s.add(sum[i], q);
+            let mut other = s.splat(0.0);
+            if let Some(second) = &second {
+                other = power(s, &second[lane(i)..], scale, offset[i]);
+                sum[i] = s.add(sum[i], other);
             }
-            s.store(s.pair(p, q), &mut words[lane(i)..]);
+            s.store(s.pair(first, other), &mut words[lane(i)..]);
         }
     }
     for (i, sum) in sum.into_iter().enumerate() {
         s.store(sum, &mut running.sum[lane(i)..]);
     }
+}
+
+/// 2^(score · scale + offset).
+// Not a closure, which would be compiled for other instructions where it is not inlined.
+#[inline(always)]
+fn power<S: Simd>(s: S, score: &[f32], scale: S::V, offset: S::V) -> S::V {
+    s.exp2(s.mul_add(s.load(score), scale, offset))
+}
+
+/// Sets the rows from `used` on up to a multiple of `block` to zero.
+#[inline(always)]
+fn clear_up_to_block(words: &mut [f32], row: usize, used: usize, block: usize) {
+    words[used * row..used.next_multiple_of(block) * row].fill(0.0);
 }
 
 /// What the derivative needs of each lane.
@@ -195,36 +214,42 @@ pub(super) fn derivative<S: Simd>(
     (scores, dp): (&mut [f32], &mut [f32]),
     pairs: &mut Pairs<'_>,
 ) {
-    for at in (0..block.columns).step_by(S::WIDTH) {
-        let column = Column {
-            scale: s.splat(scale),
-            over_cap: cap.map(|cap| -1.0 / (cap * cap)),
-            lse: s.sub(s.splat(0.0), s.load(&lanes.lse[at..])),
-            delta: s.load(&lanes.delta[at..]),
-            distance: s.sub(s.load(&block.positions[at..]), s.splat(block.start as f32)),
-            window: s.splat(block.window),
-            masked: block.masked,
-        };
-        let mut rows = scores.chunks_exact_mut(LANES).zip(dp.chunks_exact_mut(LANES));
-        for j in (0..block.keys).step_by(S::PAIR) {
-            let mut both = [s.splat(0.0); 2];
-            for (i, ds) in both.iter_mut().enumerate().take(S::PAIR.min(block.keys - j)) {
-                let Some((score, dp)) = rows.next() else { return };
-                let p;
-                (p, *ds) = column.at(s, j + i, s.load(&score[at..]), s.load(&dp[at..]));
-                if S::PAIR == 1 {
-                    s.store(p, &mut score[at..]);
-                    s.store(*ds, &mut dp[at..]);
-                } else {
-                    s.store_pairs(p, &mut pairs.p[((j + i) * LANES + at) / 2..]);
-                    s.store_pairs(*ds, &mut pairs.ds[((j + i) * LANES + at) / 2..]);
-                }
+    if S::PAIR == 1 {
+        for at in (0..block.columns).step_by(S::WIDTH) {
+            let column = Column::of(s, block, (scale, cap), lanes, at);
+            let rows = scores.chunks_exact_mut(LANES).zip(dp.chunks_exact_mut(LANES));
+            for (j, (score, dp)) in rows.take(block.keys).enumerate() {
+                let (p, ds) = column.at(s, j, s.load(&score[at..]), s.load(&dp[at..]));
+                s.store(p, &mut score[at..]);
+                s.store(ds, &mut dp[at..]);
             }
-            if S::PAIR == 2 {
-                s.store(s.pair(both[0], both[1]), &mut pairs.ds_by_key[j / 2 * LANES + at..]);
+        }
+        return;
+    }
+    for at in (0..block.columns).step_by(2 * S::WIDTH) {
+        let low = Column::of(s, block, (scale, cap), lanes, at);
+        let high = Column::of(s, block, (scale, cap), lanes, at + S::WIDTH);
+        for j in (0..block.keys).step_by(2) {
+            let mut by_lane = [[s.splat(0.0); 2]; 2];
+            for (i, by_lane) in by_lane.iter_mut().enumerate().take(block.keys - j) {
+                let key = (j + i) * LANES + at;
+                let (p, ds) = low.at(s, j + i, s.load(&scores[key..]), s.load(&dp[key..]));
+                let next = key + S::WIDTH;
+                let (p_high, ds_high) = high.at(s, j + i, s.load(&scores[next..]), s.load(&dp[next..]));
+                s.store(s.narrow(p, p_high), &mut pairs.p[key / 2..]);
+                s.store(s.narrow(ds, ds_high), &mut pairs.ds[key / 2..]);
+                *by_lane = [ds, ds_high];
+            }
+            for (i, (first, second)) in by_lane[0].into_iter().zip(by_lane[1]).enumerate() {
+                let words = s.pair(first, second);
+                s.store(words, &mut pairs.ds_by_key[j / 2 * LANES + at + i * S::WIDTH..]);
             }
         }
     }
+    let [rows, _, steps] = S::BLOCK;
+    clear_up_to_block(pairs.p, LANES / 2, block.keys, rows);
+    clear_up_to_block(pairs.ds, LANES / 2, block.keys, rows);
+    clear_up_to_block(pairs.ds_by_key, LANES, block.keys.div_ceil(2), steps);
 }
 
 /// A vector of lanes in [`derivative`].
@@ -242,6 +267,25 @@ struct Column<S: Simd> {
 }
 
 impl<S: Simd> Column<S> {
+    #[inline(always)]
+    fn of(
+        s: S,
+        block: Block<'_>,
+        (scale, cap): (f32, Option<f32>),
+        lanes: Statistics<'_>,
+        at: usize,
+    ) -> Self {
+        Self {
+            scale: s.splat(scale),
+            over_cap: cap.map(|cap| -1.0 / (cap * cap)),
+            lse: s.sub(s.splat(0.0), s.load(&lanes.lse[at..])),
+            delta: s.load(&lanes.delta[at..]),
+            distance: s.sub(s.load(&block.positions[at..]), s.splat(block.start as f32)),
+            window: s.splat(block.window),
+            masked: block.masked,
+        }
+    }
+
     /// p and ds of key `j`.
     #[inline(always)]
     fn at(&self, s: S, j: usize, score: S::V, dp: S::V) -> (S::V, S::V) {

@@ -22,8 +22,8 @@ const SLOPES: AttentionParams<'_> =
     AttentionParams { slopes: Some(&[0.5, 0.25, 0.125, 0.0625, 0.7, 0.35]), ..PLAIN };
 const STEEP: AttentionParams<'_> = AttentionParams { slopes: Some(&[0.3, 1.5, 0.1, 1e-3]), ..WINDOW };
 
-/// Shapes around the edges of tiles, blocks and vectors.
-const CASES: [Case<'_>; 12] = [
+/// Shapes around the edges of tiles, blocks, vectors, chunks and parts.
+const CASES: [Case<'_>; 14] = [
     Case { rows: &[(1, 1)], heads: [1, 1, 1], params: PLAIN },
     Case { rows: &[(3, 3), (1, 1), (0, 0), (9, 9)], heads: [2, 1, 5], params: PLAIN },
     Case { rows: &[(64, 64), (65, 65)], heads: [1, 1, 64], params: PLAIN },
@@ -36,6 +36,8 @@ const CASES: [Case<'_>; 12] = [
     Case { rows: &[(130, 300)], heads: [2, 2, 128], params: SOFTCAP },
     Case { rows: &[(131, 131), (40, 40)], heads: [6, 2, 16], params: SLOPES },
     Case { rows: &[(5, 150), (1, 2500)], heads: [4, 4, 8], params: STEEP },
+    Case { rows: &[(1100, 1150), (3, 3)], heads: [2, 1, 16], params: PLAIN },
+    Case { rows: &[(520, 1300)], heads: [2, 2, 8], params: WINDOW },
 ];
 
 struct Offsets {

@@ -4,6 +4,8 @@
 //! query i of head g of the group. They are cut into tiles of 64 lanes, the keys into blocks of 64, both
 //! counted from the row's beginning, so that a row is computed alike wherever it lies.
 
+use std::ops::Range;
+
 use super::panels::LANES;
 use super::{AttentionParams, RowOffsets};
 
@@ -134,6 +136,13 @@ impl Lanes {
         for (to, index) in to.iter_mut().zip(self.indices()) {
             *to = slopes[index % self.heads.query];
         }
+    }
+
+    /// From the first key that one of these lanes sees to the last.
+    pub fn keys(self, params: &AttentionParams<'_>) -> Range<usize> {
+        let first = self.row.position(self.heads, self.first);
+        let last = self.row.position(self.heads, self.first + self.len - 1);
+        (first + 1).saturating_sub(params.window.unwrap_or(usize::MAX))..last + 1
     }
 
     /// What these lanes see of the `len` keys from `start` on.

@@ -13,6 +13,8 @@ mod avx512;
 mod neon;
 mod portable;
 
+#[cfg(target_arch = "x86_64")]
+use crate::amx::Tiles;
 use crate::{DType, Element, Isa};
 
 /// Coefficients of a polynomial for 2ʳ, |r| ≤ ½, from r¹ on; the constant is 1. Fitted for the least relative
@@ -42,9 +44,17 @@ pub(super) trait Simd: Copy {
     const PAIR: usize;
     /// Vectors side by side in the largest block of a product.
     const COLUMNS: usize;
+    /// Rows, columns and steps of a product are multiples of these.
+    const BLOCK: [usize; 3] = [1, Self::WIDTH, 1];
 
     /// Runs a job with the instructions enabled.
     fn enter<J: Job>(self, job: J);
+    /// The registers that products are computed in, if not in vectors.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn tiles(&self) -> Option<&Tiles> {
+        None
+    }
 
     /// # Safety
     /// `WIDTH` values can be read at `from`.
@@ -71,8 +81,8 @@ pub(super) trait Simd: Copy {
     /// Words whose first halves are `first` and whose second halves are `second`, rounded to `bf16`.
     /// Only where `PAIR` is 2.
     fn pair(self, first: Self::V, second: Self::V) -> Self::V;
-    /// Neighbouring lanes as words, rounded to `bf16`, into the first `WIDTH / 2` of `to`. Only where `PAIR` is 2.
-    fn store_pairs(self, x: Self::V, to: &mut [f32]);
+    /// Neighbouring lanes as words, those of `low` and then those of `high`, rounded to `bf16`. Only where `PAIR` is 2.
+    fn narrow(self, low: Self::V, high: Self::V) -> Self::V;
     /// Transposes a block of `WIDTH` × `WIDTH` words.
     ///
     /// # Safety
@@ -120,6 +130,10 @@ pub(super) fn run<E: Element, J: Job>(isa: Isa, job: J) {
     // SAFETY: `isa` comes from a device, which was made with an instruction set that is available, and a stronger
     // one has what a weaker one has.
     unsafe {
+        if isa >= Isa::Amx && E::DTYPE == DType::BF16 {
+            let tiles = Tiles::configure();
+            return avx512::Amx::assume(&tiles).enter(job);
+        }
         if isa >= Isa::Avx512Bf16 && E::DTYPE == DType::BF16 {
             return avx512::Avx512Bf16::assume().enter(job);
         }

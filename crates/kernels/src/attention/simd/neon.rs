@@ -124,7 +124,7 @@ impl Simd for Neon {
         unreachable!("words of one value have no pairs")
     }
 
-    fn store_pairs(self, _: float32x4_t, _: &mut [f32]) {
+    fn narrow(self, _: float32x4_t, _: float32x4_t) -> float32x4_t {
         unreachable!("words of one value have no pairs")
     }
 
