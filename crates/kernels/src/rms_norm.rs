@@ -14,12 +14,15 @@
 
 use std::ops::Range;
 
+use crate::dtype::round;
 use crate::isa::per_isa;
 use crate::lanes::{dot, sum_of_products};
-use crate::{DType, Device, Element, View, ViewMut, with_dtype};
+use crate::{DType, Device, Element, Isa, View, ViewMut, with_dtype};
 
 /// Columns that one task of the weight gradient sums.
 const COLUMNS_PER_TASK: usize = 128;
+/// Values of a row that go through the loops together.
+const BLOCK: usize = 1024;
 /// Rows that one task normalises.
 const ROWS_PER_TASK: usize = 16;
 
@@ -111,37 +114,88 @@ pub fn backward_weight(dev: &Device, dy: View<'_>, saved: Saved<'_>, dw: ViewMut
     });
 }
 
-per_isa! {
-    fn norm_rows<X: Element, W: Element>(params: RmsNormParams, w: &[W], x: &[X], y: &mut [X], rstd: &mut [f32]) {
-        let c = w.len();
-        for ((x, y), rstd) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(rstd) {
-            *rstd = 1.0 / (dot(x, x) / c as f32 + params.eps).sqrt();
-            for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                *y = X::from_f32(x.to_f32() * *rstd * (params.offset + w.to_f32()));
+fn norm_rows<X: Element, W: Element>(
+    isa: Isa,
+    params: RmsNormParams,
+    w: &[W],
+    x: &[X],
+    y: &mut [X],
+    rstd: &mut [f32],
+) {
+    let c = w.len();
+    let mut block = [0.0; BLOCK];
+    for ((x, y), rstd) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(rstd) {
+        *rstd = 1.0 / (sum_of_squares(isa, x) / c as f32 + params.eps).sqrt();
+        for ((x, y), w) in x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)).zip(w.chunks(BLOCK)) {
+            let block = &mut block[..y.len()];
+            normed(isa, params.offset, w, x, *rstd, block);
+            round(isa, block, y);
+        }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the formula's own")]
+fn norm_rows_backward<X: Element, W: Element>(
+    isa: Isa,
+    params: RmsNormParams,
+    w: &[W],
+    x: &[X],
+    rstd: &[f32],
+    dy: &[X],
+    dx: &mut [X],
+    accumulate: bool,
+) {
+    let c = w.len();
+    let mut block = [0.0; BLOCK];
+    let rows = x.chunks_exact(c).zip(dy.chunks_exact(c));
+    for ((dx, (x, dy)), rstd) in dx.chunks_exact_mut(c).zip(rows).zip(rstd) {
+        let gx = sum_of_gx(isa, dy, x, w, params.offset);
+        let scale = gx * rstd * rstd / c as f32;
+        let blocks = x.chunks(BLOCK).zip(dy.chunks(BLOCK));
+        for ((dx, (x, dy)), w) in dx.chunks_mut(BLOCK).zip(blocks).zip(w.chunks(BLOCK)) {
+            let block = &mut block[..dx.len()];
+            if accumulate {
+                widened(isa, dx, block);
+            } else {
+                block.fill(0.0);
             }
+            gradients(isa, (params.offset, *rstd, scale), w, x, dy, block);
+            round(isa, block, dx);
+        }
+    }
+}
+
+per_isa! {
+    fn sum_of_squares<X: Element>(x: &[X]) -> f32 {
+        dot(x, x)
+    }
+
+    fn normed<X: Element, W: Element>(offset: f32, w: &[W], x: &[X], rstd: f32, y: &mut [f32]) {
+        for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+            *y = x.to_f32() * rstd * (offset + w.to_f32());
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the formula's own")]
-    fn norm_rows_backward<X: Element, W: Element>(
-        params: RmsNormParams,
+    fn sum_of_gx<X: Element, W: Element>(dy: &[X], x: &[X], w: &[W], offset: f32) -> f32 {
+        sum_of_products(dy, x, w, offset)
+    }
+
+    fn widened<X: Element>(x: &[X], wide: &mut [f32]) {
+        wide.iter_mut().zip(x).for_each(|(wide, x)| *wide = x.to_f32());
+    }
+
+    /// Adds dx of a row or a part of it.
+    fn gradients<X: Element, W: Element>(
+        constants: (f32, f32, f32),
         w: &[W],
         x: &[X],
-        rstd: &[f32],
         dy: &[X],
-        dx: &mut [X],
-        accumulate: bool,
+        dx: &mut [f32],
     ) {
-        let c = w.len();
-        let rows = x.chunks_exact(c).zip(dy.chunks_exact(c));
-        for ((dx, (x, dy)), rstd) in dx.chunks_exact_mut(c).zip(rows).zip(rstd) {
-            let gx = sum_of_products(dy, x, w, params.offset);
-            let scale = gx * rstd * rstd / c as f32;
-            for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
-                let g = dy.to_f32() * (params.offset + w.to_f32());
-                let before = if accumulate { dx.to_f32() } else { 0.0 };
-                *dx = X::from_f32(before + rstd * (g - x.to_f32() * scale));
-            }
+        let (offset, rstd, scale) = constants;
+        for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
+            let g = dy.to_f32() * (offset + w.to_f32());
+            *dx += rstd * (g - x.to_f32() * scale);
         }
     }
 
@@ -235,7 +289,7 @@ mod tests {
     fn device_matches_reference() {
         for dev in devices() {
             for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
-                for (rows, c) in [(1, 1), (5, 33), (40, 64), (17, 257)] {
+                for (rows, c) in [(1, 1), (5, 33), (40, 64), (17, 257), (3, BLOCK + 9)] {
                     let mut random = Random::new(7);
                     let mut tensor = |n: &[usize]| random.tensor(dtype, n);
                     let (x, w, dy) = (tensor(&[rows, c]), tensor(&[c]), tensor(&[rows, c]));
