@@ -219,8 +219,8 @@ mod tests {
         let xs: Vec<f32> = (0..4096).map(|i| i as f32 * 0.05 - 110.0).chain(edges).collect();
         let bits = |x: f32| if x.is_nan() { u32::MAX } else { x.to_bits() };
         type All = fn(Isa, &mut [f32]);
-        let functions: [(All, fn(f32) -> f32); 2] =
-            [(exp_all, exp), (sigmoid_all, |x| 1.0 / (1.0 + exp(-x)))];
+        type One = fn(f32) -> f32;
+        let functions: [(All, One); 2] = [(exp_all, exp), (sigmoid_all, |x| 1.0 / (1.0 + exp(-x)))];
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             for (all, one) in functions {
                 for xs in [&xs[..], &xs[..5]] {
