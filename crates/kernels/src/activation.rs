@@ -5,12 +5,13 @@
 //! Storage f32 or bf16 (one type for all), arithmetic f32. Saved for backward: x; y is computed again where it is
 //! needed. Memory-bound: 2 tensors forward, 3 backward.
 
-use crate::gated::{Activation, Gate, with_activation};
+use crate::dtype::round;
+use crate::gated::{Activation, BLOCK, Gate, sigmoids, with_activation};
 use crate::isa::per_isa;
-use crate::{Device, Element, View, ViewMut, with_dtype};
+use crate::{Device, Element, Isa, View, ViewMut, with_dtype};
 
 /// Elements that one task handles.
-const CHUNK: usize = 4096;
+const CHUNK: usize = 8192;
 
 /// y = act(x).
 ///
@@ -42,14 +43,36 @@ pub fn backward(dev: &Device, act: Activation, dy: View<'_>, x: ViewMut<'_>) {
     });
 }
 
+fn values<E: Element, G: Gate>(isa: Isa, act: G, x: &[E], y: &mut [E]) {
+    let mut s = [0.0; BLOCK];
+    for (y, x) in y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
+        let s = &mut s[..y.len()];
+        sigmoids(isa, act, x, s);
+        block_values(isa, act, x, s);
+        round(isa, s, y);
+    }
+}
+
+fn gradients<E: Element, G: Gate>(isa: Isa, act: G, dy: &[E], x: &mut [E]) {
+    let mut s = [0.0; BLOCK];
+    for (x, dy) in x.chunks_mut(BLOCK).zip(dy.chunks(BLOCK)) {
+        let s = &mut s[..x.len()];
+        sigmoids(isa, act, x, s);
+        block_gradients(isa, act, dy, x, s);
+        round(isa, s, x);
+    }
+}
+
 per_isa! {
-    fn values<E: Element, G: Gate>(act: G, x: &[E], y: &mut [E]) {
-        y.iter_mut().zip(x).for_each(|(y, x)| *y = E::from_f32(act.value_and_slope(x.to_f32()).0));
+    /// Replaces σ by y.
+    fn block_values<E: Element, G: Gate>(act: G, x: &[E], s: &mut [f32]) {
+        s.iter_mut().zip(x).for_each(|(s, x)| *s = act.value(x.to_f32(), *s));
     }
 
-    fn gradients<E: Element, G: Gate>(act: G, dy: &[E], x: &mut [E]) {
-        let pairs = x.iter_mut().zip(dy);
-        pairs.for_each(|(x, dy)| *x = E::from_f32(dy.to_f32() * act.value_and_slope(x.to_f32()).1));
+    /// Replaces σ by dx.
+    fn block_gradients<E: Element, G: Gate>(act: G, dy: &[E], x: &[E], s: &mut [f32]) {
+        let pairs = x.iter().zip(dy);
+        s.iter_mut().zip(pairs).for_each(|(s, (x, dy))| *s = dy.to_f32() * act.slope(x.to_f32(), *s));
     }
 }
 

@@ -6,12 +6,16 @@
 //!
 //! `scale` is 1 / (supervised tokens of the optimizer step), the only place where the loss is normalised.
 //! Only supervised positions come here: whoever gathers them decides (see `IGNORE_INDEX` in the data crate).
-//! Logits are f32 and are replaced by their gradient. About 3 passes over the logits, one `exp` each.
+//! Logits are f32 and are replaced by their gradient. Memory-bound: read once for the loss, in blocks whose sums are
+//! scaled when a larger logit turns up, and read and written once for the gradient; an `exp` each.
 
-use crate::exp::exp;
+use crate::exp::{exp, exp_all};
 use crate::isa::per_isa;
 use crate::lanes::{max, sum_by};
-use crate::{Device, View, ViewMut, softcap};
+use crate::{Device, Isa, View, ViewMut, softcap};
+
+/// Logits that go through the loops together, in the first-level cache.
+const BLOCK: usize = 512;
 
 /// What is known of one position after forward.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -70,20 +74,66 @@ pub fn backward(
     });
 }
 
+fn loss_of_row(isa: Isa, z: &[f32], target: usize) -> Position {
+    let (mut largest, mut sum) = (f32::NEG_INFINITY, 0.0);
+    let mut block = [0.0; BLOCK];
+    for z in z.chunks(BLOCK) {
+        // The sum so far counts from the largest so far.
+        let above = max_all(isa, z).max(largest);
+        if above > largest {
+            sum *= exp(largest - above);
+            largest = above;
+        }
+        let block = &mut block[..z.len()];
+        let from = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
+        differences(isa, z, from, block);
+        exp_all(isa, block);
+        sum += sum_all(isa, block);
+    }
+    let lse = largest + sum.ln();
+    let correct = z[target] == largest && !z[..target].contains(&largest);
+    Position { nll: lse - z[target], lse, correct }
+}
+
+fn scaled_softmax(isa: Isa, z: &mut [f32], lse: f32, scale: f32) {
+    let mut block = [0.0; BLOCK];
+    for z in z.chunks_mut(BLOCK) {
+        let block = &mut block[..z.len()];
+        differences(isa, z, lse, block);
+        exp_all(isa, block);
+        products(isa, block, scale, z);
+    }
+}
+
+fn capped_softmax(isa: Isa, z: &mut [f32], lse: f32, scale: f32, cap: f32) {
+    let mut block = [0.0; BLOCK];
+    for z in z.chunks_mut(BLOCK) {
+        let block = &mut block[..z.len()];
+        differences(isa, z, lse, block);
+        exp_all(isa, block);
+        capped_products(isa, block, scale, cap, z);
+    }
+}
+
 per_isa! {
-    fn loss_of_row(z: &[f32], target: usize) -> Position {
-        let largest = max(z);
-        let lse = largest + sum_by(z, |z| exp(z - largest)).ln();
-        let correct = z[target] == largest && !z[..target].contains(&largest);
-        Position { nll: lse - z[target], lse, correct }
+    fn max_all(z: &[f32]) -> f32 {
+        max(z)
     }
 
-    fn scaled_softmax(z: &mut [f32], lse: f32, scale: f32) {
-        z.iter_mut().for_each(|z| *z = scale * exp(*z - lse));
+    fn sum_all(x: &[f32]) -> f32 {
+        sum_by(x, |x| x)
     }
 
-    fn capped_softmax(z: &mut [f32], lse: f32, scale: f32, cap: f32) {
-        z.iter_mut().for_each(|z| *z = scale * exp(*z - lse) * softcap::slope(*z, cap));
+    fn differences(z: &[f32], from: f32, difference: &mut [f32]) {
+        difference.iter_mut().zip(z).for_each(|(difference, z)| *difference = z - from);
+    }
+
+    fn products(p: &[f32], scale: f32, dz: &mut [f32]) {
+        dz.iter_mut().zip(p).for_each(|(dz, p)| *dz = scale * p);
+    }
+
+    fn capped_products(p: &[f32], scale: f32, cap: f32, z: &mut [f32]) {
+        z.iter_mut().zip(p).for_each(|(z, p)| *z = scale * p * softcap::slope(*z, cap));
     }
 }
 
@@ -133,7 +183,7 @@ mod tests {
     #[test]
     fn device_matches_reference() {
         for dev in devices() {
-            for (s, v) in [(1, 1), (3, 17), (6, 1000)] {
+            for (s, v) in [(1, 1), (3, 17), (6, 1000), (2, 3 * BLOCK + 5)] {
                 let mut logits = Random::new(6).tensor(DType::F32, &[s, v]);
                 let targets: Vec<u32> = (0..s).map(|i| ((i * 7 + v - 1) % v) as u32).collect();
                 let (nll, gradient) = reference::loss(&to_f64(&logits), &targets, 0.5);
@@ -159,6 +209,13 @@ mod tests {
             assert!(!positions[0].correct, "the first of equals is the answer");
             let none = Tensor::zeros(DType::F32, &[0, 2]);
             forward(&dev, none.view(), &[], &mut []);
+            // The largest logit comes last, after a block that is impossible.
+            let mut late = vec![f32::NEG_INFINITY; 2 * BLOCK];
+            late[BLOCK..].fill(-50.0);
+            late[2 * BLOCK - 1] = 3.0;
+            let late = Tensor::from_slice(&late, &[1, 2 * BLOCK]);
+            forward(&dev, late.view(), &[2 * BLOCK as u32 - 1], &mut positions[..1]);
+            assert_eq!((positions[0].nll, positions[0].lse, positions[0].correct), (0.0, 3.0, true));
         }
     }
 }

@@ -1,7 +1,23 @@
 //! The exponential function that every op shares: `f32`, branch-free, at most 2 ulp from the true value.
 //!
 //! A loop over it vectorises when it is compiled for an instruction set (`isa::per_isa`). It is written without fused
-//! multiply-adds, so that every instruction set returns the same bits.
+//! multiply-adds, so that every instruction set returns the same bits. What applies it to many values at a time,
+//! [`exp_all`] and [`sigmoid_all`], has AVX-512's instruction for `p·2ⁿ`, which saves a quarter of the arithmetic and
+//! changes no bit, and no division.
+
+use crate::Isa;
+use crate::isa::per_isa;
+
+/// Beyond these the result is 0 or infinite.
+const LOWEST: f32 = -104.0;
+const HIGHEST: f32 = 89.0;
+/// Adding 1.5·2²³ leaves the nearest integer in the low bits of the sum.
+const ROUND: f32 = 12_582_912.0;
+/// ln 2 in two parts; the first has 11 significant bits, so that `n · LN2_HIGH` is exact for |n| ≤ 151.
+const LN2_HIGH: f32 = 0.693_359_4;
+const LN2_LOW: f32 = -2.121_944_4e-4;
+/// Taylor's coefficients of r⁷ to r²: |r| ≤ 0.3466 leaves a remainder of 5e-9, a twelfth of half an ulp.
+const TAYLOR: [f32; 6] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5];
 
 /// `eˣ` within 2 ulp for every `x`: 0 below −103.98, subnormals above that, infinity above 88.73, NaN for NaN.
 ///
@@ -9,24 +25,14 @@
 /// neither a subnormal nor the largest finite result is lost on the way.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    // Adding 1.5·2²³ leaves the nearest integer in the low bits of the sum.
-    const ROUND: f32 = 12_582_912.0;
-    // ln 2 in two parts; the first has 11 significant bits, so that `n · LN2_HIGH` is exact for |n| ≤ 151.
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Beyond these the result is 0 or infinite. Comparisons with NaN are false, so a NaN goes through.
-    let x = if x < -104.0 { -104.0 } else { x };
-    let x = if x > 89.0 { 89.0 } else { x };
+    // Comparisons with NaN are false, so a NaN goes through.
+    let x = if x < LOWEST { LOWEST } else { x };
+    let x = if x > HIGHEST { HIGHEST } else { x };
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
-    // Taylor's coefficients to r⁷: |r| ≤ 0.3466 leaves a remainder of 5e-9, a twelfth of half an ulp.
-    let p = 1.0 / 5040.0;
-    let p = p * r + 1.0 / 720.0;
-    let p = p * r + 1.0 / 120.0;
-    let p = p * r + 1.0 / 24.0;
-    let p = p * r + 1.0 / 6.0;
-    let p = p * r + 0.5;
+    let [highest, lower @ ..] = TAYLOR;
+    let p = lower.into_iter().fold(highest, |p, coefficient| p * r + coefficient);
     let p = (p * r) * r + r;
     let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let half = n >> 1;
@@ -39,11 +45,125 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
+/// [`exp`] of every value.
+pub(crate) fn exp_all(isa: Isa, x: &mut [f32]) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an instruction set that a device has.
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { avx512::exp_all(x) },
+        _ => plain_exp_all(isa, x),
+    }
+}
+
+/// `1/(1 + e⁻ˣ)` of every value.
+pub(crate) fn sigmoid_all(isa: Isa, x: &mut [f32]) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an instruction set that a device has.
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { avx512::sigmoid_all(x) },
+        _ => plain_sigmoid_all(isa, x),
+    }
+}
+
+per_isa! {
+    fn plain_exp_all(x: &mut [f32]) {
+        x.iter_mut().for_each(|x| *x = exp(*x));
+    }
+
+    fn plain_sigmoid_all(x: &mut [f32]) {
+        x.iter_mut().for_each(|x| *x = 1.0 / (1.0 + exp(-*x)));
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    //! The same operations as [`super::exp`] in sixteen lanes.
+
+    use std::arch::x86_64::*;
+
+    use super::{HIGHEST, LN2_HIGH, LN2_LOW, LOWEST, ROUND, TAYLOR};
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn exp_all(x: &mut [f32]) {
+        in_lanes(x, |x| exp(x));
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn sigmoid_all(x: &mut [f32]) {
+        let one = _mm512_set1_ps(1.0);
+        in_lanes(x, |x| {
+            let minus_x = _mm512_sub_ps(_mm512_set1_ps(-0.0), x);
+            reciprocal(_mm512_add_ps(one, exp(minus_x)))
+        });
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn in_lanes(x: &mut [f32], f: impl Fn(__m512) -> __m512) {
+        let (whole, rest) = x.as_chunks_mut::<16>();
+        for x in whole {
+            // SAFETY: sixteen floats are a register.
+            unsafe { _mm512_storeu_ps(x.as_mut_ptr(), f(_mm512_loadu_ps(x.as_ptr()))) };
+        }
+        let mask = (1_u16 << rest.len()) - 1;
+        // SAFETY: only the lanes of the mask are touched, as many as there are floats left.
+        unsafe {
+            let y = f(_mm512_maskz_loadu_ps(mask, rest.as_ptr()));
+            _mm512_mask_storeu_ps(rest.as_mut_ptr(), mask, y);
+        }
+    }
+
+    /// 1/x for x ≥ 1, at half the cost of a division: an estimate of 14 bits and two steps of Newton's method, which
+    /// round as a division does for every x but those whose significand is all ones (Markstein, 1990): they may be
+    /// off by an ulp.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn reciprocal(x: __m512) -> __m512 {
+        const LARGEST_OF_NORMAL: f32 = 8.507_059e37;
+        let one = _mm512_set1_ps(1.0);
+        if _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, _mm512_set1_ps(LARGEST_OF_NORMAL)) != 0 {
+            return _mm512_div_ps(one, x);
+        }
+        let mut y = _mm512_rcp14_ps(x);
+        for _ in 0..2 {
+            let error = _mm512_fnmadd_ps(x, y, one);
+            y = _mm512_fmadd_ps(y, error, y);
+        }
+        y
+    }
+
+    /// [`reciprocal`] of every value.
+    #[cfg(test)]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn reciprocal_all(x: &mut [f32]) {
+        in_lanes(x, |x| reciprocal(x));
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn exp(x: __m512) -> __m512 {
+        let all = |x: f32| _mm512_set1_ps(x);
+        // Of a number and NaN these return the second operand.
+        let x = _mm512_max_ps(all(LOWEST), x);
+        let x = _mm512_min_ps(all(HIGHEST), x);
+        let shifted = _mm512_add_ps(_mm512_mul_ps(x, all(std::f32::consts::LOG2_E)), all(ROUND));
+        let n = _mm512_sub_ps(shifted, all(ROUND));
+        // `n · LN2_HIGH` is exact, so that fusing it with the subtraction changes nothing.
+        let r = _mm512_fnmadd_ps(n, all(LN2_HIGH), x);
+        let r = _mm512_sub_ps(r, _mm512_mul_ps(n, all(LN2_LOW)));
+        let mut p = all(TAYLOR[0]);
+        for coefficient in &TAYLOR[1..] {
+            p = _mm512_add_ps(_mm512_mul_ps(p, r), all(*coefficient));
+        }
+        let p = _mm512_add_ps(_mm512_mul_ps(_mm512_mul_ps(p, r), r), r);
+        _mm512_scalef_ps(_mm512_add_ps(p, all(1.0)), n)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::exp;
+    use super::{exp, exp_all, sigmoid_all};
     use crate::Isa;
-    use crate::isa::per_isa;
 
     /// Distance in units of the last place of the nearest `f32`, subnormals included.
     fn ulps(x: f32) -> f64 {
@@ -93,21 +213,43 @@ mod tests {
         assert!(exp(f32::NAN).is_nan());
     }
 
-    per_isa! {
-        fn exp_all(xs: &mut [f32]) {
-            xs.iter_mut().for_each(|x| *x = exp(*x));
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let edges = [f32::NEG_INFINITY, f32::MIN, -103.97, -0.0, 88.72, 88.73, f32::INFINITY, f32::NAN];
+        let xs: Vec<f32> = (0..4096).map(|i| i as f32 * 0.05 - 110.0).chain(edges).collect();
+        let bits = |x: f32| if x.is_nan() { u32::MAX } else { x.to_bits() };
+        type All = fn(Isa, &mut [f32]);
+        type One = fn(f32) -> f32;
+        let functions: [(All, One); 2] = [(exp_all, exp), (sigmoid_all, |x| 1.0 / (1.0 + exp(-x)))];
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            for (all, one) in functions {
+                for xs in [&xs[..], &xs[..5]] {
+                    let mut ys = xs.to_vec();
+                    all(isa, &mut ys);
+                    for (x, y) in xs.iter().zip(ys) {
+                        assert_eq!(bits(y), bits(one(*x)), "of {x} on {isa}");
+                    }
+                }
+            }
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
     #[test]
-    fn every_instruction_set_gives_the_same_bits() {
-        let xs: Vec<f32> = (0..4096).map(|i| i as f32 * 0.05 - 110.0).collect();
-        let plain: Vec<u32> = xs.iter().map(|x| exp(*x).to_bits()).collect();
-        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-            let mut ys = xs.clone();
-            exp_all(isa, &mut ys);
-            let bits: Vec<u32> = ys.iter().map(|y| y.to_bits()).collect();
-            assert_eq!(bits, plain, "{isa}");
+    fn reciprocals_are_those_of_a_division() {
+        if !Isa::Avx512.is_available() {
+            return;
+        }
+        let mut block = [0.0; 4096];
+        for first in (0..1 << 23).step_by(block.len()) {
+            for exponent in [127_u32, 252] {
+                let x = |i: usize| f32::from_bits(exponent << 23 | (first + i) as u32);
+                block.iter_mut().enumerate().for_each(|(i, y)| *y = x(i));
+                // SAFETY: the CPU has it.
+                unsafe { super::avx512::reciprocal_all(&mut block) };
+                let is_off = |(i, y): &(usize, &f32)| **y != 1.0 / x(*i) && first + i != (1 << 23) - 1;
+                assert_eq!(block.iter().enumerate().find(is_off), None, "from {first:#x} on");
+            }
         }
     }
 }

@@ -73,27 +73,32 @@ pub(crate) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
 #[inline(always)]
 pub(crate) fn sum_of_products<A: Element, W: Element>(a: &[A], b: &[A], w: &[W], offset: f32) -> f32 {
     let (b, w) = (&b[..a.len()], &w[..a.len()]);
+    let term = |a: A, b: A, w: W| a.to_f32() * b.to_f32() * (offset + w.to_f32());
     let mut lanes = [0.0; LANES];
-    let whole = a.len() / LANES * LANES;
-    let term = |i: usize| a[i].to_f32() * b[i].to_f32() * (offset + w[i].to_f32());
-    for start in (0..whole).step_by(LANES) {
-        for (i, lane) in lanes.iter_mut().enumerate() {
-            *lane += term(start + i);
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    let (w, w_rest) = w.as_chunks::<LANES>();
+    for ((a, b), w) in a.iter().zip(b).zip(w) {
+        for i in 0..LANES {
+            lanes[i] += term(a[i], b[i], w[i]);
         }
     }
-    add_up(lanes, (whole..a.len()).map(term).sum())
+    let rest = a_rest.iter().zip(b_rest).zip(w_rest);
+    add_up(lanes, rest.map(|((a, b), w)| term(*a, *b, *w)).sum())
 }
 
 /// The largest element; −∞ for none. NaN is ignored, as `f32::max` does.
 #[inline(always)]
 pub(crate) fn max(x: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let chunks = x.chunks_exact(LANES);
-    let tail = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // As one instruction has it; `f32::max` takes three. Four registers, so that none waits for the one before.
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 4 * LANES];
+    let chunks = x.chunks_exact(4 * LANES);
+    let tail = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, larger);
     for x in chunks {
-        for i in 0..LANES {
-            lanes[i] = lanes[i].max(x[i]);
+        for i in 0..4 * LANES {
+            lanes[i] = larger(lanes[i], x[i]);
         }
     }
-    lanes.into_iter().fold(tail, f32::max)
+    lanes.into_iter().fold(tail, larger)
 }

@@ -14,12 +14,15 @@
 
 use std::ops::Range;
 
+use crate::dtype::round;
 use crate::isa::per_isa;
 use crate::lanes::{dot, sum_of_products};
-use crate::{DType, Device, Element, View, ViewMut, with_dtype};
+use crate::{DType, Device, Element, Isa, View, ViewMut, with_dtype};
 
 /// Columns that one task of the weight gradient sums.
 const COLUMNS_PER_TASK: usize = 128;
+/// Values of a row that go through the loops together.
+const BLOCK: usize = 1024;
 /// Rows that one task normalises.
 const ROWS_PER_TASK: usize = 16;
 
@@ -118,51 +121,110 @@ pub fn backward_weight(dev: &Device, dy: View<'_>, saved: Saved<'_>, dw: ViewMut
     });
 }
 
+fn norm_rows<X: Element, W: Element>(
+    isa: Isa,
+    params: RmsNormParams,
+    (c, w): (usize, Option<&[W]>),
+    x: &[X],
+    y: &mut [X],
+    rstd: &mut [f32],
+) {
+    let mut block = [0.0; BLOCK];
+    for ((x, y), rstd) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(rstd) {
+        *rstd = 1.0 / (sum_of_squares(isa, x) / c as f32 + params.eps).sqrt();
+        for (i, (x, y)) in x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)).enumerate() {
+            let block = &mut block[..y.len()];
+            let w = w.map(|w| &w[i * BLOCK..][..x.len()]);
+            normed(isa, params.offset, w, x, *rstd, block);
+            round(isa, block, y);
+        }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the formula's own")]
+fn norm_rows_backward<X: Element, W: Element>(
+    isa: Isa,
+    params: RmsNormParams,
+    (c, w): (usize, Option<&[W]>),
+    x: &[X],
+    rstd: &[f32],
+    dy: &[X],
+    dx: &mut [X],
+    accumulate: bool,
+) {
+    let mut block = [0.0; BLOCK];
+    let rows = x.chunks_exact(c).zip(dy.chunks_exact(c));
+    for ((dx, (x, dy)), rstd) in dx.chunks_exact_mut(c).zip(rows).zip(rstd) {
+        let gx = sum_of_gx(isa, dy, x, w, params.offset);
+        let scale = gx * rstd * rstd / c as f32;
+        let blocks = x.chunks(BLOCK).zip(dy.chunks(BLOCK));
+        for (i, (dx, (x, dy))) in dx.chunks_mut(BLOCK).zip(blocks).enumerate() {
+            let block = &mut block[..dx.len()];
+            if accumulate {
+                widened(isa, dx, block);
+            } else {
+                block.fill(0.0);
+            }
+            let w = w.map(|w| &w[i * BLOCK..][..x.len()]);
+            gradients(isa, (params.offset, *rstd, scale), w, x, dy, block);
+            round(isa, block, dx);
+        }
+    }
+}
+
 per_isa! {
-    fn norm_rows<X: Element, W: Element>(
-        params: RmsNormParams,
-        weight: (usize, Option<&[W]>),
-        x: &[X],
-        y: &mut [X],
-        rstd: &mut [f32],
-    ) {
-        let (c, w) = weight;
-        for ((x, y), rstd) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(rstd) {
-            *rstd = 1.0 / (dot(x, x) / c as f32 + params.eps).sqrt();
-            match w {
-                Some(w) => y.iter_mut().zip(x).zip(w).for_each(|((y, x), w)| {
-                    *y = X::from_f32(x.to_f32() * *rstd * (params.offset + w.to_f32()));
-                }),
-                None => y.iter_mut().zip(x).for_each(|(y, x)| *y = X::from_f32(x.to_f32() * *rstd)),
+    fn sum_of_squares<X: Element>(x: &[X]) -> f32 {
+        dot(x, x)
+    }
+
+    fn normed<X: Element, W: Element>(offset: f32, w: Option<&[W]>, x: &[X], rstd: f32, y: &mut [f32]) {
+        match w {
+            Some(w) => {
+                for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                    *y = x.to_f32() * rstd * (offset + w.to_f32());
+                }
+            }
+            None => {
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y = x.to_f32() * rstd;
+                }
             }
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the formula's own")]
-    fn norm_rows_backward<X: Element, W: Element>(
-        params: RmsNormParams,
-        weight: (usize, Option<&[W]>),
+    fn sum_of_gx<X: Element, W: Element>(dy: &[X], x: &[X], w: Option<&[W]>, offset: f32) -> f32 {
+        match w {
+            Some(w) => sum_of_products(dy, x, w, offset),
+            None => dot(dy, x),
+        }
+    }
+
+    fn widened<X: Element>(x: &[X], wide: &mut [f32]) {
+        for (wide, x) in wide.iter_mut().zip(x) {
+            *wide = x.to_f32();
+        }
+    }
+
+    /// Adds dx of a row or a part of it.
+    fn gradients<X: Element, W: Element>(
+        constants: (f32, f32, f32),
+        w: Option<&[W]>,
         x: &[X],
-        rstd: &[f32],
         dy: &[X],
-        dx: &mut [X],
-        accumulate: bool,
+        dx: &mut [f32],
     ) {
-        let (c, w) = weight;
-        let rows = x.chunks_exact(c).zip(dy.chunks_exact(c));
-        for ((dx, (x, dy)), rstd) in dx.chunks_exact_mut(c).zip(rows).zip(rstd) {
-            let gx = w.map_or_else(|| dot(dy, x), |w| sum_of_products(dy, x, w, params.offset));
-            let scale = gx * rstd * rstd / c as f32;
-            let add = |dx: &mut X, x: &X, g: f32| {
-                let before = if accumulate { dx.to_f32() } else { 0.0 };
-                *dx = X::from_f32(before + rstd * (g - x.to_f32() * scale));
-            };
-            let rows = dx.iter_mut().zip(x).zip(dy);
-            match w {
-                Some(w) => rows.zip(w).for_each(|(((dx, x), dy), w)| {
-                    add(dx, x, dy.to_f32() * (params.offset + w.to_f32()));
-                }),
-                None => rows.for_each(|((dx, x), dy)| add(dx, x, dy.to_f32())),
+        let (offset, rstd, scale) = constants;
+        match w {
+            Some(w) => {
+                for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
+                    let g = dy.to_f32() * (offset + w.to_f32());
+                    *dx += rstd * (g - x.to_f32() * scale);
+                }
+            }
+            None => {
+                for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                    *dx += rstd * (dy.to_f32() - x.to_f32() * scale);
+                }
             }
         }
     }
@@ -257,7 +319,7 @@ mod tests {
     fn device_matches_reference() {
         for dev in devices() {
             for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
-                for (rows, c) in [(1, 1), (5, 33), (40, 64), (17, 257)] {
+                for (rows, c) in [(1, 1), (5, 33), (40, 64), (17, 257), (3, BLOCK + 9)] {
                     let mut random = Random::new(7);
                     let mut tensor = |n: &[usize]| random.tensor(dtype, n);
                     let (x, w, dy) = (tensor(&[rows, c]), tensor(&[c]), tensor(&[rows, c]));

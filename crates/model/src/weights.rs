@@ -222,13 +222,22 @@ pub fn first_non_finite(dev: &Device, tensor: View<'_>) -> Option<usize> {
         let range = i * CHUNK..tensor.elements().min((i + 1) * CHUNK);
         let chunk = tensor.rows(range);
         let bad = match tensor.dtype() {
-            DType::F32 => chunk.as_slice::<f32>().iter().position(|x| !x.is_finite()),
-            DType::BF16 => chunk.as_slice::<half::bf16>().iter().position(|x| !x.is_finite()),
-            DType::F16 => chunk.as_slice::<half::f16>().iter().position(|x| !x.is_finite()),
+            DType::F32 => first_of(chunk.as_slice(), |x: f32| !x.is_finite()),
+            DType::BF16 => first_of(chunk.as_slice(), |x: half::bf16| !x.is_finite()),
+            DType::F16 => first_of(chunk.as_slice(), |x: half::f16| !x.is_finite()),
         };
         found[0] = bad.map_or(usize::MAX, |bad| i * CHUNK + bad);
     });
     found.into_iter().find(|found| *found != usize::MAX)
+}
+
+/// Where the first value is that `is_it`. Blocks are looked through without leaving early: those are loops that
+/// vectorise.
+fn first_of<E: Copy>(values: &[E], is_it: impl Fn(E) -> bool) -> Option<usize> {
+    const BLOCK: usize = 1024;
+    let any = |block: &[E]| block.iter().fold(false, |any, x| any | is_it(*x));
+    let start = BLOCK * values.chunks(BLOCK).position(any)?;
+    values[start..].iter().position(|x| is_it(*x)).map(|i| start + i)
 }
 
 /// Writes tensors as `model.safetensors`, or in shards of at most `shard_bytes` with an index, as transformers does.

@@ -243,7 +243,7 @@ fn run_with<K: MicroKernel>(dev: &Device, mut args: Matmul<'_>, in_f32: bool) {
     let (first, second) = (pair(args.a, args.b), args.second.map(|(a, b)| pair(a, b)));
     let finish = Finish { alpha: args.alpha, accumulate: args.accumulate, bias: args.bias.map(Bias::new) };
     with_dtype!(args.c.dtype(), E => {
-        let Some(thin) = Thin::new(first.0, first.1) else {
+        let Some(thin) = Thin::new::<K>(first.0, first.1) else {
             let packed = args.packed.and_then(|packed| packed.panels(dev.isa(), in_f32, &first.1));
             let factors = Factors { first, packed, second };
             return blocked::run::<K, E>(dev, factors, &Output::<E>::new(args.c, finish));
@@ -251,7 +251,7 @@ fn run_with<K: MicroKernel>(dev: &Device, mut args: Matmul<'_>, in_f32: bool) {
         thin.run::<K, E>(dev, &Output::<E>::new(args.c.reborrow(), finish));
         if let Some(second) = second {
             let c = Output::<E>::new(args.c, Finish { accumulate: true, bias: None, ..finish });
-            match Thin::new(second.0, second.1) {
+            match Thin::new::<K>(second.0, second.1) {
                 Some(thin) => thin.run::<K, E>(dev, &c),
                 None => {
                     blocked::run::<K, E>(dev, Factors { first: second, packed: None, second: None }, &c);

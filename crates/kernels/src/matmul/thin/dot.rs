@@ -8,13 +8,15 @@ use crate::isa::per_isa;
 use crate::matmul::kernel::MicroKernel;
 use crate::matmul::output::Output;
 use crate::matmul::scratch::{self, Use};
-use crate::matmul::vector::{Vector, prefetch};
+use crate::matmul::vector::{Vector, prefetch_l2};
 use crate::{Device, Element, with_dtype};
 
 /// Bytes of the big operand in a task.
 const TASK_BYTES: usize = 64 * 1024;
 /// Thin lanes in a group; a last group of fewer is filled up to 1, 2, 4 or 8.
 const GROUP: usize = 8;
+/// Registers along `k` that one task packs of the thin operand.
+const PACKED: usize = 32;
 
 pub(super) fn run<K: MicroKernel, S: Element, E: Element>(
     dev: &Device,
@@ -31,7 +33,10 @@ pub(super) fn run<K: MicroKernel, S: Element, E: Element>(
         with_dtype!(product.thin.view.dtype(), P => {
             let values = product.thin.view.as_slice::<P>();
             for (g, packed) in packed.chunks_exact_mut(group * padded).enumerate() {
-                pack_group(K::ISA, (product, g * group), values, (K::Lanes::LANES, group), packed);
+                dev.for_each_chunk(packed, PACKED * K::Lanes::LANES * group, |i, packed| {
+                    let first = (g * group, i * PACKED * K::Lanes::LANES);
+                    pack_group(K::ISA, (product, first), values, (K::Lanes::LANES, group), packed);
+                });
             }
         });
         let packed = &*packed;
@@ -65,21 +70,22 @@ struct Part<'a, V, S, E> {
 }
 
 per_isa! {
-    /// The thin lanes from a first one on: registers of consecutive `k` of each lane in turn, zero beyond.
+    /// The thin lanes from a first one on, and from a first `k`: registers of consecutive `k` of each lane in turn, zero
+    /// beyond.
     fn pack_group<P: Element>(
-        from: (Thin<'_>, usize),
+        from: (Thin<'_>, (usize, usize)),
         values: &[P],
         registers: (usize, usize),
         packed: &mut [f32],
     ) {
-        let ((product, first), (width, group)) = (from, registers);
+        let ((product, (first, first_k)), (width, group)) = (from, registers);
         let (lanes, depth) = (product.thin.lanes(), product.thin.depth());
         let (along, across) = if product.thin.along_k { (1, depth) } else { (lanes, 1) };
         packed.fill(0.0);
         for t in 0..group.min(lanes - first) {
             let lane = &values[(first + t) * across..];
             for (i, registers) in packed.chunks_exact_mut(group * width).enumerate() {
-                let k0 = i * width;
+                let k0 = first_k + i * width;
                 let to = &mut registers[t * width..][..width.min(depth - k0)];
                 for (to, from) in to.iter_mut().zip(lane[k0 * along..].iter().step_by(along)) {
                     *to = product.rounded(*from);
@@ -138,7 +144,7 @@ impl<V: Vector, S: Element, E: Element> Part<'_, V, S, E> {
                 for (r, x) in x.iter_mut().enumerate() {
                     let at = rows.as_ptr().add(r * self.depth + k * V::LANES);
                     // The same place among the lanes that come next.
-                    prefetch(at.wrapping_add(R * self.depth));
+                    prefetch_l2(at.wrapping_add(R * self.depth));
                     *x = load(at);
                 }
                 add_products(&mut sums, x, thin);

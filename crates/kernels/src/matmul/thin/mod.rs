@@ -40,8 +40,14 @@ pub(super) struct Thin<'a> {
 
 impl<'a> Thin<'a> {
     /// The product, if it is one of these.
-    pub fn new(a: Operand<'a>, b: Operand<'a>) -> Option<Self> {
+    ///
+    /// A kernel that multiplies whole runs of stored rows (tiles) reads rows of `A` no slower than they come from memory,
+    /// and is left the products whose big operand they are.
+    pub fn new<K: MicroKernel>(a: Operand<'a>, b: Operand<'a>) -> Option<Self> {
         let thin_is_a = a.lanes() <= b.lanes();
+        if K::RUN > 1 && !thin_is_a && a.along_k {
+            return None;
+        }
         let (thin, big) = if thin_is_a { (a, b) } else { (b, a) };
         let suits = thin.lanes() <= THIN && (a.depth() >= DEEP || (!big.along_k && a.depth() > 0));
         // The big operand is read as it is, so it must need no rounding.

@@ -7,17 +7,19 @@ use crate::isa::per_isa;
 use crate::matmul::kernel::MicroKernel;
 use crate::matmul::output::Output;
 use crate::matmul::scratch::{self, Use};
-use crate::matmul::vector::{Vector, prefetch};
+use crate::matmul::vector::{Vector, prefetch_l2};
 use crate::{Device, Element, with_dtype};
 
 /// Thin lanes in a group.
 const GROUP: usize = 8;
-/// Big lanes in a task: a few cache lines of each stored row.
-const STRIP: usize = 64;
+/// Big lanes in a task at most: a few cache lines of each stored row.
+const STRIP: usize = 256;
+/// Big lanes in a task at least, and a divisor of their number.
+const NARROW: usize = 64;
 /// Stored rows at a time: with a strip's width they stay in the first-level cache.
 const ROWS: usize = 64;
-/// Stored rows to prefetch ahead.
-const AHEAD: usize = 16;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Registers of big lanes that a tile is wide.
 const WIDE: usize = 2;
 
@@ -37,10 +39,12 @@ pub(super) fn run<K: MicroKernel, S: Element, E: Element>(
             }
         });
         let packed = &*packed;
-        dev.for_each(big.div_ceil(STRIP), |task| {
+        // As many strips as keep all threads busy.
+        let strip = (big / 16).next_multiple_of(NARROW).clamp(NARROW, STRIP);
+        dev.for_each(big.div_ceil(strip), |task| {
             scratch::with(Use::Tiles, groups * GROUP * STRIP, |sums: &mut [f32]| {
-                let first = task * STRIP;
-                let lanes = STRIP.min(big - first);
+                let first = task * strip;
+                let lanes = strip.min(big - first);
                 let vector = PhantomData::<K::Lanes>;
                 let strip = Strip { product, values, row: big, first, lanes, depth, packed, sums, c, vector };
                 sum_strip(K::ISA, strip);
@@ -107,6 +111,7 @@ impl<V: Vector, S: Element, E: Element> Strip<'_, V, S, E> {
         for k0 in (0..self.depth).step_by(ROWS) {
             let rows = ROWS.min(self.depth - k0);
             for at in (0..self.lanes).step_by(width) {
+                self.ask_for(k0 + ROWS, at, width);
                 let lanes = width.min(self.lanes - at);
                 let start = &self.values[k0 * self.row + self.first + at..];
                 let (from, stride) = if lanes == width {
@@ -136,6 +141,19 @@ impl<V: Vector, S: Element, E: Element> Strip<'_, V, S, E> {
                         );
                     }
                 }
+            }
+        }
+    }
+
+    /// Asks for a share of the rows from `k0` on, the whole strip of them: the share of the tile at `at`.
+    #[inline(always)]
+    fn ask_for(&self, k0: usize, at: usize, width: usize) {
+        let share = ROWS.div_ceil(self.lanes.div_ceil(width));
+        let first = k0 + at / width * share;
+        for k in first..self.depth.min(first + share) {
+            let row = self.values.as_ptr().wrapping_add(k * self.row + self.first);
+            for lane in (0..self.lanes).step_by(LINE / size_of::<S>()) {
+                prefetch_l2(row.wrapping_add(lane));
             }
         }
     }
@@ -188,7 +206,6 @@ unsafe fn add_rows<V: Vector, S: Element>(
             let mut x = [V::splat(0.0); WIDE];
             for (j, x) in x.iter_mut().enumerate() {
                 let at = big.add(k * stride + j * V::LANES);
-                prefetch(at.wrapping_add(AHEAD * stride));
                 *x = load(at);
             }
             for (t, row) in sums.iter_mut().enumerate() {
