@@ -3,7 +3,7 @@
 //! A loop over it vectorises when it is compiled for an instruction set (`isa::per_isa`). It is written without fused
 //! multiply-adds, so that every instruction set returns the same bits. What applies it to many values at a time,
 //! [`exp_all`] and [`sigmoid_all`], has AVX-512's instruction for `p·2ⁿ`, which saves a quarter of the arithmetic and
-//! changes no bit, and no division.
+//! changes no bit.
 
 use crate::Isa;
 use crate::isa::per_isa;
@@ -93,7 +93,7 @@ mod avx512 {
         let one = _mm512_set1_ps(1.0);
         in_lanes(x, |x| {
             let minus_x = _mm512_sub_ps(_mm512_set1_ps(-0.0), x);
-            reciprocal(_mm512_add_ps(one, exp(minus_x)))
+            _mm512_div_ps(one, _mm512_add_ps(one, exp(minus_x)))
         });
     }
 
@@ -111,32 +111,6 @@ mod avx512 {
             let y = f(_mm512_maskz_loadu_ps(mask, rest.as_ptr()));
             _mm512_mask_storeu_ps(rest.as_mut_ptr(), mask, y);
         }
-    }
-
-    /// 1/x for x ≥ 1, at half the cost of a division: an estimate of 14 bits and two steps of Newton's method, which
-    /// round as a division does for every x but those whose significand is all ones (Markstein, 1990): they may be
-    /// off by an ulp.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn reciprocal(x: __m512) -> __m512 {
-        const LARGEST_OF_NORMAL: f32 = 8.507_059e37;
-        let one = _mm512_set1_ps(1.0);
-        if _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, _mm512_set1_ps(LARGEST_OF_NORMAL)) != 0 {
-            return _mm512_div_ps(one, x);
-        }
-        let mut y = _mm512_rcp14_ps(x);
-        for _ in 0..2 {
-            let error = _mm512_fnmadd_ps(x, y, one);
-            y = _mm512_fmadd_ps(y, error, y);
-        }
-        y
-    }
-
-    /// [`reciprocal`] of every value.
-    #[cfg(test)]
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn reciprocal_all(x: &mut [f32]) {
-        in_lanes(x, |x| reciprocal(x));
     }
 
     #[inline]
@@ -230,25 +204,6 @@ mod tests {
                         assert_eq!(bits(y), bits(one(*x)), "of {x} on {isa}");
                     }
                 }
-            }
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[test]
-    fn reciprocals_are_those_of_a_division() {
-        if !Isa::Avx512.is_available() {
-            return;
-        }
-        let mut block = [0.0; 4096];
-        for first in (0..1 << 23).step_by(block.len()) {
-            for exponent in [127_u32, 252] {
-                let x = |i: usize| f32::from_bits(exponent << 23 | (first + i) as u32);
-                block.iter_mut().enumerate().for_each(|(i, y)| *y = x(i));
-                // SAFETY: the CPU has it.
-                unsafe { super::avx512::reciprocal_all(&mut block) };
-                let is_off = |(i, y): &(usize, &f32)| **y != 1.0 / x(*i) && first + i != (1 << 23) - 1;
-                assert_eq!(block.iter().enumerate().find(is_off), None, "from {first:#x} on");
             }
         }
     }
