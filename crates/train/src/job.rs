@@ -59,8 +59,8 @@ pub struct Job {
     pub available: Option<u64>,
 }
 
-/// Steps from which on packing frozen weights before the first of them pays: it costs about as much as it saves in twenty.
-const PACKING_PAYS: u64 = 64;
+/// Steps from which on packing frozen weights before the first of them pays: it costs about as much as it saves in eight.
+const PACKING_PAYS: u64 = 16;
 
 impl Job {
     /// Reads and checks everything but the weights.

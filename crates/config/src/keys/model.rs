@@ -14,7 +14,7 @@ macro_rules! model_keys {
         /// is false; the null is deliberate, results are the same.)
         disable_gradient_checkpointing: Option<bool> { read_by: "train::memory_plan" }
         /// Packing the frozen weights for their products once, before the first step, takes their memory twice and saves
-        /// time in every step of LoRA. null does it in runs of 64 steps and more when the memory plan fits with it;
+        /// time in every step of LoRA. null does it in runs of 16 steps and more when the memory plan fits with it;
         /// results are the same.
         pack_weights: Option<bool> { read_by: "train::memory_plan" }
         /// Begin with random weights of the model's shape instead of its own.

@@ -86,7 +86,8 @@ pub(super) fn tasks<E>(call: &Call<'_, E>) -> (Borrowed<'static, Task>, usize) {
             }
         }
     }
-    tasks.sort_by_cached_key(|task| {
+    // No two keys are equal; a cached or a stable sort would allocate.
+    tasks.sort_unstable_by_key(|task| {
         let part = Part::of(call, task.row, task.part, task.parts);
         let cost = part.tiles.len() * part.keys.len();
         (Reverse(cost), task.row.q_start, task.head, task.part)
