@@ -43,8 +43,9 @@ pub struct WeightCounts {
     pub frozen: usize,
     /// Elements that training changes.
     pub trained: usize,
-    /// Of the frozen ones, those that are factors of products: of linear layers and of the head.
-    pub frozen_factors: usize,
+    /// Elements that packing frozen weights adds: two copies in place of the one in a file, which stays only where the
+    /// embedding is the head's weight too and rows are looked up in it.
+    pub packing_adds: usize,
 }
 
 /// The sizes of the weights that [`load`] would make, nothing loaded.
@@ -158,7 +159,7 @@ impl<'a> Loading<'a> {
             (!spec.tie_word_embeddings).then(|| self.parameter(&head, &[v, width], Start::Normal))
         };
         if !self.method.trains(if lm_head.is_some() { &head } else { &embedding }) {
-            self.counts.frozen_factors += v * width;
+            self.counts.packing_adds += if lm_head.is_none() { 2 } else { 1 } * v * width;
         }
         let head_bias = format!("{}.bias", names.lm_head);
         let head_bias = spec.head_bias.then(|| self.parameter(&head_bias, &[v], Start::All(0.0)));
@@ -354,7 +355,7 @@ impl<'a> Loading<'a> {
     ) -> Linear {
         let weight = format!("{path}.weight");
         if !self.method.trains(&weight) {
-            self.counts.frozen_factors += shape[0] * shape[1];
+            self.counts.packing_adds += shape[0] * shape[1];
         }
         Linear {
             weight: self.parameter_in(&weight, stored, &shape, Start::Normal),

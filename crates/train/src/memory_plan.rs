@@ -94,8 +94,7 @@ impl MemoryPlan {
         let f32_bytes = counts.trained * DType::F32.bytes();
         Ok(Self {
             counts,
-            // Packed weights are there twice, for either product, and those in files are released.
-            frozen_weights: (counts.frozen + if pack { counts.frozen_factors } else { 0 })
+            frozen_weights: (counts.frozen + if pack { counts.packing_adds } else { 0 })
                 * inputs.compute.bytes(),
             trained_weights: f32_bytes,
             gradients: f32_bytes,
