@@ -348,9 +348,10 @@ struct EmulatorMma {
     float* d;
     const u32 *a, *b;
 
-    static float half(u32 word, int upper) { return __uint_as_float(upper ? word & 0xffff0000u : word << 16); }
+    __attribute__((always_inline)) static inline float half(u32 word, int upper) { return __uint_as_float(upper ? word & 0xffff0000u : word << 16); }
 
-    static void together(void** lanes, u32) {
+    // Most of the time of kernels with products is spent here.
+    __attribute__((optimize("O3"), no_sanitize_undefined)) static void together(void** lanes, u32) {
         float a[16][16], b[16][8], d[16][8] = {};
         for (int l = 0; l < 32; l++) {
             EmulatorMma* lane = (EmulatorMma*)lanes[l];
