@@ -304,7 +304,7 @@ def faults():
     fails("write", 1000, ILLEGAL_ADDRESS, "write of")
     fails("write", 1000, ILLEGAL_ADDRESS, "bytes beyond the end of an allocation of 4096")
     fails("write", 1000, ILLEGAL_ADDRESS, "check.cu:3")
-    fails("write", 0, ILLEGAL_ADDRESS, "written beyond the end of an allocation of 8 bytes", at=Buffer(8))
+    fails("write", 2, ILLEGAL_ADDRESS, "written beyond the end of an allocation of 8 bytes", block=2, at=Buffer(8))
     fails("read", 1100, ILLEGAL_ADDRESS, "read of")
     fails("read", 0, ILLEGAL_ADDRESS, "a null pointer", at=0)
     fails("misaligned", 1, MISALIGNED_ADDRESS, "check.cu:5")

@@ -3,7 +3,7 @@
 //
 // SFT_EMULATOR_ARCH    compute capability, 9.0 without it
 // SFT_EMULATOR_MEMORY  bytes of device memory, 4 GiB without it
-// SFT_EMULATOR_ALIGNMENT  of allocations, 256 without it
+// SFT_EMULATOR_ALIGNMENT  of allocations, 16 without it
 #include "blocks.h"
 #include "image.h"
 #include "memory.h"
@@ -144,9 +144,9 @@ int allocate(void** at, size_t bytes) {
 int release(void* at) {
     std::lock_guard<std::mutex> lock(mutex);
     if (!at) return SUCCESS;
-    std::string overrun = memory_overrun();
-    if (!memory_free(at)) return refuse(INVALID_VALUE, "free of " + memory_describe((uintptr_t)at));
-    return overrun.empty() ? SUCCESS : refuse(ILLEGAL_ADDRESS, overrun);
+    bool overrun = false;
+    if (!memory_free(at, &overrun)) return refuse(INVALID_VALUE, "free of " + memory_describe((uintptr_t)at));
+    return overrun ? refuse(ILLEGAL_ADDRESS, "written beyond the end of what is freed") : SUCCESS;
 }
 
 int allocate_host(void** at, size_t bytes) {

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <iterator>
 #include <map>
+#include <set>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -22,15 +23,16 @@ struct Allocation {
 uintptr_t first, next;
 size_t used;
 std::map<uintptr_t, Allocation> allocations;  // freed ones, too
+std::set<uintptr_t> may_overrun;              // live ones that end before their last page does
 
 size_t environment(const char* name, size_t otherwise) {
     const char* text = getenv(name);
     return text ? strtoull(text, nullptr, 10) : otherwise;
 }
 
-// CUDA's is 256. With SFT_EMULATOR_ALIGNMENT=16 the unreadable page follows more closely.
+// CUDA's is 256. Kernels need 16, and with that the page that can't be read follows most allocations at once.
 size_t alignment() {
-    static const size_t bytes = environment("SFT_EMULATOR_ALIGNMENT", 256);
+    static const size_t bytes = environment("SFT_EMULATOR_ALIGNMENT", 16);
     return bytes;
 }
 
@@ -101,13 +103,16 @@ void* memory_allocate(size_t bytes) {
     next = page + pages;
     used += bytes;
     allocations[start] = Allocation{bytes, padded, true};
+    if (padded > bytes) may_overrun.insert(start);
     return (void*)start;
 }
 
-bool memory_free(void* at) {
+bool memory_free(void* at, bool* overrun_found) {
     auto found = allocations.find((uintptr_t)at);
     if (found == allocations.end() || !found->second.live) return false;
+    *overrun_found = overrun(found->first, found->second);
     found->second.live = false;
+    may_overrun.erase(found->first);
     used -= found->second.bytes;
     uintptr_t page = found->first / PAGE * PAGE;
     mmap((void*)page, found->first + found->second.padded - page, PROT_NONE,
@@ -132,11 +137,12 @@ bool memory_holds(uintptr_t address, size_t bytes) {
 bool memory_is_device(uintptr_t address) { return address >= first && address < first + ADDRESSES && first != 0; }
 
 std::string memory_overrun() {
-    for (auto& [start, allocation] : allocations)
-        if (allocation.live && overrun(start, allocation)) {
-            memset((void*)(start + allocation.bytes), 0xff, allocation.padded - allocation.bytes);
-            return "written beyond the end of " + size_in_words(allocation);
-        }
+    for (uintptr_t start : may_overrun) {
+        const Allocation& allocation = allocations[start];
+        if (!overrun(start, allocation)) continue;
+        memset((void*)(start + allocation.bytes), 0xff, allocation.padded - allocation.bytes);
+        return "written beyond the end of " + size_in_words(allocation);
+    }
     return "";
 }
 

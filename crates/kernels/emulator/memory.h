@@ -10,8 +10,9 @@ size_t memory_used();
 
 // Null if there isn't enough. New memory is NaN, whether f32 or bf16.
 void* memory_allocate(size_t bytes);
-// False if `at` isn't the start of an allocation. What was there stays unreadable for good.
-bool memory_free(void* at);
+// False if `at` isn't the start of an allocation. What was there stays unreadable for good; says whether it was written
+// to beyond its end.
+bool memory_free(void* at, bool* overrun);
 // The allocation that `address` is in or, if it is in none, false.
 bool memory_find(uintptr_t address, uintptr_t* start, size_t* bytes);
 // True if all of the range is in one allocation.
