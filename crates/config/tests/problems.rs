@@ -144,7 +144,6 @@ fn what_is_not_built_is_refused_by_name_with_a_way_out() {
         ("export_legacy_format: true", "safetensors"),
         ("batch_size: 4", "per_device_train_batch_size"),
         ("dataset_dir: ONLINE", "folder"),
-        ("device: cuda", "cpu"),
     ];
     for (line, way_out) in refused {
         says(&problem(line), &["c.yaml:4", "is not supported yet", "help:", way_out]);

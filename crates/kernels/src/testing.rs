@@ -60,13 +60,17 @@ pub fn gradcheck(f: impl Fn(&[f64]) -> f64, x: &[f64], gradient: &[f64]) {
     assert_close("gradient", gradient, &differences, 1e-7);
 }
 
-/// A device for each instruction set of this machine, one with two threads, and a GPU if there is one.
+/// The CPU's devices, and a GPU if there is one.
 pub fn devices() -> Vec<Device> {
+    cpus().into_iter().chain(gpu()).collect()
+}
+
+/// A device for each instruction set of this machine, and one with two threads.
+pub fn cpus() -> Vec<Device> {
     let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
     let one_thread = available.map(|isa| CpuOptions { threads: Some(1), isa: Some(isa) });
     let all_threads = CpuOptions { threads: None, isa: Some(Isa::best()) };
-    let cpus = one_thread.chain([all_threads]).map(|options| Device::cpu(options).unwrap());
-    cpus.chain(gpu()).collect()
+    one_thread.chain([all_threads]).map(|options| Device::cpu(options).unwrap()).collect()
 }
 
 /// The GPU of this machine, or an emulated one (see `emulator/`).

@@ -1,40 +1,56 @@
-//! Products on a GPU: cuBLASLt, once all operands have one type.
+//! Products on a GPU: cuBLASLt, once all operands have types that it takes together.
 
 use std::sync::Arc;
 
 use super::Matmul;
-use crate::cuda::{Cuda, DevicePtr, Product};
+use crate::cuda::{Cuda, Product};
 use crate::{DType, Tensor, View};
 
-/// `args`, with C [m, n] and K = `k`; `in_f32` if all operands are f32.
-pub(super) fn run(cuda: &Arc<Cuda>, mut args: Matmul<'_>, (m, n, k): (usize, usize, usize), in_f32: bool) {
+/// `args`, with C [m, n]; `in_f32` if all operands are f32.
+pub(super) fn run(cuda: &Arc<Cuda>, mut args: Matmul<'_>, (m, n): (usize, usize), in_f32: bool) {
     let dtype = if in_f32 { DType::F32 } else { DType::BF16 };
-    let c_dtype = args.c.dtype();
-    let c = args.c.device();
-    let mut product = Product {
-        m,
-        n,
-        k,
-        a: DevicePtr::NULL,
-        a_transposed: args.a_transposed,
-        b: DevicePtr::NULL,
-        b_transposed: args.b_transposed,
-        dtype,
-        c,
-        c_dtype,
-        alpha: args.alpha,
-        accumulate: args.accumulate,
-        bias: None,
-    };
-    let bias = args.bias.map(|bias| Operand::of(bias, c_dtype));
-    let pairs = [Some((args.a, args.b, bias.as_ref())), args.second.map(|(a, b)| (a, b, None))];
-    for (a, b, bias) in pairs.into_iter().flatten() {
-        let (a, b) = (Operand::of(a, dtype), Operand::of(b, dtype));
-        product.k = a.view().elements() / m;
-        product.bias = bias.map(|bias| bias.view().device());
-        (product.a, product.b) = (a.view().device(), b.view().device());
-        cuda.product(&product);
-        product.accumulate = true;
+    if in_f32 && args.c.dtype() != DType::F32 {
+        // It adds f32 products up in f32 alone.
+        let mut sum = args.c.as_view().to_dtype(DType::F32);
+        run(cuda, Matmul { c: sum.view_mut(), ..args.reborrow() }, (m, n), in_f32);
+        args.c.copy_from(sum.view());
+        return;
+    }
+    let mut bias = args.bias.map(|bias| Operand::of(bias, args.c.dtype()));
+    let mut accumulate = args.accumulate;
+    let pairs = [Some((args.a, args.b)), args.second];
+    for (a, b) in pairs.into_iter().flatten().filter(|(a, _)| a.elements() > 0) {
+        let (a, b, bias) = (Operand::of(a, dtype), Operand::of(b, dtype), bias.take());
+        cuda.product(&Product {
+            m,
+            n,
+            k: a.view().elements() / m,
+            a: a.view().device(),
+            a_transposed: args.a_transposed,
+            b: b.view().device(),
+            b_transposed: args.b_transposed,
+            dtype,
+            c: args.c.device(),
+            c_dtype: args.c.dtype(),
+            alpha: args.alpha,
+            accumulate,
+            bias: bias.as_ref().map(|bias| bias.view().device()),
+        });
+        accumulate = true;
+    }
+    without_depth(args.c, bias.as_ref(), accumulate);
+}
+
+/// What is left of a product of depth 0.
+fn without_depth(mut c: crate::ViewMut<'_>, bias: Option<&Operand<'_>>, accumulate: bool) {
+    if !accumulate {
+        c.reborrow().zero();
+    }
+    let Some(bias) = bias else { return };
+    assert!(!accumulate, "a bias is not added to what is there where there is no product");
+    let (rows, columns) = (c.dim(0), c.dim(1));
+    for row in 0..rows {
+        c.reborrow().into_rows(row..row + 1).reshape(&[columns]).copy_from(bias.view());
     }
 }
 

@@ -1,7 +1,7 @@
 use serde::Deserialize;
 
 use super::{Matmul, PackedWeight, Reads, reference};
-use crate::testing::{Random, devices};
+use crate::testing::{Random, cpus, devices};
 use crate::{CpuOptions, DType, Device, Slab, Tensor};
 
 /// One product to check.
@@ -39,6 +39,14 @@ struct Operands {
     c: Tensor,
     bias: Option<Tensor>,
     second: Option<(Tensor, Tensor)>,
+}
+
+impl Operands {
+    fn on(self, dev: &Device) -> Self {
+        let second = self.second.map(|(a, b)| (a.on(dev), b.on(dev)));
+        let bias = self.bias.map(|bias| bias.on(dev));
+        Self { a: self.a.on(dev), b: self.b.on(dev), c: self.c.on(dev), bias, second }
+    }
 }
 
 impl Case {
@@ -81,6 +89,7 @@ impl Case {
         let expected: Vec<f64> = reference::product(&self.product(&mut operands));
         // A thin first product is rounded before the second is added.
         let first = reference::product::<f64>(&Matmul { second: None, ..self.product(&mut operands) });
+        let mut operands = operands.on(dev);
         self.product(&mut operands).run(dev);
         // Values below 1: `k` roundings of a sum of about √k in `f32`, then one to `C`'s type.
         let last = if self.types.2 == DType::BF16 { 1.0 / 256.0 } else { 1.2e-7 };
@@ -90,16 +99,16 @@ impl Case {
             assert!(
                 (f64::from(*got) - expected).abs() <= allowed,
                 "{self:?} on {}: element {i} is {got} and not {expected}",
-                dev.isa()
+                dev.name()
             );
         }
     }
 
     /// The bytes of `C` after it ran.
     fn bytes(&self, dev: &Device) -> Vec<u8> {
-        let mut operands = self.operands();
+        let mut operands = self.operands().on(dev);
         self.product(&mut operands).run(dev);
-        operands.c.view().bytes().to_vec()
+        operands.c.to_host().view().bytes().to_vec()
     }
 }
 
@@ -172,7 +181,7 @@ fn device_matches_reference_on_every_path() {
 
 #[test]
 fn one_and_two_threads_give_the_same_bits() {
-    for one in devices().into_iter().filter(|dev| dev.threads() == 1) {
+    for one in cpus().into_iter().filter(|dev| dev.threads() == 1) {
         let Ok(two) = Device::cpu(CpuOptions { threads: Some(2), isa: Some(one.isa()) }) else {
             println!("not run: this machine has one core");
             return;
@@ -205,10 +214,11 @@ fn a_row_with_a_nan_or_an_infinity_spoils_no_other_row() {
                 let mut values = operands.a.to_f32_vec();
                 values[if transposed.0 { (k - 1) * m + 1 } else { m.min(2) * k - 1 }] = bad;
                 operands.a = Tensor::from_slice(&values, operands.a.shape()).to_dtype(dtype);
+                let mut operands = operands.on(&dev);
                 case.product(&mut operands).run(&dev);
                 for (i, row) in operands.c.to_f32_vec().chunks(n).enumerate() {
                     let spoilt = row.iter().filter(|x| !x.is_finite()).count();
-                    assert_eq!(spoilt, if i == 1 { n } else { 0 }, "{case:?} on {}, row {i}", dev.isa());
+                    assert_eq!(spoilt, if i == 1 { n } else { 0 }, "{case:?} on {}, row {i}", dev.name());
                 }
             }
         }
@@ -233,11 +243,11 @@ fn large_magnitudes_overflow_only_when_c_is_too_narrow() {
         for (m, quarter, finite) in
             [(1, 8.4e37f32, true), (40, 8.4e37, true), (1, 8.6e37, false), (40, 8.6e37, false)]
         {
-            let a = Tensor::from_slice(&vec![1.0f32; m * 4], &[m, 4]).to_dtype(DType::BF16);
-            let b = Tensor::from_slice(&[quarter; 4 * 33], &[33, 4]).to_dtype(DType::BF16);
-            let mut c = Tensor::zeros(DType::BF16, &[m, 33]);
+            let a = Tensor::from_slice(&vec![1.0f32; m * 4], &[m, 4]).to_dtype(DType::BF16).on(&dev);
+            let b = Tensor::from_slice(&[quarter; 4 * 33], &[33, 4]).to_dtype(DType::BF16).on(&dev);
+            let mut c = dev.zeros(DType::BF16, &[m, 33]);
             Matmul::x_wt(a.view(), b.view(), c.view_mut()).run(&dev);
-            assert!(c.to_f32_vec().iter().all(|x| x.is_finite() == finite), "{quarter} on {}", dev.isa());
+            assert!(c.to_f32_vec().iter().all(|x| x.is_finite() == finite), "{quarter} on {}", dev.name());
         }
     }
 }
@@ -269,11 +279,11 @@ fn matches_torch() {
             let (n, i, o) = (golden.tokens, golden.inner, golden.outer);
             for (dtype, layer) in [(DType::F32, &golden.float32), (DType::BF16, &golden.bfloat16)] {
                 let input = |rows, cols, factor| {
-                    Tensor::from_slice(&grid(rows, cols, factor), &[rows, cols]).to_dtype(dtype)
+                    Tensor::from_slice(&grid(rows, cols, factor), &[rows, cols]).to_dtype(dtype).on(&dev)
                 };
                 let (x, w, dy) = (input(n, i, 37), input(o, i, 53), input(n, o, 71));
                 let bias = input(1, o, 29);
-                let [mut y, mut dx, mut dw] = [[n, o], [n, i], [o, i]].map(|s| Tensor::zeros(dtype, &s));
+                let [mut y, mut dx, mut dw] = [[n, o], [n, i], [o, i]].map(|s| dev.zeros(dtype, &s));
                 let bias = Some(bias.view().reshape(&[o]));
                 Matmul::x_wt(x.view(), w.view(), y.view_mut()).bias(bias).run(&dev);
                 Matmul::dy_w(dy.view(), w.view(), dx.view_mut()).run(&dev);
@@ -282,7 +292,7 @@ fn matches_torch() {
                     [("y", y, &layer.y), ("dx", dx, &layer.dx), ("dw", dw, &layer.dw)]
                 {
                     let got: Vec<f32> = got.to_f32_vec().iter().map(|x| x * 4096.0).collect();
-                    assert_eq!(&got, expected, "{name} in {} on {}", dtype.name(), dev.isa());
+                    assert_eq!(&got, expected, "{name} in {} on {}", dtype.name(), dev.name());
                 }
             }
         }
@@ -332,7 +342,7 @@ fn shapes_that_do_not_fit_are_named() {
 fn a_weight_that_is_packed_before_gives_the_same_bits() {
     let cpu = Device::cpu(CpuOptions::default()).unwrap();
     let mut slab = Slab::on(&cpu);
-    for dev in devices() {
+    for dev in cpus() {
         for (size, reads) in
             [((70, 90, 75), Reads::XWt), ((33, 300, 260), Reads::DyW), ((40, 70, 2100), Reads::DyW)]
         {
@@ -342,7 +352,7 @@ fn a_weight_that_is_packed_before_gives_the_same_bits() {
                 let mut operands = case.operands();
                 let packed = PackedWeight::pack(&dev, &mut slab, operands.b.view(), reads);
                 case.product(&mut operands).packed(Some(&packed)).run(&dev);
-                assert_eq!(operands.c.view().bytes(), case.bytes(&dev), "{case:?} on {}", dev.isa());
+                assert_eq!(operands.c.view().bytes(), case.bytes(&dev), "{case:?} on {}", dev.name());
             }
         }
     }
