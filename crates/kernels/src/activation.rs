@@ -18,7 +18,7 @@ const CHUNK: usize = 8192;
 /// # Panics
 /// If shapes or types do not fit.
 pub fn forward(dev: &Device, act: Activation, x: View<'_>, y: ViewMut<'_>) {
-    let _timed = dev.pass("activation", 2 * x.bytes().len());
+    let _timed = dev.pass("activation", 2 * x.byte_len());
     assert_eq!(x.shape(), y.shape(), "activation: x and y");
     with_dtype!(y.dtype(), E => {
         let x = x.as_slice::<E>();
@@ -33,7 +33,7 @@ pub fn forward(dev: &Device, act: Activation, x: View<'_>, y: ViewMut<'_>) {
 /// # Panics
 /// If shapes or types do not fit.
 pub fn backward(dev: &Device, act: Activation, dy: View<'_>, x: ViewMut<'_>) {
-    let _timed = dev.pass("activation backward", 3 * dy.bytes().len());
+    let _timed = dev.pass("activation backward", 3 * dy.byte_len());
     assert_eq!(x.shape(), dy.shape(), "activation: x and dy");
     with_dtype!(dy.dtype(), E => {
         let dy = dy.as_slice::<E>();

@@ -50,7 +50,7 @@ pub struct AdamWState<'a> {
 /// # Panics
 /// If lengths differ or a tensor is not f32.
 pub fn update(dev: &Device, params: &AdamWParams, g: View<'_>, state: AdamWState<'_>) {
-    let _timed = dev.pass("adamw", 7 * g.bytes().len());
+    let _timed = dev.pass("adamw", 7 * g.byte_len());
     let g = g.as_slice::<f32>();
     let (p, m, v) =
         (state.p.as_mut_slice::<f32>(), state.m.as_mut_slice::<f32>(), state.v.as_mut_slice::<f32>());
@@ -105,7 +105,7 @@ per_isa! {
 /// # Panics
 /// If it is not f32.
 pub fn sum_of_squares(dev: &Device, g: View<'_>) -> f64 {
-    let _timed = dev.pass("gradient norm", g.bytes().len());
+    let _timed = dev.pass("gradient norm", g.byte_len());
     let g = g.as_slice::<f32>();
     let mut sums = vec![0.0f64; g.len().div_ceil(CHUNK)];
     dev.for_each_chunk(&mut sums, 1, |i, sum| {

@@ -20,7 +20,7 @@ const ELEMENTS_PER_TASK: usize = 16 * 1024;
 /// # Panics
 /// If shapes or types do not fit.
 pub fn split<const P: usize>(dev: &Device, x: View<'_>, parts: [ViewMut<'_>; P]) {
-    let _timed = dev.pass("split columns", 2 * x.bytes().len());
+    let _timed = dev.pass("split columns", 2 * x.byte_len());
     let widths = widths(x.dim(0), x.dim(1), parts.each_ref().map(ViewMut::as_view));
     if x.elements() == 0 {
         return;
@@ -39,7 +39,7 @@ pub fn split<const P: usize>(dev: &Device, x: View<'_>, parts: [ViewMut<'_>; P])
 /// # Panics
 /// If shapes or types do not fit.
 pub fn join<const P: usize>(dev: &Device, parts: [View<'_>; P], mut x: ViewMut<'_>) {
-    let _timed = dev.pass("join columns", 2 * x.as_view().bytes().len());
+    let _timed = dev.pass("join columns", 2 * x.byte_len());
     let columns = x.dim(1);
     let widths = widths(x.dim(0), columns, parts);
     if x.elements() == 0 {
@@ -59,7 +59,7 @@ pub fn join<const P: usize>(dev: &Device, parts: [View<'_>; P], mut x: ViewMut<'
 /// # Panics
 /// If shapes or types do not fit.
 pub fn take(dev: &Device, x: View<'_>, first: usize, part: ViewMut<'_>) {
-    let _timed = dev.pass("take columns", 2 * part.as_view().bytes().len());
+    let _timed = dev.pass("take columns", 2 * part.byte_len());
     let (columns, width) = (x.dim(1), part.dim(1));
     assert_eq!(x.dim(0), part.dim(0), "columns: rows of a part");
     assert!(first + width <= columns, "columns: {width} from {first} on of {columns}");
@@ -71,7 +71,7 @@ pub fn take(dev: &Device, x: View<'_>, first: usize, part: ViewMut<'_>) {
 /// # Panics
 /// If shapes or types do not fit.
 pub fn put(dev: &Device, part: View<'_>, x: ViewMut<'_>, first: usize) {
-    let _timed = dev.pass("put columns", 2 * part.bytes().len());
+    let _timed = dev.pass("put columns", 2 * part.byte_len());
     let (columns, width) = (x.dim(1), part.dim(1));
     assert_eq!(x.dim(0), part.dim(0), "columns: rows of a part");
     assert!(first + width <= columns, "columns: {width} from {first} on of {columns}");

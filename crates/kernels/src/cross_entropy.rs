@@ -33,7 +33,7 @@ pub struct Position {
 /// # Panics
 /// If shapes do not fit or a target is outside the vocabulary.
 pub fn forward(dev: &Device, logits: View<'_>, targets: &[u32], positions: &mut [Position]) {
-    let _timed = dev.pass("cross-entropy", logits.bytes().len());
+    let _timed = dev.pass("cross-entropy", logits.byte_len());
     let v = logits.dim(1);
     assert_eq!((logits.dim(0), targets.len()), (positions.len(), positions.len()), "cross_entropy: rows");
     let logits = logits.as_slice::<f32>();
@@ -55,7 +55,7 @@ pub fn backward(
     scale: f32,
     softcap: Option<f32>,
 ) {
-    let _timed = dev.pass("cross-entropy backward", 2 * logits.as_view().bytes().len());
+    let _timed = dev.pass("cross-entropy backward", 2 * logits.byte_len());
     let v = logits.dim(1);
     assert_eq!((logits.dim(0), targets.len()), (positions.len(), positions.len()), "cross_entropy: rows");
     dev.for_each_chunk(logits.as_mut_slice::<f32>(), v, |row, z| {

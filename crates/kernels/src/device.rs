@@ -1,10 +1,13 @@
-//! Where ops run: today the CPU, with its threads and its instruction set.
+//! Where ops run: the CPU, with its threads and its instruction set, or a GPU.
 //!
 //! Every op takes `&Device` first and looks inside; nobody above this crate asks what is in it.
+
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use thiserror::Error;
 
+use crate::cuda::{Cuda, CudaError};
 use crate::profile::{Profile, Timed};
 use crate::{DType, Isa, Tensor};
 
@@ -34,6 +37,9 @@ pub enum DeviceError {
         /// Cores that the process may use.
         cores: usize,
     },
+    /// A GPU was asked for.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// The operating system refused to start the threads.
     #[error("cannot start the thread pool: {0}")]
     Pool(#[from] rayon::ThreadPoolBuildError),
@@ -54,6 +60,7 @@ pub struct Device {
     pool: rayon::ThreadPool,
     isa: Isa,
     profile: Profile,
+    cuda: Option<Arc<Cuda>>,
 }
 
 impl Device {
@@ -79,7 +86,32 @@ impl Device {
             .num_threads(threads)
             .thread_name(|i| format!("sft-{i}"))
             .build()?;
-        Ok(Self { pool, isa, profile: Profile::default() })
+        Ok(Self { pool, isa, profile: Profile::default(), cuda: None })
+    }
+
+    /// GPU number `ordinal`; what remains for the CPU runs with `options`.
+    ///
+    /// # Errors
+    /// No such card, no driver, a library that is missing.
+    pub fn cuda_with(ordinal: usize, options: CpuOptions) -> Result<Self, DeviceError> {
+        Self::on_card(Cuda::open(ordinal)?, options)
+    }
+
+    /// A GPU that is open already.
+    pub(crate) fn on_card(cuda: Arc<Cuda>, options: CpuOptions) -> Result<Self, DeviceError> {
+        Ok(Self { cuda: Some(cuda), ..Self::cpu(options)? })
+    }
+
+    /// The GPU, if ops run there.
+    pub fn cuda(&self) -> Option<&Arc<Cuda>> {
+        self.cuda.as_ref()
+    }
+
+    /// Waits until everything so far is done.
+    pub fn synchronize(&self) {
+        if let Some(cuda) = &self.cuda {
+            cuda.synchronize();
+        }
     }
 
     /// Runs `f` on one of the device's threads, which saves every op inside it a hand-over.
@@ -104,12 +136,22 @@ impl Device {
 
     /// Times an op of one pass over memory, if ops are timed.
     pub(crate) fn pass(&self, name: &'static str, bytes: usize) -> Option<Timed<'_>> {
-        self.profile.op(name, [0; 2], || [0, bytes])
+        self.op(name, [0; 2], || [0, bytes])
+    }
+
+    /// Times an op, if ops are timed; `work` tells its FLOP and bytes.
+    pub(crate) fn op(
+        &self,
+        name: &'static str,
+        weight: [usize; 2],
+        work: impl FnOnce() -> [usize; 2],
+    ) -> Option<Timed<'_>> {
+        self.profile.op(self.cuda.as_deref(), name, weight, work)
     }
 
     /// A tensor of zeros.
     pub fn zeros(&self, dtype: DType, shape: &[usize]) -> Tensor {
-        Tensor::zeros(dtype, shape)
+        Tensor::zeros_on(self, dtype, shape)
     }
 
     /// Calls `f(i)` for each `i` below `tasks`, on all threads.

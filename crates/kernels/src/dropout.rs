@@ -15,7 +15,7 @@ const CHUNK: usize = 4096;
 /// # Panics
 /// If shapes or types do not fit, or p is outside.
 pub fn apply(dev: &Device, p: f32, key: u64, x: View<'_>, y: ViewMut<'_>, accumulate: bool) {
-    let _timed = dev.pass("dropout", 2 * x.bytes().len());
+    let _timed = dev.pass("dropout", 2 * x.byte_len());
     assert!((0.0..1.0).contains(&p), "dropout: p = {p}");
     assert_eq!(x.elements(), y.elements(), "dropout: x and y");
     let scale = 1.0 / (1.0 - p);

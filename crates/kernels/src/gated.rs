@@ -281,7 +281,7 @@ fn gate_backward<E: Element, G: Gate>(isa: Isa, act: G, dy: &[E], g: &mut [E], u
 /// # Panics
 /// If shapes or types do not fit.
 pub fn forward(dev: &Device, act: Activation, g: View<'_>, u: View<'_>, y: ViewMut<'_>) {
-    let _timed = dev.pass("gated activation", 3 * g.bytes().len());
+    let _timed = dev.pass("gated activation", 3 * g.byte_len());
     assert_eq!((g.shape(), u.shape()), (y.shape(), y.shape()), "gated: g, u and y");
     with_dtype!(y.dtype(), E => {
         let (g, u) = (g.as_slice::<E>(), u.as_slice::<E>());
@@ -297,7 +297,7 @@ pub fn forward(dev: &Device, act: Activation, g: View<'_>, u: View<'_>, y: ViewM
 /// # Panics
 /// If shapes or types do not fit.
 pub fn backward(dev: &Device, act: Activation, dy: View<'_>, g: ViewMut<'_>, u: ViewMut<'_>) {
-    let _timed = dev.pass("gated activation backward", 5 * dy.bytes().len());
+    let _timed = dev.pass("gated activation backward", 5 * dy.byte_len());
     assert_eq!((g.shape(), u.shape()), (dy.shape(), dy.shape()), "gated: g, u and dy");
     with_dtype!(dy.dtype(), E => {
         let dy = dy.as_slice::<E>();

@@ -56,7 +56,7 @@ pub fn forward(
     y: ViewMut<'_>,
     statistics: ViewMut<'_>,
 ) {
-    let _timed = dev.pass("layer_norm", 2 * x.bytes().len());
+    let _timed = dev.pass("layer_norm", 2 * x.byte_len());
     assert_eq!(x.shape(), y.shape(), "layer_norm: x and y");
     let c = check(x, affine);
     let w_type = affine.weight.or(affine.bias).map_or(x.dtype(), |w| w.dtype());
@@ -95,7 +95,7 @@ pub fn backward_input(
     dx: ViewMut<'_>,
     accumulate: bool,
 ) {
-    let _timed = dev.pass("layer_norm backward", (3 + usize::from(accumulate)) * dy.bytes().len());
+    let _timed = dev.pass("layer_norm backward", (3 + usize::from(accumulate)) * dy.byte_len());
     assert_eq!(dy.shape(), dx.shape(), "layer_norm: dy and dx");
     assert_eq!(dy.elements(), saved.x.elements(), "layer_norm: dy and x");
     let c = check(saved.x, Affine { weight: w, bias: None });
@@ -116,7 +116,7 @@ pub fn backward_input(
 /// # Panics
 /// If shapes or types do not fit.
 pub fn backward_weight(dev: &Device, dy: View<'_>, saved: Saved<'_>, dw: ViewMut<'_>) {
-    let _timed = dev.pass("layer_norm backward, weight", 2 * dy.bytes().len());
+    let _timed = dev.pass("layer_norm backward, weight", 2 * dy.byte_len());
     assert_eq!(dy.elements(), saved.x.elements(), "layer_norm: dy and x");
     assert_eq!(dw.dtype(), DType::F32, "layer_norm: gradients of weights are float32");
     let c = check(saved.x, Affine { weight: Some(dw.as_view()), bias: None });

@@ -5,8 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::cuda::{Cuda, Span};
 
 /// An op, and for products the weight, whatever the number of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +46,8 @@ impl std::ops::AddAssign for Cost {
 pub struct Profile {
     on: AtomicBool,
     costs: Mutex<BTreeMap<Op, Cost>>,
+    /// Ops on a GPU, whose time is known when they are done.
+    under_way: Mutex<Vec<(Op, Cost, Span)>>,
 }
 
 impl Profile {
@@ -55,12 +59,20 @@ impl Profile {
     /// Stops counting and hands over what was counted since the last time.
     pub fn take(&self) -> BTreeMap<Op, Cost> {
         self.on.store(false, Ordering::Relaxed);
-        std::mem::take(&mut self.costs.lock().unwrap_or_else(PoisonError::into_inner))
+        for (op, cost, span) in std::mem::take(&mut *lock(&self.under_way)) {
+            self.add(op, Cost { time: span.time(), ..cost });
+        }
+        std::mem::take(&mut lock(&self.costs))
+    }
+
+    fn add(&self, op: Op, cost: Cost) {
+        *lock(&self.costs).entry(op).or_default() += cost;
     }
 
     /// Times an op from here until what is returned goes out of scope; `work` tells its FLOP and bytes.
     pub(crate) fn op(
         &self,
+        cuda: Option<&Cuda>,
         name: &'static str,
         weight: [usize; 2],
         work: impl FnOnce() -> [usize; 2],
@@ -70,8 +82,21 @@ impl Profile {
         }
         let [flops, bytes] = work().map(|amount| amount as f64);
         let cost = Cost { calls: 1, time: Duration::ZERO, flops, bytes };
-        Some(Timed { profile: self, op: Op { name, weight }, cost, started: Instant::now() })
+        let started =
+            cuda.map_or_else(|| Started::OnCpu(Instant::now()), |cuda| Started::OnGpu(Span::begin(cuda)));
+        Some(Timed { profile: self, op: Op { name, weight }, cost, started: Some(started) })
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// When an op began.
+#[derive(Debug)]
+enum Started {
+    OnCpu(Instant),
+    OnGpu(Span),
 }
 
 /// An op that runs.
@@ -80,13 +105,20 @@ pub(crate) struct Timed<'a> {
     profile: &'a Profile,
     op: Op,
     cost: Cost,
-    started: Instant,
+    started: Option<Started>,
 }
 
 impl Drop for Timed<'_> {
     fn drop(&mut self) {
-        self.cost.time = self.started.elapsed();
-        let mut costs = self.profile.costs.lock().unwrap_or_else(PoisonError::into_inner);
-        *costs.entry(self.op).or_default() += self.cost;
+        match self.started.take() {
+            Some(Started::OnCpu(started)) => {
+                self.profile.add(self.op, Cost { time: started.elapsed(), ..self.cost });
+            }
+            Some(Started::OnGpu(span)) => {
+                span.end();
+                lock(&self.profile.under_way).push((self.op, self.cost, span));
+            }
+            None => {}
+        }
     }
 }

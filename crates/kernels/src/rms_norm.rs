@@ -47,7 +47,7 @@ pub fn forward(
     y: ViewMut<'_>,
     rstd: ViewMut<'_>,
 ) {
-    let _timed = dev.pass("rms_norm", 2 * x.bytes().len());
+    let _timed = dev.pass("rms_norm", 2 * x.byte_len());
     assert_eq!(x.shape(), y.shape(), "rms_norm: x and y");
     let c = columns(x, w);
     with_dtype!(x.dtype(), X => with_dtype!(w.map_or(x.dtype(), |w| w.dtype()), W => {
@@ -88,7 +88,7 @@ pub fn backward_input(
     dx: ViewMut<'_>,
     accumulate: bool,
 ) {
-    let _timed = dev.pass("rms_norm backward", (3 + usize::from(accumulate)) * dy.bytes().len());
+    let _timed = dev.pass("rms_norm backward", (3 + usize::from(accumulate)) * dy.byte_len());
     assert_eq!(dy.shape(), dx.shape(), "rms_norm: dy and dx");
     assert_eq!(dy.elements(), saved.x.elements(), "rms_norm: dy and x");
     let c = columns(saved.x, w);
@@ -108,7 +108,7 @@ pub fn backward_input(
 /// # Panics
 /// If shapes or types do not fit.
 pub fn backward_weight(dev: &Device, dy: View<'_>, saved: Saved<'_>, dw: ViewMut<'_>) {
-    let _timed = dev.pass("rms_norm backward, weight", 2 * dy.bytes().len());
+    let _timed = dev.pass("rms_norm backward, weight", 2 * dy.byte_len());
     assert_eq!(dy.elements(), saved.x.elements(), "rms_norm: dy and x");
     assert_eq!(dw.dtype(), DType::F32, "rms_norm: gradients of weights are float32");
     with_dtype!(dy.dtype(), X => {

@@ -43,7 +43,7 @@ pub fn backward(dev: &Device, dx: ViewMut<'_>, cos: View<'_>, sin: View<'_>, sty
 }
 
 fn rotate(dev: &Device, x: ViewMut<'_>, (cos, sin): (View<'_>, View<'_>), style: RopeStyle, sign: f32) {
-    let _timed = dev.pass("rope", 2 * x.as_view().bytes().len());
+    let _timed = dev.pass("rope", 2 * x.byte_len());
     let (tokens, heads, width) = (x.dim(0), x.dim(1), x.dim(2));
     let pairs = cos.dim(1);
     assert_eq!(cos.shape(), sin.shape(), "rope: cos and sin");

@@ -19,7 +19,7 @@ const COLUMNS_PER_TASK: usize = 64;
 /// # Panics
 /// If an index is outside, or shapes do not fit.
 pub fn gather(dev: &Device, x: View<'_>, index: &[u32], scale: f32, y: ViewMut<'_>) {
-    let _timed = dev.pass("gather rows", 2 * y.as_view().bytes().len());
+    let _timed = dev.pass("gather rows", 2 * y.byte_len());
     let c = x.dim(1);
     assert_eq!(y.shape(), [index.len(), c], "gather: y");
     with_dtype!(x.dtype(), X => with_dtype!(y.dtype(), Y => {
@@ -36,7 +36,7 @@ pub fn gather(dev: &Device, x: View<'_>, index: &[u32], scale: f32, y: ViewMut<'
 /// # Panics
 /// If an index is outside, or shapes do not fit.
 pub fn scatter_add(dev: &Device, dy: View<'_>, index: &[u32], scale: f32, dx: ViewMut<'_>) {
-    let _timed = dev.pass("scatter rows", 3 * dy.bytes().len());
+    let _timed = dev.pass("scatter rows", 3 * dy.byte_len());
     let c = dx.dim(1);
     assert_eq!(dy.shape(), [index.len(), c], "scatter_add: dy");
     assert_eq!(dx.dtype(), DType::F32, "scatter_add: sums are float32");
@@ -83,7 +83,7 @@ impl Columns {
 /// # Panics
 /// If indices are not ascending or outside, or shapes do not fit.
 pub fn place(dev: &Device, x: View<'_>, index: &[u32], y: ViewMut<'_>) {
-    let _timed = dev.pass("place rows", x.bytes().len() + y.as_view().bytes().len());
+    let _timed = dev.pass("place rows", x.byte_len() + y.byte_len());
     let c = y.dim(1);
     assert_eq!(x.shape(), [index.len(), c], "place: x");
     assert!(index.is_sorted_by(|a, b| a < b), "place: ascending rows");
@@ -101,7 +101,7 @@ pub fn place(dev: &Device, x: View<'_>, index: &[u32], y: ViewMut<'_>) {
 /// # Panics
 /// If shapes do not fit.
 pub fn add(dev: &Device, x: View<'_>, y: ViewMut<'_>) {
-    let _timed = dev.pass("add", x.bytes().len() + 2 * y.as_view().bytes().len());
+    let _timed = dev.pass("add", x.byte_len() + 2 * y.byte_len());
     assert_eq!(x.elements(), y.elements(), "add: x and y");
     with_dtype!(x.dtype(), X => with_dtype!(y.dtype(), Y => {
         let x = x.as_slice::<X>();
@@ -116,7 +116,7 @@ pub fn add(dev: &Device, x: View<'_>, y: ViewMut<'_>) {
 /// # Panics
 /// If shapes or types do not fit.
 pub fn sum(dev: &Device, a: View<'_>, (scale, b): (f32, View<'_>), y: ViewMut<'_>) {
-    let _timed = dev.pass("sum", 3 * a.bytes().len());
+    let _timed = dev.pass("sum", 3 * a.byte_len());
     assert_eq!((a.elements(), b.elements()), (y.elements(), y.elements()), "sum: a, b and y");
     with_dtype!(y.dtype(), E => {
         let (a, b) = (a.as_slice::<E>(), b.as_slice::<E>());
@@ -131,7 +131,7 @@ pub fn sum(dev: &Device, a: View<'_>, (scale, b): (f32, View<'_>), y: ViewMut<'_
 /// # Panics
 /// If shapes or types do not fit.
 pub fn scale(dev: &Device, x: View<'_>, scale: f32, y: ViewMut<'_>) {
-    let _timed = dev.pass("scale", 2 * x.bytes().len());
+    let _timed = dev.pass("scale", 2 * x.byte_len());
     assert_eq!(x.elements(), y.elements(), "scale: x and y");
     with_dtype!(y.dtype(), E => {
         let x = x.as_slice::<E>();
@@ -144,7 +144,7 @@ pub fn scale(dev: &Device, x: View<'_>, scale: f32, y: ViewMut<'_>) {
 /// # Panics
 /// If shapes do not fit.
 pub fn scale_each(dev: &Device, scale: View<'_>, x: ViewMut<'_>) {
-    let _timed = dev.pass("scale rows", 2 * x.as_view().bytes().len());
+    let _timed = dev.pass("scale rows", 2 * x.byte_len());
     let rows = x.dim(0);
     assert_eq!(scale.shape(), [rows], "scale_each: scale");
     let (scale, c) = (scale.as_slice::<f32>(), x.elements() / rows.max(1));
@@ -160,7 +160,7 @@ pub fn scale_each(dev: &Device, scale: View<'_>, x: ViewMut<'_>) {
 /// # Panics
 /// If shapes do not fit.
 pub fn sum_rows(dev: &Device, dy: View<'_>, db: ViewMut<'_>) {
-    let _timed = dev.pass("sum of rows", dy.bytes().len());
+    let _timed = dev.pass("sum of rows", dy.byte_len());
     let c = db.elements();
     assert_eq!(dy.elements() % c.max(1), 0, "sum_rows: {dy:?} into {c} columns");
     with_dtype!(dy.dtype(), Y => {

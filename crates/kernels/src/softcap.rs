@@ -17,7 +17,7 @@ const CHUNK: usize = 4096;
 /// # Panics
 /// If z is not f32.
 pub fn forward(dev: &Device, cap: f32, z: ViewMut<'_>) {
-    let _timed = dev.pass("softcap", 2 * z.as_view().bytes().len());
+    let _timed = dev.pass("softcap", 2 * z.byte_len());
     dev.for_each_chunk(z.as_mut_slice::<f32>(), CHUNK, |_, z| cap_all(dev.isa(), cap, z));
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A tensor is contiguous in row-major order. A [`View`] borrows it, whole or a range of its rows; a view's
 //! shape may be read differently as long as the number of elements stays. Owned buffers begin at a multiple
-//! of 64 bytes. A tensor may also sit in a memory-mapped file, and then it is read-only.
+//! of 64 bytes. A tensor may also sit in a memory-mapped file, and then it is read-only; or in the memory of a GPU,
+//! and then ops on that device alone take it: it is read and written from here by copies.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
@@ -11,8 +12,9 @@ use std::sync::Arc;
 
 use memmap2::{Mmap, MmapMut};
 
+use crate::cuda::{Cuda, DeviceMemory, DevicePtr};
 use crate::pages::{self, HUGE_PAGE};
-use crate::{DType, Element};
+use crate::{DType, Device, Element, convert};
 
 /// Alignment of owned buffers: a cache line, and the widest vector.
 const ALIGNMENT: usize = 64;
@@ -130,6 +132,92 @@ impl Drop for AlignedBytes {
 enum Buffer {
     Owned(AlignedBytes),
     Mapped { file: Arc<Mmap>, bytes: Range<usize> },
+    OnDevice(DeviceMemory),
+}
+
+/// A range of a GPU's memory that a view borrows.
+#[derive(Clone, Copy)]
+struct DeviceBytes<'a> {
+    cuda: &'a Arc<Cuda>,
+    start: DevicePtr,
+    len: usize,
+}
+
+impl DeviceBytes<'_> {
+    fn range(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "a range inside of the tensor");
+        Self { start: self.start.offset(range.start), len: range.len(), ..self }
+    }
+}
+
+/// Where the elements of a view are.
+#[derive(Clone, Copy)]
+enum Bytes<'a> {
+    Host(&'a [u8]),
+    Device(DeviceBytes<'a>),
+}
+
+/// The same, to write.
+enum BytesMut<'a> {
+    Host(&'a mut [u8]),
+    Device(DeviceBytes<'a>),
+}
+
+impl<'a> Bytes<'a> {
+    fn len(self) -> usize {
+        match self {
+            Bytes::Host(bytes) => bytes.len(),
+            Bytes::Device(bytes) => bytes.len,
+        }
+    }
+
+    fn range(self, range: Range<usize>) -> Self {
+        match self {
+            Bytes::Host(bytes) => Bytes::Host(&bytes[range]),
+            Bytes::Device(bytes) => Bytes::Device(bytes.range(range)),
+        }
+    }
+
+    /// # Panics
+    /// If they are on a GPU.
+    fn on_host(self) -> &'a [u8] {
+        match self {
+            Bytes::Host(bytes) => bytes,
+            Bytes::Device(_) => panic!("a tensor in GPU memory is read by a copy"),
+        }
+    }
+}
+
+impl<'a> BytesMut<'a> {
+    fn as_ref(&self) -> Bytes<'_> {
+        match self {
+            BytesMut::Host(bytes) => Bytes::Host(bytes),
+            BytesMut::Device(bytes) => Bytes::Device(*bytes),
+        }
+    }
+
+    fn reborrow(&mut self) -> BytesMut<'_> {
+        match self {
+            BytesMut::Host(bytes) => BytesMut::Host(bytes),
+            BytesMut::Device(bytes) => BytesMut::Device(*bytes),
+        }
+    }
+
+    fn range(self, range: Range<usize>) -> Self {
+        match self {
+            BytesMut::Host(bytes) => BytesMut::Host(&mut bytes[range]),
+            BytesMut::Device(bytes) => BytesMut::Device(bytes.range(range)),
+        }
+    }
+
+    /// # Panics
+    /// If they are on a GPU.
+    fn on_host(self) -> &'a mut [u8] {
+        match self {
+            BytesMut::Host(bytes) => bytes,
+            BytesMut::Device(_) => panic!("a tensor in GPU memory is written by a copy"),
+        }
+    }
 }
 
 /// An owned, contiguous tensor.
@@ -152,6 +240,54 @@ impl Tensor {
         let shape = Shape::new(shape);
         assert_eq!(range.len(), shape.elements() * dtype.bytes());
         Self { buffer: Buffer::Owned(AlignedBytes::in_pages(pages, range)), shape, dtype }
+    }
+
+    /// A tensor of zeros where `dev` runs.
+    pub(crate) fn zeros_on(dev: &Device, dtype: DType, shape: &[usize]) -> Self {
+        match dev.cuda() {
+            Some(cuda) => Self::zeros_in(cuda, dtype, shape),
+            None => Self::zeros(dtype, shape),
+        }
+    }
+
+    /// A tensor of zeros in a GPU's memory.
+    fn zeros_in(cuda: &Arc<Cuda>, dtype: DType, shape: &[usize]) -> Self {
+        let shape = Shape::new(shape);
+        let memory = DeviceMemory::zeroed(cuda, shape.elements() * dtype.bytes());
+        Self { buffer: Buffer::OnDevice(memory), shape, dtype }
+    }
+
+    /// A tensor of zeros where this one is.
+    pub fn zeros_beside(&self, dtype: DType, shape: &[usize]) -> Self {
+        match &self.buffer {
+            Buffer::OnDevice(memory) => Self::zeros_in(memory.cuda(), dtype, shape),
+            Buffer::Owned(_) | Buffer::Mapped { .. } => Self::zeros(dtype, shape),
+        }
+    }
+
+    /// The tensor where `dev` runs: itself, or a copy if it is elsewhere.
+    pub fn on(self, dev: &Device) -> Self {
+        match (&self.buffer, dev.cuda()) {
+            (Buffer::OnDevice(_), None) => self.to_host(),
+            (Buffer::Owned(_) | Buffer::Mapped { .. }, Some(cuda)) => {
+                let mut copy = Self::zeros_in(cuda, self.dtype, self.shape());
+                copy.view_mut().copy_from(self.view());
+                copy
+            }
+            _ => self,
+        }
+    }
+
+    /// A copy in the host's memory.
+    pub fn to_host(&self) -> Self {
+        let mut copy = Self::zeros(self.dtype, self.shape());
+        copy.view_mut().copy_from(self.view());
+        copy
+    }
+
+    /// Whether it is in the host's memory.
+    pub fn is_on_host(&self) -> bool {
+        !matches!(self.buffer, Buffer::OnDevice(_))
     }
 
     /// A copy of `values`.
@@ -194,6 +330,7 @@ impl Tensor {
         match &self.buffer {
             Buffer::Owned(bytes) => bytes.len,
             Buffer::Mapped { .. } => 0,
+            Buffer::OnDevice(memory) => memory.len(),
         }
     }
 
@@ -212,8 +349,9 @@ impl Tensor {
     /// The whole tensor, to read.
     pub fn view(&self) -> View<'_> {
         let bytes = match &self.buffer {
-            Buffer::Owned(owned) => owned.bytes(),
-            Buffer::Mapped { file, bytes } => &file[bytes.clone()],
+            Buffer::Owned(owned) => Bytes::Host(owned.bytes()),
+            Buffer::Mapped { file, bytes } => Bytes::Host(&file[bytes.clone()]),
+            Buffer::OnDevice(memory) => Bytes::Device(device_bytes(memory)),
         };
         View { bytes, shape: self.shape, dtype: self.dtype }
     }
@@ -223,10 +361,12 @@ impl Tensor {
     /// # Panics
     /// If it is mapped from a file: those are frozen weights, and nothing writes to them.
     pub fn view_mut(&mut self) -> ViewMut<'_> {
-        let Buffer::Owned(owned) = &mut self.buffer else {
-            panic!("a tensor that is mapped from a file is read-only");
+        let bytes = match &mut self.buffer {
+            Buffer::Owned(owned) => BytesMut::Host(owned.bytes_mut()),
+            Buffer::OnDevice(memory) => BytesMut::Device(device_bytes(memory)),
+            Buffer::Mapped { .. } => panic!("a tensor that is mapped from a file is read-only"),
         };
-        ViewMut { bytes: owned.bytes_mut(), shape: self.shape, dtype: self.dtype }
+        ViewMut { bytes, shape: self.shape, dtype: self.dtype }
     }
 
     /// The first `rows` rows, to read: buffers are planned for the largest micro-batch and used up to its size.
@@ -241,9 +381,7 @@ impl Tensor {
 
     /// A copy in another element type.
     pub fn to_dtype(&self, dtype: DType) -> Tensor {
-        let mut copy = Tensor::zeros(dtype, self.shape());
-        copy.view_mut().copy_from(self.view());
-        copy
+        self.view().to_dtype(dtype)
     }
 
     /// All elements as `f32`, in a new vector.
@@ -258,10 +396,14 @@ impl fmt::Debug for Tensor {
     }
 }
 
+fn device_bytes(memory: &DeviceMemory) -> DeviceBytes<'_> {
+    DeviceBytes { cuda: memory.cuda(), start: memory.start(), len: memory.len() }
+}
+
 /// A borrowed tensor, or a range of its rows, to read.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    bytes: &'a [u8],
+    bytes: Bytes<'a>,
     shape: Shape,
     dtype: DType,
 }
@@ -276,7 +418,7 @@ impl<'a> View<'a> {
         assert_eq!(shape.elements(), values.len(), "values for shape {shape:?}");
         // SAFETY: `Element` is sealed to plain old data; any such slice is readable as bytes.
         let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
-        Self { bytes, shape, dtype: E::DTYPE }
+        Self { bytes: Bytes::Host(bytes), shape, dtype: E::DTYPE }
     }
 
     /// The dimensions.
@@ -297,6 +439,22 @@ impl<'a> View<'a> {
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.shape.elements()
+    }
+
+    /// Bytes of all elements.
+    pub fn byte_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Where it begins on the GPU.
+    ///
+    /// # Panics
+    /// If it is in the host's memory.
+    pub(crate) fn device(&self) -> DevicePtr {
+        match self.bytes {
+            Bytes::Device(bytes) => bytes.start,
+            Bytes::Host(_) => panic!("{self:?} is in the host's memory, and an op on a GPU takes it"),
+        }
     }
 
     /// The same elements under another shape.
@@ -315,7 +473,7 @@ impl<'a> View<'a> {
     /// If the range is outside.
     pub fn rows(self, range: Range<usize>) -> Self {
         let row_bytes = self.bytes.len() / self.shape.rows().max(1);
-        let bytes = &self.bytes[range.start * row_bytes..range.end * row_bytes];
+        let bytes = self.bytes.range(range.start * row_bytes..range.end * row_bytes);
         Self { bytes, shape: self.shape.with_rows(range.len()), dtype: self.dtype }
     }
 
@@ -325,13 +483,29 @@ impl<'a> View<'a> {
     /// If `E` is another type than the tensor's.
     pub fn as_slice<E: Element>(self) -> &'a [E] {
         assert_eq!(E::DTYPE, self.dtype, "element type of {:?}", self.shape);
+        let bytes = self.bytes.on_host();
         // SAFETY: the type matches, buffers are aligned for it (`AlignedBytes`, `Tensor::mapped`), every bit
         // pattern is valid, and the length is a multiple of the element's size by construction.
-        unsafe { std::slice::from_raw_parts(self.bytes.as_ptr().cast(), self.bytes.len() / size_of::<E>()) }
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<E>()) }
+    }
+
+    /// A copy in another element type, where this is.
+    pub fn to_dtype(self, dtype: DType) -> Tensor {
+        let mut copy = match self.bytes {
+            Bytes::Device(bytes) => Tensor::zeros_in(bytes.cuda, dtype, self.shape()),
+            Bytes::Host(_) => Tensor::zeros(dtype, self.shape()),
+        };
+        copy.view_mut().copy_from(self);
+        copy
     }
 
     /// All elements as `f32`, in a new vector.
     pub fn to_f32_vec(self) -> Vec<f32> {
+        if let Bytes::Device(_) = self.bytes {
+            let mut copy = Tensor::zeros(self.dtype, self.shape());
+            copy.view_mut().copy_from(self);
+            return copy.to_f32_vec();
+        }
         match self.dtype {
             DType::F32 => self.as_slice::<f32>().to_vec(),
             DType::BF16 => self.as_slice::<half::bf16>().iter().map(|x| Element::to_f32(*x)).collect(),
@@ -340,8 +514,11 @@ impl<'a> View<'a> {
     }
 
     /// The raw bytes in native (little-endian) order, as files store them.
+    ///
+    /// # Panics
+    /// If it is in a GPU's memory.
     pub fn bytes(self) -> &'a [u8] {
-        self.bytes
+        self.bytes.on_host()
     }
 }
 
@@ -353,7 +530,7 @@ impl fmt::Debug for View<'_> {
 
 /// A borrowed tensor, or a range of its rows, to write.
 pub struct ViewMut<'a> {
-    bytes: &'a mut [u8],
+    bytes: BytesMut<'a>,
     shape: Shape,
     dtype: DType,
 }
@@ -369,7 +546,7 @@ impl<'a> ViewMut<'a> {
         // SAFETY: `Element` is sealed to plain old data; every bit pattern is valid.
         let bytes =
             unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) };
-        Self { bytes, shape, dtype: E::DTYPE }
+        Self { bytes: BytesMut::Host(bytes), shape, dtype: E::DTYPE }
     }
 
     /// The dimensions.
@@ -392,14 +569,27 @@ impl<'a> ViewMut<'a> {
         self.shape.elements()
     }
 
+    /// Bytes of all elements.
+    pub fn byte_len(&self) -> usize {
+        self.bytes.as_ref().len()
+    }
+
+    /// Where it begins on the GPU.
+    ///
+    /// # Panics
+    /// If it is in the host's memory.
+    pub(crate) fn device(&mut self) -> DevicePtr {
+        self.as_view().device()
+    }
+
     /// Read what is there.
     pub fn as_view(&self) -> View<'_> {
-        View { bytes: self.bytes, shape: self.shape, dtype: self.dtype }
+        View { bytes: self.bytes.as_ref(), shape: self.shape, dtype: self.dtype }
     }
 
     /// The same view for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_> {
-        ViewMut { bytes: self.bytes, shape: self.shape, dtype: self.dtype }
+        ViewMut { bytes: self.bytes.reborrow(), shape: self.shape, dtype: self.dtype }
     }
 
     /// The same elements under another shape.
@@ -417,8 +607,8 @@ impl<'a> ViewMut<'a> {
     /// # Panics
     /// If the range is outside.
     pub fn into_rows(self, range: Range<usize>) -> Self {
-        let row_bytes = self.bytes.len() / self.shape.rows().max(1);
-        let bytes = &mut self.bytes[range.start * row_bytes..range.end * row_bytes];
+        let row_bytes = self.byte_len() / self.shape.rows().max(1);
+        let bytes = self.bytes.range(range.start * row_bytes..range.end * row_bytes);
         Self { bytes, shape: self.shape.with_rows(range.len()), dtype: self.dtype }
     }
 
@@ -428,27 +618,53 @@ impl<'a> ViewMut<'a> {
     /// If `E` is another type than the tensor's.
     pub fn as_mut_slice<E: Element>(self) -> &'a mut [E] {
         assert_eq!(E::DTYPE, self.dtype, "element type of {:?}", self.shape);
+        let bytes = self.bytes.on_host();
         // SAFETY: as in `View::as_slice`, and the bytes are borrowed mutably.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.bytes.as_mut_ptr().cast(), self.bytes.len() / size_of::<E>())
-        }
+        unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / size_of::<E>()) }
     }
 
     /// Sets every element to zero.
     pub fn zero(self) {
-        self.bytes.fill(0);
+        match self.bytes {
+            BytesMut::Host(bytes) => bytes.fill(0),
+            BytesMut::Device(bytes) => bytes.cuda.zero(bytes.start, bytes.len),
+        }
     }
 
-    /// Copies `from`, converting the element type.
+    /// Copies `from`, converting the element type, from wherever it is.
     ///
     /// # Panics
     /// If the number of elements differs.
     pub fn copy_from(self, from: View<'_>) {
         assert_eq!(self.shape.elements(), from.elements(), "{from:?} into {:?}", self.shape);
         if self.dtype == from.dtype {
-            self.bytes.copy_from_slice(from.bytes);
+            match (self.bytes, from.bytes) {
+                (BytesMut::Host(to), Bytes::Host(from)) => to.copy_from_slice(from),
+                (BytesMut::Host(to), Bytes::Device(from)) => from.cuda.read(from.start, to),
+                (BytesMut::Device(to), Bytes::Host(from)) => to.cuda.write(to.start, from),
+                (BytesMut::Device(to), Bytes::Device(from)) => to.cuda.copy(to.start, from.start, to.len),
+            }
             return;
         }
+        match (&self.bytes, from.bytes) {
+            (BytesMut::Host(_), Bytes::Host(_)) => self.convert_from(from),
+            (BytesMut::Device(to), Bytes::Device(_)) => convert::on_cuda(to.cuda, from, self),
+            // Converted where it is, then moved.
+            (BytesMut::Host(_), Bytes::Device(_)) => {
+                let mut moved = Tensor::zeros(from.dtype, from.shape());
+                moved.view_mut().copy_from(from);
+                self.convert_from(moved.view());
+            }
+            (BytesMut::Device(_), Bytes::Host(_)) => {
+                let mut converted = Tensor::zeros(self.dtype, self.shape());
+                converted.view_mut().convert_from(from);
+                self.copy_from(converted.view());
+            }
+        }
+    }
+
+    /// In the host's memory.
+    fn convert_from(self, from: View<'_>) {
         fn convert<A: Element, B: Element>(to: &mut [B], from: &[A]) {
             to.iter_mut().zip(from).for_each(|(to, from)| *to = B::from_f32(from.to_f32()));
         }

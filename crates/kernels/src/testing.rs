@@ -1,5 +1,8 @@
 //! What the tests of all ops share: random values, comparisons, finite differences, the devices to test on.
 
+use std::sync::{Arc, OnceLock};
+
+use crate::cuda::Cuda;
 use crate::{CpuOptions, DType, Device, Isa, Tensor};
 
 /// A small reproducible generator (64-bit LCG, upper bits).
@@ -57,10 +60,28 @@ pub fn gradcheck(f: impl Fn(&[f64]) -> f64, x: &[f64], gradient: &[f64]) {
     assert_close("gradient", gradient, &differences, 1e-7);
 }
 
-/// A device for each instruction set of this machine, and one with two threads.
+/// A device for each instruction set of this machine, one with two threads, and a GPU if there is one.
 pub fn devices() -> Vec<Device> {
     let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
     let one_thread = available.map(|isa| CpuOptions { threads: Some(1), isa: Some(isa) });
     let all_threads = CpuOptions { threads: None, isa: Some(Isa::best()) };
-    one_thread.chain([all_threads]).map(|options| Device::cpu(options).unwrap()).collect()
+    let cpus = one_thread.chain([all_threads]).map(|options| Device::cpu(options).unwrap());
+    cpus.chain(gpu()).collect()
+}
+
+/// The GPU of this machine, or an emulated one (see `emulator/`).
+///
+/// # Panics
+/// If `SFT_TEST_CUDA` is set and there is none.
+pub fn gpu() -> Option<Device> {
+    static CARD: OnceLock<Option<Arc<Cuda>>> = OnceLock::new();
+    let card = CARD.get_or_init(|| match Cuda::open(0) {
+        Ok(card) => Some(card),
+        Err(error) if std::env::var_os("SFT_TEST_CUDA").is_some() => panic!("{error}"),
+        Err(error) => {
+            eprintln!("not run on a GPU: {error}");
+            None
+        }
+    });
+    card.as_ref().map(|card| Device::on_card(Arc::clone(card), CpuOptions::default()).unwrap())
 }

@@ -70,7 +70,7 @@ fn expm1(x: f32) -> f32 {
 /// # Panics
 /// If shapes or types do not fit.
 pub fn forward(dev: &Device, params: XieluParams, x: View<'_>, y: ViewMut<'_>) {
-    let _timed = dev.pass("xielu", 2 * x.bytes().len());
+    let _timed = dev.pass("xielu", 2 * x.byte_len());
     assert_eq!(x.shape(), y.shape(), "xielu: x and y");
     with_dtype!(x.dtype(), E => {
         let x = x.as_slice::<E>();
@@ -96,7 +96,7 @@ pub fn backward(
     x: ViewMut<'_>,
     scratch: ViewMut<'_>,
 ) -> [f32; 2] {
-    let _timed = dev.pass("xielu backward", 3 * dy.bytes().len());
+    let _timed = dev.pass("xielu backward", 3 * dy.byte_len());
     assert_eq!(x.shape(), dy.shape(), "xielu: x and dy");
     let sums = &mut scratch.as_mut_slice::<f32>()[..scratch_len(x.elements())];
     with_dtype!(dy.dtype(), E => {

@@ -132,9 +132,9 @@ pub struct Backward<'a> {
 /// If shapes, types or offsets do not fit.
 pub fn forward(dev: &Device, params: &AttentionParams<'_>, rows: RowOffsets<'_>, io: Forward<'_>) {
     let heads = checked_heads(params, rows, io.q, io.k);
-    let _timed = dev.profile().op("attention", [0; 2], || {
+    let _timed = dev.op("attention", [0; 2], || {
         let pairs = visible_pairs(params, rows) * io.q.dim(1);
-        [4 * pairs * io.q.dim(2), 2 * (io.q.bytes().len() + io.k.bytes().len())]
+        [4 * pairs * io.q.dim(2), 2 * (io.q.byte_len() + io.k.byte_len())]
     });
     assert_eq!(io.k.shape(), io.v.shape(), "attention: k and v");
     assert_eq!(io.q.shape(), io.out.shape(), "attention: q and out");
@@ -162,9 +162,9 @@ pub fn forward(dev: &Device, params: &AttentionParams<'_>, rows: RowOffsets<'_>,
 /// If shapes, types or offsets do not fit.
 pub fn backward(dev: &Device, params: &AttentionParams<'_>, rows: RowOffsets<'_>, io: Backward<'_>) {
     let heads = checked_heads(params, rows, io.q, io.k);
-    let _timed = dev.profile().op("attention backward", [0; 2], || {
+    let _timed = dev.op("attention backward", [0; 2], || {
         let pairs = visible_pairs(params, rows) * io.q.dim(1);
-        [10 * pairs * io.q.dim(2), 4 * (io.q.bytes().len() + io.k.bytes().len())]
+        [10 * pairs * io.q.dim(2), 4 * (io.q.byte_len() + io.k.byte_len())]
     });
     for (name, view) in [("out", io.out), ("dout", io.dout), ("dq", io.dq.as_view())] {
         assert_eq!(io.q.shape(), view.shape(), "attention: q and {name}");

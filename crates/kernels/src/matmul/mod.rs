@@ -13,7 +13,8 @@
 //! # Arithmetic
 //! Both operands `f32`: products in `f32`. Otherwise both operands are rounded to `bf16`, products are exact and
 //! are summed in `f32`. The sum over all of `K` stays in `f32` and is rounded to `C`'s type once.
-//! Sums have a fixed order that depends on the shapes and the instruction set alone.
+//! Sums have a fixed order that depends on the shapes and the instruction set alone. On a GPU cuBLASLt multiplies, and
+//! `C` is rounded after each of two products.
 
 use crate::{DType, Device, View, ViewMut, with_dtype};
 
@@ -65,6 +66,7 @@ mod blocked;
 mod kernel;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod on_cuda;
 mod output;
 mod pack;
 mod packed;
@@ -223,14 +225,17 @@ pub fn run(dev: &Device, args: Matmul<'_>) {
         (false, false) => ("matmul dy·W", [k, n]),
         (true, _) => ("matmul dyᵀ·x", [m, n]),
     };
-    let _timed = dev.profile().op(name, weight, || {
-        let c = args.c.as_view().bytes().len() * if args.accumulate { 2 } else { 1 };
-        let (a2, b2) = args.second.map_or((0, 0), |(a, b)| (a.bytes().len(), b.bytes().len()));
+    let _timed = dev.op(name, weight, || {
+        let c = args.c.byte_len() * if args.accumulate { 2 } else { 1 };
+        let (a2, b2) = args.second.map_or((0, 0), |(a, b)| (a.byte_len(), b.byte_len()));
         let k2 = args.second.map_or(0, |(a, _)| a.elements() / m);
-        [2 * m * n * (k + k2), args.a.bytes().len() + args.b.bytes().len() + c + a2 + b2]
+        [2 * m * n * (k + k2), args.a.byte_len() + args.b.byte_len() + c + a2 + b2]
     });
     let all = [Some(args.a), Some(args.b), args.second.map(|s| s.0), args.second.map(|s| s.1)];
     let in_f32 = all.into_iter().flatten().all(|view| view.dtype() == DType::F32);
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::run(cuda, args, (m, n, k), in_f32);
+    }
     with_kernel!(dev.isa(), in_f32, K => run_with::<K>(dev, args, in_f32));
 }
 

@@ -1,0 +1,177 @@
+//! Kernels: CUDA C++ beside the ops, compiled by NVRTC to machine code for one architecture, kept in a cache folder.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_char};
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use cudarc::driver::{result, sys};
+use cudarc::nvrtc::{result as nvrtc, sys as nvrtc_sys};
+use thiserror::Error;
+
+use super::CudaError;
+use super::libraries::{self, Library};
+
+/// A file of kernels.
+pub(crate) struct Source {
+    name: &'static str,
+    text: &'static str,
+}
+
+impl Source {
+    pub const fn new(name: &'static str, text: &'static str) -> Self {
+        Self { name, text }
+    }
+
+    /// What the compiler sees.
+    fn whole(&self) -> String {
+        let prelude = [include_str!("ptx.cuh"), include_str!("prelude.cuh")].concat();
+        format!("{prelude}\n#line 1 \"{}.cu\"\n{}", self.name, self.text)
+    }
+}
+
+/// All files of kernels.
+fn all() -> Vec<&'static Source> {
+    vec![]
+}
+
+/// A kernel that does not compile.
+#[derive(Debug, Error)]
+pub enum CompileError {
+    /// The compiler says no.
+    #[error("{name}.cu does not compile for {arch}:\n{log}")]
+    Refused {
+        /// The file.
+        name: &'static str,
+        /// The architecture.
+        arch: String,
+        /// What the compiler says.
+        log: String,
+    },
+}
+
+/// The compiler's name of an architecture.
+fn arch((major, minor): (u32, u32)) -> String {
+    format!("sm_{major}{minor}")
+}
+
+/// Compiles every kernel for a compute capability; returns the bytes of machine code of each file.
+///
+/// # Errors
+/// The compiler is missing, or refuses a file.
+pub fn compile_all(capability: (u32, u32)) -> Result<Vec<(&'static str, usize)>, CudaError> {
+    libraries::open(Library::Nvrtc)?;
+    let compiled =
+        all().into_iter().map(|source| Ok((source.name, compile(source, &arch(capability))?.len())));
+    compiled.collect()
+}
+
+fn compile(source: &Source, arch: &str) -> Result<Vec<u8>, CompileError> {
+    let refused = |log: String| CompileError::Refused { name: source.name, arch: arch.to_owned(), log };
+    let text = CString::new(source.whole()).map_err(|error| refused(error.to_string()))?;
+    let name = CString::new(format!("{}.cu", source.name)).map_err(|error| refused(error.to_string()))?;
+    let said = |error: nvrtc::NvrtcError| refused(format!("{:?}", error.0));
+    let program = nvrtc::create_program(&text, Some(&name)).map_err(said)?;
+    let options = [format!("--gpu-architecture={arch}"), "--std=c++17".into(), "-diag-suppress=177".into()];
+    // SAFETY: the program was just made, and is destroyed once, last.
+    unsafe {
+        let compiled = nvrtc::compile_program(program, &options);
+        let log = nvrtc::get_program_log(program).map(|log| text_of(&log)).unwrap_or_default();
+        let machine_code =
+            compiled.map_err(|error| refused(format!("{:?}\n{log}", error.0))).and_then(|()| {
+                let mut size = 0;
+                nvrtc_sys::nvrtcGetCUBINSize(program, &raw mut size).result().map_err(said)?;
+                let mut bytes = vec![0u8; size];
+                nvrtc_sys::nvrtcGetCUBIN(program, bytes.as_mut_ptr().cast()).result().map_err(said)?;
+                Ok(bytes)
+            });
+        let _ = nvrtc::destroy_program(program);
+        machine_code
+    }
+}
+
+fn text_of(characters: &[c_char]) -> String {
+    let bytes: Vec<u8> = characters.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Loaded machine code.
+pub(super) struct Modules {
+    handles: HashMap<&'static str, sys::CUmodule>,
+}
+
+// SAFETY: handles of the driver, used with the context bound.
+unsafe impl Send for Modules {}
+// SAFETY: as above.
+unsafe impl Sync for Modules {}
+
+impl Modules {
+    /// An entry point of a file.
+    ///
+    /// # Panics
+    /// If it has none of that name.
+    pub fn function(&self, source: &Source, name: &str) -> sys::CUfunction {
+        let module = self.handles.get(source.name);
+        let module = module.unwrap_or_else(|| panic!("{}.cu is in no list of sources", source.name));
+        let symbol = CString::new(name).expect("a name without zeros");
+        // SAFETY: a module of this context.
+        let found = unsafe { result::module::get_function(*module, symbol) };
+        found.unwrap_or_else(|error| panic!("{}.cu has no entry {name}: {error}", source.name))
+    }
+}
+
+/// Compiles what is not in the cache, on as many threads as there are files, and loads all into the current context.
+pub(super) fn load_all(capability: (u32, u32)) -> Result<Modules, CudaError> {
+    let arch = arch(capability);
+    let found: Mutex<Vec<(&'static str, Result<Vec<u8>, CompileError>)>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for source in all() {
+            let (arch, found) = (&arch, &found);
+            scope.spawn(move || super::lock(found).push((source.name, cached(source, arch))));
+        }
+    });
+    let mut handles = HashMap::new();
+    for (name, machine_code) in std::mem::take(&mut *super::lock(&found)) {
+        let machine_code = machine_code?;
+        // SAFETY: machine code that NVRTC made, whole.
+        let module = unsafe { result::module::load_data(machine_code.as_ptr().cast()) };
+        let said = |error: result::DriverError| CudaError::Driver {
+            what: "load a kernel",
+            reason: format!("{name}.cu: {error}"),
+        };
+        handles.insert(name, module.map_err(said)?);
+    }
+    Ok(Modules { handles })
+}
+
+/// Machine code from the cache folder, or from the compiler and then kept there.
+fn cached(source: &Source, arch: &str) -> Result<Vec<u8>, CompileError> {
+    let Some(folder) = cache_folder() else { return compile(source, arch) };
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: it writes two numbers.
+    let _ = unsafe { nvrtc_sys::nvrtcVersion(&raw mut major, &raw mut minor) };
+    let key = fnv1a(&format!("{major}.{minor} {arch} {}", source.whole()));
+    let file = folder.join(format!("{}-{arch}-{key:016x}.cubin", source.name));
+    if let Ok(machine_code) = std::fs::read(&file) {
+        return Ok(machine_code);
+    }
+    let machine_code = compile(source, arch)?;
+    // Whole or not at all, since another process may look; a cache that cannot be written costs time alone.
+    let partial = folder.join(format!("{}-{key:016x}.{}", source.name, std::process::id()));
+    let _ = std::fs::create_dir_all(&folder)
+        .and_then(|()| std::fs::write(&partial, &machine_code))
+        .and_then(|()| std::fs::rename(&partial, &file));
+    Ok(machine_code)
+}
+
+fn cache_folder() -> Option<PathBuf> {
+    let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = of("XDG_CACHE_HOME").or_else(|| of("HOME").map(|home| home.join(".cache")))?;
+    Some(cache.join("sft").join("kernels"))
+}
+
+/// FNV-1a of 64 bits.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
