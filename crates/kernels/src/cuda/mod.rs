@@ -143,6 +143,12 @@ impl Grid {
         Self { blocks: [dimension(blocks), 1, 1], threads: dimension(threads), shared_bytes: 0 }
     }
 
+    /// A thread for each 16 bytes of a tensor, as `span_of_thread` of the prelude shares them out.
+    pub fn element_wise(elements: usize, dtype: DType) -> Self {
+        const THREADS: usize = 256;
+        Self::new(elements.div_ceil(THREADS * (16 / dtype.bytes())), THREADS)
+    }
+
     /// With dynamic shared memory.
     pub fn shared(self, bytes: usize) -> Self {
         Self { shared_bytes: dimension(bytes), ..self }
