@@ -1,0 +1,39 @@
+// What a compiled kernel and the emulated driver know of each other. The driver owns one `Emulator`; every image has a
+// pointer to it, set when the image is loaded. In a namespace, since kernels have names of their own.
+#pragma once
+
+namespace emulation {
+
+struct Dim3 {
+    unsigned x, y, z;
+};
+
+// What all lanes of `mask` do together once the last of them has arrived; lanes[l] is what lane l gave.
+typedef void Together(void** lanes, unsigned mask);
+
+// The place in the kernel's source where a thread waits.
+struct Place {
+    const char* file;
+    int line;
+};
+
+// Errors of a kernel, with the numbers of CUresult.
+enum KernelError { ILLEGAL_ADDRESS = 700, MISALIGNED_ADDRESS = 716, LAUNCH_FAILED = 719 };
+
+struct Emulator {
+    Dim3 thread, block, block_size, grid_size;
+    int lane;
+    unsigned char* dynamic_shared;
+
+    // Returns for how many threads of the block `predicate` holds, once all have arrived.
+    int (*barrier)(bool predicate, Place);
+    // Lanes meet if mask and function agree; where `aligned`, the place must agree, too.
+    void (*meet)(unsigned mask, Together*, void* given, bool aligned, Place);
+    void (*copy_async)(void* shared, const void* global, bool valid);
+    void (*copy_async_commit)();
+    void (*copy_async_wait)(int under_way);
+    // Ends the kernel; its launch returns `error`.
+    void (*fail)(KernelError error, const char* format, ...);
+};
+
+}  // namespace emulation
