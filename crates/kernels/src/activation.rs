@@ -175,4 +175,24 @@ mod tests {
             }
         }
     }
+    #[test]
+    fn tensors_may_begin_anywhere() {
+        for dev in devices() {
+            let mut random = Random::new(6);
+            let [mut x, dy, mut y] = [0; 3].map(|_| random.tensor(DType::BF16, &[40, 1]).on(&dev));
+            let (xs, dys, ys) = (to_f64(&x), to_f64(&dy), to_f64(&y));
+            let values = |range: std::ops::Range<usize>, f: fn(f64, f64) -> f64| -> Vec<f64> {
+                range.map(|i| f(xs[i], dys[i])).collect()
+            };
+            forward(&dev, Activation::Silu, x.view().rows(1..38), y.view_mut().into_rows(1..38));
+            let mut expected = values(1..38, |x, _| reference::activation(Activation::Silu, x));
+            expected.splice(0..0, [ys[0]]);
+            expected.extend(&ys[38..]);
+            assert_close("y", &to_f64(&y), &expected, 1e-2);
+            backward(&dev, Activation::Silu, dy.view().rows(3..40), x.view_mut().into_rows(3..40));
+            let mut expected = values(3..40, |x, dy| dy * reference::slope(Activation::Silu, x));
+            expected.splice(0..0, xs[..3].iter().copied());
+            assert_close("dx", &to_f64(&x), &expected, 1e-2);
+        }
+    }
 }

@@ -492,7 +492,7 @@ mod tests {
                 (6, 8, 3, 3),
                 (9, 16, 1, 0),
                 (700, 24, 2, 3),
-                (3, 2048, 1, 3),
+                (3, 9000, 1, 3),
             ] {
                 for dev in devices() {
                     compare(&dev, dtype, tolerance, (rows, c, groups), [parts & 1 == 1, parts & 2 == 2]);
