@@ -10,6 +10,8 @@ use crate::gated::{Activation, BLOCK, Gate, sigmoids, with_activation};
 use crate::isa::per_isa;
 use crate::{Device, Element, Isa, View, ViewMut, with_dtype};
 
+pub(crate) use on_cuda::SOURCE;
+
 /// Elements that one task handles.
 const CHUNK: usize = 8192;
 
@@ -20,6 +22,9 @@ const CHUNK: usize = 8192;
 pub fn forward(dev: &Device, act: Activation, x: View<'_>, y: ViewMut<'_>) {
     let _timed = dev.pass("activation", 2 * x.byte_len());
     assert_eq!(x.shape(), y.shape(), "activation: x and y");
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::forward(cuda, act, x, y);
+    }
     with_dtype!(y.dtype(), E => {
         let x = x.as_slice::<E>();
         dev.for_each_chunk(y.as_mut_slice::<E>(), CHUNK, |i, y| {
@@ -35,6 +40,9 @@ pub fn forward(dev: &Device, act: Activation, x: View<'_>, y: ViewMut<'_>) {
 pub fn backward(dev: &Device, act: Activation, dy: View<'_>, x: ViewMut<'_>) {
     let _timed = dev.pass("activation backward", 3 * dy.byte_len());
     assert_eq!(x.shape(), dy.shape(), "activation: x and dy");
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::backward(cuda, act, dy, x);
+    }
     with_dtype!(dy.dtype(), E => {
         let dy = dy.as_slice::<E>();
         dev.for_each_chunk(x.as_mut_slice::<E>(), CHUNK, |i, x| {
@@ -76,12 +84,75 @@ per_isa! {
     }
 }
 
+mod on_cuda {
+    use super::Activation;
+    use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
+    use crate::{View, ViewMut};
+
+    pub(crate) static SOURCE: Source = Source::new(
+        "activation",
+        concat!(
+            include_str!("activation_functions.cuh"),
+            "\n#line 1 \"activation.cu\"\n",
+            include_str!("activation.cu")
+        ),
+    );
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct ActivationForward {
+        x: DevicePtr,
+        y: DevicePtr,
+        elements: u64,
+        activation: u32,
+    }
+    // SAFETY: `ActivationForward` of activation.cu.
+    unsafe impl Params for ActivationForward {}
+
+    pub fn forward(cuda: &Cuda, act: Activation, x: View<'_>, mut y: ViewMut<'_>) {
+        assert_eq!(x.dtype(), y.dtype(), "activation: one type");
+        let elements = x.elements();
+        let params = ActivationForward {
+            x: x.device(),
+            y: y.device(),
+            elements: elements as u64,
+            activation: act as u32,
+        };
+        let grid = Grid::element_wise(elements, x.dtype());
+        cuda.launch(&SOURCE, "activation_forward", &[x.dtype()], grid, params);
+    }
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct ActivationBackward {
+        dy: DevicePtr,
+        x: DevicePtr,
+        elements: u64,
+        activation: u32,
+    }
+    // SAFETY: `ActivationBackward` of activation.cu.
+    unsafe impl Params for ActivationBackward {}
+
+    pub fn backward(cuda: &Cuda, act: Activation, dy: View<'_>, mut x: ViewMut<'_>) {
+        assert_eq!(x.dtype(), dy.dtype(), "activation: one type");
+        let elements = dy.elements();
+        let params = ActivationBackward {
+            dy: dy.device(),
+            x: x.device(),
+            elements: elements as u64,
+            activation: act as u32,
+        };
+        let grid = Grid::element_wise(elements, dy.dtype());
+        cuda.launch(&SOURCE, "activation_backward", &[dy.dtype()], grid, params);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DType;
     use crate::gated::reference;
     use crate::testing::{Random, assert_close, devices, to_f64};
-    use crate::{DType, Tensor};
 
     // The functions and their slopes are compared with torch and with differences where `gated` is tested.
     #[test]
@@ -91,9 +162,9 @@ mod tests {
                 for act in [Activation::Silu, Activation::Gelu, Activation::Relu, Activation::Relu2] {
                     let mut random = Random::new(5);
                     let shape = [CHUNK + 77, 1];
-                    let (mut x, dy) = (random.tensor(dtype, &shape), random.tensor(dtype, &shape));
+                    let [mut x, dy] = [0; 2].map(|_| random.tensor(dtype, &shape).on(&dev));
                     let (xs, dys) = (to_f64(&x), to_f64(&dy));
-                    let mut y = Tensor::zeros(dtype, &shape);
+                    let mut y = dev.zeros(dtype, &shape);
                     forward(&dev, act, x.view(), y.view_mut());
                     let expected: Vec<f64> = xs.iter().map(|x| reference::activation(act, *x)).collect();
                     assert_close("y", &to_f64(&y), &expected, tolerance);
@@ -102,6 +173,26 @@ mod tests {
                     assert_close("dx", &to_f64(&x), &slopes.collect::<Vec<_>>(), tolerance);
                 }
             }
+        }
+    }
+    #[test]
+    fn tensors_may_begin_anywhere() {
+        for dev in devices() {
+            let mut random = Random::new(6);
+            let [mut x, dy, mut y] = [0; 3].map(|_| random.tensor(DType::BF16, &[40, 1]).on(&dev));
+            let (xs, dys, ys) = (to_f64(&x), to_f64(&dy), to_f64(&y));
+            let values = |range: std::ops::Range<usize>, f: fn(f64, f64) -> f64| -> Vec<f64> {
+                range.map(|i| f(xs[i], dys[i])).collect()
+            };
+            forward(&dev, Activation::Silu, x.view().rows(1..38), y.view_mut().into_rows(1..38));
+            let mut expected = values(1..38, |x, _| reference::activation(Activation::Silu, x));
+            expected.splice(0..0, [ys[0]]);
+            expected.extend(&ys[38..]);
+            assert_close("y", &to_f64(&y), &expected, 1e-2);
+            backward(&dev, Activation::Silu, dy.view().rows(3..40), x.view_mut().into_rows(3..40));
+            let mut expected = values(3..40, |x, dy| dy * reference::slope(Activation::Silu, x));
+            expected.splice(0..0, xs[..3].iter().copied());
+            assert_close("dx", &to_f64(&x), &expected, 1e-2);
         }
     }
 }

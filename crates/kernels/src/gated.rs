@@ -13,7 +13,7 @@
 //! it is needed rather than kept. Memory-bound: 3 tensors forward, 5 backward.
 //!
 //! A block at a time goes through loops of one thing each, in `f32` that stays in the first-level cache: that lets σ
-//! and the rounding of results have loops of their own for an instruction set.
+//! and the rounding of results have loops of their own for an instruction set. On a GPU a thread has 16 bytes of each.
 
 use std::str::FromStr;
 
@@ -22,12 +22,14 @@ use crate::exp::{exp, sigmoid_all};
 use crate::isa::per_isa;
 use crate::{Device, Element, Isa, View, ViewMut, with_dtype};
 
+pub(crate) use on_cuda::SOURCE;
+
 /// Elements that one task handles.
 const CHUNK: usize = 8192;
 /// Elements that go through the loops together.
 pub(crate) const BLOCK: usize = 512;
 
-/// The function on the gate.
+/// The function on the gate; kernels know it by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// x·σ(x), also called swish.
@@ -283,6 +285,9 @@ fn gate_backward<E: Element, G: Gate>(isa: Isa, act: G, dy: &[E], g: &mut [E], u
 pub fn forward(dev: &Device, act: Activation, g: View<'_>, u: View<'_>, y: ViewMut<'_>) {
     let _timed = dev.pass("gated activation", 3 * g.byte_len());
     assert_eq!((g.shape(), u.shape()), (y.shape(), y.shape()), "gated: g, u and y");
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::forward(cuda, act, g, u, y);
+    }
     with_dtype!(y.dtype(), E => {
         let (g, u) = (g.as_slice::<E>(), u.as_slice::<E>());
         dev.for_each_chunk(y.as_mut_slice::<E>(), CHUNK, |i, y| {
@@ -299,6 +304,9 @@ pub fn forward(dev: &Device, act: Activation, g: View<'_>, u: View<'_>, y: ViewM
 pub fn backward(dev: &Device, act: Activation, dy: View<'_>, g: ViewMut<'_>, u: ViewMut<'_>) {
     let _timed = dev.pass("gated activation backward", 5 * dy.byte_len());
     assert_eq!((g.shape(), u.shape()), (dy.shape(), dy.shape()), "gated: g, u and dy");
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::backward(cuda, act, dy, g, u);
+    }
     with_dtype!(dy.dtype(), E => {
         let dy = dy.as_slice::<E>();
         let (g, u) = (g.as_mut_slice::<E>(), u.as_mut_slice::<E>());
@@ -307,6 +315,62 @@ pub fn backward(dev: &Device, act: Activation, dy: View<'_>, g: ViewMut<'_>, u: 
             with_activation!(act, act => gate_backward(dev.isa(), act, dy, g, u));
         });
     });
+}
+
+mod on_cuda {
+    use super::Activation;
+    use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
+    use crate::{View, ViewMut};
+
+    pub(crate) static SOURCE: Source = Source::new(
+        "gated",
+        concat!(
+            include_str!("activation_functions.cuh"),
+            "\n#line 1 \"gated.cu\"\n",
+            include_str!("gated.cu")
+        ),
+    );
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct GatedForward {
+        g: DevicePtr,
+        u: DevicePtr,
+        y: DevicePtr,
+        elements: u64,
+        activation: u32,
+    }
+    // SAFETY: `GatedForward` of gated.cu.
+    unsafe impl Params for GatedForward {}
+
+    pub fn forward(cuda: &Cuda, act: Activation, g: View<'_>, u: View<'_>, mut y: ViewMut<'_>) {
+        assert_eq!((g.dtype(), u.dtype()), (y.dtype(), y.dtype()), "gated: one type");
+        let (g, u, elements) = (g.device(), u.device(), y.elements());
+        let grid = Grid::element_wise(elements, y.dtype());
+        let params = GatedForward { g, u, y: y.device(), elements: elements as u64, activation: act as u32 };
+        cuda.launch(&SOURCE, "gated_forward", &[y.dtype()], grid, params);
+    }
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct GatedBackward {
+        dy: DevicePtr,
+        g: DevicePtr,
+        u: DevicePtr,
+        elements: u64,
+        activation: u32,
+    }
+    // SAFETY: `GatedBackward` of gated.cu.
+    unsafe impl Params for GatedBackward {}
+
+    pub fn backward(cuda: &Cuda, act: Activation, dy: View<'_>, mut g: ViewMut<'_>, mut u: ViewMut<'_>) {
+        assert_eq!((g.dtype(), u.dtype()), (dy.dtype(), dy.dtype()), "gated: one type");
+        let (g, u, elements) = (g.device(), u.device(), dy.elements());
+        let grid = Grid::element_wise(elements, dy.dtype());
+        let params =
+            GatedBackward { dy: dy.device(), g, u, elements: elements as u64, activation: act as u32 };
+        cuda.launch(&SOURCE, "gated_backward", &[dy.dtype()], grid, params);
+    }
 }
 
 #[cfg(test)]
@@ -404,9 +468,9 @@ mod tests {
             for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 1e-2)] {
                 for (act, n) in ALL.into_iter().zip([CHUNK + 77, 9, 5, 7, CHUNK + 3]) {
                     let mut random = Random::new(5);
-                    let mut tensor = || random.tensor(dtype, &[n, 1]);
+                    let mut tensor = || random.tensor(dtype, &[n, 1]).on(&dev);
                     let (mut g, mut u, dy) = (tensor(), tensor(), tensor());
-                    let mut y = crate::Tensor::zeros(dtype, &[n, 1]);
+                    let mut y = dev.zeros(dtype, &[n, 1]);
                     let (gs, us) = (to_f64(&g), to_f64(&u));
                     forward(&dev, act, g.view(), u.view(), y.view_mut());
                     assert_close("y", &to_f64(&y), &reference::forward(act, &gs, &us), tolerance);
@@ -424,9 +488,9 @@ mod tests {
         for dev in devices() {
             for act in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
                 let [mut g, mut u] =
-                    [[200.0f32, -200.0], [1.0; 2]].map(|x| crate::Tensor::from_slice(&x, &[2, 1]));
-                let dy = crate::Tensor::from_slice(&[1.0f32; 2], &[2, 1]);
-                let mut y = crate::Tensor::zeros(DType::F32, &[2, 1]);
+                    [[200.0f32, -200.0], [1.0; 2]].map(|x| crate::Tensor::from_slice(&x, &[2, 1]).on(&dev));
+                let dy = crate::Tensor::from_slice(&[1.0f32; 2], &[2, 1]).on(&dev);
+                let mut y = dev.zeros(DType::F32, &[2, 1]);
                 forward(&dev, act, g.view(), u.view(), y.view_mut());
                 assert_eq!(y.to_f32_vec().iter().map(|y| y.abs()).collect::<Vec<_>>(), [200.0, 0.0]);
                 backward(&dev, act, dy.view(), g.view_mut(), u.view_mut());

@@ -11,13 +11,15 @@
 //!
 //! Storage f32 or bf16 for x, y, dy, dx (one type for all), w and b f32 or bf16 (dw always f32); sums in f32, in a
 //! fixed order. Saved for backward: x, and rstd and mean of each row. db is [`crate::rows::sum_rows`].
-//! Three passes over a row that stays in L1: about 7·N·C FLOP forward, 11·N·C backward.
+//! Three passes over a row that stays in L1, or in a GPU's registers: about 7·N·C FLOP forward, 11·N·C backward.
 
 use std::ops::Range;
 
 use crate::isa::per_isa;
 use crate::lanes::sum_of;
 use crate::{DType, Device, Element, View, ViewMut, with_dtype};
+
+pub(crate) use on_cuda::SOURCE;
 
 /// Columns that one task of the weight gradient sums, where there is one weight for all rows.
 const COLUMNS_PER_TASK: usize = 128;
@@ -59,6 +61,9 @@ pub fn forward(
     let _timed = dev.pass("layer_norm", 2 * x.byte_len());
     assert_eq!(x.shape(), y.shape(), "layer_norm: x and y");
     let c = check(x, affine);
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::forward(cuda, params, x, affine, y, statistics);
+    }
     let w_type = affine.weight.or(affine.bias).map_or(x.dtype(), |w| w.dtype());
     with_dtype!(x.dtype(), X => with_dtype!(w_type, W => {
         let (x, w, b) = (x.as_slice::<X>(), values::<W>(affine.weight), values::<W>(affine.bias));
@@ -99,6 +104,9 @@ pub fn backward_input(
     assert_eq!(dy.shape(), dx.shape(), "layer_norm: dy and dx");
     assert_eq!(dy.elements(), saved.x.elements(), "layer_norm: dy and x");
     let c = check(saved.x, Affine { weight: w, bias: None });
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::backward_input(cuda, params, w, dy, saved, dx, accumulate);
+    }
     with_dtype!(dy.dtype(), X => with_dtype!(w.map_or(dy.dtype(), |w| w.dtype()), W => {
         let (x, w) = (saved.x.as_slice::<X>(), values::<W>(w));
         let (dy, statistics) = (dy.as_slice::<X>(), saved.statistics.as_slice::<f32>());
@@ -121,6 +129,9 @@ pub fn backward_weight(dev: &Device, dy: View<'_>, saved: Saved<'_>, dw: ViewMut
     assert_eq!(dw.dtype(), DType::F32, "layer_norm: gradients of weights are float32");
     let c = check(saved.x, Affine { weight: Some(dw.as_view()), bias: None });
     let groups = dw.elements() / c;
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::backward_weight(cuda, dy, saved, (dw, groups));
+    }
     let chunk = if groups == 1 { COLUMNS_PER_TASK } else { c };
     with_dtype!(dy.dtype(), X => {
         let (dy, x) = (dy.as_slice::<X>(), saved.x.as_slice::<X>());
@@ -256,6 +267,136 @@ fn row_backward<X: Element>(
     }
 }
 
+mod on_cuda {
+    use super::{Affine, LayerNormParams, STATISTICS, Saved};
+    use crate::cuda::{Cuda, DevicePtr, Params, Source};
+    use crate::norm_rows::{self, WeightKernels, teams};
+    use crate::{DType, View, ViewMut};
+
+    pub(crate) static SOURCE: Source = Source::new(
+        "layer_norm",
+        concat!(
+            include_str!("norm_rows.cuh"),
+            "\n#line 1 \"layer_norm.cu\"\n",
+            include_str!("layer_norm.cu")
+        ),
+    );
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct LayerNormForward {
+        x: DevicePtr,
+        w: DevicePtr,
+        b: DevicePtr,
+        y: DevicePtr,
+        statistics: DevicePtr,
+        rows: u64,
+        columns: u32,
+        groups: u32,
+        lanes: u32,
+        eps: f32,
+        offset: f32,
+    }
+    // SAFETY: `LayerNormForward` of layer_norm.cu.
+    unsafe impl Params for LayerNormForward {}
+
+    /// Address, type and groups of a weight that may be missing.
+    fn weight(w: Option<View<'_>>, columns: usize, dtype: DType) -> (DevicePtr, DType, u32) {
+        w.map_or((DevicePtr::NULL, dtype, 1), |w| (w.device(), w.dtype(), (w.elements() / columns) as u32))
+    }
+
+    pub fn forward(
+        cuda: &Cuda,
+        params: LayerNormParams,
+        x: View<'_>,
+        affine: Affine<'_>,
+        mut y: ViewMut<'_>,
+        mut statistics: ViewMut<'_>,
+    ) {
+        let (dtype, columns) = (x.dtype(), x.shape().last().copied().unwrap_or(1));
+        let rows = x.elements() / columns.max(1);
+        let w_dtype = affine.weight.or(affine.bias).map_or(dtype, |w| w.dtype());
+        assert_eq!(y.dtype(), dtype, "layer_norm: x and y");
+        assert!(
+            affine.bias.is_none_or(|b| (b.dtype(), b.elements()) == (w_dtype, columns)),
+            "layer_norm: bias"
+        );
+        assert!(statistics.dtype() == DType::F32 && statistics.elements() >= STATISTICS * rows);
+        let (w, _, groups) = weight(affine.weight, columns, dtype);
+        let (lanes, grid) = teams(rows, columns, dtype);
+        let params = LayerNormForward {
+            x: x.device(),
+            w,
+            b: affine.bias.map_or(DevicePtr::NULL, |b| b.device()),
+            y: y.device(),
+            statistics: statistics.device(),
+            rows: rows as u64,
+            columns: columns as u32,
+            groups,
+            lanes,
+            eps: params.eps,
+            offset: params.offset,
+        };
+        cuda.launch(&SOURCE, "layer_norm_forward", &[dtype, w_dtype], grid, params);
+    }
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct LayerNormBackward {
+        dy: DevicePtr,
+        x: DevicePtr,
+        w: DevicePtr,
+        statistics: DevicePtr,
+        dx: DevicePtr,
+        rows: u64,
+        columns: u32,
+        groups: u32,
+        lanes: u32,
+        offset: f32,
+        accumulate: u32,
+    }
+    // SAFETY: `LayerNormBackward` of layer_norm.cu.
+    unsafe impl Params for LayerNormBackward {}
+
+    pub fn backward_input(
+        cuda: &Cuda,
+        params: LayerNormParams,
+        w: Option<View<'_>>,
+        dy: View<'_>,
+        saved: Saved<'_>,
+        mut dx: ViewMut<'_>,
+        accumulate: bool,
+    ) {
+        let (dtype, columns) = (dy.dtype(), saved.x.shape().last().copied().unwrap_or(1));
+        let rows = dy.elements() / columns.max(1);
+        assert!(saved.x.dtype() == dtype && dx.dtype() == dtype, "layer_norm: one type");
+        assert!(saved.statistics.elements() >= STATISTICS * rows, "layer_norm: statistics");
+        let (w, w_dtype, groups) = weight(w, columns, dtype);
+        let (lanes, grid) = teams(rows, columns, dtype);
+        let params = LayerNormBackward {
+            dy: dy.device(),
+            x: saved.x.device(),
+            w,
+            statistics: saved.statistics.device(),
+            dx: dx.device(),
+            rows: rows as u64,
+            columns: columns as u32,
+            groups,
+            lanes,
+            offset: params.offset,
+            accumulate: accumulate.into(),
+        };
+        cuda.launch(&SOURCE, "layer_norm_backward", &[dtype, w_dtype], grid, params);
+    }
+
+    pub fn backward_weight(cuda: &Cuda, dy: View<'_>, saved: Saved<'_>, dw: (ViewMut<'_>, usize)) {
+        assert_eq!(saved.x.dtype(), dy.dtype(), "layer_norm: one type");
+        let kernels =
+            WeightKernels { source: &SOURCE, parts: "layer_norm_weight_parts", sum: "layer_norm_weight_sum" };
+        norm_rows::backward_weight(cuda, &kernels, dy, (saved.x, saved.statistics), dw);
+    }
+}
+
 #[cfg(test)]
 mod reference {
     //! The definition in f64; w is [G, C], with an offset added already.
@@ -343,9 +484,16 @@ mod tests {
     #[test]
     fn device_matches_reference() {
         for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 3e-2)] {
-            for (rows, c, groups, parts) in
-                [(1, 2, 1, 3), (5, 33, 1, 2), (40, 64, 4, 1), (17, 257, 1, 3), (6, 8, 3, 3), (9, 16, 1, 0)]
-            {
+            for (rows, c, groups, parts) in [
+                (1, 2, 1, 3),
+                (5, 33, 1, 2),
+                (40, 64, 4, 1),
+                (17, 257, 1, 3),
+                (6, 8, 3, 3),
+                (9, 16, 1, 0),
+                (700, 24, 2, 3),
+                (3, 9000, 1, 3),
+            ] {
                 for dev in devices() {
                     compare(&dev, dtype, tolerance, (rows, c, groups), [parts & 1 == 1, parts & 2 == 2]);
                 }
@@ -362,12 +510,12 @@ mod tests {
         [has_w, has_b]: [bool; 2],
     ) {
         let mut random = Random::new(7);
-        let mut tensor = |n: &[usize]| random.tensor(dtype, n);
+        let mut tensor = |n: &[usize]| random.tensor(dtype, n).on(dev);
         let (x, w, b, dy) = (tensor(&[rows, c]), tensor(&[groups, c]), tensor(&[c]), tensor(&[rows, c]));
         let params = LayerNormParams { eps: EPS, offset: 1.0 };
         let affine = Affine { weight: has_w.then(|| w.view()), bias: has_b.then(|| b.view()) };
-        let mut y = Tensor::zeros(dtype, &[rows, c]);
-        let mut statistics = Tensor::zeros(DType::F32, &[rows, STATISTICS]);
+        let mut y = dev.zeros(dtype, &[rows, c]);
+        let mut statistics = dev.zeros(DType::F32, &[rows, STATISTICS]);
         forward(dev, params, x.view(), affine, y.view_mut(), statistics.view_mut());
         let (xs, dys) = (to_f64(&x), to_f64(&dy));
         let ws: Vec<f64> = if has_w { to_f64(&w).iter().map(|w| w + 1.0).collect() } else { vec![1.0; c] };
@@ -375,7 +523,7 @@ mod tests {
         assert_close("y", &to_f64(&y), &reference::forward(&xs, (&ws, &bs), EPS.into()), tolerance);
 
         let saved = Saved { x: x.view(), statistics: statistics.view() };
-        let (mut dx, mut dw) = (dy.to_dtype(dtype), Tensor::zeros(DType::F32, &[groups, c]));
+        let (mut dx, mut dw) = (dy.to_dtype(dtype), dev.zeros(DType::F32, &[groups, c]));
         backward_input(dev, params, affine.weight, dy.view(), saved, dx.view_mut(), true);
         let (mut dx_ref, dw_ref) = reference::backward(&xs, (&ws, c), &dys, EPS.into());
         dx_ref.iter_mut().zip(&dys).for_each(|(dx, residual)| *dx += residual);
@@ -392,9 +540,9 @@ mod tests {
             let params = LayerNormParams { eps: EPS, offset: 0.0 };
             let affine = Affine { weight: None, bias: None };
             let normed = |values: &[f32], rows: usize| {
-                let x = Tensor::from_slice(values, &[rows, 2]);
-                let mut y = Tensor::zeros(DType::F32, &[rows, 2]);
-                let mut statistics = Tensor::zeros(DType::F32, &[rows, STATISTICS]);
+                let x = Tensor::from_slice(values, &[rows, 2]).on(&dev);
+                let mut y = dev.zeros(DType::F32, &[rows, 2]);
+                let mut statistics = dev.zeros(DType::F32, &[rows, STATISTICS]);
                 forward(&dev, params, x.view(), affine, y.view_mut(), statistics.view_mut());
                 to_f64(&y)
             };

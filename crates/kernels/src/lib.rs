@@ -39,6 +39,7 @@ pub mod layer_norm;
 pub mod limits;
 pub mod mapped_file;
 pub mod matmul;
+mod norm_rows;
 mod pages;
 pub mod profile;
 pub mod random;

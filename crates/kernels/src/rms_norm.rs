@@ -9,7 +9,7 @@
 //! > dx = rstd · (g − x · rstd² · mean(g · x)), dw = Σ_rows dy · x · rstd
 //!
 //! Storage f32 or bf16 for x, y, dy, dx (one type for all), w and dw f32 or bf16 (dw always f32); sums in f32, in
-//! a fixed order. Saved for backward: x and `rstd`. Two passes over a row that stays in L1:
+//! a fixed order. Saved for backward: x and `rstd`. Two passes over a row that stays in L1, or in a GPU's registers:
 //! about 4·N·C FLOP forward, 8·N·C backward.
 
 use std::ops::Range;
@@ -17,7 +17,9 @@ use std::ops::Range;
 use crate::dtype::round;
 use crate::isa::per_isa;
 use crate::lanes::{dot, sum_of_products};
-use crate::{DType, Device, Element, Isa, View, ViewMut, with_dtype};
+use crate::{DType, Device, Element, Isa, View, ViewMut, rows, with_dtype};
+
+pub(crate) use on_cuda::SOURCE;
 
 /// Columns that one task of the weight gradient sums.
 const COLUMNS_PER_TASK: usize = 128;
@@ -50,6 +52,9 @@ pub fn forward(
     let _timed = dev.pass("rms_norm", 2 * x.byte_len());
     assert_eq!(x.shape(), y.shape(), "rms_norm: x and y");
     let c = columns(x, w);
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::forward(cuda, params, (x, None), w, (None, y), rstd);
+    }
     with_dtype!(x.dtype(), X => with_dtype!(w.map_or(x.dtype(), |w| w.dtype()), W => {
         let (x, w) = (x.as_slice::<X>(), w.map(|w| w.as_slice::<W>()));
         let outputs = ((y.as_mut_slice::<X>(), c * ROWS_PER_TASK), (rstd.as_mut_slice::<f32>(), ROWS_PER_TASK));
@@ -57,6 +62,32 @@ pub fn forward(
             norm_rows(dev.isa(), params, (c, w), &x[task * ROWS_PER_TASK * c..], y, rstd);
         });
     }));
+}
+
+/// m = x + t · r as [`crate::rows::sum`] has it, and [`forward`] of m: a residual branch, and the norm that follows.
+///
+/// # Panics
+/// If shapes or types do not fit.
+#[expect(clippy::too_many_arguments, reason = "those of two ops")]
+pub fn add_forward(
+    dev: &Device,
+    params: RmsNormParams,
+    x: View<'_>,
+    (r, t): (View<'_>, f32),
+    w: Option<View<'_>>,
+    mut m: ViewMut<'_>,
+    y: ViewMut<'_>,
+    rstd: ViewMut<'_>,
+) {
+    let Some(cuda) = dev.cuda() else {
+        rows::sum(dev, x, (t, r), m.reborrow());
+        return forward(dev, params, m.as_view(), w, y, rstd);
+    };
+    let _timed = dev.pass("sum, rms_norm", 4 * x.byte_len());
+    assert_eq!((x.shape(), m.shape()), (y.shape(), y.shape()), "rms_norm: x, m and y");
+    assert_eq!(r.elements(), x.elements(), "rms_norm: x and r");
+    columns(x, w);
+    on_cuda::forward(cuda, params, (x, Some((r, t))), w, (Some(m), y), rstd);
 }
 
 /// C, which the weight has too.
@@ -92,6 +123,9 @@ pub fn backward_input(
     assert_eq!(dy.shape(), dx.shape(), "rms_norm: dy and dx");
     assert_eq!(dy.elements(), saved.x.elements(), "rms_norm: dy and x");
     let c = columns(saved.x, w);
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::backward_input(cuda, params, w, dy, saved, dx, accumulate);
+    }
     with_dtype!(dy.dtype(), X => with_dtype!(w.map_or(dy.dtype(), |w| w.dtype()), W => {
         let (x, w) = (saved.x.as_slice::<X>(), w.map(|w| w.as_slice::<W>()));
         let (dy, rstd) = (dy.as_slice::<X>(), saved.rstd.as_slice::<f32>());
@@ -111,6 +145,9 @@ pub fn backward_weight(dev: &Device, dy: View<'_>, saved: Saved<'_>, dw: ViewMut
     let _timed = dev.pass("rms_norm backward, weight", 2 * dy.byte_len());
     assert_eq!(dy.elements(), saved.x.elements(), "rms_norm: dy and x");
     assert_eq!(dw.dtype(), DType::F32, "rms_norm: gradients of weights are float32");
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::backward_weight(cuda, dy, saved, dw);
+    }
     with_dtype!(dy.dtype(), X => {
         let (dy, x) = (dy.as_slice::<X>(), saved.x.as_slice::<X>());
         let (rstd, c) = (saved.rstd.as_slice::<f32>(), dw.elements());
@@ -246,6 +283,123 @@ per_isa! {
     }
 }
 
+mod on_cuda {
+    use super::{RmsNormParams, Saved};
+    use crate::cuda::{Cuda, DevicePtr, Params, Source};
+    use crate::norm_rows::{self, WeightKernels, teams};
+    use crate::{View, ViewMut};
+
+    pub(crate) static SOURCE: Source = Source::new(
+        "rms_norm",
+        concat!(include_str!("norm_rows.cuh"), "\n#line 1 \"rms_norm.cu\"\n", include_str!("rms_norm.cu")),
+    );
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct RmsNormForward {
+        x: DevicePtr,
+        r: DevicePtr,
+        w: DevicePtr,
+        m: DevicePtr,
+        y: DevicePtr,
+        rstd: DevicePtr,
+        rows: u64,
+        columns: u32,
+        lanes: u32,
+        eps: f32,
+        offset: f32,
+        scale: f32,
+    }
+    // SAFETY: `RmsNormForward` of rms_norm.cu.
+    unsafe impl Params for RmsNormForward {}
+
+    /// The norm of x, or of m = x + t · r.
+    pub fn forward(
+        cuda: &Cuda,
+        params: RmsNormParams,
+        (x, added): (View<'_>, Option<(View<'_>, f32)>),
+        w: Option<View<'_>>,
+        (m, mut y): (Option<ViewMut<'_>>, ViewMut<'_>),
+        mut rstd: ViewMut<'_>,
+    ) {
+        let (dtype, columns) = (x.dtype(), x.shape().last().copied().unwrap_or(1));
+        let rows = x.elements() / columns.max(1);
+        assert!(y.dtype() == dtype && m.as_ref().is_none_or(|m| m.dtype() == dtype), "rms_norm: one type");
+        assert!(added.is_none_or(|(r, _)| r.dtype() == dtype), "rms_norm: one type");
+        assert!(rstd.dtype() == crate::DType::F32 && rstd.elements() >= rows, "rms_norm: rstd");
+        let (lanes, grid) = teams(rows, columns, dtype);
+        let params = RmsNormForward {
+            x: x.device(),
+            r: added.map_or(DevicePtr::NULL, |(r, _)| r.device()),
+            w: w.map_or(DevicePtr::NULL, |w| w.device()),
+            m: m.map_or(DevicePtr::NULL, |mut m| m.device()),
+            y: y.device(),
+            rstd: rstd.device(),
+            rows: rows as u64,
+            columns: columns as u32,
+            lanes,
+            eps: params.eps,
+            offset: params.offset,
+            scale: added.map_or(0.0, |(_, t)| t),
+        };
+        let name = if added.is_some() { "rms_norm_add_forward" } else { "rms_norm_forward" };
+        cuda.launch(&SOURCE, name, &[dtype, w.map_or(dtype, |w| w.dtype())], grid, params);
+    }
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct RmsNormBackward {
+        dy: DevicePtr,
+        x: DevicePtr,
+        w: DevicePtr,
+        rstd: DevicePtr,
+        dx: DevicePtr,
+        rows: u64,
+        columns: u32,
+        lanes: u32,
+        offset: f32,
+        accumulate: u32,
+    }
+    // SAFETY: `RmsNormBackward` of rms_norm.cu.
+    unsafe impl Params for RmsNormBackward {}
+
+    pub fn backward_input(
+        cuda: &Cuda,
+        params: RmsNormParams,
+        w: Option<View<'_>>,
+        dy: View<'_>,
+        saved: Saved<'_>,
+        mut dx: ViewMut<'_>,
+        accumulate: bool,
+    ) {
+        let (dtype, columns) = (dy.dtype(), saved.x.shape().last().copied().unwrap_or(1));
+        let rows = dy.elements() / columns.max(1);
+        assert!(saved.x.dtype() == dtype && dx.dtype() == dtype, "rms_norm: one type");
+        assert!(saved.rstd.elements() >= rows, "rms_norm: rstd");
+        let (lanes, grid) = teams(rows, columns, dtype);
+        let params = RmsNormBackward {
+            dy: dy.device(),
+            x: saved.x.device(),
+            w: w.map_or(DevicePtr::NULL, |w| w.device()),
+            rstd: saved.rstd.device(),
+            dx: dx.device(),
+            rows: rows as u64,
+            columns: columns as u32,
+            lanes,
+            offset: params.offset,
+            accumulate: accumulate.into(),
+        };
+        cuda.launch(&SOURCE, "rms_norm_backward", &[dtype, w.map_or(dtype, |w| w.dtype())], grid, params);
+    }
+
+    pub fn backward_weight(cuda: &Cuda, dy: View<'_>, saved: Saved<'_>, dw: ViewMut<'_>) {
+        assert_eq!(saved.x.dtype(), dy.dtype(), "rms_norm: one type");
+        let kernels =
+            WeightKernels { source: &SOURCE, parts: "rms_norm_weight_parts", sum: "rms_norm_weight_sum" };
+        norm_rows::backward_weight(cuda, &kernels, dy, (saved.x, saved.rstd), (dw, 1));
+    }
+}
+
 #[cfg(test)]
 mod reference {
     /// y by the formula, in f64.
@@ -319,20 +473,21 @@ mod tests {
     fn device_matches_reference() {
         for dev in devices() {
             for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
-                for (rows, c) in [(1, 1), (5, 33), (40, 64), (17, 257), (3, BLOCK + 9)] {
+                for (rows, c) in [(1, 1), (5, 33), (40, 64), (17, 257), (3, BLOCK + 9), (600, 24), (2, 9000)]
+                {
                     let mut random = Random::new(7);
                     let mut tensor = |n: &[usize]| random.tensor(dtype, n);
-                    let (x, w, dy) = (tensor(&[rows, c]), tensor(&[c]), tensor(&[rows, c]));
+                    let [x, w, dy] = [&[rows, c][..], &[c], &[rows, c]].map(|n| tensor(n).on(&dev));
                     let params = RmsNormParams { eps: EPS, offset: 1.0 };
-                    let mut y = Tensor::zeros(dtype, &[rows, c]);
-                    let mut rstd = Tensor::zeros(DType::F32, &[rows]);
+                    let mut y = dev.zeros(dtype, &[rows, c]);
+                    let mut rstd = dev.zeros(DType::F32, &[rows]);
                     forward(&dev, params, x.view(), Some(w.view()), y.view_mut(), rstd.view_mut());
                     let (xs, ws, dys) = (to_f64(&x), to_f64(&w), to_f64(&dy));
                     let expected = reference::forward(&xs, &ws, EPS.into(), 1.0);
                     assert_close("y", &to_f64(&y), &expected, tolerance);
 
                     let saved = Saved { x: x.view(), rstd: rstd.view() };
-                    let (mut dx, mut dw) = (dy.to_dtype(dtype), Tensor::zeros(DType::F32, &[c]));
+                    let (mut dx, mut dw) = (dy.to_dtype(dtype), dev.zeros(DType::F32, &[c]));
                     backward_input(&dev, params, Some(w.view()), dy.view(), saved, dx.view_mut(), true);
                     backward_weight(&dev, dy.view(), saved, dw.view_mut());
                     let (mut dx_ref, dw_ref) = reference::backward(&xs, &ws, &dys, EPS.into(), 1.0);
@@ -345,15 +500,62 @@ mod tests {
     }
 
     #[test]
+    fn weights_may_have_another_type_than_activations() {
+        for dev in devices() {
+            for (dtype, w_dtype) in [(DType::BF16, DType::F32), (DType::F32, DType::BF16)] {
+                for c in [24, 128] {
+                    let mut random = Random::new(8);
+                    let [x, dy] = [0; 2].map(|_| random.tensor(dtype, &[9, c]).on(&dev));
+                    let w = random.tensor(w_dtype, &[c]).on(&dev);
+                    let params = RmsNormParams { eps: EPS, offset: 0.0 };
+                    let (mut y, mut dx) = (dev.zeros(dtype, &[9, c]), dev.zeros(dtype, &[9, c]));
+                    let mut rstd = dev.zeros(DType::F32, &[9]);
+                    forward(&dev, params, x.view(), Some(w.view()), y.view_mut(), rstd.view_mut());
+                    let saved = Saved { x: x.view(), rstd: rstd.view() };
+                    backward_input(&dev, params, Some(w.view()), dy.view(), saved, dx.view_mut(), false);
+                    let (xs, ws) = (to_f64(&x), to_f64(&w));
+                    assert_close("y", &to_f64(&y), &reference::forward(&xs, &ws, EPS.into(), 0.0), 2e-2);
+                    let (expected, _) = reference::backward(&xs, &ws, &to_f64(&dy), EPS.into(), 0.0);
+                    assert_close("dx", &to_f64(&dx), &expected, 2e-2);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn add_forward_is_the_sum_and_its_norm() {
+        for dev in devices() {
+            for (dtype, c) in [(DType::F32, 33), (DType::F32, 64), (DType::BF16, 24), (DType::BF16, 1032)] {
+                let mut random = Random::new(4);
+                let [x, r] = [0; 2].map(|_| random.tensor(dtype, &[5, c]).on(&dev));
+                let w = random.tensor(DType::F32, &[c]).on(&dev);
+                let params = RmsNormParams { eps: EPS, offset: 1.0 };
+                let [mut m, mut y, mut sum, mut normed] = [0; 4].map(|_| dev.zeros(dtype, &[5, c]));
+                let [mut rstd, mut alone] = [0; 2].map(|_| dev.zeros(DType::F32, &[5]));
+                let (m_out, y_out) = (m.view_mut(), y.view_mut());
+                let w = Some(w.view());
+                add_forward(&dev, params, x.view(), (r.view(), 0.3), w, m_out, y_out, rstd.view_mut());
+                let (xs, rs) = (to_f64(&x), to_f64(&r));
+                let expected: Vec<f64> = xs.iter().zip(&rs).map(|(x, r)| x + f64::from(0.3f32) * r).collect();
+                assert_close("m", &to_f64(&m), &expected, if dtype == DType::F32 { 1e-6 } else { 8e-3 });
+                sum.view_mut().copy_from(m.view());
+                forward(&dev, params, sum.view(), w, normed.view_mut(), alone.view_mut());
+                assert_eq!(to_f64(&y), to_f64(&normed));
+                assert_eq!(to_f64(&rstd), to_f64(&alone));
+            }
+        }
+    }
+
+    #[test]
     fn a_norm_without_a_weight_is_one_of_ones() {
         for dev in devices() {
             let mut random = Random::new(9);
-            let [x, dy] = [0; 2].map(|_| random.tensor(DType::F32, &[3, 21]));
-            let ones = Tensor::from_slice(&[1f32; 21], &[21]);
+            let [x, dy] = [0; 2].map(|_| random.tensor(DType::F32, &[3, 21]).on(&dev));
+            let ones = Tensor::from_slice(&[1f32; 21], &[21]).on(&dev);
             let params = RmsNormParams { eps: EPS, offset: 0.0 };
             let [with, without] = [Some(ones.view()), None].map(|w| {
-                let (mut y, mut dx) = (Tensor::zeros(DType::F32, &[3, 21]), dy.to_dtype(DType::F32));
-                let mut rstd = Tensor::zeros(DType::F32, &[3]);
+                let (mut y, mut dx) = (dev.zeros(DType::F32, &[3, 21]), dy.to_dtype(DType::F32));
+                let mut rstd = dev.zeros(DType::F32, &[3]);
                 forward(&dev, params, x.view(), w, y.view_mut(), rstd.view_mut());
                 let saved = Saved { x: x.view(), rstd: rstd.view() };
                 backward_input(&dev, params, w, dy.view(), saved, dx.view_mut(), false);
@@ -369,13 +571,13 @@ mod tests {
     fn edges_no_row_and_large_magnitudes() {
         for dev in devices() {
             let params = RmsNormParams { eps: EPS, offset: 0.0 };
-            let w = Tensor::from_slice(&[1.0f32, 1.0], &[2]);
-            let (mut y, mut rstd) = (Tensor::zeros(DType::F32, &[0, 2]), Tensor::zeros(DType::F32, &[0]));
-            let none = Tensor::zeros(DType::F32, &[0, 2]);
+            let w = Tensor::from_slice(&[1.0f32, 1.0], &[2]).on(&dev);
+            let (mut y, mut rstd) = (dev.zeros(DType::F32, &[0, 2]), dev.zeros(DType::F32, &[0]));
+            let none = dev.zeros(DType::F32, &[0, 2]);
             forward(&dev, params, none.view(), Some(w.view()), y.view_mut(), rstd.view_mut());
 
-            let x = Tensor::from_slice(&[1e15f32, -1e15], &[1, 2]);
-            let (mut y, mut rstd) = (Tensor::zeros(DType::F32, &[1, 2]), Tensor::zeros(DType::F32, &[1]));
+            let x = Tensor::from_slice(&[1e15f32, -1e15], &[1, 2]).on(&dev);
+            let (mut y, mut rstd) = (dev.zeros(DType::F32, &[1, 2]), dev.zeros(DType::F32, &[1]));
             forward(&dev, params, x.view(), Some(w.view()), y.view_mut(), rstd.view_mut());
             assert_close("large", &to_f64(&y), &[1.0, -1.0], 1e-6);
         }

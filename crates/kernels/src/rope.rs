@@ -14,6 +14,8 @@
 use crate::isa::per_isa;
 use crate::{Device, Element, View, ViewMut, with_dtype};
 
+pub(crate) use on_cuda::SOURCE;
+
 /// Elements that one task rotates, about.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
@@ -51,6 +53,9 @@ fn rotate(dev: &Device, x: ViewMut<'_>, (cos, sin): (View<'_>, View<'_>), style:
     assert!(2 * pairs <= width, "rope: {pairs} pairs in a head of width {width}");
     if x.elements() == 0 || pairs == 0 {
         return;
+    }
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::rotate(cuda, x, (cos, sin), style, sign);
     }
     let (cos, sin) = (cos.as_slice::<f32>(), sin.as_slice::<f32>());
     let tokens_per_task = (ELEMENTS_PER_TASK / (heads * width)).max(1);
@@ -104,6 +109,60 @@ fn rotate_head<E: Element>(head: &mut [E], cos: &[f32], sin: &[f32], style: Rope
     }
 }
 
+mod on_cuda {
+    use super::RopeStyle;
+    use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
+    use crate::{DType, View, ViewMut};
+
+    pub(crate) static SOURCE: Source = Source::new("rope", include_str!("rope.cu"));
+
+    const THREADS: usize = 256;
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct Rope {
+        x: DevicePtr,
+        cos: DevicePtr,
+        sin: DevicePtr,
+        tokens: u32,
+        heads: u32,
+        width: u32,
+        pairs: u32,
+        sign: f32,
+    }
+    // SAFETY: `Rope` of rope.cu.
+    unsafe impl Params for Rope {}
+
+    pub fn rotate(
+        cuda: &Cuda,
+        mut x: ViewMut<'_>,
+        (cos, sin): (View<'_>, View<'_>),
+        style: RopeStyle,
+        sign: f32,
+    ) {
+        assert_eq!((cos.dtype(), sin.dtype()), (DType::F32, DType::F32), "rope: angles are float32");
+        let (tokens, heads, width, pairs) = (x.dim(0), x.dim(1), x.dim(2), cos.dim(1));
+        let per_vector = 16 / x.dtype().bytes();
+        let (name, pairs_per_thread) = match style {
+            RopeStyle::Half => ("rope_half", per_vector),
+            RopeStyle::Interleaved => ("rope_interleaved", per_vector / 2),
+        };
+        let threads = tokens * heads * pairs.div_ceil(pairs_per_thread);
+        assert!(threads <= u32::MAX as usize - THREADS, "rope: {:?} in 32 bits", x.shape());
+        let params = Rope {
+            x: x.device(),
+            cos: cos.device(),
+            sin: sin.device(),
+            tokens: tokens as u32,
+            heads: heads as u32,
+            width: width as u32,
+            pairs: pairs as u32,
+            sign,
+        };
+        cuda.launch(&SOURCE, name, &[x.dtype()], Grid::new(threads.div_ceil(THREADS), THREADS), params);
+    }
+}
+
 #[cfg(test)]
 mod reference {
     //! The definition: plain loops in f64.
@@ -139,7 +198,7 @@ mod reference {
 mod tests {
     use super::*;
     use crate::testing::{Random, assert_close, devices, gradcheck, to_f64};
-    use crate::{CpuOptions, DType, Isa, Tensor};
+    use crate::{DType, Tensor};
 
     const STYLES: [RopeStyle; 2] = [RopeStyle::Half, RopeStyle::Interleaved];
 
@@ -199,7 +258,8 @@ mod tests {
                 for (style, dev) in
                     STYLES.into_iter().flat_map(|style| devices().into_iter().map(move |d| (style, d)))
                 {
-                    let mut y = x.to_dtype(dtype);
+                    let mut y = x.to_dtype(dtype).on(&dev);
+                    let [cos, sin] = [&cos, &sin].map(|t| t.to_dtype(DType::F32).on(&dev));
                     forward(&dev, y.view_mut(), cos.view(), sin.view(), style);
                     let (c, s) = (to_f64(&cos), to_f64(&sin));
                     let expected = reference::rotate(&to_f64(&x), [heads, width], (&c, &s), pairs, style);
@@ -213,18 +273,19 @@ mod tests {
 
     #[test]
     fn edges() {
-        let dev = Device::cpu(CpuOptions { threads: Some(1), isa: Some(Isa::best()) }).unwrap();
-        // No token; no dimension that rotates; large values.
-        for (tokens, pairs) in [(0, 2), (2, 0)] {
-            let mut x = Random::new(0).tensor(DType::F32, &[tokens, 1, 4]);
-            let before = x.to_f32_vec();
-            let [cos, sin] = [0; 2].map(|_| Tensor::zeros(DType::F32, &[tokens, pairs]));
-            forward(&dev, x.view_mut(), cos.view(), sin.view(), RopeStyle::Half);
-            assert_eq!(x.to_f32_vec(), before);
+        for dev in devices() {
+            // No token; no dimension that rotates; large values.
+            for (tokens, pairs) in [(0, 2), (2, 0)] {
+                let mut x = Random::new(0).tensor(DType::F32, &[tokens, 1, 4]).on(&dev);
+                let before = x.to_f32_vec();
+                let [cos, sin] = [0; 2].map(|_| dev.zeros(DType::F32, &[tokens, pairs]));
+                forward(&dev, x.view_mut(), cos.view(), sin.view(), RopeStyle::Half);
+                assert_eq!(x.to_f32_vec(), before);
+            }
+            let mut x = Tensor::from_slice(&[3e37f32, -4e37, 1.0], &[1, 1, 3]).on(&dev);
+            let [cos, sin] = [0.6f32, 0.8].map(|x| Tensor::from_slice(&[x], &[1, 1]).on(&dev));
+            forward(&dev, x.view_mut(), cos.view(), sin.view(), RopeStyle::Interleaved);
+            assert_close("rotated", &to_f64(&x), &[5e37, 0.0, 1.0], 1e-7);
         }
-        let mut x = Tensor::from_slice(&[3e37f32, -4e37, 1.0], &[1, 1, 3]);
-        let [cos, sin] = [0.6f32, 0.8].map(|x| Tensor::from_slice(&[x], &[1, 1]));
-        forward(&dev, x.view_mut(), cos.view(), sin.view(), RopeStyle::Interleaved);
-        assert_close("rotated", &to_f64(&x), &[5e37, 0.0, 1.0], 1e-7);
     }
 }

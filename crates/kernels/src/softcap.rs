@@ -9,6 +9,8 @@ use crate::exp::exp;
 use crate::isa::per_isa;
 use crate::{Device, ViewMut};
 
+pub(crate) use on_cuda::SOURCE;
+
 /// Elements that one task handles.
 const CHUNK: usize = 4096;
 
@@ -18,6 +20,9 @@ const CHUNK: usize = 4096;
 /// If z is not f32.
 pub fn forward(dev: &Device, cap: f32, z: ViewMut<'_>) {
     let _timed = dev.pass("softcap", 2 * z.byte_len());
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::forward(cuda, cap, z);
+    }
     dev.for_each_chunk(z.as_mut_slice::<f32>(), CHUNK, |_, z| cap_all(dev.isa(), cap, z));
 }
 
@@ -41,6 +46,29 @@ fn tanh(x: f32) -> f32 {
     let small = x + x * s * (-1.0 / 3.0 + s * (2.0 / 15.0 + s * (-17.0 / 315.0 + s * (62.0 / 2835.0))));
     let large = 1.0 - 2.0 / (exp(2.0 * x) + 1.0);
     if s < 0.0625 { small } else { large }
+}
+
+mod on_cuda {
+    use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
+    use crate::{DType, ViewMut};
+
+    pub(crate) static SOURCE: Source = Source::new("softcap", include_str!("softcap.cu"));
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct Softcap {
+        z: DevicePtr,
+        elements: u64,
+        cap: f32,
+    }
+    // SAFETY: `Softcap` of softcap.cu.
+    unsafe impl Params for Softcap {}
+
+    pub fn forward(cuda: &Cuda, cap: f32, mut z: ViewMut<'_>) {
+        assert_eq!(z.dtype(), DType::F32, "softcap: logits are float32");
+        let params = Softcap { z: z.device(), elements: z.elements() as u64, cap };
+        cuda.launch(&SOURCE, "softcap_forward", &[], Grid::element_wise(z.elements(), DType::F32), params);
+    }
 }
 
 #[cfg(test)]
@@ -71,10 +99,22 @@ mod tests {
     }
 
     #[test]
+    fn device_matches_reference() {
+        for dev in devices() {
+            for n in [1, 7, CHUNK + 5] {
+                let mut z = Random::new(2).tensor(DType::F32, &[1, n]).on(&dev);
+                let expected: Vec<f64> = to_f64(&z).iter().map(|z| 0.3 * (z / 0.3).tanh()).collect();
+                forward(&dev, 0.3, z.view_mut());
+                assert_close("y", &to_f64(&z), &expected, 5e-7);
+            }
+        }
+    }
+
+    #[test]
     fn the_gradient_of_a_capped_loss_is_that_of_differences() {
         for dev in devices() {
             let (v, targets, cap) = (17, [3, 0, 16], 2.0);
-            let mut z = Random::new(8).tensor(DType::F32, &[3, v]);
+            let mut z = Random::new(8).tensor(DType::F32, &[3, v]).on(&dev);
             let before = to_f64(&z);
             forward(&dev, cap, z.view_mut());
             let mut positions = [Position::default(); 3];
@@ -99,10 +139,10 @@ mod tests {
     #[test]
     fn edges_nothing_and_infinity() {
         for dev in devices() {
-            let mut z = Tensor::from_slice(&[f32::INFINITY, f32::NEG_INFINITY], &[1, 2]);
+            let mut z = Tensor::from_slice(&[f32::INFINITY, f32::NEG_INFINITY], &[1, 2]).on(&dev);
             forward(&dev, 30.0, z.view_mut());
             assert_eq!(z.to_f32_vec(), [30.0, -30.0]);
-            forward(&dev, 30.0, Tensor::zeros(DType::F32, &[0, 2]).view_mut());
+            forward(&dev, 30.0, dev.zeros(DType::F32, &[0, 2]).view_mut());
         }
     }
 }

@@ -16,6 +16,8 @@ use crate::exp::exp;
 use crate::isa::per_isa;
 use crate::{Device, Element, View, ViewMut, with_dtype};
 
+pub(crate) use on_cuda::SOURCE;
+
 /// Elements that one task handles.
 const CHUNK: usize = 4096;
 
@@ -34,6 +36,7 @@ pub struct XieluParams {
 
 /// α₊, α₋, β, ε.
 #[derive(Clone, Copy)]
+#[repr(C)]
 struct Constants {
     positive: f32,
     negative: f32,
@@ -72,6 +75,9 @@ fn expm1(x: f32) -> f32 {
 pub fn forward(dev: &Device, params: XieluParams, x: View<'_>, y: ViewMut<'_>) {
     let _timed = dev.pass("xielu", 2 * x.byte_len());
     assert_eq!(x.shape(), y.shape(), "xielu: x and y");
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::forward(cuda, params.constants(), x, y);
+    }
     with_dtype!(x.dtype(), E => {
         let x = x.as_slice::<E>();
         dev.for_each_chunk(y.as_mut_slice::<E>(), CHUNK, |i, y| {
@@ -98,6 +104,10 @@ pub fn backward(
 ) -> [f32; 2] {
     let _timed = dev.pass("xielu backward", 3 * dy.byte_len());
     assert_eq!(x.shape(), dy.shape(), "xielu: x and dy");
+    if let Some(cuda) = dev.cuda() {
+        let [positive, negative] = on_cuda::backward(cuda, params.constants(), dy, x, scratch);
+        return [positive * sigmoid(params.alpha_p), negative * sigmoid(params.alpha_n)];
+    }
     let sums = &mut scratch.as_mut_slice::<f32>()[..scratch_len(x.elements())];
     with_dtype!(dy.dtype(), E => {
         let dy = dy.as_slice::<E>();
@@ -137,6 +147,91 @@ per_isa! {
         }
         sums[0] = positive.iter().sum();
         sums[1] = negative.iter().sum();
+    }
+}
+
+mod on_cuda {
+    use super::{CHUNK, Constants, scratch_len};
+    use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
+    use crate::{DType, View, ViewMut};
+
+    pub(crate) static SOURCE: Source = Source::new("xielu", include_str!("xielu.cu"));
+
+    /// Threads of a block of the backward pass, and of the one that adds its sums.
+    const THREADS: usize = 256;
+    const SUM_THREADS: usize = 1024;
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct XieluForward {
+        x: DevicePtr,
+        y: DevicePtr,
+        elements: u64,
+        constants: Constants,
+    }
+    // SAFETY: `XieluForward` of xielu.cu.
+    unsafe impl Params for XieluForward {}
+
+    pub fn forward(cuda: &Cuda, constants: Constants, x: View<'_>, mut y: ViewMut<'_>) {
+        assert_eq!(x.dtype(), y.dtype(), "xielu: one type");
+        let elements = x.elements();
+        let params = XieluForward { x: x.device(), y: y.device(), elements: elements as u64, constants };
+        cuda.launch(&SOURCE, "xielu_forward", &[x.dtype()], Grid::element_wise(elements, x.dtype()), params);
+    }
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct XieluBackward {
+        dy: DevicePtr,
+        x: DevicePtr,
+        sums: DevicePtr,
+        elements: u64,
+        constants: Constants,
+        chunk: u32,
+    }
+    // SAFETY: `XieluBackward` of xielu.cu.
+    unsafe impl Params for XieluBackward {}
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct XieluSums {
+        sums: DevicePtr,
+        count: u32,
+    }
+    // SAFETY: `XieluSums` of xielu.cu.
+    unsafe impl Params for XieluSums {}
+
+    /// The two sums, which the host waits for.
+    pub fn backward(
+        cuda: &Cuda,
+        constants: Constants,
+        dy: View<'_>,
+        mut x: ViewMut<'_>,
+        mut scratch: ViewMut<'_>,
+    ) -> [f32; 2] {
+        let elements = dy.elements();
+        assert_eq!(x.dtype(), dy.dtype(), "xielu: one type");
+        assert!(
+            scratch.dtype() == DType::F32 && scratch.elements() >= scratch_len(elements),
+            "xielu: scratch"
+        );
+        if elements == 0 {
+            return [0.0; 2];
+        }
+        let (sums, blocks) = (scratch.device(), elements.div_ceil(CHUNK));
+        let params = XieluBackward {
+            dy: dy.device(),
+            x: x.device(),
+            sums,
+            elements: elements as u64,
+            constants,
+            chunk: CHUNK as u32,
+        };
+        cuda.launch(&SOURCE, "xielu_backward", &[dy.dtype()], Grid::new(blocks, THREADS), params);
+        let params = XieluSums { sums, count: blocks as u32 };
+        cuda.launch(&SOURCE, "xielu_sums", &[], Grid::new(1, SUM_THREADS), params);
+        let sums = cuda.read_f32(sums, 2);
+        [sums[0], sums[1]]
     }
 }
 
@@ -219,13 +314,13 @@ mod tests {
             for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 1e-2)] {
                 for n in [1, 5, 2 * CHUNK + 77] {
                     let mut random = Random::new(5);
-                    let (mut x, dy) = (random.tensor(dtype, &[n, 1]), random.tensor(dtype, &[n, 1]));
+                    let [mut x, dy] = [0; 2].map(|_| random.tensor(dtype, &[n, 1]).on(&dev));
                     let (xs, dys) = (to_f64(&x), to_f64(&dy));
-                    let mut y = Tensor::zeros(dtype, &[n, 1]);
+                    let mut y = dev.zeros(dtype, &[n, 1]);
                     forward(&dev, PARAMS, x.view(), y.view_mut());
                     let expected = reference::forward(PARAMS, ALPHAS, &xs);
                     assert_close("y", &to_f64(&y), &expected, tolerance);
-                    let mut scratch = Tensor::zeros(DType::F32, &[scratch_len(n)]);
+                    let mut scratch = dev.zeros(DType::F32, &[scratch_len(n)]);
                     let found = backward(&dev, PARAMS, dy.view(), x.view_mut(), scratch.view_mut());
                     let (dx, dalphas) = reference::backward(PARAMS, ALPHAS, &xs, &dys);
                     assert_close("dx", &to_f64(&x), &dx, tolerance);
@@ -238,12 +333,12 @@ mod tests {
     #[test]
     fn edges_nothing_and_large_magnitudes() {
         for dev in devices() {
-            let mut none = Tensor::zeros(DType::F32, &[0, 1]);
-            let dy = Tensor::zeros(DType::F32, &[0, 1]);
-            let mut scratch = Tensor::zeros(DType::F32, &[2]);
+            let mut none = dev.zeros(DType::F32, &[0, 1]);
+            let dy = dev.zeros(DType::F32, &[0, 1]);
+            let mut scratch = dev.zeros(DType::F32, &[2]);
             assert_eq!(backward(&dev, PARAMS, dy.view(), none.view_mut(), scratch.view_mut()), [0.0; 2]);
-            let x = Tensor::from_slice(&[-1e30f32, 1e10], &[2, 1]);
-            let mut y = Tensor::zeros(DType::F32, &[2, 1]);
+            let x = Tensor::from_slice(&[-1e30f32, 1e10], &[2, 1]).on(&dev);
+            let mut y = dev.zeros(DType::F32, &[2, 1]);
             forward(&dev, PARAMS, x.view(), y.view_mut());
             assert!(y.to_f32_vec().iter().all(|y| y.is_finite()));
         }

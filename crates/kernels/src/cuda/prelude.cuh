@@ -1,5 +1,7 @@
 // What all kernels share: element types, 16-byte access, sums over warps and blocks in a fixed order.
 
+typedef float f32;
+
 struct bf16 {
     u16 bits;
 };
@@ -27,6 +29,84 @@ template <class T, int N> struct __align__(sizeof(T) * N) Vector {
 template <class T> struct Width {
     static const int value = 16 / sizeof(T);
 };
+
+template <class T, int N> INLINE void round_into(Vector<T, N>& to, const float* x) {
+#pragma unroll
+    for (int i = 0; i < N; i++) to.at[i] = from_f32<T>(x[i]);
+}
+template <int N> INLINE void round_into(Vector<bf16, N>& to, const float* x) {
+    if constexpr (N == 1) {
+        to.at[0] = from_f32<bf16>(x[0]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i += 2) {
+            u32 pair = bf16_pair(x[i], x[i + 1]);
+            to.at[i] = bf16{(u16)pair};
+            to.at[i + 1] = bf16{(u16)(pair >> 16)};
+        }
+    }
+}
+
+// Elements of T in one access, of N that are wanted.
+template <class T, int N> struct Piece {
+    static const int value = N < Width<T>::value ? N : Width<T>::value;
+};
+
+// N neighbours as floats, 16 bytes at a time, or all at once if they are fewer; `from` is aligned for that.
+template <class T, int N> INLINE void load_floats(float (&x)[N], const T* from) {
+    constexpr int PIECE = Piece<T, N>::value;
+#pragma unroll
+    for (int i = 0; i < N; i += PIECE) {
+        const Vector<T, PIECE> piece = *(const Vector<T, PIECE>*)(from + i);
+#pragma unroll
+        for (int j = 0; j < PIECE; j++) x[i + j] = to_f32(piece.at[j]);
+    }
+}
+
+// The reverse, rounded to T.
+template <class T, int N> INLINE void store_floats(T* to, const float (&x)[N]) {
+    constexpr int PIECE = Piece<T, N>::value;
+#pragma unroll
+    for (int i = 0; i < N; i += PIECE) {
+        Vector<T, PIECE> piece;
+        round_into(piece, x + i);
+        *(Vector<T, PIECE>*)(to + i) = piece;
+    }
+}
+
+// Whether N elements of T at p can go through `load_floats`.
+template <class T, int N> INLINE bool is_aligned(const void* p) {
+    return (u64)p % (Piece<T, N>::value * sizeof(T)) == 0;
+}
+
+// The N elements, fewer at the end, that a thread of an element-wise kernel handles.
+struct Span {
+    u64 first;
+    u32 count;
+    // Whether there are N of them, and aligned.
+    bool whole;
+};
+
+template <int N> INLINE Span span_of_thread(u64 elements, bool aligned) {
+    u64 first = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * N;
+    u64 left = first < elements ? elements - first : 0;
+    return Span{first, left < N ? (u32)left : (u32)N, aligned && left >= N};
+}
+
+// The span's elements of a tensor; zeros behind its end.
+template <class T, int N> INLINE void load_span(float (&x)[N], const T* tensor, Span span) {
+    if (span.whole) return load_floats(x, tensor + span.first);
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] = i < span.count ? to_f32(tensor[span.first + i]) : 0.0f;
+}
+
+template <class T, int N> INLINE void store_span(T* tensor, const float (&x)[N], Span span) {
+    if (span.whole) return store_floats(tensor + span.first, x);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        if (i < span.count) tensor[span.first + i] = from_f32<T>(x[i]);
+    }
+}
 
 constexpr u32 ALL_LANES = 0xffffffffu;
 

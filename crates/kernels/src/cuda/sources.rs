@@ -32,7 +32,16 @@ impl Source {
 
 /// All files of kernels.
 fn all() -> Vec<&'static Source> {
-    vec![]
+    vec![
+        &crate::activation::SOURCE,
+        &crate::dropout::SOURCE,
+        &crate::gated::SOURCE,
+        &crate::layer_norm::SOURCE,
+        &crate::rms_norm::SOURCE,
+        &crate::rope::SOURCE,
+        &crate::softcap::SOURCE,
+        &crate::xielu::SOURCE,
+    ]
 }
 
 /// A kernel that does not compile.
