@@ -1,13 +1,5 @@
 // The mask is that of dropout.rs, bit for bit.
 
-// `random::hash`.
-INLINE u64 hash(u64 key, u64 index) {
-    u64 z = key ^ (index * 0x9E3779B97F4A7C15ull);
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-    return z ^ (z >> 31);
-}
-
 struct Dropout {
     const void* x;
     void* y;

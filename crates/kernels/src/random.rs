@@ -1,5 +1,12 @@
 //! Random numbers from counters: the n-th number of a key is a hash of both, so nothing depends on order or threads.
 
+use crate::{Device, Element, ViewMut, with_dtype};
+
+pub(crate) use on_cuda::SOURCE;
+
+/// Numbers that one task draws.
+const CHUNK: usize = 4096;
+
 /// The finaliser of SplitMix64 (Steele, Lea & Flood, 2014) over key and index.
 #[inline(always)]
 pub fn hash(key: u64, index: u64) -> u64 {
@@ -30,9 +37,61 @@ pub fn normal(key: u64, index: u64) -> f64 {
     (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
 }
 
+/// Fills a tensor with the numbers of `key` from the first on, multiplied by `scale`. A GPU's differ in the last bits.
+pub fn fill_normal(dev: &Device, key: u64, scale: f64, out: ViewMut<'_>) {
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::fill_normal(cuda, key, scale, out);
+    }
+    with_dtype!(out.dtype(), E => {
+        dev.for_each_chunk(out.as_mut_slice::<E>(), CHUNK, |chunk, values| {
+            let first = (chunk * CHUNK) as u64;
+            values.iter_mut().zip(first..).for_each(|(x, i)| *x = E::from_f32((normal(key, i) * scale) as f32));
+        });
+    });
+}
+
+mod on_cuda {
+    use crate::ViewMut;
+    use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
+
+    pub(crate) static SOURCE: Source = Source::new("random", include_str!("random.cu"));
+
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct FillNormal {
+        out: DevicePtr,
+        elements: u64,
+        key: u64,
+        scale: f64,
+    }
+
+    // SAFETY: the struct of random.cu; `out` holds `elements` of its type.
+    unsafe impl Params for FillNormal {}
+
+    pub fn fill_normal(cuda: &Cuda, key: u64, scale: f64, mut out: ViewMut<'_>) {
+        let (dtype, elements) = (out.dtype(), out.elements());
+        let params = FillNormal { out: out.device(), elements: elements as u64, key, scale };
+        cuda.launch(&SOURCE, "fill_normal", &[dtype], Grid::element_wise(elements, dtype), params);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DType;
+    use crate::testing::{assert_close, devices, to_f64};
+
+    #[test]
+    fn device_matches_reference() {
+        for dev in devices() {
+            for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::BF16, 1.0 / 128.0)] {
+                let mut found = dev.zeros(dtype, &[5003]);
+                fill_normal(&dev, 9, 0.5, found.view_mut());
+                let expected: Vec<f64> = (0..5003).map(|i| 0.5 * normal(9, i)).collect();
+                assert_close("numbers", &to_f64(&found), &expected, tolerance);
+            }
+        }
+    }
 
     #[test]
     fn normal_numbers_have_mean_zero_and_variance_one() {

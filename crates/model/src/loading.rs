@@ -408,7 +408,10 @@ impl<'a> Loading<'a> {
         *if trained { &mut self.counts.trained } else { &mut self.counts.frozen } += elements;
         let value = match self.source {
             Source::Counting => return Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0])),
-            Source::Random { seed } => self.draw(*seed, stored, shape, start),
+            Source::Random { seed } => {
+                let dtype = if trained { DType::F32 } else { self.compute };
+                self.draw(*seed, stored, (dtype, shape), start)
+            }
             Source::Files(files) => match files.weight(stored, shape, form) {
                 Ok(tensor) => tensor,
                 Err(problems) => {
@@ -417,7 +420,7 @@ impl<'a> Loading<'a> {
                 }
             },
         };
-        if let (None, Some(dev)) = (&self.non_finite, self.dev) {
+        if let (Source::Files(_), None, Some(dev)) = (self.source, &self.non_finite, self.dev) {
             let found = first_non_finite(dev, value.view());
             self.non_finite = found.map(|element| (stored.to_owned(), element));
         }
@@ -442,20 +445,19 @@ impl<'a> Loading<'a> {
         }
     }
 
-    fn draw(&self, seed: u64, name: &str, shape: &[usize], start: Start) -> Tensor {
-        let key = random::key(seed, &[random::name_part(name)]);
-        let value = |i: usize| match start {
-            Start::All(value) => value,
-            Start::Normal => (random::normal(key, i as u64) * self.initializer_range) as f32,
-        };
-        const CHUNK: usize = 4096;
-        let mut tensor = Tensor::zeros(DType::F32, shape);
-        let fill = |chunk: usize, values: &mut [f32]| {
-            values.iter_mut().enumerate().for_each(|(i, v)| *v = value(chunk * CHUNK + i));
-        };
-        if let Some(dev) = self.dev {
-            dev.for_each_chunk(tensor.view_mut().as_mut_slice::<f32>(), CHUNK, fill);
+    fn draw(&self, seed: u64, name: &str, (dtype, shape): (DType, &[usize]), start: Start) -> Tensor {
+        let Some(dev) = self.dev else { return Tensor::zeros(dtype, shape) };
+        match start {
+            Start::All(value) => {
+                let values = vec![value; shape.iter().product()];
+                Tensor::from_slice(&values, shape).to_dtype(dtype).on(dev)
+            }
+            Start::Normal => {
+                let mut tensor = dev.zeros(dtype, shape);
+                let key = random::key(seed, &[random::name_part(name)]);
+                random::fill_normal(dev, key, self.initializer_range, tensor.view_mut());
+                tensor
+            }
         }
-        tensor
     }
 }

@@ -141,3 +141,11 @@ INLINE float block_max(float x, float* partial) {
     __syncthreads();
     return warp_max(lane < warps ? partial[lane] : __uint_as_float(0xff800000u));
 }
+
+// `random::hash`.
+INLINE u64 hash(u64 key, u64 index) {
+    u64 z = key ^ (index * 0x9E3779B97F4A7C15ull);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}

@@ -37,6 +37,7 @@ fn all() -> Vec<&'static Source> {
         &crate::dropout::SOURCE,
         &crate::gated::SOURCE,
         &crate::layer_norm::SOURCE,
+        &crate::random::SOURCE,
         &crate::rms_norm::SOURCE,
         &crate::rope::SOURCE,
         &crate::softcap::SOURCE,
