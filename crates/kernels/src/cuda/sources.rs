@@ -32,7 +32,11 @@ impl Source {
 
 /// All files of kernels.
 fn all() -> Vec<&'static Source> {
-    vec![]
+    vec![
+        &crate::columns::on_cuda::COLUMNS,
+        &crate::convert::CONVERT,
+        &crate::rows::on_cuda::ROWS,
+    ]
 }
 
 /// A kernel that does not compile.
