@@ -35,6 +35,7 @@ fn all() -> Vec<&'static Source> {
     vec![
         &crate::columns::on_cuda::COLUMNS,
         &crate::convert::CONVERT,
+        &crate::cross_entropy::on_cuda::CROSS_ENTROPY,
         &crate::rows::on_cuda::ROWS,
     ]
 }
