@@ -172,13 +172,6 @@ impl Parameter {
         let gradient = self.gradient.as_ref()?;
         Some((self.value.view_mut(), gradient.view()))
     }
-
-    /// Sets the gradient to zero.
-    pub fn zero_gradient(&mut self) {
-        if let Some(gradient) = &mut self.gradient {
-            gradient.view_mut().zero();
-        }
-    }
 }
 
 impl Stored {

@@ -33,6 +33,7 @@ impl Source {
 /// All files of kernels.
 fn all() -> Vec<&'static Source> {
     vec![
+        &crate::adamw::on_cuda::ADAMW,
         &crate::columns::on_cuda::COLUMNS,
         &crate::convert::CONVERT,
         &crate::cross_entropy::on_cuda::CROSS_ENTROPY,

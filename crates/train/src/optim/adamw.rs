@@ -1,6 +1,6 @@
 //! AdamW with Hugging Face's parameter groups: weight decay on matrices, none on biases and norms.
 
-use sft_kernels::adamw::{self, AdamWParams, AdamWState};
+use sft_kernels::adamw::{self, AdamWParams, AdamWState, AdamWUpdate};
 use sft_kernels::{DType, Device, Tensor};
 use sft_model::parameter::Parameter;
 use sft_model::weights::WeightFiles;
@@ -63,21 +63,15 @@ impl Optimizer for AdamW {
         assert_eq!(parameters.len(), self.moments.len(), "the parameters that the state was made for");
         self.updates += 1;
         let AdamWOptions { beta1, beta2, eps, weight_decay, decay_all } = self.options;
-        for (parameter, moments) in parameters.iter_mut().zip(&mut self.moments) {
+        let params = AdamWParams { learning_rate, beta1, beta2, eps, step: self.updates, grad_scale };
+        let pairs = parameters.iter_mut().zip(&mut self.moments);
+        let updates = pairs.filter_map(|(parameter, moments)| {
             let decays = decay_all || parameter.decays();
-            let params = AdamWParams {
-                learning_rate,
-                beta1,
-                beta2,
-                eps,
-                weight_decay: if decays { weight_decay } else { 0.0 },
-                step: self.updates,
-                grad_scale,
-            };
-            let Some((p, g)) = parameter.for_update() else { continue };
-            let state = AdamWState { p, m: moments.m.view_mut(), v: moments.v.view_mut() };
-            adamw::update(dev, &params, g, state);
-        }
+            let (p, g) = parameter.for_update()?;
+            let state = AdamWState { p, m: moments.m.view_mut(), v: moments.v.view_mut(), rounded: None };
+            Some(AdamWUpdate { g, state, weight_decay: if decays { weight_decay } else { 0.0 } })
+        });
+        adamw::update_all(dev, &params, updates.collect());
     }
 
     fn state(&self) -> Vec<(String, &Tensor)> {
