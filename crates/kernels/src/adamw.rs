@@ -279,7 +279,8 @@ pub(crate) mod on_cuda {
         if table.chunks == 0 {
             return 0.0;
         }
-        let sums = cuda.scratch((table.chunks + 1) * size_of::<f64>());
+        let scratch = cuda.scratch((table.chunks + 1) * size_of::<f64>());
+        let sums = scratch.start();
         let total = sums.offset(table.chunks * size_of::<f64>());
         let params = Squares { tensors: cuda.indices(&table.words), sums, count: table.tensors };
         cuda.launch(&ADAMW, "adamw_squares", &[], table.grid(), params);

@@ -448,7 +448,8 @@ pub(crate) mod on_cuda {
         }
         let rows_per_part = rows.div_ceil(MOST_PARTS).max(ROWS_PER_PART);
         let parts = rows.div_ceil(rows_per_part);
-        let partial = cuda.scratch(parts * columns * size_of::<f32>());
+        let scratch = cuda.scratch(parts * columns * size_of::<f32>());
+        let partial = scratch.start();
         let params = RowsSumRows {
             dy: dy.device(),
             partial,
