@@ -6,16 +6,20 @@
 //! > p ← p − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + eps)
 //!
 //! Everything is f32; parameters, m and v are overwritten. Memory-bound: 16 bytes read and 12 written an element.
+//! Where products read a parameter in bf16, the update writes that copy too, for 2 bytes more.
+//!
+//! All tensors of a model come at once: an adapter's are small and many, and a GPU takes one launch for them.
 
 use rayon::prelude::*;
 
 use crate::isa::per_isa;
 use crate::lanes::sum_by;
-use crate::{Device, View, ViewMut};
+use crate::{DType, Device, View, ViewMut, dtype};
 
+/// Elements that one task handles, and that are added up in f32.
 const CHUNK: usize = 8192;
 
-/// Constants of one update.
+/// Constants of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWParams {
     /// Learning rate of this step.
@@ -26,15 +30,13 @@ pub struct AdamWParams {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
     /// Number of this update, from 1.
     pub step: u64,
     /// The gradient is multiplied by it first: clipping.
     pub grad_scale: f32,
 }
 
-/// What one update changes. All f32, of one length.
+/// What one update changes: f32 all, of one length, but for `rounded`.
 #[derive(Debug)]
 pub struct AdamWState<'a> {
     /// Parameters.
@@ -43,55 +45,104 @@ pub struct AdamWState<'a> {
     pub m: ViewMut<'a>,
     /// Second moment.
     pub v: ViewMut<'a>,
+    /// Where the parameters are written once more, in bf16.
+    pub rounded: Option<ViewMut<'a>>,
 }
 
-/// One update by the gradient `g`.
+/// The update of one tensor.
+#[derive(Debug)]
+pub struct AdamWUpdate<'a> {
+    /// Its gradient, f32.
+    pub g: View<'a>,
+    /// What changes.
+    pub state: AdamWState<'a>,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+/// One update of every tensor.
 ///
 /// # Panics
-/// If lengths differ or a tensor is not f32.
-pub fn update(dev: &Device, params: &AdamWParams, g: View<'_>, state: AdamWState<'_>) {
-    let _timed = dev.pass("adamw", 7 * g.byte_len());
-    let g = g.as_slice::<f32>();
-    let (p, m, v) =
-        (state.p.as_mut_slice::<f32>(), state.m.as_mut_slice::<f32>(), state.v.as_mut_slice::<f32>());
-    assert_eq!((p.len(), m.len(), v.len()), (g.len(), g.len(), g.len()), "adamw: lengths");
-    // Bias corrections in f64, as torch computes them in Python floats.
-    let t = params.step.min(i32::MAX as u64) as i32;
-    let correction1 = 1.0 - params.beta1.powi(t);
-    let correction2 = 1.0 - params.beta2.powi(t);
-    let step_size = (params.learning_rate / correction1) as f32;
-    let root2 = correction2.sqrt() as f32;
-    let decay = (1.0 - params.learning_rate * params.weight_decay) as f32;
-    let (b2, eps) = (params.beta2 as f32, params.eps as f32);
-    let (rest1, rest2) = ((1.0 - params.beta1) as f32, (1.0 - params.beta2) as f32);
+/// If lengths differ or types are others.
+pub fn update_all(dev: &Device, params: &AdamWParams, mut updates: Vec<AdamWUpdate<'_>>) {
+    let _timed = dev.pass("adamw", 7 * updates.iter().map(|update| update.g.byte_len()).sum::<usize>());
+    updates.iter().for_each(AdamWUpdate::check);
+    let factors = Factors::of(params);
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::update_all(cuda, params.learning_rate, factors, &mut updates);
+    }
+    for update in updates {
+        update_on_cpu(dev, params.learning_rate, factors, update);
+    }
+}
+
+impl AdamWUpdate<'_> {
+    fn check(&self) {
+        let AdamWState { p, m, v, rounded } = &self.state;
+        let n = self.g.elements();
+        assert_eq!((p.elements(), m.elements(), v.elements()), (n, n, n), "adamw: lengths");
+        let types = [self.g.dtype(), p.dtype(), m.dtype(), v.dtype()];
+        assert_eq!(types, [DType::F32; 4], "adamw: types");
+        if let Some(rounded) = rounded {
+            assert_eq!((rounded.elements(), rounded.dtype()), (n, DType::BF16), "adamw: the rounded parameters");
+        }
+    }
+}
+
+fn update_on_cpu(dev: &Device, learning_rate: f64, factors: Factors, update: AdamWUpdate<'_>) {
+    let AdamWUpdate { g, state: AdamWState { p, m, v, rounded }, weight_decay } = update;
+    let decay = (1.0 - learning_rate * weight_decay) as f32;
+    let (g, p) = (g.as_slice::<f32>(), p.as_mut_slice::<f32>());
+    let (m, v) = (m.as_mut_slice::<f32>(), v.as_mut_slice::<f32>());
     let chunks = p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
     dev.for_each_item(chunks.enumerate(), |(i, ((p, m), v))| {
-        let factors =
-            Factors { grad_scale: params.grad_scale, rest1, b2, rest2, decay, step_size, root2, eps };
-        update_chunk(dev.isa(), factors, &g[i * CHUNK..], p, m, v);
+        update_chunk(dev.isa(), factors, decay, &g[i * CHUNK..], p, m, v);
     });
+    if let Some(rounded) = rounded {
+        dev.for_each_chunk(rounded.as_mut_slice::<half::bf16>(), CHUNK, |i, rounded| {
+            dtype::round(dev.isa(), &p[i * CHUNK..][..rounded.len()], rounded);
+        });
+    }
 }
 
 /// The constants of one step, in `f32`.
 #[derive(Clone, Copy)]
+#[repr(C)]
 struct Factors {
     grad_scale: f32,
     rest1: f32,
     b2: f32,
     rest2: f32,
-    decay: f32,
     step_size: f32,
     root2: f32,
     eps: f32,
 }
 
+impl Factors {
+    /// Bias corrections in f64, as torch computes them in Python floats.
+    fn of(params: &AdamWParams) -> Self {
+        let t = params.step.min(i32::MAX as u64) as i32;
+        let correction1 = 1.0 - params.beta1.powi(t);
+        let correction2 = 1.0 - params.beta2.powi(t);
+        Self {
+            grad_scale: params.grad_scale,
+            rest1: (1.0 - params.beta1) as f32,
+            b2: params.beta2 as f32,
+            rest2: (1.0 - params.beta2) as f32,
+            step_size: (params.learning_rate / correction1) as f32,
+            root2: correction2.sqrt() as f32,
+            eps: params.eps as f32,
+        }
+    }
+}
+
 per_isa! {
-    fn update_chunk(f: Factors, g: &[f32], p: &mut [f32], m: &mut [f32], v: &mut [f32]) {
+    fn update_chunk(f: Factors, decay: f32, g: &[f32], p: &mut [f32], m: &mut [f32], v: &mut [f32]) {
         for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
             let g = g * f.grad_scale;
             *m += (g - *m) * f.rest1;
             *v = *v * f.b2 + g * g * f.rest2;
-            *p = *p * f.decay - f.step_size * (*m / (v.sqrt() / f.root2 + f.eps));
+            *p = *p * decay - f.step_size * (*m / (v.sqrt() / f.root2 + f.eps));
         }
     }
 
@@ -100,13 +151,20 @@ per_isa! {
     }
 }
 
-/// Σ g² of one tensor, in f64 over fixed chunks.
+/// Σ g² of all gradients, in f64 over fixed chunks.
 ///
 /// # Panics
-/// If it is not f32.
-pub fn sum_of_squares(dev: &Device, g: View<'_>) -> f64 {
-    let _timed = dev.pass("gradient norm", g.byte_len());
-    let g = g.as_slice::<f32>();
+/// If one is not f32.
+pub fn sum_of_squares_all(dev: &Device, gradients: &[View<'_>]) -> f64 {
+    let _timed = dev.pass("gradient norm", gradients.iter().map(|g| g.byte_len()).sum());
+    gradients.iter().for_each(|g| assert_eq!(g.dtype(), DType::F32, "gradient norm: types"));
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::sum_of_squares_all(cuda, gradients);
+    }
+    gradients.iter().map(|g| sum_of_squares(dev, g.as_slice())).sum()
+}
+
+fn sum_of_squares(dev: &Device, g: &[f32]) -> f64 {
     let mut sums = vec![0.0f64; g.len().div_ceil(CHUNK)];
     dev.for_each_chunk(&mut sums, 1, |i, sum| {
         let chunk = &g[i * CHUNK..g.len().min((i + 1) * CHUNK)];
@@ -115,11 +173,149 @@ pub fn sum_of_squares(dev: &Device, g: View<'_>) -> f64 {
     sums.iter().sum()
 }
 
+/// Sets all gradients to zero.
+///
+/// # Panics
+/// If one is not f32.
+pub fn zero_all(dev: &Device, mut gradients: Vec<ViewMut<'_>>) {
+    let _timed = dev.pass("zero gradients", gradients.iter().map(ViewMut::byte_len).sum());
+    gradients.iter().for_each(|g| assert_eq!(g.dtype(), DType::F32, "zero gradients: types"));
+    match dev.cuda() {
+        Some(cuda) => on_cuda::zero_all(cuda, &mut gradients),
+        None => gradients.into_iter().for_each(ViewMut::zero),
+    }
+}
+
+pub(crate) mod on_cuda {
+    //! The same on a GPU, all tensors in one launch: `adamw.cu`.
+    //!
+    //! A table says where the tensors are and which chunk is the first of each. It is the same in every step, so that
+    //! it is sent once.
+
+    use super::{AdamWUpdate, Factors};
+    use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
+    use crate::{View, ViewMut};
+
+    pub(crate) static ADAMW: Source = Source::new("adamw", include_str!("adamw.cu"));
+
+    /// Elements of one block.
+    const CHUNK: usize = 8192;
+    const THREADS: usize = 256;
+    /// Threads of the block that adds up the sums of chunks.
+    const TOTAL_THREADS: usize = 1024;
+
+    /// Rows of 64-bit words, one for each tensor: its first chunk, its elements, and what the kernel's struct has beyond.
+    #[derive(Default)]
+    struct Table {
+        words: Vec<u32>,
+        tensors: u32,
+        chunks: usize,
+    }
+
+    impl Table {
+        fn push<const W: usize>(&mut self, elements: usize, others: [u64; W]) {
+            for word in [self.chunks as u64, elements as u64].into_iter().chain(others) {
+                self.words.extend([word as u32, (word >> 32) as u32]);
+            }
+            self.tensors += 1;
+            self.chunks += elements.div_ceil(CHUNK);
+        }
+
+        fn grid(&self) -> Grid {
+            Grid::new(self.chunks, THREADS)
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct Update {
+        tensors: DevicePtr,
+        learning_rate: f64,
+        factors: Factors,
+        count: u32,
+    }
+
+    // SAFETY: the struct of the kernel; the table has `count` rows of its struct, whose lengths were checked.
+    unsafe impl Params for Update {}
+
+    pub(super) fn update_all(cuda: &Cuda, learning_rate: f64, factors: Factors, updates: &mut [AdamWUpdate<'_>]) {
+        let mut table = Table::default();
+        for AdamWUpdate { g, state, weight_decay } in updates {
+            let rounded = state.rounded.as_mut().map_or(DevicePtr::NULL, ViewMut::device);
+            let addresses = [g.device(), state.p.device(), state.m.device(), state.v.device(), rounded];
+            let [g, p, m, v, rounded] = addresses.map(DevicePtr::address);
+            table.push(state.p.elements(), [g, p, m, v, rounded, weight_decay.to_bits()]);
+        }
+        let tensors = cuda.indices(&table.words);
+        let params = Update { tensors, learning_rate, factors, count: table.tensors };
+        cuda.launch(&ADAMW, "adamw_update", &[], table.grid(), params);
+    }
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct Squares {
+        tensors: DevicePtr,
+        sums: DevicePtr,
+        count: u32,
+    }
+
+    // SAFETY: the struct of the kernel; the table has `count` rows of its struct, and there is a sum for each chunk.
+    unsafe impl Params for Squares {}
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct Total {
+        sums: DevicePtr,
+        total: DevicePtr,
+        count: u64,
+    }
+
+    // SAFETY: the struct of the kernel.
+    unsafe impl Params for Total {}
+
+    pub(super) fn sum_of_squares_all(cuda: &Cuda, gradients: &[View<'_>]) -> f64 {
+        let mut table = Table::default();
+        gradients.iter().for_each(|g| table.push(g.elements(), [g.device().address()]));
+        if table.chunks == 0 {
+            return 0.0;
+        }
+        let scratch = cuda.scratch((table.chunks + 1) * size_of::<f64>());
+        let sums = scratch.start();
+        let total = sums.offset(table.chunks * size_of::<f64>());
+        let params = Squares { tensors: cuda.indices(&table.words), sums, count: table.tensors };
+        cuda.launch(&ADAMW, "adamw_squares", &[], table.grid(), params);
+        let params = Total { sums, total, count: table.chunks as u64 };
+        cuda.launch(&ADAMW, "adamw_total", &[], Grid::new(1, TOTAL_THREADS), params);
+        cuda.read_f64(total, 1)[0]
+    }
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct Zero {
+        tensors: DevicePtr,
+        count: u32,
+    }
+
+    // SAFETY: the struct of the kernel; the table has `count` rows of its struct.
+    unsafe impl Params for Zero {}
+
+    pub(super) fn zero_all(cuda: &Cuda, gradients: &mut [ViewMut<'_>]) {
+        let mut table = Table::default();
+        gradients.iter_mut().for_each(|g| table.push(g.elements(), [g.device().address()]));
+        let params = Zero { tensors: cuda.indices(&table.words), count: table.tensors };
+        cuda.launch(&ADAMW, "adamw_zero", &[], table.grid(), params);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Tensor;
-    use crate::testing::{assert_close, devices};
+    use crate::testing::{Random, assert_close, devices, to_f64};
+
+    fn params(step: u64) -> AdamWParams {
+        AdamWParams { learning_rate: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, step, grad_scale: 1.0 }
+    }
 
     #[test]
     fn three_updates_match_torch() {
@@ -128,35 +324,65 @@ mod tests {
         for dev in devices() {
             let start = read(&golden["start"]);
             let n = start.len();
-            let mut p = Tensor::from_slice(&start, &[n]);
-            let (mut m, mut v) =
-                (Tensor::zeros(crate::DType::F32, &[n]), Tensor::zeros(crate::DType::F32, &[n]));
+            let mut p = Tensor::from_slice(&start, &[n]).on(&dev);
+            let [mut m, mut v] = [(); 2].map(|()| dev.zeros(DType::F32, &[n]));
+            let mut copy = dev.zeros(DType::BF16, &[n]);
             for (i, step) in golden["steps"].as_array().unwrap().iter().enumerate() {
-                let gradient = read(&step["gradient"]);
-                let params = AdamWParams {
-                    learning_rate: 0.01,
-                    beta1: 0.9,
-                    beta2: 0.95,
-                    eps: 1e-8,
-                    weight_decay: 0.1,
-                    step: i as u64 + 1,
-                    grad_scale: 1.0,
-                };
-                let state = AdamWState { p: p.view_mut(), m: m.view_mut(), v: v.view_mut() };
-                update(&dev, &params, View::of(&gradient, &[n]), state);
-                let found: Vec<f64> = p.to_f32_vec().into_iter().map(f64::from).collect();
+                let g = Tensor::from_slice(&read(&step["gradient"]), &[n]).on(&dev);
+                let rounded = Some(copy.view_mut());
+                let state = AdamWState { p: p.view_mut(), m: m.view_mut(), v: v.view_mut(), rounded };
+                let update = AdamWUpdate { g: g.view(), state, weight_decay: 0.1 };
+                update_all(&dev, &params(i as u64 + 1), vec![update]);
                 let expected: Vec<f64> = serde_json::from_value(step["parameter"].clone()).unwrap();
-                assert_close("parameter", &found, &expected, 1e-6);
+                assert_close("parameter", &to_f64(&p), &expected, 1e-6);
+                assert_eq!(copy.to_f32_vec(), p.to_dtype(DType::BF16).to_f32_vec());
             }
+        }
+    }
+
+    #[test]
+    fn many_tensors_at_once_are_as_one_after_the_other() {
+        let sizes = [3, 0, CHUNK, 1, 2 * CHUNK + 7, 64, 0];
+        for dev in devices() {
+            let mut random = Random::new(11);
+            let mut tensors = |scale: f32| -> Vec<Tensor> {
+                let mut values = |n: usize| random.f64s(n).iter().map(|x| *x as f32 * scale).collect::<Vec<_>>();
+                sizes.iter().map(|n| Tensor::from_slice(&values(*n), &[*n]).on(&dev)).collect()
+            };
+            let (mut g, mut ps) = (tensors(1.0), tensors(1.0));
+            let zeros = || sizes.map(|n| dev.zeros(DType::F32, &[n]));
+            let (mut ms, mut vs) = (zeros(), zeros());
+            let before: Vec<Vec<f64>> = ps.iter().map(to_f64).collect();
+            let moments = ms.iter_mut().zip(&mut vs);
+            let all = ps.iter_mut().zip(moments).zip(&g).enumerate();
+            let updates = all.map(|(i, ((p, (m, v)), g))| {
+                let state = AdamWState { p: p.view_mut(), m: m.view_mut(), v: v.view_mut(), rounded: None };
+                AdamWUpdate { g: g.view(), state, weight_decay: 0.1 * i as f64 }
+            });
+            update_all(&dev, &params(1), updates.collect());
+            for (i, (g, p)) in g.iter().zip(&ps).enumerate() {
+                // After one step both moments are those of the gradient alone.
+                let decay = 1.0 - 0.01 * 0.1 * i as f64;
+                let pairs = before[i].iter().zip(to_f64(g));
+                let expected: Vec<f64> = pairs.map(|(p, g)| p * decay - 0.01 * g / (g.abs() + 1e-8)).collect();
+                assert_close("parameter", &to_f64(p), &expected, 1e-6);
+            }
+            let views: Vec<View<'_>> = g.iter().map(Tensor::view).collect();
+            let expected: f64 = g.iter().flat_map(to_f64).map(|g| g * g).sum();
+            let found = sum_of_squares_all(&dev, &views);
+            assert!((found / expected - 1.0).abs() < 1e-6, "{found} and not {expected}");
+            zero_all(&dev, g.iter_mut().map(Tensor::view_mut).collect());
+            assert!(g.iter().flat_map(to_f64).all(|g| g == 0.0));
+            assert_eq!(sum_of_squares_all(&dev, &[]), 0.0);
         }
     }
 
     #[test]
     fn sum_of_squares_is_exact_where_f32_alone_is_not() {
         for dev in devices() {
-            let g = vec![0.1f32; 1_000_003];
+            let g = Tensor::from_slice(&vec![0.1f32; 1_000_003], &[1_000_003]).on(&dev);
             let expected = 1_000_003.0 * f64::from(0.1f32) * f64::from(0.1f32);
-            let found = sum_of_squares(&dev, View::of(&g, &[g.len()]));
+            let found = sum_of_squares_all(&dev, &[g.view()]);
             assert!((found / expected - 1.0).abs() < 1e-5, "{found} and not {expected}");
         }
     }

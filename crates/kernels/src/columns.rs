@@ -25,6 +25,9 @@ pub fn split<const P: usize>(dev: &Device, x: View<'_>, parts: [ViewMut<'_>; P])
     if x.elements() == 0 {
         return;
     }
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::split(cuda, x, 0, parts);
+    }
     with_dtype!(x.dtype(), E => {
         let mut first = 0;
         for (part, width) in parts.into_iter().zip(widths) {
@@ -45,6 +48,9 @@ pub fn join<const P: usize>(dev: &Device, parts: [View<'_>; P], mut x: ViewMut<'
     if x.elements() == 0 {
         return;
     }
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::join(cuda, parts, x, 0);
+    }
     with_dtype!(x.as_view().dtype(), E => {
         let mut first = 0;
         for (part, width) in parts.into_iter().zip(widths) {
@@ -63,6 +69,9 @@ pub fn take(dev: &Device, x: View<'_>, first: usize, part: ViewMut<'_>) {
     let (columns, width) = (x.dim(1), part.dim(1));
     assert_eq!(x.dim(0), part.dim(0), "columns: rows of a part");
     assert!(first + width <= columns, "columns: {width} from {first} on of {columns}");
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::split(cuda, x, first, [part]);
+    }
     with_dtype!(x.dtype(), E => copy::<E>(dev, (x.as_slice(), first, columns), (part.as_mut_slice(), 0, width), width));
 }
 
@@ -75,6 +84,9 @@ pub fn put(dev: &Device, part: View<'_>, x: ViewMut<'_>, first: usize) {
     let (columns, width) = (x.dim(1), part.dim(1));
     assert_eq!(x.dim(0), part.dim(0), "columns: rows of a part");
     assert!(first + width <= columns, "columns: {width} from {first} on of {columns}");
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::join(cuda, [part], x, first);
+    }
     with_dtype!(part.dtype(), E => copy::<E>(dev, (part.as_slice(), 0, width), (x.as_mut_slice(), first, columns), width));
 }
 
@@ -105,6 +117,81 @@ fn copy<E: Element>(
     });
 }
 
+pub(crate) mod on_cuda {
+    //! The same on a GPU: `columns.cu`.
+
+    use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
+    use crate::{View, ViewMut};
+
+    pub(crate) static COLUMNS: Source = Source::new("columns", include_str!("columns.cu"));
+
+    /// Parts that one launch copies, at most.
+    const PARTS: usize = 4;
+    /// Threads of a block, at most.
+    const THREADS: usize = 256;
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct Columns {
+        x: DevicePtr,
+        parts: [DevicePtr; PARTS],
+        first: [u64; PARTS],
+        width: [u64; PARTS],
+        row_bytes: u64,
+        unit: u32,
+    }
+
+    // SAFETY: the struct of the kernel; shapes were checked.
+    unsafe impl Params for Columns {}
+
+    pub fn split<const P: usize>(cuda: &Cuda, x: View<'_>, first: usize, mut parts: [ViewMut<'_>; P]) {
+        parts.iter().for_each(|part| assert_eq!(part.dtype(), x.dtype(), "columns: one type"));
+        let parts = parts.each_mut().map(|part| (part.device(), part.dim(1)));
+        copy(cuda, "columns_split", x, first, &parts);
+    }
+
+    pub fn join<const P: usize>(cuda: &Cuda, parts: [View<'_>; P], x: ViewMut<'_>, first: usize) {
+        parts.iter().for_each(|part| assert_eq!(part.dtype(), x.dtype(), "columns: one type"));
+        let parts = parts.map(|part| (part.device(), part.dim(1)));
+        copy(cuda, "columns_join", x.as_view(), first, &parts);
+    }
+
+    /// Copies between `x` from column `first` on and parts, each of an address and a width.
+    fn copy(cuda: &Cuda, name: &'static str, x: View<'_>, first: usize, parts: &[(DevicePtr, usize)]) {
+        let (rows, element) = (x.dim(0), x.dtype().bytes());
+        let mut first = first * element;
+        let mut placed = Vec::with_capacity(parts.len());
+        for (part, width) in parts {
+            let width = width * element;
+            if width > 0 {
+                placed.push((*part, first, width));
+            }
+            first += width;
+        }
+        let row_bytes = x.dim(1) * element;
+        for parts in placed.chunks(PARTS) {
+            let sizes = parts.iter().flat_map(|(part, first, width)| {
+                [part.address(), *first as u64, *width as u64]
+            });
+            let all_bits = sizes.fold(x.device().address() | row_bytes as u64, |bits, size| bits | size);
+            let unit = [16, 4].into_iter().find(|unit| all_bits.is_multiple_of(*unit)).unwrap_or(2);
+            let of = |i: usize| parts.get(i).copied().unwrap_or((DevicePtr::NULL, 0, 0));
+            let params = Columns {
+                x: x.device(),
+                parts: std::array::from_fn(|i| of(i).0),
+                first: std::array::from_fn(|i| of(i).1 as u64),
+                width: std::array::from_fn(|i| of(i).2 as u64),
+                row_bytes: row_bytes as u64,
+                unit: unit as u32,
+            };
+            let widest = parts.iter().map(|(_, _, width)| width / unit as usize).max().unwrap_or(0);
+            let mut grid = Grid::new(rows, widest.clamp(1, THREADS).next_multiple_of(32));
+            grid.blocks[1] = parts.len() as u32;
+            cuda.launch(&COLUMNS, name, &[], grid, params);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,17 +207,17 @@ mod tests {
     fn device_matches_reference() {
         for dev in devices() {
             for dtype in [DType::F32, DType::BF16] {
-                for (rows, [a, b, c]) in [(1, [1, 1, 1]), (5, [3, 0, 7]), (700, [64, 16, 16])] {
-                    let x = Random::new(4).tensor(dtype, &[rows, a + b + c]);
-                    let [mut p, mut q, mut r] = [a, b, c].map(|width| Tensor::zeros(dtype, &[rows, width]));
+                for (rows, [a, b, c]) in [(1, [1, 1, 1]), (5, [3, 0, 7]), (700, [64, 16, 16]), (3, [2, 4, 6])] {
+                    let x = Random::new(4).tensor(dtype, &[rows, a + b + c]).on(&dev);
+                    let [mut p, mut q, mut r] = [a, b, c].map(|width| dev.zeros(dtype, &[rows, width]));
                     split(&dev, x.view(), [p.view_mut(), q.view_mut(), r.view_mut()]);
                     let values = to_f64(&x);
                     for (found, range) in [(&p, 0..a), (&q, a..a + b), (&r, a + b..a + b + c)] {
                         assert_eq!(to_f64(found), part(&values, a + b + c, range), "{}", dev.isa());
                     }
-                    let mut again = Tensor::zeros(dtype, &[rows, a + b + c]);
+                    let mut again = dev.zeros(dtype, &[rows, a + b + c]);
                     join(&dev, [p.view(), q.view(), r.view()], again.view_mut());
-                    assert_eq!(again.view().bytes(), x.view().bytes());
+                    assert_eq!(again.to_f32_vec(), x.to_f32_vec());
                 }
             }
         }
@@ -140,8 +227,8 @@ mod tests {
     fn parts_that_repeat_in_each_row_are_rows_of_a_narrower_matrix() {
         // Two tokens of two groups, each of two query columns and one of keys.
         for dev in devices() {
-            let x = Tensor::from_slice(&[1f32, 2., 9., 3., 4., 8., 5., 6., 7., 10., 11., 12.], &[2, 6]);
-            let [mut q, mut k] = [2, 1].map(|width| Tensor::zeros(DType::F32, &[2, 2 * width]));
+            let x = Tensor::from_slice(&[1f32, 2., 9., 3., 4., 8., 5., 6., 7., 10., 11., 12.], &[2, 6]).on(&dev);
+            let [mut q, mut k] = [2, 1].map(|width| dev.zeros(DType::F32, &[2, 2 * width]));
             split(
                 &dev,
                 x.view().reshape(&[4, 3]),
@@ -155,8 +242,8 @@ mod tests {
     #[test]
     fn columns_that_are_taken_can_be_put_back() {
         for dev in devices() {
-            let x = Random::new(4).tensor(DType::F32, &[70, 9]);
-            let mut part = Tensor::zeros(DType::F32, &[70, 4]);
+            let x = Random::new(4).tensor(DType::F32, &[70, 9]).on(&dev);
+            let mut part = dev.zeros(DType::F32, &[70, 4]);
             take(&dev, x.view(), 3, part.view_mut());
             assert_eq!(to_f64(&part), super::tests::part(&to_f64(&x), 9, 3..7));
             let mut again = x.to_dtype(DType::F32);
@@ -170,8 +257,8 @@ mod tests {
     #[test]
     fn edges_no_row() {
         for dev in devices() {
-            let x = Tensor::zeros(DType::F32, &[0, 3]);
-            let [mut a, mut b] = [1, 2].map(|width| Tensor::zeros(DType::F32, &[0, width]));
+            let x = dev.zeros(DType::F32, &[0, 3]);
+            let [mut a, mut b] = [1, 2].map(|width| dev.zeros(DType::F32, &[0, width]));
             split(&dev, x.view(), [a.view_mut(), b.view_mut()]);
             let mut x = x;
             join(&dev, [a.view(), b.view()], x.view_mut());

@@ -6,39 +6,62 @@
 //!
 //! `scale` is 1 / (supervised tokens of the optimizer step), the only place where the loss is normalised.
 //! Only supervised positions come here: whoever gathers them decides (see `IGNORE_INDEX` in the data crate).
-//! Logits are f32 and are replaced by their gradient. Memory-bound: read once for the loss, in blocks whose sums are
-//! scaled when a larger logit turns up, and read and written once for the gradient; an `exp` each.
+//! Logits are f32 or bf16 and are replaced by their gradient; arithmetic is f32. Memory-bound: read once for the loss,
+//! in blocks whose sums are scaled when a larger logit turns up, and read and written once for the gradient; an `exp`
+//! each.
 
 use crate::exp::{exp, exp_all};
 use crate::isa::per_isa;
 use crate::lanes::{max, sum_by};
-use crate::{Device, Isa, View, ViewMut, softcap};
+use crate::{DType, Device, Element, Isa, View, ViewMut, softcap, with_dtype};
 
 /// Logits that go through the loops together, in the first-level cache.
 const BLOCK: usize = 512;
 
-/// What is known of one position after forward.
+/// Numbers that forward leaves of a position: −log P(target); log Σ exp(z), for backward; and 1 if the target has the
+/// largest logit (the first of equals wins, as in torch's argmax), else 0.
+pub const STATISTICS: usize = 3;
+
+/// What positions come to.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Position {
-    /// −log P(target).
-    pub nll: f32,
-    /// log Σ exp(z): kept for backward.
-    pub lse: f32,
-    /// Whether the target has the largest logit (the first of equals wins, as in torch's argmax).
-    pub correct: bool,
+pub struct Sums {
+    /// Σ −log P(target).
+    pub nll: f64,
+    /// Positions whose target has the largest logit.
+    pub correct: usize,
 }
 
-/// Fills one [`Position`] for each row of `logits` (f32 [S, V]).
+/// The sums of positions [S, 3], in their order.
+///
+/// # Panics
+/// If they are not f32 [S, 3].
+pub fn sums(positions: View<'_>) -> Sums {
+    assert_eq!((positions.dim(1), positions.dtype()), (STATISTICS, DType::F32), "cross_entropy: positions");
+    let mut sums = Sums::default();
+    for position in positions.to_f32_vec().chunks_exact(STATISTICS) {
+        sums.nll += f64::from(position[0]);
+        sums.correct += usize::from(position[2] == 1.0);
+    }
+    sums
+}
+
+/// Fills a row of `positions` (f32 [S, 3], see [`STATISTICS`]) for each row of `logits` ([S, V]).
 ///
 /// # Panics
 /// If shapes do not fit or a target is outside the vocabulary.
-pub fn forward(dev: &Device, logits: View<'_>, targets: &[u32], positions: &mut [Position]) {
+pub fn forward(dev: &Device, logits: View<'_>, targets: &[u32], positions: ViewMut<'_>) {
     let _timed = dev.pass("cross-entropy", logits.byte_len());
     let v = logits.dim(1);
-    assert_eq!((logits.dim(0), targets.len()), (positions.len(), positions.len()), "cross_entropy: rows");
-    let logits = logits.as_slice::<f32>();
-    dev.for_each_chunk(positions, 1, |row, position| {
-        position[0] = loss_of_row(dev.isa(), &logits[row * v..(row + 1) * v], targets[row] as usize);
+    check(logits, targets, positions.as_view());
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::forward(cuda, logits, targets, positions);
+    }
+    with_dtype!(logits.dtype(), E => {
+        let logits = logits.as_slice::<E>();
+        dev.for_each_chunk(positions.as_mut_slice::<f32>(), STATISTICS, |row, position| {
+            let statistics = loss_of_row(dev.isa(), &logits[row * v..(row + 1) * v], targets[row] as usize);
+            position.copy_from_slice(&statistics);
+        });
     });
 }
 
@@ -51,68 +74,106 @@ pub fn backward(
     dev: &Device,
     logits: ViewMut<'_>,
     targets: &[u32],
-    positions: &[Position],
+    positions: View<'_>,
     scale: f32,
     softcap: Option<f32>,
 ) {
     let _timed = dev.pass("cross-entropy backward", 2 * logits.byte_len());
     let v = logits.dim(1);
-    assert_eq!((logits.dim(0), targets.len()), (positions.len(), positions.len()), "cross_entropy: rows");
-    dev.for_each_chunk(logits.as_mut_slice::<f32>(), v, |row, z| {
-        let target = targets[row] as usize;
-        match softcap {
-            None => {
-                scaled_softmax(dev.isa(), z, positions[row].lse, scale);
-                z[target] -= scale;
-            }
-            Some(cap) => {
-                let target_slope = softcap::slope(z[target], cap);
-                capped_softmax(dev.isa(), z, positions[row].lse, scale, cap);
-                z[target] -= scale * target_slope;
-            }
-        }
+    check(logits.as_view(), targets, positions);
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::backward(cuda, logits, targets, positions, scale, softcap);
+    }
+    let positions = positions.as_slice::<f32>();
+    with_dtype!(logits.dtype(), E => {
+        dev.for_each_chunk(logits.as_mut_slice::<E>(), v, |row, z| {
+            let lse = positions[row * STATISTICS + 1];
+            gradient_of_row(dev.isa(), z, targets[row] as usize, lse, scale, softcap);
+        });
     });
 }
 
-fn loss_of_row(isa: Isa, z: &[f32], target: usize) -> Position {
+/// [`forward`] and then [`backward`]: on a GPU in one launch, which finds logits in its cache when it needs them again.
+///
+/// # Panics
+/// If shapes do not fit or a target is outside the vocabulary.
+pub fn forward_backward(
+    dev: &Device,
+    mut logits: ViewMut<'_>,
+    targets: &[u32],
+    mut positions: ViewMut<'_>,
+    scale: f32,
+    softcap: Option<f32>,
+) {
+    if let Some(cuda) = dev.cuda() {
+        let _timed = dev.pass("cross-entropy and backward", 2 * logits.byte_len());
+        check(logits.as_view(), targets, positions.as_view());
+        return on_cuda::forward_backward(cuda, logits, targets, positions, scale, softcap);
+    }
+    forward(dev, logits.as_view(), targets, positions.reborrow());
+    backward(dev, logits.reborrow(), targets, positions.as_view(), scale, softcap);
+}
+
+fn check(logits: View<'_>, targets: &[u32], positions: View<'_>) {
+    let (rows, v) = (logits.dim(0), logits.dim(1));
+    assert_eq!(targets.len(), rows, "cross_entropy: targets");
+    assert_eq!(positions.shape(), [rows, STATISTICS], "cross_entropy: positions");
+    assert_eq!(positions.dtype(), DType::F32, "cross_entropy: positions are float32");
+    assert!(targets.iter().all(|target| (*target as usize) < v), "cross_entropy: target outside of {v} logits");
+}
+
+fn loss_of_row<E: Element>(isa: Isa, z: &[E], target: usize) -> [f32; STATISTICS] {
     let (mut largest, mut sum) = (f32::NEG_INFINITY, 0.0);
     let mut block = [0.0; BLOCK];
     for z in z.chunks(BLOCK) {
+        let block = &mut block[..z.len()];
+        differences(isa, z, 0.0, block);
         // The sum so far counts from the largest so far.
-        let above = max_all(isa, z).max(largest);
+        let above = max_all(isa, block).max(largest);
         if above > largest {
             sum *= exp(largest - above);
             largest = above;
         }
-        let block = &mut block[..z.len()];
         let from = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
         differences(isa, z, from, block);
         exp_all(isa, block);
         sum += sum_all(isa, block);
     }
     let lse = largest + sum.ln();
-    let correct = z[target] == largest && !z[..target].contains(&largest);
-    Position { nll: lse - z[target], lse, correct }
+    let of_target = z[target].to_f32();
+    let correct = of_target == largest && !z[..target].iter().any(|z| z.to_f32() == largest);
+    [lse - of_target, lse, f32::from(u8::from(correct))]
 }
 
-fn scaled_softmax(isa: Isa, z: &mut [f32], lse: f32, scale: f32) {
+/// scale · (softmax − one-hot), times the slope of the cap.
+fn gradient_of_row<E: Element>(
+    isa: Isa,
+    z: &mut [E],
+    target: usize,
+    lse: f32,
+    scale: f32,
+    softcap: Option<f32>,
+) {
+    // The target's is rounded once, after the subtraction.
+    let of_target = z[target].to_f32();
+    let p = exp(of_target - lse);
     let mut block = [0.0; BLOCK];
     for z in z.chunks_mut(BLOCK) {
         let block = &mut block[..z.len()];
         differences(isa, z, lse, block);
         exp_all(isa, block);
-        products(isa, block, scale, z);
+        match softcap {
+            None => products(isa, block, scale, z),
+            Some(cap) => capped_products(isa, block, scale, cap, z),
+        }
     }
-}
-
-fn capped_softmax(isa: Isa, z: &mut [f32], lse: f32, scale: f32, cap: f32) {
-    let mut block = [0.0; BLOCK];
-    for z in z.chunks_mut(BLOCK) {
-        let block = &mut block[..z.len()];
-        differences(isa, z, lse, block);
-        exp_all(isa, block);
-        capped_products(isa, block, scale, cap, z);
-    }
+    z[target] = E::from_f32(match softcap {
+        None => scale * p - scale,
+        Some(cap) => {
+            let slope = softcap::slope(of_target, cap);
+            scale * p * slope - scale * slope
+        }
+    });
 }
 
 per_isa! {
@@ -124,16 +185,90 @@ per_isa! {
         sum_by(x, |x| x)
     }
 
-    fn differences(z: &[f32], from: f32, difference: &mut [f32]) {
-        difference.iter_mut().zip(z).for_each(|(difference, z)| *difference = z - from);
+    fn differences<E: Element>(z: &[E], from: f32, difference: &mut [f32]) {
+        difference.iter_mut().zip(z).for_each(|(difference, z)| *difference = z.to_f32() - from);
     }
 
-    fn products(p: &[f32], scale: f32, dz: &mut [f32]) {
-        dz.iter_mut().zip(p).for_each(|(dz, p)| *dz = scale * p);
+    fn products<E: Element>(p: &[f32], scale: f32, dz: &mut [E]) {
+        dz.iter_mut().zip(p).for_each(|(dz, p)| *dz = E::from_f32(scale * p));
     }
 
-    fn capped_products(p: &[f32], scale: f32, cap: f32, z: &mut [f32]) {
-        z.iter_mut().zip(p).for_each(|(z, p)| *z = scale * p * softcap::slope(*z, cap));
+    fn capped_products<E: Element>(p: &[f32], scale: f32, cap: f32, z: &mut [E]) {
+        z.iter_mut().zip(p).for_each(|(z, p)| *z = E::from_f32(scale * p * softcap::slope(z.to_f32(), cap)));
+    }
+}
+
+pub(crate) mod on_cuda {
+    //! The same on a GPU, a block for each row: `cross_entropy.cu`.
+
+    use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
+    use crate::{DType, View, ViewMut};
+
+    pub(crate) static CROSS_ENTROPY: Source = Source::new("cross_entropy", include_str!("cross_entropy.cu"));
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct CrossEntropy {
+        logits: DevicePtr,
+        targets: DevicePtr,
+        positions: DevicePtr,
+        vocabulary: u64,
+        scale: f32,
+        softcap: f32,
+    }
+
+    // SAFETY: the struct of the kernels; shapes were checked, and targets are inside.
+    unsafe impl Params for CrossEntropy {}
+
+    fn launch(
+        cuda: &Cuda,
+        name: &'static str,
+        logits: View<'_>,
+        targets: &[u32],
+        positions: DevicePtr,
+        (scale, softcap): (f32, Option<f32>),
+    ) {
+        let (rows, v) = (logits.dim(0), logits.dim(1));
+        assert!(v <= i32::MAX as usize, "cross_entropy: {v} logits");
+        assert!(matches!(logits.dtype(), DType::F32 | DType::BF16), "cross_entropy: {logits:?}");
+        let params = CrossEntropy {
+            logits: logits.device(),
+            targets: cuda.indices(targets),
+            positions,
+            vocabulary: v as u64,
+            scale,
+            softcap: softcap.unwrap_or(0.0),
+        };
+        let threads = (v / 16).next_multiple_of(32).clamp(32, 1024);
+        cuda.launch(&CROSS_ENTROPY, name, &[logits.dtype()], Grid::new(rows, threads), params);
+    }
+
+    pub fn forward(cuda: &Cuda, logits: View<'_>, targets: &[u32], mut positions: ViewMut<'_>) {
+        launch(cuda, "cross_entropy_forward", logits, targets, positions.device(), (0.0, None));
+    }
+
+    pub fn backward(
+        cuda: &Cuda,
+        logits: ViewMut<'_>,
+        targets: &[u32],
+        positions: View<'_>,
+        scale: f32,
+        softcap: Option<f32>,
+    ) {
+        let name = "cross_entropy_backward";
+        launch(cuda, name, logits.as_view(), targets, positions.device(), (scale, softcap));
+    }
+
+    pub fn forward_backward(
+        cuda: &Cuda,
+        logits: ViewMut<'_>,
+        targets: &[u32],
+        mut positions: ViewMut<'_>,
+        scale: f32,
+        softcap: Option<f32>,
+    ) {
+        let name = "cross_entropy_forward_backward";
+        launch(cuda, name, logits.as_view(), targets, positions.device(), (scale, softcap));
     }
 }
 
@@ -180,19 +315,36 @@ mod tests {
         assert_close("gradient of the mean", &gradient, &read("gradient"), 1e-12);
     }
 
+    /// The numbers of each position, and the sums of all.
+    fn positions_of(dev: &Device, logits: &Tensor, targets: &[u32]) -> Vec<[f32; STATISTICS]> {
+        let mut positions = dev.zeros(DType::F32, &[targets.len(), STATISTICS]);
+        forward(dev, logits.view(), targets, positions.view_mut());
+        positions.to_f32_vec().as_chunks().0.to_vec()
+    }
+
     #[test]
     fn device_matches_reference() {
         for dev in devices() {
-            for (s, v) in [(1, 1), (3, 17), (6, 1000), (2, 3 * BLOCK + 5)] {
-                let mut logits = Random::new(6).tensor(DType::F32, &[s, v]);
-                let targets: Vec<u32> = (0..s).map(|i| ((i * 7 + v - 1) % v) as u32).collect();
-                let (nll, gradient) = reference::loss(&to_f64(&logits), &targets, 0.5);
-                let mut positions = vec![Position::default(); s];
-                forward(&dev, logits.view(), &targets, &mut positions);
-                let found: Vec<f64> = positions.iter().map(|p| p.nll.into()).collect();
-                assert_close("nll", &found, &nll, 1e-6);
-                backward(&dev, logits.view_mut(), &targets, &positions, 0.5, None);
-                assert_close("dlogits", &to_f64(&logits), &gradient, 1e-6);
+            for (s, v) in [(1, 1), (3, 17), (6, 1000), (2, 3 * BLOCK + 5), (2, 40_000)] {
+                for dtype in [DType::F32, DType::BF16] {
+                    let mut logits = Random::new(6).tensor(dtype, &[s, v]).on(&dev);
+                    let mut again = logits.to_dtype(dtype);
+                    let targets: Vec<u32> = (0..s).map(|i| ((i * 7 + v - 1) % v) as u32).collect();
+                    let (nll, gradient) = reference::loss(&to_f64(&logits), &targets, 0.5);
+                    let mut positions = dev.zeros(DType::F32, &[s, STATISTICS]);
+                    forward(&dev, logits.view(), &targets, positions.view_mut());
+                    let found: Vec<f64> = to_f64(&positions).chunks(STATISTICS).map(|p| p[0]).collect();
+                    assert_close("nll", &found, &nll, 2e-6);
+                    let total = sums(positions.view()).nll;
+                    assert_close("sum", &[total], &[nll.iter().sum()], 2e-6);
+                    backward(&dev, logits.view_mut(), &targets, positions.view(), 0.5, None);
+                    let tolerance = if dtype == DType::F32 { 1e-6 } else { 1.0 / 512.0 };
+                    assert_close("dlogits", &to_f64(&logits), &gradient, tolerance);
+                    let mut at_once = dev.zeros(DType::F32, &[s, STATISTICS]);
+                    forward_backward(&dev, again.view_mut(), &targets, at_once.view_mut(), 0.5, None);
+                    assert_eq!(at_once.to_f32_vec(), positions.to_f32_vec());
+                    assert_eq!(again.to_f32_vec(), logits.to_f32_vec());
+                }
             }
         }
     }
@@ -200,22 +352,22 @@ mod tests {
     #[test]
     fn edges_large_logits_and_ties() {
         for dev in devices() {
-            let logits = Tensor::from_slice(&[1e4f32, -1e4, 1e4, f32::NEG_INFINITY], &[2, 2]);
-            let mut positions = [Position::default(); 2];
-            forward(&dev, logits.view(), &[0, 0], &mut positions);
-            assert_eq!(positions.map(|p| (p.nll, p.correct)), [(0.0, true), (0.0, true)]);
-            let ties = Tensor::from_slice(&[1.0f32, 1.0], &[1, 2]);
-            forward(&dev, ties.view(), &[1], &mut positions[..1]);
-            assert!(!positions[0].correct, "the first of equals is the answer");
-            let none = Tensor::zeros(DType::F32, &[0, 2]);
-            forward(&dev, none.view(), &[], &mut []);
+            let on = |values: &[f32], shape: &[usize]| Tensor::from_slice(values, shape).on(&dev);
+            let logits = on(&[1e4f32, -1e4, 1e4, f32::NEG_INFINITY], &[2, 2]);
+            let found = positions_of(&dev, &logits, &[0, 0]).into_iter().map(|p| (p[0], p[2]));
+            assert_eq!(found.collect::<Vec<_>>(), [(0.0, 1.0), (0.0, 1.0)]);
+            let ties = on(&[1.0f32; 40], &[1, 40]);
+            for (target, correct) in [(0, 1.0), (1, 0.0), (9, 0.0), (39, 0.0)] {
+                let found = positions_of(&dev, &ties, &[target])[0][2];
+                assert_eq!(found, correct, "the first of equals is the answer");
+            }
+            assert_eq!(positions_of(&dev, &dev.zeros(DType::F32, &[0, 2]), &[]), [[0.0; 3]; 0]);
             // The largest logit comes last, after a block that is impossible.
             let mut late = vec![f32::NEG_INFINITY; 2 * BLOCK];
             late[BLOCK..].fill(-50.0);
             late[2 * BLOCK - 1] = 3.0;
-            let late = Tensor::from_slice(&late, &[1, 2 * BLOCK]);
-            forward(&dev, late.view(), &[2 * BLOCK as u32 - 1], &mut positions[..1]);
-            assert_eq!((positions[0].nll, positions[0].lse, positions[0].correct), (0.0, 3.0, true));
+            let late = on(&late, &[1, 2 * BLOCK]);
+            assert_eq!(positions_of(&dev, &late, &[2 * BLOCK as u32 - 1]), [[0.0, 3.0, 1.0]]);
         }
     }
 }

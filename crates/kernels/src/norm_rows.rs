@@ -96,7 +96,7 @@ pub(crate) fn backward_weight(
         dy: dy.device(),
         x: x.device(),
         statistics: statistics.device(),
-        parts: sums,
+        parts: sums.start(),
         rows: rows as u64,
         rows_per_part: rows_per_part as u64,
         columns: columns as u32,
@@ -104,7 +104,7 @@ pub(crate) fn backward_weight(
         lanes: lanes as u32,
     };
     cuda.launch(kernels.source, kernels.parts, &[dy.dtype()], grid, params);
-    let params = NormWeightSum { parts: sums, dw: dw.device(), columns: columns as u32, count: count as u32 };
+    let params = NormWeightSum { parts: sums.start(), dw: dw.device(), columns: columns as u32, count: count as u32 };
     let grid = Grid::new(columns.div_ceil(COLUMNS_PER_SUM), LARGEST_BLOCK);
     cuda.launch(kernels.source, kernels.sum, &[], grid, params);
 }

@@ -8,7 +8,7 @@
 //! Positions are taken in chunks, so that logits [N, V] never exist whole; forward and backward of a chunk follow
 //! each other while its logits are there. The gradient of positions without a target is zero.
 
-use sft_kernels::cross_entropy::{self, Position};
+use sft_kernels::cross_entropy;
 use sft_kernels::matmul::Matmul;
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows, softcap};
 
@@ -94,7 +94,8 @@ pub struct Scratch {
     logits: Tensor,
     index: Vec<u32>,
     targets: Vec<u32>,
-    positions: Vec<Position>,
+    /// Of each supervised position, [S, 3].
+    positions: Tensor,
 }
 
 /// Of `project_out`.
@@ -137,7 +138,7 @@ impl Scratch {
             logits: arena.tensor(DType::F32, &[chunk, vocab]),
             index: Vec::with_capacity(tokens),
             targets: Vec::with_capacity(tokens),
-            positions: Vec::with_capacity(tokens),
+            positions: arena.tensor(DType::F32, &[tokens, cross_entropy::STATISTICS]),
         }
     }
 
@@ -152,18 +153,14 @@ impl Scratch {
             }
         }
         let s = self.index.len();
-        self.positions.clear();
-        self.positions.resize(s, Position::default());
         rows::gather(dev, hidden, &self.index, 1.0, self.hidden.head_mut(s));
         s
     }
 
     fn sums(&self) -> LossSums {
-        LossSums {
-            nll: self.positions.iter().map(|p| f64::from(p.nll)).sum(),
-            supervised: self.positions.len(),
-            correct: self.positions.iter().filter(|p| p.correct).count(),
-        }
+        let supervised = self.index.len();
+        let sums = cross_entropy::sums(self.positions.head(supervised));
+        LossSums { nll: sums.nll, supervised, correct: sums.correct }
     }
 }
 
@@ -237,7 +234,8 @@ pub fn loss(
         let part = start..s.min(start + chunk);
         let n = part.len();
         params.forward(dev, states.rows(part.clone()), layers, w.logits.head_mut(n));
-        cross_entropy::forward(dev, w.logits.head(n), &w.targets[part.clone()], &mut w.positions[part]);
+        let (targets, positions) = (&w.targets[part.clone()], w.positions.view_mut().into_rows(part));
+        cross_entropy::forward(dev, w.logits.head(n), targets, positions);
     }
     w.sums()
 }
@@ -266,10 +264,11 @@ pub fn loss_and_backward(
             None => (&w.normed, &mut w.d),
         };
         let states = states.view().rows(part.clone());
-        let (targets, positions) = (&w.targets[part.clone()], &mut w.positions[part.clone()]);
+        let targets = &w.targets[part.clone()];
+        let positions = w.positions.view_mut().into_rows(part.clone());
         params.forward(dev, states, layers.as_ref(), w.logits.head_mut(n));
-        cross_entropy::forward(dev, w.logits.head(n), targets, positions);
-        cross_entropy::backward(dev, w.logits.head_mut(n), targets, positions, scale, params.softcap);
+        let logits = w.logits.head_mut(n);
+        cross_entropy::forward_backward(dev, logits, targets, positions, scale, params.softcap);
         let dlogits = w.logits.head(n);
         if let Some(bias) = &mut layers.bias {
             bias.accumulate(|_, db| rows::sum_rows(dev, dlogits, db));

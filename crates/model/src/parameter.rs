@@ -167,18 +167,23 @@ impl Parameter {
         }
     }
 
-    /// Weight and gradient (f32 both) for an update; `None` if the weight is frozen.
-    pub fn for_update(&mut self) -> Option<(ViewMut<'_>, View<'_>)> {
-        let gradient = self.gradient.as_ref()?;
-        Some((self.value.view_mut(), gradient.view()))
+    /// What an update reads and writes; `None` if the weight is frozen.
+    pub fn for_update(&mut self) -> Option<ForUpdate<'_>> {
+        let gradient = self.gradient.as_ref()?.view();
+        let rounded = self.rounded.as_mut().map(Tensor::view_mut);
+        Some(ForUpdate { value: self.value.view_mut(), rounded, gradient })
     }
+}
 
-    /// Sets the gradient to zero.
-    pub fn zero_gradient(&mut self) {
-        if let Some(gradient) = &mut self.gradient {
-            gradient.view_mut().zero();
-        }
-    }
+/// A trained weight as an update takes it.
+#[derive(Debug)]
+pub struct ForUpdate<'a> {
+    /// f32.
+    pub value: ViewMut<'a>,
+    /// The copy of the value that products read, where there is one.
+    pub rounded: Option<ViewMut<'a>>,
+    /// f32.
+    pub gradient: View<'a>,
 }
 
 impl Stored {

@@ -35,9 +35,12 @@ fn random_lora(name: &str, options: &LoraOptions) -> Decoder {
     let method = Method::Lora(options.clone());
     let mut decoder = Decoder::read(&device(), &case(name), &method, DType::F32, 7).unwrap();
     for (l, parameter) in decoder.trained_mut().into_iter().enumerate() {
-        for (i, x) in parameter.value_mut().as_mut_slice::<f32>().iter_mut().enumerate() {
+        let mut values = parameter.value().to_f32_vec();
+        for (i, x) in values.iter_mut().enumerate() {
             *x += 0.1 * sft_kernels::random::normal(l as u64, i as u64) as f32;
         }
+        let shape = parameter.value().shape().to_vec();
+        parameter.set(sft_kernels::View::of(&values, &shape));
     }
     decoder
 }
@@ -56,7 +59,7 @@ fn options() -> LoraOptions {
 fn logits(decoder: &Decoder) -> Vec<f32> {
     let n = IDS.len();
     let mut work =
-        Workspace::new(&dev, &decoder.spec, decoder.adapters(), decoder.compute, n, Purpose::Forward);
+        Workspace::new(&device(), &decoder.spec, decoder.adapters(), decoder.compute, n, Purpose::Forward);
     let position_ids: Vec<u32> = (0..n as u32).collect();
     let batch = Batch {
         input_ids: &IDS,

@@ -269,8 +269,10 @@ fn gradients_of_every_family_are_the_slopes_of_its_loss() {
             let norm = gradient.iter().map(|g| g * g).sum::<f32>().sqrt();
             let mut shifted = |by: f32| {
                 let mut parameters = decoder.trained_mut();
-                let values = parameters[i].value_mut();
-                values.as_mut_slice::<f32>().iter_mut().zip(&gradient).for_each(|(w, g)| *w += by * g / norm);
+                let mut values = parameters[i].value().to_f32_vec();
+                values.iter_mut().zip(&gradient).for_each(|(w, g)| *w += by * g / norm);
+                let shape = parameters[i].value().shape().to_vec();
+                parameters[i].set(sft_kernels::View::of(&values, &shape));
                 decoder.evaluate(&dev, batch, &mut work).unwrap().nll
             };
             // Along the gradient the slope is its length; where that is long the loss bends soon.

@@ -57,7 +57,8 @@ pub fn gradients(
     dropout: u64,
     work: &mut Workspace,
 ) -> Result<LossSums, ModelError> {
-    decoder.trained_mut().into_iter().for_each(Parameter::zero_gradient);
+    let trained = decoder.trained_mut();
+    adamw::zero_all(dev, trained.into_iter().filter_map(Parameter::gradient_mut).collect());
     let scale = 1.0 / step.supervised().max(1) as f32;
     let mut sums = LossSums::default();
     for (i, packed) in step.micro_batches.iter().enumerate() {
@@ -69,8 +70,8 @@ pub fn gradients(
 
 /// The Euclidean norm of all gradients together.
 pub fn gradient_norm(dev: &Device, trained: &[&mut Parameter]) -> f64 {
-    let squares = trained.iter().filter_map(|p| p.gradient()).map(|g| adamw::sum_of_squares(dev, g));
-    squares.sum::<f64>().sqrt()
+    let gradients: Vec<_> = trained.iter().filter_map(|p| p.gradient()).collect();
+    adamw::sum_of_squares_all(dev, &gradients).sqrt()
 }
 
 /// Clips and updates, unless loss or gradient is not finite: then nothing is changed and the outcome says so.

@@ -3,7 +3,7 @@
 //! Everything is in the order of the card's one stream: what was sent last is what the next kernel sees, and memory
 //! that one kernel has read can be written for the next. Only reading waits.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::{DriverError, result, sys};
@@ -205,6 +205,15 @@ struct SentArray {
 /// Arrays that are kept: more than the ops of one micro-batch ask for.
 const KEPT: usize = 32;
 
+/// Workspace of one op, between its launches.
+pub(crate) struct Scratch<'a>(MutexGuard<'a, Option<Allocation>>);
+
+impl Scratch<'_> {
+    pub fn start(&self) -> DevicePtr {
+        self.0.as_ref().map_or(DevicePtr::NULL, |memory| memory.start)
+    }
+}
+
 impl Cuda {
     /// Indices on the card, u32. They stay until many other arrays were asked for.
     pub(crate) fn indices(&self, values: &[u32]) -> DevicePtr {
@@ -238,15 +247,15 @@ impl Cuda {
         self.indices(&values.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
     }
 
-    /// Memory of at least this size that whoever asks next gets as well.
-    pub(crate) fn scratch(&self, bytes: usize) -> DevicePtr {
+    /// Memory of at least this size, whose contents no other op changes as long as the caller holds it.
+    pub(crate) fn scratch(&self, bytes: usize) -> Scratch<'_> {
         self.bind();
         let mut scratch = lock(&self.scratch);
         if scratch.as_ref().is_none_or(|memory| memory.len < bytes) {
             *scratch = None;
             *scratch = Some(Allocation::new(bytes.next_multiple_of(1 << 20)));
         }
-        scratch.as_ref().map_or(DevicePtr::NULL, |memory| memory.start)
+        Scratch(scratch)
     }
 
     /// Sends bytes. They are copied before this returns.

@@ -34,12 +34,17 @@ impl Source {
 fn all() -> Vec<&'static Source> {
     vec![
         &crate::activation::SOURCE,
+        &crate::adamw::on_cuda::ADAMW,
+        &crate::columns::on_cuda::COLUMNS,
+        &crate::convert::CONVERT,
+        &crate::cross_entropy::on_cuda::CROSS_ENTROPY,
         &crate::dropout::SOURCE,
         &crate::gated::SOURCE,
         &crate::layer_norm::SOURCE,
         &crate::random::SOURCE,
         &crate::rms_norm::SOURCE,
         &crate::rope::SOURCE,
+        &crate::rows::on_cuda::ROWS,
         &crate::softcap::SOURCE,
         &crate::xielu::SOURCE,
     ]

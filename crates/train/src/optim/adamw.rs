@@ -1,8 +1,8 @@
 //! AdamW with Hugging Face's parameter groups: weight decay on matrices, none on biases and norms.
 
-use sft_kernels::adamw::{self, AdamWParams, AdamWState};
+use sft_kernels::adamw::{self, AdamWParams, AdamWState, AdamWUpdate};
 use sft_kernels::{DType, Device, Tensor};
-use sft_model::parameter::Parameter;
+use sft_model::parameter::{ForUpdate, Parameter};
 use sft_model::weights::WeightFiles;
 
 use super::Optimizer;
@@ -45,7 +45,7 @@ impl AdamW {
     pub fn new(options: AdamWOptions, parameters: &[&mut Parameter]) -> Self {
         let moments = |p: &&mut Parameter| {
             let shape = p.value().shape().to_vec();
-            let zeros = || Tensor::zeros(DType::F32, &shape);
+            let zeros = || p.tensor().zeros_beside(DType::F32, &shape);
             Moments { name: p.name().to_owned(), m: zeros(), v: zeros() }
         };
         Self { options, moments: parameters.iter().map(moments).collect(), updates: 0 }
@@ -63,21 +63,15 @@ impl Optimizer for AdamW {
         assert_eq!(parameters.len(), self.moments.len(), "the parameters that the state was made for");
         self.updates += 1;
         let AdamWOptions { beta1, beta2, eps, weight_decay, decay_all } = self.options;
-        for (parameter, moments) in parameters.iter_mut().zip(&mut self.moments) {
+        let params = AdamWParams { learning_rate, beta1, beta2, eps, step: self.updates, grad_scale };
+        let pairs = parameters.iter_mut().zip(&mut self.moments);
+        let updates = pairs.filter_map(|(parameter, moments)| {
             let decays = decay_all || parameter.decays();
-            let params = AdamWParams {
-                learning_rate,
-                beta1,
-                beta2,
-                eps,
-                weight_decay: if decays { weight_decay } else { 0.0 },
-                step: self.updates,
-                grad_scale,
-            };
-            let Some((p, g)) = parameter.for_update() else { continue };
-            let state = AdamWState { p, m: moments.m.view_mut(), v: moments.v.view_mut() };
-            adamw::update(dev, &params, g, state);
-        }
+            let ForUpdate { value: p, rounded, gradient: g } = parameter.for_update()?;
+            let state = AdamWState { p, m: moments.m.view_mut(), v: moments.v.view_mut(), rounded };
+            Some(AdamWUpdate { g, state, weight_decay: if decays { weight_decay } else { 0.0 } })
+        });
+        adamw::update_all(dev, &params, updates.collect());
     }
 
     fn state(&self) -> Vec<(String, &Tensor)> {
