@@ -23,6 +23,10 @@ impl Source {
         Self { name, text }
     }
 
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// What the compiler sees.
     fn whole(&self) -> String {
         let prelude = [include_str!("ptx.cuh"), include_str!("prelude.cuh")].concat();
