@@ -336,6 +336,11 @@ INLINE float exp2_approx(float x) {
     return y < 1.17549435e-38f ? 0.0f : y;
 }
 
+INLINE float reciprocal_approx(float x) {
+    float y = 1.0f / x;
+    return __builtin_fabsf(y) < 1.17549435e-38f ? 0.0f : y;
+}
+
 // PTX ISA, "Matrix Fragments for mma.m16n8k16": with g = lane / 4 and t = lane % 4, a[0] holds row g and a[1] row g + 8
 // at columns 2t and 2t + 1, a[2] and a[3] the same rows at columns 8 + 2t and 9 + 2t; b[0] holds rows 2t and 2t + 1 and
 // b[1] rows 8 + 2t and 9 + 2t of column g; d[0], d[1] are row g and d[2], d[3] row g + 8 at columns 2t and 2t + 1.

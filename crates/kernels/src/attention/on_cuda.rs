@@ -84,7 +84,7 @@ impl Kernels {
     }
 
     fn grid(&self, blocks: usize, tiling: Tiling, rows_in_shared: usize, other_bytes: usize) -> Grid {
-        let shared = rows_in_shared * self.width * DType::BF16.size() + other_bytes;
+        let shared = rows_in_shared * self.width * DType::BF16.bytes() + other_bytes;
         Grid::new(blocks, 32 * tiling.warps).shared(shared)
     }
 }
@@ -268,7 +268,7 @@ pub(super) fn backward(
         let key_tiles = key_tiles(params, rows, dkdv.keys);
         let in_shared = 2 * (tiling.queries + tiling.keys);
         let dq_grid = kernels.grid(query_tiles.len() * heads.query, *tiling, in_shared, 0);
-        let statistics = 2 * dkdv.queries * DType::F32.size();
+        let statistics = 2 * dkdv.queries * DType::F32.bytes();
         let in_shared = 2 * (dkdv.queries + dkdv.keys);
         let dkdv_grid = kernels.grid(key_tiles.len() * heads.key, *dkdv, in_shared, statistics);
         let tiled = TiledBackward {

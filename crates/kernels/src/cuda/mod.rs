@@ -252,7 +252,7 @@ impl Cuda {
         key.iter_mut().zip(types).for_each(|(key, dtype)| *key = Some(*dtype));
         let mut functions = lock(&self.functions);
         let function = functions.entry((source.name(), name, key)).or_insert_with(|| {
-            let full = types.iter().fold(name.to_owned(), |full, dtype| format!("{full}_{}", dtype.name()));
+            let full = types.iter().fold(name.to_owned(), |full, dtype| format!("{full}_{}", in_kernels(*dtype)));
             Function { handle: self.modules.function(source, &full), shared_bytes: 48 << 10 }
         });
         if shared_bytes > function.shared_bytes {
@@ -364,6 +364,15 @@ fn properties(ordinal: usize) -> Result<(Properties, sys::CUdevice), CudaError> 
         return Err(CudaError::TooOld { name: properties.name, capability: properties.capability });
     }
     Ok((properties, device))
+}
+
+/// What kernels call an element type.
+const fn in_kernels(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "f32",
+        DType::BF16 => "bf16",
+        DType::F16 => "f16",
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

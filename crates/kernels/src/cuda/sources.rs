@@ -36,7 +36,7 @@ impl Source {
 
 /// All files of kernels.
 fn all() -> Vec<&'static Source> {
-    vec![]
+    crate::attention::sources().collect()
 }
 
 /// A kernel that does not compile.
