@@ -83,9 +83,8 @@ fn decode(config: &RunConfig, tokens: usize, quiet: bool) -> anyhow::Result<serd
     let rate = bytes as f64 / median;
     if !quiet {
         println!(
-            "{} with {} threads, {}: {:.1} tokens/s (median of {}), {:.2} GB of weights a token = {:.1} GB/s; a copy moves {:.1} GB/s",
-            dev.isa(),
-            dev.threads(),
+            "{}, {}: {:.1} tokens/s (median of {}), {:.2} GB of weights a token = {:.1} GB/s; a copy moves {:.1} GB/s",
+            dev.name(),
             decoder.compute.name(),
             1.0 / median,
             seconds.len(),
@@ -108,9 +107,8 @@ fn decode(config: &RunConfig, tokens: usize, quiet: bool) -> anyhow::Result<serd
 fn head(report: &Report) {
     let limits = report.limits;
     println!(
-        "{} with {} threads: at most {:.0} GFLOP/s in float32, {:.0} in bfloat16; copies {:.1} GB/s",
-        report.isa,
-        report.threads,
+        "{}: at most {:.0} GFLOP/s in float32, {:.0} in bfloat16; copies {:.1} GB/s",
+        report.device,
         limits.f32_flops / 1e9,
         limits.bf16_flops / 1e9,
         limits.copy_bytes / 1e9
@@ -184,6 +182,7 @@ fn as_json(report: &Report) -> serde_json::Value {
         *ops.entry(op.name).or_default() += 1e3 * cost.time.as_secs_f64() / report.steps.len() as f64;
     }
     json!({
+        "device": report.device,
         "isa": report.isa.name(),
         "threads": report.threads,
         "compute_dtype": report.compute.name(),

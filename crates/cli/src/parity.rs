@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use sft_kernels::{CpuOptions, Device};
+use sft_kernels::CpuOptions;
 use sft_train::parity::{self, Limits};
+use sft_train::setup;
 
 /// Compares logits, loss, every gradient, and six steps of training (all weights, LoRA) with those in the case's
 /// folder, in float32, rows packed and alone.
@@ -16,16 +17,18 @@ pub struct Args {
     /// Threads; all cores if left out
     #[arg(long)]
     threads: Option<usize>,
+    /// `cpu`, `cuda`, `cuda:N`, or `auto`
+    #[arg(long, default_value = "cpu")]
+    device: sft_config::Device,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let dev = Device::cpu(CpuOptions { threads: args.threads, isa: None })?;
+    let dev = setup::device_of(args.device, CpuOptions { threads: args.threads, isa: None })?;
     let limits = Limits::FLOAT32;
     println!(
-        "largest differences in float32 on {} with {} threads; limits: logits {:.0e}, loss {:.0e}, gradients {:.0e}, training {:.0e}",
-        dev.isa(),
-        dev.threads(),
+        "largest differences in float32 on {}; limits: logits {:.0e}, loss {:.0e}, gradients {:.0e}, training {:.0e}",
+        dev.name(),
         limits.logits,
         limits.loss,
         limits.gradient,

@@ -16,7 +16,10 @@ pub fn no_effect(config: &RunConfig) {
 
 /// What computes.
 pub fn device(dev: &Device) {
-    println!("device: {} with {} threads", dev.isa(), dev.threads());
+    println!("device: {}", dev.name());
+    if let Some(reason) = dev.no_gpu() {
+        println!("no GPU: {}", reason.lines().next().unwrap_or_default());
+    }
 }
 
 /// Everything known of a job.

@@ -242,18 +242,6 @@ choices! {
         | "codecarbon" | "dagshub" | "dvclive" | "flyte" => "use `tensorboard` or `none`; trainer_log.jsonl is always written",
     }
 
-    /// The device that computes.
-    Device {
-        /// The best one present.
-        #[default]
-        Auto = "auto",
-        /// The processor.
-        Cpu = "cpu",
-    }
-    not_yet {
-        "cuda" | "cuda:0" | "gpu" => "use `device: auto` or `cpu`",
-    }
-
     /// The device that merges an adapter for export.
     ExportDevice {
         /// The processor.

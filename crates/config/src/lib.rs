@@ -8,6 +8,7 @@
 
 mod check;
 mod choices;
+mod device;
 mod docs;
 mod keys;
 mod nearest;
@@ -19,9 +20,10 @@ mod source;
 mod value;
 
 pub use choices::{
-    BestMetric, ComputeDtype, Device, ExportDevice, FinetuningType, InferDtype, IntervalStrategy,
-    LrSchedulerType, MixStrategy, Optim, OverLength, RampShape, Reporter, RopeScaling, Stage,
+    BestMetric, ComputeDtype, ExportDevice, FinetuningType, InferDtype, IntervalStrategy, LrSchedulerType,
+    MixStrategy, Optim, OverLength, RampShape, Reporter, RopeScaling, Stage,
 };
+pub use device::Device;
 pub use docs::{json_schema, reference};
 pub use keys::RunConfig;
 pub use problem::{ConfigError, ConfigErrors, NoEffect, Place, Problem};

@@ -56,7 +56,8 @@ fn logits(dev: &Device, model: &Path, ids: &str, out: &Path, rest: &[&str]) -> O
     let position_ids: Vec<u32> = (0..n).collect();
     let batch = Batch { input_ids: &ids, position_ids: &position_ids, cu_seqlens: &[0, n], targets: &[] };
     let adapters = decoder.adapters();
-    let mut work = Workspace::new(&decoder.spec, adapters, decoder.compute, ids.len(), Purpose::Forward);
+    let mut work =
+        Workspace::new(&dev, &decoder.spec, adapters, decoder.compute, ids.len(), Purpose::Forward);
     fs::write(out, decoder.logits(dev, batch, &mut work)?.view().bytes())?;
     Ok(())
 }
@@ -78,9 +79,12 @@ fn random_adapter(dev: &Device, model: &Path, out: &Path, options: &str) -> Outc
     let method = Method::Lora(options.clone());
     let mut decoder = Decoder::read(dev, model, &method, DType::F32, 11)?;
     for (p, parameter) in decoder.trained_mut().into_iter().enumerate() {
-        for (i, x) in parameter.value_mut().as_mut_slice::<f32>().iter_mut().enumerate() {
+        let mut values = parameter.value().to_f32_vec();
+        for (i, x) in values.iter_mut().enumerate() {
             *x += 0.05 * random::normal(p as u64, i as u64) as f32;
         }
+        let shape = parameter.value().shape().to_vec();
+        parameter.set(sft_kernels::View::of(&values, &shape));
     }
     fs::create_dir_all(out)?;
     adapter::write(&decoder, &options, &model.to_string_lossy(), out)?;

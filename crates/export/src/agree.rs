@@ -50,7 +50,7 @@ fn likeliest(logits: &[f32]) -> Option<usize> {
 fn logits(dev: &Device, decoder: &Decoder, ids: &[u32]) -> Result<Vec<f32>, ExportError> {
     let n = ids.len() as u32;
     let mut work =
-        Workspace::new(&decoder.spec, decoder.adapters(), decoder.compute, ids.len(), Purpose::Forward);
+        Workspace::new(dev, &decoder.spec, decoder.adapters(), decoder.compute, ids.len(), Purpose::Forward);
     let position_ids: Vec<u32> = (0..n).collect();
     let batch = Batch { input_ids: ids, position_ids: &position_ids, cu_seqlens: &[0, n], targets: &[] };
     Ok(decoder.logits(dev, batch, &mut work)?.to_f32_vec())

@@ -79,9 +79,12 @@ fn adapter_folder(base: &Path, options: &LoraOptions) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut decoder = Decoder::read(&device(), base, &Method::Lora(options.clone()), DType::F32, 3).unwrap();
     for (l, parameter) in decoder.trained_mut().into_iter().enumerate() {
-        for (i, x) in parameter.value_mut().as_mut_slice::<f32>().iter_mut().enumerate() {
+        let mut values = parameter.value().to_f32_vec();
+        for (i, x) in values.iter_mut().enumerate() {
             *x += 0.2 * sft_kernels::random::normal(l as u64, i as u64) as f32;
         }
+        let shape = parameter.value().shape().to_vec();
+        parameter.set(sft_kernels::View::of(&values, &shape));
     }
     adapter::write(&decoder, options, "base", folder.path()).unwrap();
     folder

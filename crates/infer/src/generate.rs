@@ -121,8 +121,8 @@ impl<'a> Generator<'a> {
     pub fn new(dev: &'a Device, decoder: &'a Decoder) -> Self {
         let spec = &decoder.spec;
         let (piece, capacity) = (prompt_piece(spec), FIRST_CAPACITY.min(longest_row(spec)));
-        let work = Workspace::new(spec, decoder.adapters(), decoder.compute, piece, Purpose::Forward);
-        let cache = KvCache::new(spec, decoder.compute, capacity);
+        let work = Workspace::new(dev, spec, decoder.adapters(), decoder.compute, piece, Purpose::Forward);
+        let cache = KvCache::new(dev, spec, decoder.compute, capacity);
         Self { dev, decoder, work, cache, cached_ids: Vec::new() }
     }
 
@@ -204,7 +204,7 @@ impl<'a> Generator<'a> {
         let capacity = self.cache.len() + self.cache.room();
         if end > capacity {
             let capacity = end.max(2 * capacity).min(longest_row(spec));
-            self.cache = KvCache::new(spec, self.decoder.compute, capacity);
+            self.cache = KvCache::new(self.dev, spec, self.decoder.compute, capacity);
             self.cached_ids.clear();
             return 0;
         }
@@ -227,7 +227,8 @@ impl<'a> Generator<'a> {
         let mut piece = self.work.max_tokens();
         if !has_one_rotation(&self.decoder.spec, total) && total > piece {
             let (spec, adapters) = (&self.decoder.spec, self.decoder.adapters());
-            self.work = Workspace::new(spec, adapters, self.decoder.compute, total, Purpose::Forward);
+            self.work =
+                Workspace::new(self.dev, spec, adapters, self.decoder.compute, total, Purpose::Forward);
             piece = total;
         }
         let mut logits = Vec::new();

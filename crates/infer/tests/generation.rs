@@ -22,7 +22,7 @@ fn go_on(_: Progress) -> ControlFlow<()> {
 /// Logits of a row computed at once: [N][V].
 fn whole_row(dev: &Device, decoder: &Decoder, ids: &[u32]) -> Vec<Vec<f32>> {
     let spec = &decoder.spec;
-    let mut work = Workspace::new(spec, decoder.adapters(), DType::F32, ids.len(), Purpose::Forward);
+    let mut work = Workspace::new(&dev, spec, decoder.adapters(), DType::F32, ids.len(), Purpose::Forward);
     let positions: Vec<u32> = (0..ids.len() as u32).collect();
     let row = [0, ids.len() as u32];
     let batch = Batch { input_ids: ids, position_ids: &positions, cu_seqlens: &row, targets: &[] };
@@ -48,8 +48,8 @@ fn extending_in_steps_gives_the_logits_of_the_whole_row() {
     let decoder = tiny::random_decoder(&dev, &tiny::spec(512));
     let ids = prompt(90);
     let whole = whole_row(&dev, &decoder, &ids);
-    let mut cache = KvCache::new(&decoder.spec, DType::F32, ids.len());
-    let mut work = Workspace::new(&decoder.spec, decoder.adapters(), DType::F32, 64, Purpose::Forward);
+    let mut cache = KvCache::new(&dev, &decoder.spec, DType::F32, ids.len());
+    let mut work = Workspace::new(&dev, &decoder.spec, decoder.adapters(), DType::F32, 64, Purpose::Forward);
     let mut end = 0;
     for step in [50, 1, 1, 7, 30, 1] {
         let logits = decoder.extend(&dev, &ids[end..end + step], &mut cache, &mut work).unwrap();
@@ -215,7 +215,11 @@ fn an_id_outside_of_the_vocabulary_is_refused_and_does_no_harm() {
 fn scores_that_are_nan_are_an_error() {
     let dev = tiny::device();
     let mut decoder = tiny::random_decoder(&dev, &tiny::spec(512));
-    decoder.norm.as_mut().unwrap().weight.as_mut().unwrap().value_mut().as_mut_slice::<f32>()[3] = f32::NAN;
+    let weight = decoder.norm.as_mut().unwrap().weight.as_mut().unwrap();
+    let mut values = weight.value().to_f32_vec();
+    values[3] = f32::NAN;
+    let shape = [values.len()];
+    weight.set(sft_kernels::View::of(&values, &shape));
     let error =
         Generator::new(&dev, &decoder).generate(&prompt(4), &GenerationOptions::greedy(5, &[]), go_on);
     assert!(matches!(error, Err(InferError::NotANumber { position: 4 })));

@@ -86,6 +86,8 @@ constexpr int ENTRY_WORD = 11;
 #error "the emulator knows the registers of x86-64 and aarch64"
 #endif
 
+using namespace emulation;
+
 namespace {
 
 constexpr unsigned MAX_THREADS = 1024;

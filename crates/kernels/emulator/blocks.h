@@ -4,6 +4,9 @@
 
 #include <string>
 
+using emulation::Dim3;
+using emulation::Emulator;
+
 struct Launch {
     const char* kernel;
     void (*entry)(void** arguments);

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds the emulated CUDA: `build.sh OUT_DIR` leaves libcuda.so.1, libnvrtc.so.13 and libcublasLt.so.13 there, which
-# programs find by LD_LIBRARY_PATH=OUT_DIR.
+# Builds the emulated CUDA: `build.sh OUT_DIR` leaves libcuda.so.1, libnvrtc.so.13 and libcublasLt.so.13 there; `sft` and
+# its tests take them with SFT_CUDA_LIBS=OUT_DIR, other programs with LD_LIBRARY_PATH=OUT_DIR.
 set -eu
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")"

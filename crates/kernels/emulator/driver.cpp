@@ -19,6 +19,8 @@
 
 #define API extern "C" __attribute__((visibility("default"))) int
 
+using namespace emulation;
+
 namespace {
 
 // CUresult
@@ -150,7 +152,6 @@ int release(void* at) {
 int allocate_host(void** at, size_t bytes) {
     *at = bytes > 0 ? aligned_alloc(4096, (bytes + 4095) / 4096 * 4096) : nullptr;
     if (!*at) return bytes > 0 ? OUT_OF_MEMORY : INVALID_VALUE;
-    memset(*at, 0xff, bytes);
     return SUCCESS;
 }
 

@@ -11,8 +11,8 @@ typedef unsigned long long u64;
 typedef decltype(sizeof(0)) size_t;
 
 // Initialised, so that it isn't in .bss: shared memory is this image's .bss, filled with NaN before each block.
-extern "C" __attribute__((visibility("default"))) Emulator* emulator;
-Emulator* emulator = (Emulator*)1;
+extern "C" __attribute__((visibility("default"))) emulation::Emulator* emulator;
+emulation::Emulator* emulator = (emulation::Emulator*)1;
 extern "C" {
 extern char __bss_start[], _end[];
 __attribute__((visibility("default"))) char* emulator_shared[2] = {__bss_start, _end};
@@ -239,13 +239,13 @@ INLINE u32 atomicInc(u32* at, u32 last) { u32 old = *at; *at = old >= last ? 0 :
 
 INLINE int emulator_barrier(bool predicate, const char* file, int line) {
     EMULATOR_MEMORY_CHANGES;
-    int threads = emulator->barrier(predicate, Place{file, line});
+    int threads = emulator->barrier(predicate, emulation::Place{file, line});
     EMULATOR_MEMORY_CHANGES;
     return threads;
 }
-INLINE void emulator_meet(u32 mask, Together* together, void* given, bool aligned, const char* file, int line) {
+INLINE void emulator_meet(u32 mask, emulation::Together* together, void* given, bool aligned, const char* file, int line) {
     EMULATOR_MEMORY_CHANGES;
-    emulator->meet(mask, together, given, aligned, Place{file, line});
+    emulator->meet(mask, together, given, aligned, emulation::Place{file, line});
     EMULATOR_MEMORY_CHANGES;
 }
 
@@ -290,7 +290,7 @@ template <class T> struct EmulatorShuffle {
             if (!(mask >> l & 1)) continue;
             EmulatorShuffle* lane = (EmulatorShuffle*)lanes[l];
             if (!(mask >> lane->from & 1))
-                emulator->fail(LAUNCH_FAILED, "lane %u takes a value from lane %d, which isn't in mask 0x%08x", l,
+                emulator->fail(emulation::LAUNCH_FAILED, "lane %u takes a value from lane %d, which isn't in mask 0x%08x", l,
                                lane->from, mask);
             lane->taken = ((EmulatorShuffle*)lanes[lane->from])->given;
         }
@@ -337,8 +337,8 @@ INLINE float exp2_approx(float x) {
 }
 
 INLINE float reciprocal_approx(float x) {
-    float y = 1.0f / x;
-    return __builtin_fabsf(y) < 1.17549435e-38f ? 0.0f : y;
+    float y = 1.0f / (fabsf(x) < 1.17549435e-38f ? copysignf(0.0f, x) : x);
+    return fabsf(y) < 1.17549435e-38f ? copysignf(0.0f, y) : y;
 }
 
 // PTX ISA, "Matrix Fragments for mma.m16n8k16": with g = lane / 4 and t = lane % 4, a[0] holds row g and a[1] row g + 8
@@ -392,7 +392,7 @@ template <bool TRANSPOSED> struct EmulatorLoadMatrix {
     }
 };
 template <bool TRANSPOSED> INLINE void emulator_load_matrix(u32* r, const void* row, const char* file, int line) {
-    if ((size_t)row % 16 != 0) emulator->fail(MISALIGNED_ADDRESS, "ldmatrix from a misaligned row at %s:%d", file, line);
+    if ((size_t)row % 16 != 0) emulator->fail(emulation::MISALIGNED_ADDRESS, "ldmatrix from a misaligned row at %s:%d", file, line);
     EmulatorLoadMatrix<TRANSPOSED> load = {r, (const u16*)row};
     emulator_meet(0xffffffffu, EmulatorLoadMatrix<TRANSPOSED>::together, &load, true, file, line);
 }
@@ -402,8 +402,8 @@ INLINE void ldmatrix_x4_transposed(u32 (&r)[4], const void* row, EMULATOR_PLACE)
 }
 
 INLINE void copy_async_16(void* shared, const void* global, bool valid, EMULATOR_PLACE) {
-    if ((size_t)shared % 16 != 0 || (size_t)global % 16 != 0)
-        emulator->fail(MISALIGNED_ADDRESS, "copy_async_16 with a misaligned address at %s:%d", file, line);
+    if ((size_t)shared % 16 != 0 || (valid && (size_t)global % 16 != 0))
+        emulator->fail(emulation::MISALIGNED_ADDRESS, "copy_async_16 with a misaligned address at %s:%d", file, line);
     EMULATOR_MEMORY_CHANGES;
     // A bad source faults here rather than where the copy is waited for.
     if (valid) (void)*(const volatile u64*)global, (void)*((const volatile u64*)global + 1);
@@ -434,16 +434,16 @@ struct EmulatorCheck {
 
 #define EMULATOR_CHECK extern "C" __attribute__((used, no_sanitize_undefined)) inline void
 EMULATOR_CHECK __ubsan_handle_type_mismatch_v1_abort(EmulatorCheck* check, size_t address) {
-    emulator->fail(MISALIGNED_ADDRESS, "access to %s at a misaligned address, %s:%u", check->type->name, check->file,
+    emulator->fail(emulation::MISALIGNED_ADDRESS, "access to %s at a misaligned address, %s:%u", check->type->name, check->file,
                    check->line);
 }
 EMULATOR_CHECK __ubsan_handle_out_of_bounds_abort(EmulatorCheck* check, size_t index) {
-    emulator->fail(ILLEGAL_ADDRESS, "index %lld is out of the bounds of %s, %s:%u", (long long)index, check->type->name,
+    emulator->fail(emulation::ILLEGAL_ADDRESS, "index %lld is out of the bounds of %s, %s:%u", (long long)index, check->type->name,
                    check->file, check->line);
 }
 EMULATOR_CHECK __ubsan_handle_shift_out_of_bounds_abort(EmulatorCheck* check, size_t, size_t by) {
-    emulator->fail(LAUNCH_FAILED, "shift by %lld, %s:%u", (long long)by, check->file, check->line);
+    emulator->fail(emulation::LAUNCH_FAILED, "shift by %lld, %s:%u", (long long)by, check->file, check->line);
 }
 EMULATOR_CHECK __ubsan_handle_divrem_overflow_abort(EmulatorCheck* check, size_t, size_t) {
-    emulator->fail(LAUNCH_FAILED, "division of integers by zero, %s:%u", check->file, check->line);
+    emulator->fail(emulation::LAUNCH_FAILED, "division of integers by zero, %s:%u", check->file, check->line);
 }

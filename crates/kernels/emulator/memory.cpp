@@ -1,10 +1,12 @@
 #include "memory.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <map>
 #include <sys/mman.h>
+#include <unistd.h>
 
 namespace {
 
@@ -33,6 +35,31 @@ size_t alignment() {
 }
 
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+// Makes fresh memory NaN. Large memory is mapped from one file that is full of it, so that pages take time only once
+// they are written to.
+constexpr size_t PATTERN = 4 << 20;
+
+bool fill(uintptr_t page, size_t pages) {
+    static const int file = [] {
+        int it = memfd_create("nan", MFD_CLOEXEC);
+        void* at = ftruncate(it, PATTERN) == 0 ? mmap(nullptr, PATTERN, PROT_WRITE, MAP_SHARED, it, 0) : MAP_FAILED;
+        if (at == MAP_FAILED) return -1;
+        memset(at, 0xff, PATTERN);
+        munmap(at, PATTERN);
+        return it;
+    }();
+    if (pages < PATTERN / 4 || file < 0) {
+        if (mprotect((void*)page, pages, PROT_READ | PROT_WRITE) != 0) return false;
+        memset((void*)page, 0xff, pages);
+        return true;
+    }
+    for (size_t at = 0; at < pages; at += PATTERN)
+        if (mmap((void*)(page + at), std::min(PATTERN, pages - at), PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, file, 0) == MAP_FAILED)
+            return false;
+    return true;
+}
 
 bool overrun(uintptr_t start, const Allocation& allocation) {
     for (size_t i = allocation.bytes; i < allocation.padded; i++)
@@ -69,8 +96,7 @@ void* memory_allocate(size_t bytes) {
     size_t padded = round_up(bytes, alignment()), pages = round_up(padded, PAGE);
     if (next + pages + 2 * PAGE > first + ADDRESSES) return nullptr;
     uintptr_t page = next + PAGE;
-    if (mprotect((void*)page, pages, PROT_READ | PROT_WRITE) != 0) return nullptr;
-    memset((void*)page, 0xff, pages);
+    if (!fill(page, pages)) return nullptr;
     uintptr_t start = page + pages - padded;
     next = page + pages;
     used += bytes;

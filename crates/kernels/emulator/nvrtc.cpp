@@ -41,6 +41,14 @@ namespace {
 
 constexpr int SUCCESS = 0, INVALID_INPUT = 3, INVALID_OPTION = 5, COMPILATION = 6, INTERNAL = 11;
 
+// How kernels are compiled. -fno-gnu-unique: else statics of templates, that is shared memory, are one in the whole
+// process. The checks end in emulator.h, so their library isn't linked.
+const std::vector<std::string> COMPILE = {
+    "-D__global__=", "-D__launch_bounds__(...)=", "-O1", "-g1", "-w", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique",
+    "-fno-strict-aliasing", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-fwrapv", "-fstack-clash-protection",
+    "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero", "-fno-sanitize-recover=all", "-c"};
+const std::vector<std::string> LINK = {"-shared", "-nostartfiles", "-Wl,-Bsymbolic", "-Wl,-z,defs"};
+
 struct Program {
     std::string source, name, log, image;
 };
@@ -176,17 +184,10 @@ int compile(Program& program, int count, const char* const* options) {
 
     std::string source = read_file(file("kernel.ii"));
     write_file(file("kernel.cpp"), source + entries(source));
-    // -fno-gnu-unique: else statics of templates, that is shared memory, are one in the whole process. What an
-    // unaligned type or an array's bound forbids ends in emulator.h, so the checks' library isn't linked.
-    if (!compiler({standard, "-D__global__=", "-D__launch_bounds__(...)=", "-O1", "-g1", "-w", "-fPIC", "-fvisibility=hidden",
-                   "-fno-gnu-unique", "-fno-strict-aliasing", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-fwrapv", "-fstack-clash-protection",
-                   "-fsanitize=alignment,bounds,shift-exponent,integer-divide-by-zero", "-fno-sanitize-recover=all",
-                   "-c", file("kernel.cpp"), "-o", file("kernel.o")},
-                  folder, program.log))
-        return COMPILATION;
-    if (!compiler({"-shared", "-nostartfiles", "-Wl,-Bsymbolic", "-Wl,-z,defs", file("kernel.o"), "-o", file("kernel.so"), "-lm"},
-                  folder, program.log))
-        return COMPILATION;
+    std::vector<std::string> to_object = COMPILE, to_image = LINK;
+    to_object.insert(to_object.end(), {standard, file("kernel.cpp"), "-o", file("kernel.o")});
+    to_image.insert(to_image.end(), {file("kernel.o"), "-o", file("kernel.so"), "-lm"});
+    if (!compiler(to_object, folder, program.log) || !compiler(to_image, folder, program.log)) return COMPILATION;
 
     std::string object = read_file(file("kernel.so"));
     ImageHeader header;
@@ -200,7 +201,16 @@ int copy_out(const std::string& from, char* to) { return memcpy(to, from.data(),
 
 }  // namespace
 
-API nvrtcVersion(int* major, int* minor) { return *major = 13, *minor = 0, SUCCESS; }
+// Who keeps what was compiled asks for the version, to compile again after a change: so this one is that of the text of
+// the headers and of how the compiler is called.
+API nvrtcVersion(int* major, int* minor) {
+    std::string text = headers;
+    for (const std::vector<std::string>* options : {&COMPILE, &LINK})
+        for (const std::string& option : *options) text += option;
+    *major = 13;
+    *minor = 1000000 + (int)(std::hash<std::string>()(text) % 1000000);
+    return SUCCESS;
+}
 API nvrtcCreateProgram(Program** it, const char* source, const char* name, int headers, const char* const*, const char* const*) {
     if (headers != 0) return INVALID_INPUT;
     *it = new Program{source, name && *name ? name : "kernel.cu", "", ""};

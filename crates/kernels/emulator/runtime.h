@@ -1,6 +1,8 @@
 // What a compiled kernel and the emulated driver know of each other. The driver owns one `Emulator`; every image has a
-// pointer to it, set when the image is loaded.
+// pointer to it, set when the image is loaded. In a namespace, since kernels have names of their own.
 #pragma once
+
+namespace emulation {
 
 struct Dim3 {
     unsigned x, y, z;
@@ -33,3 +35,5 @@ struct Emulator {
     // Ends the kernel; its launch returns `error`.
     void (*fail)(KernelError error, const char* format, ...);
 };
+
+}  // namespace emulation

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use thiserror::Error;
 
-use crate::cuda::{Cuda, CudaError};
+use crate::cuda::{self, Cuda, CudaError};
 use crate::profile::{Profile, Timed};
 use crate::{DType, Isa, Tensor};
 
@@ -61,6 +61,7 @@ pub struct Device {
     isa: Isa,
     profile: Profile,
     cuda: Option<Arc<Cuda>>,
+    no_gpu: Option<String>,
 }
 
 impl Device {
@@ -86,14 +87,38 @@ impl Device {
             .num_threads(threads)
             .thread_name(|i| format!("sft-{i}"))
             .build()?;
-        Ok(Self { pool, isa, profile: Profile::default(), cuda: None })
+        Ok(Self { pool, isa, profile: Profile::default(), cuda: None, no_gpu: None })
+    }
+
+    /// The first GPU if there is one that can be used, else the CPU; [`Device::no_gpu`] says why.
+    ///
+    /// # Errors
+    /// As [`Device::cpu`] and [`Device::gpu`].
+    pub fn best(options: CpuOptions) -> Result<Self, DeviceError> {
+        match cuda::best_card() {
+            Ok(ordinal) => Self::gpu(ordinal, options),
+            Err(error) => Ok(Self { no_gpu: Some(error.to_string()), ..Self::cpu(options)? }),
+        }
+    }
+
+    /// Why no GPU is in use where one would have been.
+    pub fn no_gpu(&self) -> Option<&str> {
+        self.no_gpu.as_deref()
+    }
+
+    /// What it is, in words.
+    pub fn name(&self) -> String {
+        match &self.cuda {
+            Some(cuda) => cuda.properties().name.clone(),
+            None => format!("{} with {} threads", self.isa, self.threads()),
+        }
     }
 
     /// GPU number `ordinal`; what remains for the CPU runs with `options`.
     ///
     /// # Errors
     /// No such card, no driver, a library that is missing.
-    pub fn cuda_with(ordinal: usize, options: CpuOptions) -> Result<Self, DeviceError> {
+    pub fn gpu(ordinal: usize, options: CpuOptions) -> Result<Self, DeviceError> {
         Self::on_card(Cuda::open(ordinal)?, options)
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use crate::cuda::{Cuda, Span};
+use crate::matmul::Matmul;
 use crate::{DType, Device, Isa, Tensor};
 
 /// Limits of a device.
@@ -23,9 +25,47 @@ const COPIED: usize = 128 << 20;
 impl Limits {
     /// Measures for about a second, on all threads of `dev`.
     pub fn measure(dev: &Device) -> Self {
+        if let Some(cuda) = dev.cuda() {
+            let [f32_flops, bf16_flops] =
+                [(DType::F32, 4096), (DType::BF16, 8192)].map(|(dtype, size)| products(dev, dtype, size));
+            return Self { f32_flops, bf16_flops, copy_bytes: copy_on_card(dev, cuda) };
+        }
         let [f32_flops, bf16_flops] = arithmetic(dev);
         Self { f32_flops, bf16_flops, copy_bytes: copy(dev) }
     }
+}
+
+/// Operations a second of a large square product on a GPU. Zeros would be multiplied faster than anything else.
+fn products(dev: &Device, dtype: DType, size: usize) -> f64 {
+    let draw = |seed: u64| {
+        let value = |i: u64| crate::random::uniform(seed, i) as f32 - 0.5;
+        let row: Vec<f32> = (0..size as u64 * 61).map(value).collect();
+        let values: Vec<f32> = row.iter().cycle().take(size * size).copied().collect();
+        Tensor::from_slice(&values, &[size, size]).to_dtype(dtype).on(dev)
+    };
+    let (a, b, mut c) = (draw(1), draw(2), dev.zeros(dtype, &[size, size]));
+    let flops = 2.0 * (size as f64).powi(3);
+    best_time(dev, || Matmul::new(a.view(), b.view(), c.view_mut()).run(dev)).map_or(0.0, |s| flops / s)
+}
+
+fn copy_on_card(dev: &Device, cuda: &Cuda) -> f64 {
+    const BYTES: usize = 1 << 30;
+    let [mut to, from] = [(), ()].map(|()| dev.zeros(DType::F32, &[BYTES / 4]));
+    let copied = best_time(dev, || cuda.copy(to.view_mut().device(), from.view().device(), BYTES));
+    copied.map_or(0.0, |s| (2 * BYTES) as f64 / s)
+}
+
+/// Seconds of the fastest of some runs on a GPU, after one to warm up.
+fn best_time(dev: &Device, mut run: impl FnMut()) -> Option<f64> {
+    let cuda = dev.cuda()?;
+    run();
+    let times = (0..TURNS).map(|_| {
+        let span = Span::begin(cuda);
+        run();
+        span.end();
+        span.time().as_secs_f64()
+    });
+    times.min_by(f64::total_cmp)
 }
 
 /// Operations a second of loops that touch no memory, `[f32, bf16]`.

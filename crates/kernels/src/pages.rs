@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use memmap2::MmapMut;
 
-use crate::{DType, Tensor};
+use crate::{DType, Device, Tensor};
 
 /// Bytes of a huge page.
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
@@ -38,14 +38,28 @@ pub(crate) fn zeroed(bytes: usize) -> (MmapMut, Range<usize>) {
 
 /// Hands out tensors that are made together and live as long as each other: they share huge pages, which a tensor of a
 /// few megabytes of its own could not fill.
-#[derive(Debug, Default)]
-pub struct Slab {
+#[derive(Debug)]
+pub struct Slab<'a> {
+    dev: &'a Device,
     chunk: Option<(Arc<MmapMut>, Range<usize>)>,
 }
 
-impl Slab {
+impl<'a> Slab<'a> {
+    /// Of tensors where `dev` runs; a GPU's memory needs no sharing of pages.
+    pub fn on(dev: &'a Device) -> Self {
+        Self { dev, chunk: None }
+    }
+
+    /// Where its tensors are.
+    pub fn device(&self) -> &'a Device {
+        self.dev
+    }
+
     /// A tensor of zeros. The pages are given back when all tensors that share them are gone.
     pub fn zeros(&mut self, dtype: DType, shape: &[usize]) -> Tensor {
+        if self.dev.cuda().is_some() {
+            return self.dev.zeros(dtype, shape);
+        }
         let bytes = shape.iter().product::<usize>() * dtype.bytes();
         if self.chunk.as_ref().is_none_or(|(_, free)| free.len() < bytes) {
             let (pages, free) = zeroed(bytes.max(CHUNK));
@@ -64,7 +78,8 @@ mod tests {
 
     #[test]
     fn tensors_of_a_slab_are_zeroed_aligned_and_apart() {
-        let mut slab = Slab::default();
+        let dev = Device::cpu(crate::CpuOptions::default()).unwrap();
+        let mut slab = Slab::on(&dev);
         let mut all: Vec<Tensor> = [1, 3, 100, CHUNK, 70].map(|n| slab.zeros(DType::BF16, &[n])).into();
         for (i, tensor) in all.iter_mut().enumerate() {
             let values = tensor.view_mut().as_mut_slice::<half::bf16>();

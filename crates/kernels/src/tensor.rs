@@ -280,9 +280,7 @@ impl Tensor {
 
     /// A copy in the host's memory.
     pub fn to_host(&self) -> Self {
-        let mut copy = Self::zeros(self.dtype, self.shape());
-        copy.view_mut().copy_from(self.view());
-        copy
+        self.view().to_host()
     }
 
     /// Whether it is in the host's memory.
@@ -489,6 +487,18 @@ impl<'a> View<'a> {
         unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<E>()) }
     }
 
+    /// Whether it is in the host's memory.
+    pub fn is_on_host(&self) -> bool {
+        matches!(self.bytes, Bytes::Host(_))
+    }
+
+    /// A copy in the host's memory.
+    pub fn to_host(self) -> Tensor {
+        let mut copy = Tensor::zeros(self.dtype, self.shape());
+        copy.view_mut().copy_from(self);
+        copy
+    }
+
     /// A copy in another element type, where this is.
     pub fn to_dtype(self, dtype: DType) -> Tensor {
         let mut copy = match self.bytes {
@@ -502,9 +512,7 @@ impl<'a> View<'a> {
     /// All elements as `f32`, in a new vector.
     pub fn to_f32_vec(self) -> Vec<f32> {
         if let Bytes::Device(_) = self.bytes {
-            let mut copy = Tensor::zeros(self.dtype, self.shape());
-            copy.view_mut().copy_from(self);
-            return copy.to_f32_vec();
+            return self.to_host().to_f32_vec();
         }
         match self.dtype {
             DType::F32 => self.as_slice::<f32>().to_vec(),

@@ -2,20 +2,20 @@
 //!
 //! The memory plan and the allocation are the same code run twice, so they cannot disagree.
 
-use sft_kernels::{DType, Slab, Tensor};
+use sft_kernels::{DType, Device, Slab, Tensor};
 
 /// Hands out zeroed tensors, or only counts their bytes.
 #[derive(Debug)]
-pub struct Arena {
+pub struct Arena<'a> {
     /// Where tensors come from; `None` if they are only counted.
-    slab: Option<Slab>,
+    slab: Option<Slab<'a>>,
     bytes: usize,
 }
 
-impl Arena {
-    /// Hands out tensors.
-    pub fn allocating() -> Self {
-        Self { slab: Some(Slab::default()), bytes: 0 }
+impl<'a> Arena<'a> {
+    /// Hands out tensors where `dev` runs.
+    pub fn allocating(dev: &'a Device) -> Self {
+        Self { slab: Some(Slab::on(dev)), bytes: 0 }
     }
 
     /// Hands out empty tensors and counts what the real ones would take.
@@ -34,9 +34,9 @@ impl Arena {
         Tensor::zeros(dtype, &shape)
     }
 
-    /// Whether it only counts.
-    pub fn is_counting(&self) -> bool {
-        self.slab.is_none()
+    /// Where tensors are really made; `None` if they are only counted.
+    pub fn device(&self) -> Option<&'a Device> {
+        self.slab.as_ref().map(Slab::device)
     }
 
     /// Bytes handed out so far.

@@ -61,7 +61,7 @@ struct Normed {
 impl Saved {
     /// Room for `tokens` tokens.
     pub fn new(
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         dtype: DType,
         tokens: usize,
         (spec, norm): (&AttentionSpec, NormSpec),
@@ -104,7 +104,7 @@ pub struct Scratch {
 
 impl Scratch {
     /// Room for `tokens` tokens of the widest layer.
-    pub fn new(arena: &mut Arena, dtype: DType, tokens: usize, spec: &DecoderSpec) -> Self {
+    pub fn new(arena: &mut Arena<'_>, dtype: DType, tokens: usize, spec: &DecoderSpec) -> Self {
         let widest = |width: fn(&AttentionSpec) -> usize| {
             tokens * spec.layers.iter().map(|layer| width(&layer.attention)).max().unwrap_or(0)
         };

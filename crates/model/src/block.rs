@@ -60,7 +60,7 @@ pub struct Saved {
 impl Saved {
     /// Room for `tokens` tokens in the block of this number.
     pub fn new(
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         dtype: DType,
         tokens: usize,
         (model, layer): (&DecoderSpec, usize),
@@ -101,7 +101,7 @@ pub struct Scratch {
 impl Scratch {
     /// Room for `tokens` tokens; for `backward_tokens` (0 where none follows) in what backward alone needs.
     pub fn new(
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         dtype: DType,
         (tokens, backward_tokens): (usize, usize),
         spec: &DecoderSpec,

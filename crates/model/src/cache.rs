@@ -1,6 +1,6 @@
 //! Keys and values of the tokens that a conversation has had so far.
 
-use sft_kernels::{DType, Tensor, View};
+use sft_kernels::{DType, Device, Tensor, View};
 
 use crate::spec::DecoderSpec;
 
@@ -36,10 +36,10 @@ pub struct KvCache {
 
 impl KvCache {
     /// Room for `capacity` tokens.
-    pub fn new(spec: &DecoderSpec, dtype: DType, capacity: usize) -> Self {
+    pub fn new(dev: &Device, spec: &DecoderSpec, dtype: DType, capacity: usize) -> Self {
         let layer = |layer: &crate::spec::LayerSpec| {
             let shape = [capacity, layer.attention.kv_heads, layer.attention.head_dim];
-            LayerCache { k: Tensor::zeros(dtype, &shape), v: Tensor::zeros(dtype, &shape), len: 0 }
+            LayerCache { k: dev.zeros(dtype, &shape), v: dev.zeros(dtype, &shape), len: 0 }
         };
         Self { layers: spec.layers.iter().map(layer).collect(), capacity }
     }

@@ -67,7 +67,7 @@ impl Decoder {
 
     /// Packs the frozen weights of all linear layers and of the head for their products: no step packs them again.
     pub fn pack_frozen(&mut self, dev: &Device) {
-        let mut slab = Slab::default();
+        let mut slab = Slab::on(dev);
         self.linears_mut().for_each(|linear| linear.weight.pack(dev, &mut slab));
         self.lm_head.as_mut().unwrap_or(&mut self.embed_tokens).pack(dev, &mut slab);
     }
@@ -215,7 +215,7 @@ impl Decoder {
     }
 
     fn head_logits(&self, dev: &Device, work: &mut Workspace, positions: std::ops::Range<usize>) -> Tensor {
-        let mut logits = Tensor::zeros(DType::F32, &[positions.len(), self.spec.vocab_size]);
+        let mut logits = dev.zeros(DType::F32, &[positions.len(), self.spec.vocab_size]);
         let (hidden, head) = work.output(self.blocks.len(), positions.end);
         let hidden: View<'_> = hidden.rows(positions);
         let (params, layers) = (LogitParams::of(&self.spec), self.head_layers());

@@ -65,7 +65,7 @@ struct Projection {
 impl Scratch {
     /// Room for `tokens` tokens.
     pub fn new(
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         dtype: DType,
         tokens: usize,
         spec: &DecoderSpec,

@@ -110,7 +110,7 @@ struct Projection {
 impl Scratch {
     /// Room for `tokens` supervised tokens.
     pub fn new(
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         dtype: DType,
         tokens: usize,
         spec: &DecoderSpec,

@@ -33,7 +33,7 @@ pub struct Saved {
 impl Saved {
     /// Room for `tokens` tokens.
     pub fn new(
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         dtype: DType,
         tokens: usize,
         names: InputNames,
@@ -56,7 +56,7 @@ pub struct Scratch {
 impl Scratch {
     /// Room for `tokens` tokens and `widest` outputs of layers that make several at once, if there are such.
     pub fn new(
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         dtype: DType,
         tokens: usize,
         widest: Option<usize>,

@@ -53,7 +53,7 @@ pub struct Saved {
 
 impl Saved {
     /// Room for `tokens` tokens.
-    pub fn new(arena: &mut Arena, dtype: DType, tokens: usize, rank: Option<usize>) -> Self {
+    pub fn new(arena: &mut Arena<'_>, dtype: DType, tokens: usize, rank: Option<usize>) -> Self {
         Self { xa: rank.map(|rank| arena.tensor(dtype, &[tokens * rank])) }
     }
 }
@@ -70,7 +70,7 @@ pub struct Scratch {
 impl Scratch {
     /// Room for `tokens` tokens, inputs of at most `width` and adapters of at most `rank`.
     pub fn new(
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         dtype: DType,
         tokens: usize,
         width: usize,
@@ -124,9 +124,9 @@ impl Linear {
         let xa = saved.xa.as_mut().expect("the workspace was made for the adapters on this model");
         let input = lora.dropped(dev, x, scratch, dropout);
         let (n, rank) = (x.dim(0), lora.rank());
-        Matmul::x_wt(input, lora.a.value(), matrix(xa, n, rank)).alpha(lora.scale).run(dev);
+        Matmul::x_wt(input, lora.a.operand(), matrix(xa, n, rank)).alpha(lora.scale).run(dev);
         let xa = xa.head(n * rank).reshape(&[n, rank]);
-        self.weight.x_wt(x, y).bias(bias).plus(xa, lora.b.value()).run(dev);
+        self.weight.x_wt(x, y).bias(bias).plus(xa, lora.b.operand()).run(dev);
     }
 
     /// Adds to the gradients of what is trained; writes the input's gradient to `dx` if there is one, or adds to it
@@ -166,10 +166,10 @@ impl Linear {
             let dxa = dxa.head(n * rank).reshape(&[n, rank]);
             let product = self.weight.dy_w(dy, dx.reborrow()).accumulate_if(accumulate);
             match lora.dropout_key(dropout).zip(scratch.dropped.as_mut()) {
-                None => product.plus(dxa, lora.a.value()).run(dev),
+                None => product.plus(dxa, lora.a.operand()).run(dev),
                 Some((key, buffer)) => {
                     product.run(dev);
-                    Matmul::dy_w(dxa, lora.a.value(), matrix(buffer, n, x.dim(1))).run(dev);
+                    Matmul::dy_w(dxa, lora.a.operand(), matrix(buffer, n, x.dim(1))).run(dev);
                     let through = buffer.head(x.elements()).reshape(x.shape());
                     dropout::apply(dev, lora.dropout, key, through, dx, true);
                 }

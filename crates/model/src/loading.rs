@@ -375,11 +375,8 @@ impl<'a> Loading<'a> {
         let draw = |i| ((2.0 * random::uniform(key, i) - 1.0) * bound) as f32;
         let a: Vec<f32> = (0..(rank * inputs) as u64).map(draw).collect();
         Some(Lora {
-            a: Parameter::trained(format!("{path}.lora_A.weight"), Tensor::from_slice(&a, &[rank, inputs])),
-            b: Parameter::trained(
-                format!("{path}.lora_B.weight"),
-                Tensor::zeros(DType::F32, &[outputs, rank]),
-            ),
+            a: self.trained(format!("{path}.lora_A.weight"), Tensor::from_slice(&a, &[rank, inputs])),
+            b: self.trained(format!("{path}.lora_B.weight"), Tensor::zeros(DType::F32, &[outputs, rank])),
             scale: options.scale(rank),
             dropout: options.dropout,
             dropout_id: random::name_part(path),
@@ -425,13 +422,24 @@ impl<'a> Loading<'a> {
             self.non_finite = found.map(|element| (stored.to_owned(), element));
         }
         let parameter = if trained {
-            Parameter::trained(name, value)
-        } else if value.dtype() == self.compute {
-            Parameter::frozen(name, value)
+            self.trained(name, value)
         } else {
-            Parameter::frozen(name, value.to_dtype(self.compute))
+            let value = if value.dtype() == self.compute { value } else { value.to_dtype(self.compute) };
+            Parameter::frozen(name, self.placed(value))
         };
         parameter.stored(form)
+    }
+
+    fn trained(&self, name: impl Into<String>, value: Tensor) -> Parameter {
+        Parameter::trained(name, self.placed(value), self.compute)
+    }
+
+    /// The value where the model runs.
+    fn placed(&self, value: Tensor) -> Tensor {
+        match self.dev {
+            Some(dev) => value.on(dev),
+            None => value,
+        }
     }
 
     fn draw(&self, seed: u64, name: &str, shape: &[usize], start: Start) -> Tensor {

@@ -62,7 +62,10 @@ impl Xielu {
     /// Adds to the gradients of the two numbers.
     fn accumulate(&mut self, gradients: [f32; 2]) {
         for (parameter, gradient) in [&mut self.alpha_p, &mut self.alpha_n].into_iter().zip(gradients) {
-            parameter.accumulate(|_, d| d.as_mut_slice::<f32>()[0] += gradient);
+            parameter.accumulate(|_, d| {
+                let sum = d.as_view().to_f32_vec()[0] + gradient;
+                d.copy_from(View::of(&[sum], &[1]));
+            });
         }
     }
 }
@@ -99,7 +102,7 @@ pub struct Saved {
 impl Saved {
     /// Room for `tokens` tokens.
     pub fn new(
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         dtype: DType,
         tokens: usize,
         spec: &MlpSpec,
@@ -127,7 +130,13 @@ pub struct Scratch {
 
 impl Scratch {
     /// Room for `tokens` tokens of the widest layer, F = `f`.
-    pub fn new(arena: &mut Arena, dtype: DType, tokens: usize, f: usize, activation: ActivationSpec) -> Self {
+    pub fn new(
+        arena: &mut Arena<'_>,
+        dtype: DType,
+        tokens: usize,
+        f: usize,
+        activation: ActivationSpec,
+    ) -> Self {
         let has_weights = !matches!(activation, ActivationSpec::Fixed(_));
         let sums = xielu::scratch_len(tokens * f);
         Self {

@@ -37,7 +37,7 @@ pub struct SavedNorms {
 impl SavedNorms {
     /// Room for `tokens` tokens.
     pub fn new(
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         dtype: DType,
         (tokens, hidden): (usize, usize),
         names: NormNames,

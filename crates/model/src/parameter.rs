@@ -1,7 +1,8 @@
 //! A named weight, and its gradient if it is trained.
 //!
 //! A frozen weight keeps the compute dtype (and stays in its file, mapped, where that is possible). A trained weight
-//! is f32, whatever the compute dtype is: products round it to bf16 as they read it, updates do not lose small steps.
+//! is f32, whatever the compute dtype is: products on a CPU round it to bf16 as they read it, those on a GPU read a copy
+//! that the update rounds; updates do not lose small steps.
 
 use sft_kernels::matmul::{Matmul, PackedWeight, Reads};
 use sft_kernels::{DType, Device, Slab, Tensor, View, ViewMut};
@@ -27,6 +28,8 @@ pub struct Parameter {
     stored: Stored,
     value: Tensor,
     gradient: Option<Tensor>,
+    /// The value of a trained matrix in the type that a GPU multiplies.
+    rounded: Option<Tensor>,
     packed: Option<Packed>,
 }
 
@@ -40,18 +43,20 @@ struct Packed {
 impl Parameter {
     /// A weight that does not change.
     pub fn frozen(name: impl Into<String>, value: Tensor) -> Self {
-        Self { name: name.into(), stored: Stored::Plain, value, gradient: None, packed: None }
+        Self { name: name.into(), stored: Stored::Plain, value, gradient: None, rounded: None, packed: None }
     }
 
-    /// A weight that training changes: converted to f32, with a gradient of zeros.
-    pub fn trained(name: impl Into<String>, value: Tensor) -> Self {
+    /// A weight that training changes: converted to f32, with a gradient of zeros. Products are of type `compute`.
+    pub fn trained(name: impl Into<String>, value: Tensor, compute: DType) -> Self {
         let value = if value.dtype() == DType::F32 && value.owned_bytes() > 0 {
             value
         } else {
             value.to_dtype(DType::F32)
         };
-        let gradient = Some(Tensor::zeros(DType::F32, value.shape()));
-        Self { name: name.into(), stored: Stored::Plain, value, gradient, packed: None }
+        let gradient = Some(value.zeros_beside(DType::F32, value.shape()));
+        let is_multiplied = value.shape().len() > 1 && compute != DType::F32 && !value.is_on_host();
+        let rounded = is_multiplied.then(|| value.to_dtype(compute));
+        Self { name: name.into(), stored: Stored::Plain, value, gradient, rounded, packed: None }
     }
 
     /// The same weight, in files as it is said here.
@@ -77,12 +82,14 @@ impl Parameter {
     /// The same weight with another value of the same shape, trained or frozen as before.
     pub fn with_value(&self, value: Tensor) -> Self {
         let name = self.name.clone();
-        let new = if self.is_trained() { Self::trained(name, value) } else { Self::frozen(name, value) };
+        let compute = self.rounded.as_ref().map_or(DType::F32, Tensor::dtype);
+        let new =
+            if self.is_trained() { Self::trained(name, value, compute) } else { Self::frozen(name, value) };
         new.stored(self.stored)
     }
 
     /// Packs a frozen matrix for the products of a linear layer, in memory of `slab`; its pages in a file are released.
-    pub fn pack(&mut self, dev: &Device, slab: &mut Slab) {
+    pub fn pack(&mut self, dev: &Device, slab: &mut Slab<'_>) {
         if self.is_trained() {
             return;
         }
@@ -93,12 +100,12 @@ impl Parameter {
 
     /// y = x·Wᵀ of a linear layer's weight [out, in], x [N, in], y [N, out].
     pub fn x_wt<'a>(&'a self, x: View<'a>, y: ViewMut<'a>) -> Matmul<'a> {
-        Matmul::x_wt(x, self.value(), y).packed(self.packed.as_ref().map(|packed| &packed.x_wt))
+        Matmul::x_wt(x, self.operand(), y).packed(self.packed.as_ref().map(|packed| &packed.x_wt))
     }
 
     /// dx = dy·W of a linear layer's weight [out, in], dy [N, out], dx [N, in].
     pub fn dy_w<'a>(&'a self, dy: View<'a>, dx: ViewMut<'a>) -> Matmul<'a> {
-        Matmul::dy_w(dy, self.value(), dx).packed(self.packed.as_ref().map(|packed| &packed.dy_w))
+        Matmul::dy_w(dy, self.operand(), dx).packed(self.packed.as_ref().map(|packed| &packed.dy_w))
     }
 
     /// Hugging Face's name, or PEFT's for an adapter's weight.
@@ -122,17 +129,25 @@ impl Parameter {
         self.value.view()
     }
 
+    /// The weight as products take it.
+    pub fn operand(&self) -> View<'_> {
+        self.rounded.as_ref().unwrap_or(&self.value).view()
+    }
+
     /// The weight as a tensor, to write it to a file.
     pub fn tensor(&self) -> &Tensor {
         &self.value
     }
 
-    /// The weight, to overwrite it.
+    /// Overwrites the weight.
     ///
     /// # Panics
     /// If it is frozen in a mapped file.
-    pub fn value_mut(&mut self) -> ViewMut<'_> {
-        self.value.view_mut()
+    pub fn set(&mut self, value: View<'_>) {
+        self.value.view_mut().copy_from(value);
+        if let Some(rounded) = &mut self.rounded {
+            rounded.view_mut().copy_from(self.value.view());
+        }
     }
 
     /// The gradient, to read.

@@ -50,7 +50,7 @@ pub struct Inputs {
 impl Inputs {
     /// Room for `tokens` tokens.
     pub fn new(
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         dtype: DType,
         tokens: usize,
         spec: &DecoderSpec,
@@ -159,7 +159,7 @@ pub struct Saved {
 impl Saved {
     /// Room for `tokens` tokens.
     pub fn new(
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         dtype: DType,
         tokens: usize,
         (model, spec): (&DecoderSpec, PerLayerSpec),

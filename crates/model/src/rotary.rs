@@ -7,7 +7,7 @@
 
 use std::f64::consts::TAU;
 
-use sft_kernels::{DType, Tensor, View};
+use sft_kernels::{DType, Device, Tensor, View};
 
 use crate::pass::Angles;
 use crate::spec::{DecoderSpec, QueryGrowth, RopeScaling, RopeSpec};
@@ -20,14 +20,14 @@ pub struct Rotaries {
     /// Of the layers with [`crate::spec::LayerRope::Local`].
     pub local_rope: Option<Rotary>,
     /// How queries grow, and what each token's are multiplied by, f32 [N].
-    query_scale: Option<(QueryGrowth, Tensor)>,
+    query_scale: Option<(QueryGrowth, Column)>,
 }
 
 impl Rotaries {
     /// Room for `max_tokens` tokens.
-    pub fn new(spec: &DecoderSpec, max_tokens: usize) -> Self {
-        let rotary = |rope: &Option<RopeSpec>| rope.as_ref().map(|rope| Rotary::new(rope, max_tokens));
-        let scale = spec.query_growth.map(|growth| (growth, Tensor::zeros(DType::F32, &[max_tokens])));
+    pub fn new(dev: &Device, spec: &DecoderSpec, max_tokens: usize) -> Self {
+        let rotary = |rope: &Option<RopeSpec>| rope.as_ref().map(|rope| Rotary::new(dev, rope, max_tokens));
+        let scale = spec.query_growth.map(|growth| (growth, Column::new(dev, &[max_tokens])));
         Self { rope: rotary(&spec.rope), local_rope: rotary(&spec.local_rope), query_scale: scale }
     }
 
@@ -37,14 +37,16 @@ impl Rotaries {
             rope.fill(position_ids, rows);
         }
         if let Some((growth, scale)) = &mut self.query_scale {
-            let scale = scale.head_mut(position_ids.len()).as_mut_slice::<f32>();
-            scale.iter_mut().zip(position_ids).for_each(|(scale, position)| *scale = growth.at(*position));
+            let n = position_ids.len();
+            let values = scale.values(n).iter_mut().zip(position_ids);
+            values.for_each(|(scale, position)| *scale = growth.at(*position));
+            scale.send(n);
         }
     }
 
     /// What the queries of the first `tokens` tokens are multiplied by.
     pub fn query_scale(&self, tokens: usize) -> Option<View<'_>> {
-        self.query_scale.as_ref().map(|(_, scale)| scale.head(tokens))
+        self.query_scale.as_ref().map(|(_, scale)| scale.view(tokens))
     }
 
     /// Bytes that they hold for `max_tokens` tokens.
@@ -68,21 +70,52 @@ pub struct Rotary {
     spec: RopeSpec,
     inv_freq: Vec<f32>,
     factor: f32,
-    cos: Tensor,
-    sin: Tensor,
+    cos: Column,
+    sin: Column,
+}
+
+/// f32 values for each token, computed on the host for wherever ops run.
+#[derive(Debug)]
+struct Column {
+    values: Tensor,
+    /// A copy on the GPU, if that is where ops run.
+    sent: Option<Tensor>,
+}
+
+impl Column {
+    fn new(dev: &Device, shape: &[usize]) -> Self {
+        let values = Tensor::zeros(DType::F32, shape);
+        let sent = dev.zeros(DType::F32, shape);
+        Self { values, sent: (!sent.is_on_host()).then_some(sent) }
+    }
+
+    /// Of the first `tokens` tokens, to fill; to be followed by [`Column::send`].
+    fn values(&mut self, tokens: usize) -> &mut [f32] {
+        self.values.head_mut(tokens).as_mut_slice()
+    }
+
+    fn send(&mut self, tokens: usize) {
+        if let Some(sent) = &mut self.sent {
+            sent.head_mut(tokens).copy_from(self.values.head(tokens));
+        }
+    }
+
+    fn view(&self, tokens: usize) -> View<'_> {
+        self.sent.as_ref().unwrap_or(&self.values).head(tokens)
+    }
 }
 
 impl Rotary {
     /// Room for `max_tokens` tokens.
-    pub fn new(spec: &RopeSpec, max_tokens: usize) -> Self {
+    pub fn new(dev: &Device, spec: &RopeSpec, max_tokens: usize) -> Self {
         let shape = [max_tokens, spec.rotary_dim / 2];
         let (inv_freq, factor) = frequencies(spec, 0);
         Self {
             spec: spec.clone(),
             inv_freq,
             factor,
-            cos: Tensor::zeros(DType::F32, &shape),
-            sin: Tensor::zeros(DType::F32, &shape),
+            cos: Column::new(dev, &shape),
+            sin: Column::new(dev, &shape),
         }
     }
 
@@ -94,9 +127,7 @@ impl Rotary {
         let pairs = self.inv_freq.len();
         let changes = self.spec.scaling.depends_on_length();
         let sign = if self.spec.reversed { -self.factor } else { self.factor };
-        let (mut cos, mut sin) =
-            (self.cos.head_mut(position_ids.len()), self.sin.head_mut(position_ids.len()));
-        let (cos, sin) = (cos.reborrow().as_mut_slice::<f32>(), sin.reborrow().as_mut_slice::<f32>());
+        let (cos, sin) = (self.cos.values(position_ids.len()), self.sin.values(position_ids.len()));
         for row in rows.windows(2) {
             let row = row[0] as usize..row[1] as usize;
             if changes {
@@ -113,11 +144,13 @@ impl Rotary {
                 }
             }
         }
+        self.cos.send(position_ids.len());
+        self.sin.send(position_ids.len());
     }
 
     /// cos and sin of the first `tokens` tokens.
     pub fn angles(&self, tokens: usize) -> Angles<'_> {
-        Angles { cos: self.cos.head(tokens), sin: self.sin.head(tokens), style: self.spec.style }
+        Angles { cos: self.cos.view(tokens), sin: self.sin.view(tokens), style: self.spec.style }
     }
 
     /// Bytes that it holds for `max_tokens` tokens.

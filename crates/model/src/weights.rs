@@ -215,6 +215,8 @@ fn copy<const B: usize, E: sft_kernels::Element>(
 /// The first element of a tensor that is NaN or infinite.
 pub fn first_non_finite(dev: &Device, tensor: View<'_>) -> Option<usize> {
     const CHUNK: usize = 1 << 16;
+    let moved = (!tensor.is_on_host()).then(|| tensor.to_host());
+    let tensor = moved.as_ref().map_or(tensor, Tensor::view);
     let chunks = tensor.elements().div_ceil(CHUNK);
     let mut found = vec![usize::MAX; chunks];
     let tensor = tensor.reshape(&[tensor.elements(), 1]);
@@ -372,8 +374,7 @@ impl<'a> StoredTensor<'a> {
     pub fn to_tensor(&self) -> Tensor {
         let whole = self.tensor.view();
         let part = self.row.map_or(whole, |row| whole.rows(row..row + 1)).reshape(&self.shape_read());
-        let mut copy = Tensor::zeros(self.dtype, part.shape());
-        copy.view_mut().copy_from(part);
+        let copy = part.to_dtype(self.dtype).to_host();
         if self.transposed { transposed(&copy) } else { copy }
     }
 
@@ -413,7 +414,8 @@ impl safetensors::View for StoredTensor<'_> {
         &self.shape
     }
     fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        if self.dtype == self.tensor.dtype() && self.row.is_none() && !self.transposed {
+        let is_whole = self.row.is_none() && !self.transposed && self.tensor.is_on_host();
+        if is_whole && self.dtype == self.tensor.dtype() {
             return self.tensor.view().bytes().into();
         }
         self.to_tensor().view().bytes().to_vec().into()

@@ -1,6 +1,6 @@
 //! Every buffer that a pass needs, made once: activations, what forward saves, gradients of activations, scratch.
 
-use sft_kernels::{DType, Tensor, View, ViewMut};
+use sft_kernels::{DType, Device, Tensor, View, ViewMut};
 
 use crate::arena::Arena;
 use crate::block;
@@ -67,13 +67,14 @@ impl WorkspaceBytes {
 impl Workspace {
     /// Makes all buffers.
     pub fn new(
+        dev: &Device,
         spec: &DecoderSpec,
         adapters: &Adapters,
         compute: DType,
         max_tokens: usize,
         purpose: Purpose,
     ) -> Self {
-        Self::build(&mut Arena::allocating(), spec, adapters, compute, max_tokens, purpose).0
+        Self::build(&mut Arena::allocating(dev), spec, adapters, compute, max_tokens, purpose).0
     }
 
     /// What [`Workspace::new`] would take, nothing allocated.
@@ -90,7 +91,7 @@ impl Workspace {
     }
 
     fn build(
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         spec: &DecoderSpec,
         adapters: &Adapters,
         compute: DType,
@@ -112,7 +113,7 @@ impl Workspace {
         let saved_of = (0..l).filter_map(|i| firsts.binary_search(&first_like(i)).ok()).collect();
         let hidden = (0..hiddens).map(|_| arena.tensor(compute, &[n, c])).collect();
         // All blocks of one workspace buffer must fit the largest adapters; with a buffer each, their own.
-        let saved = |arena: &mut Arena, i: usize| {
+        let saved = |arena: &mut Arena<'_>, i: usize| {
             let own = &adapters.layers[i];
             let layer_adapters = if keeps_all { own } else { &adapters.merged() };
             block::Saved::new(arena, compute, n, (spec, i), layer_adapters)
@@ -122,7 +123,7 @@ impl Workspace {
         let scratch = block::Scratch::new(arena, compute, (n, backward_tokens), spec, adapters);
         let entry = entry::Scratch::new(arena, compute, n, spec, adapters);
         let d = arena.tensor(compute, &[backward_tokens, c]);
-        let rotary = Some(Rotaries::new(spec, if arena.is_counting() { 0 } else { n }));
+        let rotary = arena.device().map(|dev| Rotaries::new(dev, spec, n));
         let scratch_bytes = arena.bytes() - activations;
         let head = head::Scratch::new(arena, compute, n, spec, adapters);
         let head_bytes = arena.bytes() - activations - scratch_bytes;

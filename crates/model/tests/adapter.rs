@@ -55,7 +55,8 @@ fn options() -> LoraOptions {
 
 fn logits(decoder: &Decoder) -> Vec<f32> {
     let n = IDS.len();
-    let mut work = Workspace::new(&decoder.spec, decoder.adapters(), decoder.compute, n, Purpose::Forward);
+    let mut work =
+        Workspace::new(&dev, &decoder.spec, decoder.adapters(), decoder.compute, n, Purpose::Forward);
     let position_ids: Vec<u32> = (0..n as u32).collect();
     let batch = Batch {
         input_ids: &IDS,

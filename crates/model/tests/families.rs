@@ -118,7 +118,7 @@ fn a_row_beyond_the_learned_positions_is_an_error() {
     let spec = spec(json!({"model_type": "opt", "max_position_embeddings": 2}));
     let source = Source::Random { seed: 3 };
     let decoder = loading::load(&dev, &spec, &source, &Method::Inference, DType::F32, 3).unwrap();
-    let mut work = Workspace::new(&spec, decoder.adapters(), DType::F32, 3, Purpose::Forward);
+    let mut work = Workspace::new(&dev, &spec, decoder.adapters(), DType::F32, 3, Purpose::Forward);
     let mut logits = |ids: &[u32]| {
         let position_ids: Vec<u32> = (0..ids.len() as u32).collect();
         let cu_seqlens = [0, ids.len() as u32];
@@ -247,8 +247,14 @@ fn gradients_of_every_family_are_the_slopes_of_its_loss() {
         let spec = spec(keys);
         let source = Source::Random { seed: 3 };
         let mut decoder = loading::load(&dev, &spec, &source, &Method::Full, DType::F32, 3).unwrap();
-        let mut work =
-            Workspace::new(&spec, decoder.adapters(), DType::F32, 8, Purpose::Training { recompute: false });
+        let mut work = Workspace::new(
+            &dev,
+            &spec,
+            decoder.adapters(),
+            DType::F32,
+            8,
+            Purpose::Training { recompute: false },
+        );
         let batch = Batch {
             input_ids: &[3, 1, 4, 1, 5, 9, 2, 6],
             position_ids: &[0, 1, 2, 3, 4, 0, 1, 2],
@@ -287,7 +293,7 @@ fn blocks_that_are_computed_again_give_the_same_gradients() {
             let source = Source::Random { seed: 3 };
             let mut decoder = loading::load(&dev, &spec, &source, &Method::Full, DType::F32, 3).unwrap();
             let purpose = Purpose::Training { recompute };
-            let mut work = Workspace::new(&spec, decoder.adapters(), DType::F32, 5, purpose);
+            let mut work = Workspace::new(&dev, &spec, decoder.adapters(), DType::F32, 5, purpose);
             let batch = Batch {
                 input_ids: &[3, 1, 4, 1, 5],
                 position_ids: &[0, 1, 2, 3, 4],
@@ -309,7 +315,7 @@ fn a_cache_gives_the_logits_of_the_whole_row() {
         let spec = spec(keys);
         let source = Source::Random { seed: 3 };
         let decoder = loading::load(&dev, &spec, &source, &Method::Inference, DType::F32, 3).unwrap();
-        let mut work = Workspace::new(&spec, decoder.adapters(), DType::F32, 7, Purpose::Forward);
+        let mut work = Workspace::new(&dev, &spec, decoder.adapters(), DType::F32, 7, Purpose::Forward);
         let batch = Batch {
             input_ids: &ids,
             position_ids: &[0, 1, 2, 3, 4, 5, 6],
@@ -317,7 +323,7 @@ fn a_cache_gives_the_logits_of_the_whole_row() {
             targets: &[],
         };
         let whole = decoder.logits(&dev, batch, &mut work).unwrap().to_f32_vec();
-        let mut cache = KvCache::new(&spec, DType::F32, 7);
+        let mut cache = KvCache::new(&dev, &spec, DType::F32, 7);
         let mut last = decoder.extend(&dev, &ids[..4], &mut cache, &mut work).unwrap();
         for (i, id) in ids.iter().enumerate().skip(4) {
             compare(&name, &last, &whole[(i - 1) * 24..i * 24]);

@@ -27,7 +27,9 @@ pub struct TimedStep {
 /// What was measured.
 #[derive(Debug)]
 pub struct Report {
-    /// The instruction set.
+    /// What it ran on, in words.
+    pub device: String,
+    /// The CPU's instruction set.
     pub isa: Isa,
     /// Threads.
     pub threads: usize,
@@ -125,6 +127,7 @@ pub fn bench(mut job: Job, warm_up: u64, steps: u64) -> Result<Report, TrainErro
             }
         }
         Ok(Report {
+            device: dev.name(),
             isa: dev.isa(),
             threads: dev.threads(),
             compute: job.compute,
@@ -134,7 +137,7 @@ pub fn bench(mut job: Job, warm_up: u64, steps: u64) -> Result<Report, TrainErro
             steps: timed,
             ops: dev.profile().take(),
             loss,
-            peak_bytes: peak_rss_bytes(),
+            peak_bytes: dev.cuda().map_or_else(peak_rss_bytes, |cuda| Some(cuda.peak_bytes() as u64)),
         })
     })
 }

@@ -98,7 +98,7 @@ pub fn read_weights(folder: &Path, decoder: &mut Decoder, method: &Method) -> Re
         let stored = if lora { adapter::stored_name(parameter.name()) } else { parameter.name().to_owned() };
         let shape = parameter.value().shape().to_vec();
         match files.tensor(&stored, &shape) {
-            Ok(tensor) => parameter.value_mut().copy_from(tensor.view()),
+            Ok(tensor) => parameter.set(tensor.view()),
             Err(problem) => problems.push(problem),
         }
     }

@@ -11,7 +11,7 @@ use sft_data::pipeline::{EncodeReport, Pipeline};
 use sft_data::pretrain::Pretrain;
 use sft_data::rows::RowProblem;
 use sft_data::tokenize::Tokenizer;
-use sft_kernels::DType;
+use sft_kernels::{DType, DeviceError, cuda};
 use sft_model::method::Method;
 use sft_model::spec::DecoderSpec;
 
@@ -116,7 +116,11 @@ impl Job {
             config.warmup_steps.of(total_steps),
             total_steps,
         );
-        let available = memory_plan::available_bytes();
+        let card = setup::card(&config);
+        let available = match card {
+            Some(card) => Some(cuda::free_bytes(card).map_err(DeviceError::from)? as u64),
+            None => memory_plan::available_bytes(),
+        };
         let plan = MemoryPlan::new(&PlanInputs {
             spec: &spec,
             method: &method,
@@ -124,7 +128,8 @@ impl Job {
             max_tokens,
             rows,
             recompute: config.disable_gradient_checkpointing.map(|disabled| !disabled),
-            pack: config.pack_weights.or((total_steps < PACKING_PAYS).then_some(false)),
+            pack: config.pack_weights.or((total_steps < PACKING_PAYS || card.is_some()).then_some(false)),
+            on_card: card.is_some(),
             available,
         })?;
         Ok(Self {

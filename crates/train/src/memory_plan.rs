@@ -14,6 +14,9 @@ use crate::optim::AdamW;
 /// Program, thread pool, tokenizer and packing buffers: measured on small models, and rounded up.
 const PROGRAM_BYTES: usize = 96 << 20;
 
+/// On a GPU: cuBLASLt's workspace, and what ops reduce in.
+const CARD_BYTES: usize = 128 << 20;
+
 /// Bytes of a run, by component.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MemoryPlan {
@@ -37,6 +40,10 @@ pub struct MemoryPlan {
     pub recompute: bool,
     /// Whether frozen weights are packed for their products before the first step.
     pub pack: bool,
+    /// Whether it is a GPU's memory, where products read trained weights from a copy in the compute dtype.
+    pub on_card: bool,
+    /// Trained weights as products read them.
+    pub rounded: usize,
 }
 
 /// What a plan depends on.
@@ -56,6 +63,8 @@ pub struct PlanInputs<'a> {
     pub recompute: Option<bool>,
     /// Whether frozen weights are packed before the first step; `None`: if the plan fits with it.
     pub pack: Option<bool>,
+    /// Whether it is a GPU's memory.
+    pub on_card: bool,
     /// Bytes that are free, if that is known.
     pub available: Option<u64>,
 }
@@ -110,6 +119,12 @@ impl MemoryPlan {
             max_tokens: inputs.max_tokens,
             recompute,
             pack,
+            on_card: inputs.on_card,
+            rounded: if inputs.on_card && inputs.compute != DType::F32 {
+                counts.trained * inputs.compute.bytes()
+            } else {
+                0
+            },
         })
     }
 
@@ -123,9 +138,12 @@ impl MemoryPlan {
             ("activations", self.work.activations),
             ("workspace of the blocks", self.work.scratch),
             ("logits and loss", self.work.head),
-            ("tokenised rows", self.rows),
-            ("program", PROGRAM_BYTES),
         ];
+        if self.on_card {
+            all.extend([("trained weights, rounded", self.rounded), ("workspace of products", CARD_BYTES)]);
+        } else {
+            all.extend([("tokenised rows", self.rows), ("program", PROGRAM_BYTES)]);
+        }
         all.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
         all
     }

@@ -130,14 +130,14 @@ impl Case {
             Parity { logits: 0.0, loss: 0.0, gradient: (0.0, String::new()), full: 0.0, lora: None };
         for step in &steps {
             let mut decoder = Decoder::read(dev, &self.folder, &Method::Full, DType::F32, 0)?;
-            let mut work = self.workspace(&decoder);
+            let mut work = self.workspace(dev, &decoder);
             self.compare_gradients(dev, &mut decoder, step, &mut work, &mut parity)?;
             let full = self.train(dev, &mut decoder, step, &mut work, "full_losses.json")?;
             parity.full = larger(parity.full, full);
             if self.folder.join("adapter").join("lora_losses.json").exists() {
                 let mut decoder = Decoder::read(dev, &self.folder, &Method::Inference, DType::F32, 0)?;
                 PeftAdapter::read(&self.folder.join("adapter"))?.attach(dev, &mut decoder, true)?;
-                let mut work = self.workspace(&decoder);
+                let mut work = self.workspace(dev, &decoder);
                 let lora = self.train(dev, &mut decoder, step, &mut work, "adapter/lora_losses.json")?;
                 parity.lora = Some(larger(parity.lora.unwrap_or(0.0), lora));
             }
@@ -145,10 +145,17 @@ impl Case {
         Ok(parity)
     }
 
-    fn workspace(&self, decoder: &Decoder) -> Workspace {
+    fn workspace(&self, dev: &Device, decoder: &Decoder) -> Workspace {
         let adapters: &Adapters = decoder.adapters();
         let tokens = self.rows.iter().map(Vec::len).sum();
-        Workspace::new(&decoder.spec, adapters, DType::F32, tokens, Purpose::Training { recompute: false })
+        Workspace::new(
+            dev,
+            &decoder.spec,
+            adapters,
+            DType::F32,
+            tokens,
+            Purpose::Training { recompute: false },
+        )
     }
 
     /// The rows as one optimizer step: in one micro-batch, or in one each.

@@ -11,7 +11,7 @@ use sft_data::labels::{OverLength, Policy};
 use sft_data::pipeline::Pipeline;
 use sft_data::template::TemplateOptions;
 use sft_data::tokenize::Tokenizer;
-use sft_kernels::{CpuOptions, DType, Device, DeviceError};
+use sft_kernels::{CpuOptions, DType, Device, DeviceError, cuda};
 use sft_model::adapter::AdapterConfig;
 use sft_model::hf_config::HfConfig;
 use sft_model::method::{LoraOptions, Method};
@@ -21,9 +21,30 @@ use sft_model::{ModelError, families};
 /// The device of a run.
 ///
 /// # Errors
-/// More threads than cores; an instruction set that the CPU lacks.
+/// More threads than cores; an instruction set that the CPU lacks; a GPU that is not there.
 pub fn device(config: &RunConfig) -> Result<Device, DeviceError> {
-    Device::cpu(CpuOptions { threads: config.threads, isa: None })
+    device_of(config.device, CpuOptions { threads: config.threads, isa: None })
+}
+
+/// The device that is asked for; what is left for the CPU runs with `options`.
+///
+/// # Errors
+/// As [`device`].
+pub fn device_of(device: sft_config::Device, options: CpuOptions) -> Result<Device, DeviceError> {
+    match device {
+        sft_config::Device::Auto => Device::best(options),
+        sft_config::Device::Cpu => Device::cpu(options),
+        sft_config::Device::Cuda(card) => Device::gpu(card, options),
+    }
+}
+
+/// The GPU that a run will have.
+pub fn card(config: &RunConfig) -> Option<usize> {
+    match config.device {
+        sft_config::Device::Auto => cuda::best_card().ok(),
+        sft_config::Device::Cpu => None,
+        sft_config::Device::Cuda(card) => Some(card),
+    }
 }
 
 /// The compute dtype of training.

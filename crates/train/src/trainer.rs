@@ -57,7 +57,8 @@ impl<'a> Trainer<'a> {
         let optimizer: Box<dyn Optimizer> = Box::new(AdamW::new(options, &trained));
         drop(trained);
         let purpose = Purpose::Training { recompute: job.plan.recompute };
-        let work = Workspace::new(&job.spec, decoder.adapters(), job.compute, job.plan.max_tokens, purpose);
+        let work =
+            Workspace::new(dev, &job.spec, decoder.adapters(), job.compute, job.plan.max_tokens, purpose);
         Ok(Self { dev, decoder, lora, optimizer, work, trained_elements })
     }
 

@@ -10,7 +10,7 @@ macro_rules! own_keys {
             },
             read_by: "train::run",
         }
-        /// The device that computes.
+        /// The device that computes: the processor, or an NVIDIA GPU. `sft doctor` shows what is there.
         device: Device { read_by: "kernels" }
         /// Threads; null is one per core. Results do not depend on it.
         threads: Option<usize> { range: Range::at_least(1.0), read_by: "kernels, data" }

@@ -112,7 +112,8 @@ pub fn speaker(dev: &Device, text: &str) -> Decoder {
     for parameter in decoder.parameters_mut() {
         // Nothing but the embedding of the last token reaches the head.
         if parameter.name().ends_with("o_proj.weight") || parameter.name().ends_with("down_proj.weight") {
-            parameter.value_mut().zero();
+            let shape = parameter.value().shape().to_vec();
+            parameter.set(sft_kernels::Tensor::zeros(sft_kernels::DType::F32, &shape).view());
         }
     }
     let first = u32::from(text.as_bytes()[0]);

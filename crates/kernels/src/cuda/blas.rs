@@ -10,8 +10,8 @@ use std::sync::Mutex;
 
 use cudarc::cublaslt::result::CublasError;
 use cudarc::cublaslt::{result, sys};
-use cudarc::driver::result as driver;
 
+use super::memory::Allocation;
 use super::{Cuda, DevicePtr, lock};
 use crate::DType;
 
@@ -65,7 +65,7 @@ struct Plan {
 /// The library's handle and what was planned.
 pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
-    workspace: u64,
+    workspace: Allocation,
     plans: Mutex<HashMap<Kind, Plan>>,
 }
 
@@ -78,19 +78,14 @@ impl Blas {
     /// In the current context.
     pub fn new() -> Result<Self, String> {
         let handle = result::create_handle().map_err(|error| error.to_string())?;
-        // SAFETY: the context is bound; it lives as long as the context.
-        let workspace = unsafe { driver::malloc_sync(WORKSPACE) }.map_err(|error| error.to_string())?;
-        Ok(Self { handle, workspace, plans: Mutex::default() })
+        Ok(Self { handle, workspace: Allocation::new(WORKSPACE), plans: Mutex::default() })
     }
 }
 
 impl Drop for Blas {
     fn drop(&mut self) {
-        // SAFETY: made in `new`. Errors have no one to go to.
-        unsafe {
-            let _ = result::destroy_handle(self.handle);
-            let _ = driver::free_sync(self.workspace);
-        }
+        // SAFETY: made in `new`. An error has no one to go to.
+        let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
 
@@ -136,7 +131,7 @@ impl Cuda {
                     product.c.address() as *mut c_void,
                     plan.c,
                     &raw const plan.algorithm,
-                    self.blas.workspace as *mut c_void,
+                    self.blas.workspace.start().address() as *mut c_void,
                     WORKSPACE,
                     self.stream.cast(),
                 )

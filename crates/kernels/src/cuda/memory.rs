@@ -4,6 +4,7 @@
 //! that one kernel has read can be written for the next. Only reading waits.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::{DriverError, result, sys};
 
@@ -29,6 +30,14 @@ impl DevicePtr {
     }
 }
 
+/// Bytes that this process has on cards, and the most that it had.
+static TAKEN: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+/// The most bytes that this process had at a time.
+pub(super) fn peak_bytes() -> usize {
+    TAKEN[1].load(Ordering::Relaxed)
+}
+
 /// Bytes of a card, freed with it.
 pub(super) struct Allocation {
     start: DevicePtr,
@@ -40,7 +49,7 @@ impl Allocation {
     ///
     /// # Panics
     /// If the card has not as many.
-    fn new(len: usize) -> Self {
+    pub fn new(len: usize) -> Self {
         if len == 0 {
             return Self { start: DevicePtr::NULL, len };
         }
@@ -49,7 +58,13 @@ impl Allocation {
             let free = result::mem_get_info().map_or(0, |(free, _)| free);
             panic!("no GPU memory for {len} bytes, {free} are free: {error}")
         });
+        let taken = TAKEN[0].fetch_add(len, Ordering::Relaxed) + len;
+        TAKEN[1].fetch_max(taken, Ordering::Relaxed);
         Self { start: DevicePtr(start), len }
+    }
+
+    pub fn start(&self) -> DevicePtr {
+        self.start
     }
 }
 
@@ -59,6 +74,7 @@ impl Drop for Allocation {
             // SAFETY: allocated in `new`. The driver waits for kernels that still use it. An error here is one of an
             // earlier kernel, and who waits for that hears of it.
             let _ = unsafe { result::free_sync(self.start.0) };
+            TAKEN[0].fetch_sub(self.len, Ordering::Relaxed);
         }
     }
 }

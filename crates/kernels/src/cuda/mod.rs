@@ -291,10 +291,9 @@ impl Cuda {
             .unwrap_or_else(|error| panic!("the GPU stopped: {error}"));
     }
 
-    /// Bytes of memory that are free.
-    pub fn free_bytes(&self) -> usize {
-        self.bind();
-        result::mem_get_info().map_or(0, |(free, _)| free)
+    /// The most bytes of its memory that this process had at a time, the driver's own apart.
+    pub fn peak_bytes(&self) -> usize {
+        memory::peak_bytes()
     }
 
     fn arc(&self) -> Arc<Cuda> {
@@ -326,6 +325,29 @@ impl std::fmt::Debug for Cuda {
 pub fn cards() -> Result<Vec<Properties>, CudaError> {
     libraries::open(Library::Driver)?;
     (0..count()?).map(|ordinal| properties(ordinal).map(|(properties, _)| properties)).collect()
+}
+
+/// The card that is used where none is named: the first one, if everything that it needs is there.
+///
+/// # Errors
+/// Why there is none.
+pub fn best_card() -> Result<usize, CudaError> {
+    libraries::open_all()?;
+    properties(0).map(|_| 0)
+}
+
+/// Bytes that are free on a card.
+///
+/// # Errors
+/// No driver, no such card.
+pub fn free_bytes(ordinal: usize) -> Result<usize, CudaError> {
+    libraries::open(Library::Driver)?;
+    let (_, device) = properties(ordinal)?;
+    let said = |error: DriverError| CudaError::Driver { what: "open the card", reason: error.to_string() };
+    // SAFETY: the device is one that the driver named. The context stays for whoever opens the card.
+    unsafe { result::primary_ctx::retain(device).and_then(|context| result::ctx::set_current(context)) }
+        .map_err(said)?;
+    result::mem_get_info().map(|(free, _)| free).map_err(said)
 }
 
 fn count() -> Result<usize, CudaError> {

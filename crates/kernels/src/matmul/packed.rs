@@ -32,7 +32,7 @@ impl PackedWeight {
     ///
     /// # Panics
     /// If it is no matrix.
-    pub fn pack(dev: &Device, slab: &mut Slab, w: View<'_>, reads: Reads) -> Self {
+    pub fn pack(dev: &Device, slab: &mut Slab<'_>, w: View<'_>, reads: Reads) -> Self {
         let shape = [w.dim(0), w.dim(1)];
         let (isa, in_f32) = (dev.isa(), w.dtype() == DType::F32);
         let mut units = slab.zeros(DType::F32, &[Self::bytes(isa, w.dtype(), shape, reads) / 4]);

@@ -330,7 +330,8 @@ fn shapes_that_do_not_fit_are_named() {
 
 #[test]
 fn a_weight_that_is_packed_before_gives_the_same_bits() {
-    let mut slab = Slab::default();
+    let cpu = Device::cpu(CpuOptions::default()).unwrap();
+    let mut slab = Slab::on(&cpu);
     for dev in devices() {
         for (size, reads) in
             [((70, 90, 75), Reads::XWt), ((33, 300, 260), Reads::DyW), ((40, 70, 2100), Reads::DyW)]

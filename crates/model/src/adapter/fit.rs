@@ -32,6 +32,7 @@ pub(super) struct Fit {
 
 /// Looks up tensors, and collects what does not fit.
 struct Fitting<'a> {
+    dev: &'a Device,
     adapter: &'a PeftAdapter,
     /// Tensors of the file that have found their place.
     placed: BTreeSet<String>,
@@ -47,6 +48,7 @@ impl Fit {
     /// Every tensor that is missing, too much or of another shape; else the first value that is not finite.
     pub fn of(adapter: &PeftAdapter, dev: &Device, decoder: &Decoder) -> Result<Self, ModelError> {
         let mut fitting = Fitting {
+            dev,
             adapter,
             placed: BTreeSet::new(),
             outside: [decoder.spec.names.embed_tokens, decoder.spec.names.lm_head],
@@ -120,7 +122,7 @@ impl Fitting<'_> {
             let in_file = format!("{PREFIX}{name}");
             self.placed.extend(stored.shapes(&in_file, shape).into_iter().map(|(part, _)| part));
             match tensors.weight(&in_file, shape, stored) {
-                Ok(weight) => saved.push((name.to_owned(), weight.to_dtype(DType::F32))),
+                Ok(weight) => saved.push((name.to_owned(), weight.to_dtype(DType::F32).on(self.dev))),
                 Err(problems) => self.problems.extend(problems),
             }
         }
@@ -137,7 +139,10 @@ impl Fitting<'_> {
         let found = tensors.tensor(&name, shape);
         self.placed.insert(name);
         // A copy, so that the file may be written again while the adapter is in use.
-        found.map(|tensor| tensor.to_dtype(DType::F32)).map_err(|problem| self.problems.push(problem)).ok()
+        found
+            .map(|tensor| tensor.to_dtype(DType::F32).on(self.dev))
+            .map_err(|problem| self.problems.push(problem))
+            .ok()
     }
 
     /// Tensors of the file that have no place.

@@ -190,7 +190,7 @@ impl LayerTensors {
         let parameter = |which: &str, value: Tensor| {
             let name = format!("{path}.{which}.weight");
             if trained {
-                Parameter::trained(name, value)
+                Parameter::trained(name, value, compute)
             } else {
                 Parameter::frozen(name, value.to_dtype(compute))
             }
@@ -227,7 +227,7 @@ fn replace(decoder: &mut Decoder, name: &str, value: &Tensor, trained: bool) {
     if let Some(parameter) = decoder.parameters_mut().into_iter().find(|p| p.name() == name) {
         let stored = parameter.stored_as();
         let new = if trained {
-            Parameter::trained(name, value.to_dtype(DType::F32))
+            Parameter::trained(name, value.to_dtype(DType::F32), compute)
         } else {
             Parameter::frozen(name, value.to_dtype(compute))
         };
