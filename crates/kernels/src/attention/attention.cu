@@ -240,13 +240,14 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward_bf16(Attenti
     const u32 q_index = (tile.first_query + tile.start) * p.heads + head;  // of the first query in [N, H]
     const int count = tile.queries - tile.start;
 
-    // Positions among the keys, of the tile's first query and of the warp's first.
-    const int position = tile.keys - tile.queries + tile.start, own_position = position + own_row;
-    const int first_key = max(position - window + 1, 0), end_key = min(position + QUERIES, tile.keys);
+    // The keys that are seen begin at first_key; of these `left` are left, and the warp's first query is `behind` places
+    // behind the first of them.
+    const int position = tile.keys - tile.queries + tile.start, first_key = max(position - window + 1, 0);
+    int left = min(position + QUERIES, tile.keys) - first_key, behind = position + own_row - first_key;
     size_t k_start = (size_t)(tile.first_key + first_key) * k_stride + kv * p.width;  // of the tile of keys at hand
 
     load_rows<QUERIES, 128>(q, p.q, (size_t)q_index * p.width, q_stride, count, p.width);
-    load_rows<KEYS, 128>(k, p.k, k_start, k_stride, end_key - first_key, p.width);
+    load_rows<KEYS, 128>(k, p.k, k_start, k_stride, left, p.width);
     copy_async_commit();
 
     float out[FORWARD_BANDS][CHUNKS][4], scores[FORWARD_BANDS][KEYS / 8][4];
@@ -260,22 +261,19 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward_bf16(Attenti
     const float softcap = p.scores.softcap, scale = p.scores.scale, to_exponent = unit(p.scores);
     const float slope = p.scores.slopes ? p.scores.slopes[head] : 0.0f;
 
-    for (int key = first_key; key < end_key; key += KEYS) {
-        const bool seen = key < own_position + OWN && own_position - (key + KEYS - 1) < window;
+    for (; left > 0; left -= KEYS, behind -= KEYS) {
+        const bool seen = behind + OWN > 0 && behind - (KEYS - 1) < window;
         copy_async_wait<0>();
         __syncthreads();  // k is here, v is no longer read
-        load_rows<KEYS, 128>(v, p.v, k_start, k_stride, end_key - key, p.width);
+        load_rows<KEYS, 128>(v, p.v, k_start, k_stride, left, p.width);
         copy_async_commit();
         if (seen) products_of_rows(scores, q, left_place(own_row), k);
         copy_async_wait<0>();
         __syncthreads();  // v is here, k is no longer read
         k_start += KEYS * k_stride;
-        if (key + KEYS < end_key)
-            load_rows<KEYS, 128>(k, p.k, k_start, k_stride, end_key - key - KEYS, p.width);
+        if (left > KEYS) load_rows<KEYS, 128>(k, p.k, k_start, k_stride, left - KEYS, p.width);
         copy_async_commit();
-        u32 weights[FORWARD_BANDS][KEYS / 16][4];
         if (seen) {
-            const int behind = own_position - key;  // keys between the first query and the first key
             if (SHAPED && softcap > 0.0f)
                 for_each(scores, [=](float& s, int, int, int) { s = softcap * tanh_approx(s * (scale / softcap)); });
             if (SHAPED && p.scores.slopes)
@@ -313,9 +311,10 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward_bf16(Attenti
                     out[m][c][first + 1] *= keep;
                 }
             }
+            u32 weights[FORWARD_BANDS][KEYS / 16][4];
             round_weights(weights, scores);
+            add_weighted_rows(out, weights, v, left_place(0));
         }
-        if (seen) add_weighted_rows(out, weights, v, left_place(0));
     }
 
     copy_async_wait<0>();
@@ -369,51 +368,48 @@ extern "C" __global__ void __launch_bounds__(32 * DKDV_WARPS) attention_dkdv_bf1
     const u32 q_stride = p.heads * p.width, k_stride = key_heads * p.width;
     const size_t k_start = (size_t)(tile.first_key + tile.start) * k_stride + kv * p.width;
 
-    // Queries that see some of the keys, in tiles, for each head of the group.
+    // Queries that see some of the keys; query own_key is at the position of the warp's first key.
     const int shift = tile.keys - tile.queries, last_key = min(tile.start + KEYS, tile.keys) - 1;
     const int first_query = max(tile.start - shift, 0), end_query = min(tile.queries, last_key - shift + window);
-    const int tiles = end_query > first_query ? (end_query - first_query + QUERIES - 1) / QUERIES : 0;
-    const int steps = tiles * p.group;
+    const int own_key = tile.start + own_row - shift;
 
     float dk[DKDV_BANDS][OWN_CHUNKS][4], dv[DKDV_BANDS][OWN_CHUNKS][4];
     clear(dk);
     clear(dv);
     const float softcap = p.scores.softcap, scale = p.scores.scale, to_exponent = unit(p.scores);
 
-    auto head_of = [&](int step) { return kv * p.group + step / tiles; };
-    auto query_of = [&](int step) { return first_query + step % tiles * QUERIES; };
-    auto load_queries = [&](bf16* to, const bf16* from, int step) {
-        int query = query_of(step);
-        size_t start = (size_t)(tile.first_query + query) * q_stride + head_of(step) * p.width;
-        load_rows<QUERIES, THREADS>(to, from, start, q_stride, tile.queries - query, p.width);
+    auto load_queries = [&](bf16* to, const bf16* from, int head, int query) {
+        size_t start = (size_t)(tile.first_query + query) * q_stride + head * p.width;
+        load_rows<QUERIES, THREADS>(to, from, start, q_stride, end_query - query, p.width);
         copy_async_commit();
     };
     // A query that is not there has weights of 0.
     float next_exponent = 0.0f, next_delta = 0.0f;
-    auto fetch_statistics = [&](int step) {
-        int query = query_of(step) + threadIdx.x;
-        bool valid = threadIdx.x < QUERIES && query < tile.queries;
-        size_t at = (size_t)(tile.first_query + query) * p.heads + head_of(step);
+    auto fetch_statistics = [&](int head, int query) {
+        query += threadIdx.x;
+        bool valid = threadIdx.x < QUERIES && query < end_query;
+        u32 at = (tile.first_query + query) * p.heads + head;
         next_exponent = valid ? p.lse[at] * LOG2_E : -minus_infinity();
         next_delta = valid ? p.delta[at] : 0.0f;
     };
 
-    if (steps > 0) {
+    int head = kv * p.group, query = first_query;
+    bool more = first_query < end_query;
+    if (more) {
         load_rows<KEYS, THREADS>(k, p.k, k_start, k_stride, tile.keys - tile.start, p.width);
         load_rows<KEYS, THREADS>(v, p.v, k_start, k_stride, tile.keys - tile.start, p.width);
-        load_queries(dout, p.dout, 0);
-        fetch_statistics(0);
+        load_queries(dout, p.dout, head, query);
+        fetch_statistics(head, query);
     }
-    for (int step = 0; step < steps; step++) {
-        // From the warp's first key to the tile's first query.
-        const int ahead = shift + query_of(step) - (tile.start + own_row);
+    while (more) {
+        const int ahead = query - own_key;  // places from the warp's first key to the first query
         const bool seen = ahead + QUERIES > 0 && ahead - (OWN - 1) < window;
         float scores[DKDV_BANDS][QUERIES / 8][4], ds[DKDV_BANDS][QUERIES / 8][4];
         u32 weights[DKDV_BANDS][QUERIES / 16][4];
 
         copy_async_wait<0>();
         __syncthreads();  // dout is here, q and the statistics are no longer read
-        load_queries(q, p.q, step);
+        load_queries(q, p.q, head, query);
         if (threadIdx.x < QUERIES) {
             exponent[threadIdx.x] = next_exponent;
             delta[threadIdx.x] = next_delta;
@@ -437,7 +433,7 @@ extern "C" __global__ void __launch_bounds__(32 * DKDV_WARPS) attention_dkdv_bf1
                         }
             }
             if (SHAPED && p.scores.slopes) {
-                const float slope = p.scores.slopes[head_of(step)];
+                const float slope = p.scores.slopes[head];
                 for_each(scores, [=](float& s, int, int row, int column) {
                     s = s * scale - slope * (float)(ahead + column - row);
                 });
@@ -461,9 +457,15 @@ extern "C" __global__ void __launch_bounds__(32 * DKDV_WARPS) attention_dkdv_bf1
             round_weights(weights, ds);
         }
         __syncthreads();  // dout is no longer read
-        if (step + 1 < steps) {
-            load_queries(dout, p.dout, step + 1);
-            fetch_statistics(step + 1);
+        query += QUERIES;
+        if (query >= end_query) {
+            query = first_query;
+            head++;
+        }
+        more = head < (kv + 1) * p.group;
+        if (more) {
+            load_queries(dout, p.dout, head, query);
+            fetch_statistics(head, query);
         }
         if (seen) add_weighted_rows(dk, weights, q, left_place(0) + own_chunk * 8);
     }
@@ -490,13 +492,13 @@ extern "C" __global__ void __launch_bounds__(128) attention_dq_bf16(AttentionBac
     const u32 q_stride = p.heads * p.width, k_stride = p.heads / p.group * p.width;
     const u32 q_index = (tile.first_query + tile.start) * p.heads + head;  // of the first query in [N, H]
     const int count = tile.queries - tile.start;
-    const int position = tile.keys - tile.queries + tile.start, own_position = position + own_row;
-    const int first_key = max(position - window + 1, 0), end_key = min(position + QUERIES, tile.keys);
+    const int position = tile.keys - tile.queries + tile.start, first_key = max(position - window + 1, 0);
+    int left = min(position + QUERIES, tile.keys) - first_key, behind = position + own_row - first_key;
     size_t k_start = (size_t)(tile.first_key + first_key) * k_stride + kv * p.width;  // of the tile of keys at hand
 
     load_rows<QUERIES, 128>(q, p.q, (size_t)q_index * p.width, q_stride, count, p.width);
     load_rows<QUERIES, 128>(dout, p.dout, (size_t)q_index * p.width, q_stride, count, p.width);
-    load_rows<KEYS, 128>(v, p.v, k_start, k_stride, end_key - first_key, p.width);
+    load_rows<KEYS, 128>(v, p.v, k_start, k_stride, left, p.width);
     copy_async_commit();
 
     float exponent[2 * DQ_BANDS], delta[2 * DQ_BANDS];
@@ -512,25 +514,23 @@ extern "C" __global__ void __launch_bounds__(128) attention_dq_bf16(AttentionBac
     const float softcap = p.scores.softcap, scale = p.scores.scale, to_exponent = unit(p.scores);
     const float slope = p.scores.slopes ? p.scores.slopes[head] : 0.0f;
 
-    for (int key = first_key; key < end_key; key += KEYS) {
-        const bool seen = key < own_position + OWN && own_position - (key + KEYS - 1) < window;
+    for (; left > 0; left -= KEYS, behind -= KEYS) {
+        const bool seen = behind + OWN > 0 && behind - (KEYS - 1) < window;
         float scores[DQ_BANDS][KEYS / 8][4], ds[DQ_BANDS][KEYS / 8][4];
 
         copy_async_wait<0>();
         __syncthreads();  // v is here, k is no longer read
-        load_rows<KEYS, 128>(k, p.k, k_start, k_stride, end_key - key, p.width);
+        load_rows<KEYS, 128>(k, p.k, k_start, k_stride, left, p.width);
         copy_async_commit();
         if (seen) products_of_rows(ds, dout, left_place(own_row), v);
         copy_async_wait<0>();
         __syncthreads();  // k is here, v is no longer read
         k_start += KEYS * k_stride;
-        if (key + KEYS < end_key)
-            load_rows<KEYS, 128>(v, p.v, k_start, k_stride, end_key - key - KEYS, p.width);
+        if (left > KEYS) load_rows<KEYS, 128>(v, p.v, k_start, k_stride, left - KEYS, p.width);
         copy_async_commit();
         if (!seen) continue;
 
         products_of_rows(scores, q, left_place(own_row), k);
-        const int behind = own_position - key;
         for_each(ds, [&](float& s, int r, int, int) { s -= delta[r]; });
         if (SHAPED && softcap > 0.0f) {
 #pragma unroll

@@ -376,9 +376,11 @@ fn tiles<I: Iterator<Item = (usize, usize)>>(
         let row = [q[0], q[1] - q[0], k[0], k[1] - k[0]];
         let [first_query, queries, first_key, keys] = row;
         let of_row = of_row(row.map(|x| x as usize));
-        tiles.extend(of_row.map(|(start, length)| {
-            (Reverse(length), [first_query, queries, first_key, keys, start as u32])
-        }));
+        tiles.extend(
+            of_row.map(|(start, length)| {
+                (Reverse(length), [first_query, queries, first_key, keys, start as u32])
+            }),
+        );
     }
     tiles.sort_by_key(|(length, _)| *length);
     tiles.into_iter().map(|(_, tile)| tile).collect()

@@ -252,7 +252,8 @@ impl Cuda {
         key.iter_mut().zip(types).for_each(|(key, dtype)| *key = Some(*dtype));
         let mut functions = lock(&self.functions);
         let function = functions.entry((source.name(), name, key)).or_insert_with(|| {
-            let full = types.iter().fold(name.to_owned(), |full, dtype| format!("{full}_{}", in_kernels(*dtype)));
+            let full =
+                types.iter().fold(name.to_owned(), |full, dtype| format!("{full}_{}", in_kernels(*dtype)));
             Function { handle: self.modules.function(source, &full), shared_bytes: 48 << 10 }
         });
         if shared_bytes > function.shared_bytes {
