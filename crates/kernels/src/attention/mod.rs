@@ -23,16 +23,17 @@
 //! bf16 storage p and ds may be rounded to bf16 before they are multiplied. Saved for backward: q, k, v, out, lse.
 //! Outputs are overwritten. A pair of a query and a key that it sees costs 4·D FLOP a head forward and 10·D
 //! backward; blocks of which no query sees a key cost nothing, and no array of scores larger than 64 × 64 exists.
-//! Backward sums in [`backward_scratch_bytes`] of memory of its own.
+//! Backward sums in [`backward_scratch_bytes`] of memory of its own, on a GPU in registers.
 //!
 //! A row's results depend on that row alone, to the last bit, whatever lies beside it and however many threads run.
 //!
 //! `tiling` lays the queries out, `parts` shares them out in backward, `forward` and `backward` go through the blocks,
 //! `softmax` holds the elementwise part, `panels` and `product` the matrix part, `simd` the instructions, `reference` the
-//! definition.
+//! definition. On a GPU, `on_cuda` launches `attention.cu` and `plain.cu`.
 
 mod backward;
 mod forward;
+mod on_cuda;
 mod panels;
 mod parts;
 mod product;
@@ -47,6 +48,7 @@ mod tiling;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+pub(crate) use self::on_cuda::sources;
 use self::scratch::Disjoint;
 use self::tiling::Heads;
 use crate::isa::per_isa;
@@ -141,6 +143,9 @@ pub fn forward(dev: &Device, params: &AttentionParams<'_>, rows: RowOffsets<'_>,
     if let Some(lse) = &io.lse {
         assert_eq!(io.q.shape()[..2], *lse.shape(), "attention: q and lse");
     }
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::forward(cuda, params, rows, heads, io);
+    }
     with_dtype!(io.q.dtype(), E => {
         let call = forward::Call {
             params,
@@ -174,6 +179,9 @@ pub fn backward(dev: &Device, params: &AttentionParams<'_>, rows: RowOffsets<'_>
     }
     for (name, view) in [("lse", io.lse), ("delta", io.delta.as_view())] {
         assert_eq!(io.q.shape()[..2], *view.shape(), "attention: q and {name}");
+    }
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::backward(cuda, params, rows, heads, io);
     }
     let width = heads.width.max(1);
     with_dtype!(io.q.dtype(), E => {

@@ -114,8 +114,8 @@ unsafe impl Send for Cuda {}
 // SAFETY: as above.
 unsafe impl Sync for Cuda {}
 
-/// The name of an entry point before the element types are appended, and these.
-type Entry = (&'static str, [Option<DType>; 3]);
+/// The name of a source, that of an entry point before the element types are appended, and these.
+type Entry = (&'static str, &'static str, [Option<DType>; 3]);
 
 #[derive(Clone, Copy)]
 struct Function {
@@ -257,8 +257,9 @@ impl Cuda {
         let mut key = [None; 3];
         key.iter_mut().zip(types).for_each(|(key, dtype)| *key = Some(*dtype));
         let mut functions = lock(&self.functions);
-        let function = functions.entry((name, key)).or_insert_with(|| {
-            let full = types.iter().fold(name.to_owned(), |full, dtype| format!("{full}_{}", in_kernels(*dtype)));
+        let function = functions.entry((source.name(), name, key)).or_insert_with(|| {
+            let full =
+                types.iter().fold(name.to_owned(), |full, dtype| format!("{full}_{}", in_kernels(*dtype)));
             Function { handle: self.modules.function(source, &full), shared_bytes: 48 << 10 }
         });
         if shared_bytes > function.shared_bytes {

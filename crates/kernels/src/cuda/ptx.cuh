@@ -34,6 +34,13 @@ INLINE float exp2_approx(float x) {
     return y;
 }
 
+// 1/x, with one ulp of error; flushes denormals.
+INLINE float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // d += a·b for a 16×16 (row-major), b 16×8 (column-major), d 16×8 over a warp; PTX ISA, m16n8k16 fragments.
 INLINE void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     asm volatile(

@@ -23,6 +23,10 @@ impl Source {
         Self { name, text }
     }
 
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// What the compiler sees.
     fn whole(&self) -> String {
         let prelude = [include_str!("ptx.cuh"), include_str!("prelude.cuh")].concat();
@@ -32,7 +36,7 @@ impl Source {
 
 /// All files of kernels.
 fn all() -> Vec<&'static Source> {
-    vec![
+    let ops: [&Source; 14] = [
         &crate::activation::SOURCE,
         &crate::adamw::on_cuda::ADAMW,
         &crate::columns::on_cuda::COLUMNS,
@@ -47,7 +51,8 @@ fn all() -> Vec<&'static Source> {
         &crate::rows::on_cuda::ROWS,
         &crate::softcap::SOURCE,
         &crate::xielu::SOURCE,
-    ]
+    ];
+    ops.into_iter().chain(crate::attention::sources()).collect()
 }
 
 /// A kernel that does not compile.
