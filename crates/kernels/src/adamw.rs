@@ -64,15 +64,12 @@ pub struct AdamWUpdate<'a> {
 ///
 /// # Panics
 /// If lengths differ or types are others.
-pub fn update_all(dev: &Device, params: &AdamWParams, mut updates: Vec<AdamWUpdate<'_>>) {
-    let _timed = dev.pass("adamw", 7 * updates.iter().map(|update| update.g.byte_len()).sum::<usize>());
-    updates.iter().for_each(AdamWUpdate::check);
+pub fn update_all<'a>(dev: &Device, params: &AdamWParams, updates: impl Iterator<Item = AdamWUpdate<'a>>) {
     let factors = Factors::of(params);
-    if let Some(cuda) = dev.cuda() {
-        return on_cuda::update_all(cuda, params.learning_rate, factors, &mut updates);
-    }
-    for update in updates {
-        update_on_cpu(dev, params.learning_rate, factors, update);
+    let updates = updates.inspect(AdamWUpdate::check);
+    match dev.cuda() {
+        Some(cuda) => on_cuda::update_all((dev, cuda), params.learning_rate, factors, updates),
+        None => updates.for_each(|update| update_on_cpu(dev, params.learning_rate, factors, update)),
     }
 }
 
@@ -90,6 +87,7 @@ impl AdamWUpdate<'_> {
 }
 
 fn update_on_cpu(dev: &Device, learning_rate: f64, factors: Factors, update: AdamWUpdate<'_>) {
+    let _timed = dev.pass("adamw", 7 * update.g.byte_len());
     let AdamWUpdate { g, state: AdamWState { p, m, v, rounded }, weight_decay } = update;
     let decay = (1.0 - learning_rate * weight_decay) as f32;
     let (g, p) = (g.as_slice::<f32>(), p.as_mut_slice::<f32>());
@@ -155,16 +153,16 @@ per_isa! {
 ///
 /// # Panics
 /// If one is not f32.
-pub fn sum_of_squares_all(dev: &Device, gradients: &[View<'_>]) -> f64 {
-    let _timed = dev.pass("gradient norm", gradients.iter().map(|g| g.byte_len()).sum());
-    gradients.iter().for_each(|g| assert_eq!(g.dtype(), DType::F32, "gradient norm: types"));
-    if let Some(cuda) = dev.cuda() {
-        return on_cuda::sum_of_squares_all(cuda, gradients);
+pub fn sum_of_squares_all<'a>(dev: &Device, gradients: impl Iterator<Item = View<'a>>) -> f64 {
+    let gradients = gradients.inspect(|g| assert_eq!(g.dtype(), DType::F32, "gradient norm: types"));
+    match dev.cuda() {
+        Some(cuda) => on_cuda::sum_of_squares_all((dev, cuda), gradients),
+        None => gradients.map(|g| sum_of_squares(dev, g.as_slice())).sum(),
     }
-    gradients.iter().map(|g| sum_of_squares(dev, g.as_slice())).sum()
 }
 
 fn sum_of_squares(dev: &Device, g: &[f32]) -> f64 {
+    let _timed = dev.pass("gradient norm", size_of_val(g));
     let mut sums = vec![0.0f64; g.len().div_ceil(CHUNK)];
     dev.for_each_chunk(&mut sums, 1, |i, sum| {
         let chunk = &g[i * CHUNK..g.len().min((i + 1) * CHUNK)];
@@ -177,12 +175,11 @@ fn sum_of_squares(dev: &Device, g: &[f32]) -> f64 {
 ///
 /// # Panics
 /// If one is not f32.
-pub fn zero_all(dev: &Device, mut gradients: Vec<ViewMut<'_>>) {
-    let _timed = dev.pass("zero gradients", gradients.iter().map(ViewMut::byte_len).sum());
-    gradients.iter().for_each(|g| assert_eq!(g.dtype(), DType::F32, "zero gradients: types"));
+pub fn zero_all<'a>(dev: &Device, gradients: impl Iterator<Item = ViewMut<'a>>) {
+    let gradients = gradients.inspect(|g| assert_eq!(g.dtype(), DType::F32, "zero gradients: types"));
     match dev.cuda() {
-        Some(cuda) => on_cuda::zero_all(cuda, &mut gradients),
-        None => gradients.into_iter().for_each(ViewMut::zero),
+        Some(cuda) => on_cuda::zero_all((dev, cuda), gradients),
+        None => gradients.for_each(ViewMut::zero),
     }
 }
 
@@ -194,7 +191,7 @@ pub(crate) mod on_cuda {
 
     use super::{AdamWUpdate, Factors};
     use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
-    use crate::{View, ViewMut};
+    use crate::{Device, View, ViewMut};
 
     pub(crate) static ADAMW: Source = Source::new("adamw", include_str!("adamw.cu"));
 
@@ -210,6 +207,8 @@ pub(crate) mod on_cuda {
         words: Vec<u32>,
         tensors: u32,
         chunks: usize,
+        /// Of one f32 for each element.
+        bytes: usize,
     }
 
     impl Table {
@@ -219,6 +218,7 @@ pub(crate) mod on_cuda {
             }
             self.tensors += 1;
             self.chunks += elements.div_ceil(CHUNK);
+            self.bytes += elements * size_of::<f32>();
         }
 
         fn grid(&self) -> Grid {
@@ -238,14 +238,20 @@ pub(crate) mod on_cuda {
     // SAFETY: the struct of the kernel; the table has `count` rows of its struct, whose lengths were checked.
     unsafe impl Params for Update {}
 
-    pub(super) fn update_all(cuda: &Cuda, learning_rate: f64, factors: Factors, updates: &mut [AdamWUpdate<'_>]) {
+    pub(super) fn update_all<'a>(
+        (dev, cuda): (&Device, &Cuda),
+        learning_rate: f64,
+        factors: Factors,
+        updates: impl Iterator<Item = AdamWUpdate<'a>>,
+    ) {
         let mut table = Table::default();
-        for AdamWUpdate { g, state, weight_decay } in updates {
+        for AdamWUpdate { g, mut state, weight_decay } in updates {
             let rounded = state.rounded.as_mut().map_or(DevicePtr::NULL, ViewMut::device);
             let addresses = [g.device(), state.p.device(), state.m.device(), state.v.device(), rounded];
             let [g, p, m, v, rounded] = addresses.map(DevicePtr::address);
             table.push(state.p.elements(), [g, p, m, v, rounded, weight_decay.to_bits()]);
         }
+        let _timed = dev.pass("adamw", 7 * table.bytes);
         let tensors = cuda.indices(&table.words);
         let params = Update { tensors, learning_rate, factors, count: table.tensors };
         cuda.launch(&ADAMW, "adamw_update", &[], table.grid(), params);
@@ -273,12 +279,16 @@ pub(crate) mod on_cuda {
     // SAFETY: the struct of the kernel.
     unsafe impl Params for Total {}
 
-    pub(super) fn sum_of_squares_all(cuda: &Cuda, gradients: &[View<'_>]) -> f64 {
+    pub(super) fn sum_of_squares_all<'a>(
+        (dev, cuda): (&Device, &Cuda),
+        gradients: impl Iterator<Item = View<'a>>,
+    ) -> f64 {
         let mut table = Table::default();
-        gradients.iter().for_each(|g| table.push(g.elements(), [g.device().address()]));
+        gradients.for_each(|g| table.push(g.elements(), [g.device().address()]));
         if table.chunks == 0 {
             return 0.0;
         }
+        let _timed = dev.pass("gradient norm", table.bytes);
         let scratch = cuda.scratch((table.chunks + 1) * size_of::<f64>());
         let sums = scratch.start();
         let total = sums.offset(table.chunks * size_of::<f64>());
@@ -299,9 +309,10 @@ pub(crate) mod on_cuda {
     // SAFETY: the struct of the kernel; the table has `count` rows of its struct.
     unsafe impl Params for Zero {}
 
-    pub(super) fn zero_all(cuda: &Cuda, gradients: &mut [ViewMut<'_>]) {
+    pub(super) fn zero_all<'a>((dev, cuda): (&Device, &Cuda), gradients: impl Iterator<Item = ViewMut<'a>>) {
         let mut table = Table::default();
-        gradients.iter_mut().for_each(|g| table.push(g.elements(), [g.device().address()]));
+        gradients.for_each(|mut g| table.push(g.elements(), [g.device().address()]));
+        let _timed = dev.pass("zero gradients", table.bytes);
         let params = Zero { tensors: cuda.indices(&table.words), count: table.tensors };
         cuda.launch(&ADAMW, "adamw_zero", &[], table.grid(), params);
     }
@@ -332,7 +343,7 @@ mod tests {
                 let rounded = Some(copy.view_mut());
                 let state = AdamWState { p: p.view_mut(), m: m.view_mut(), v: v.view_mut(), rounded };
                 let update = AdamWUpdate { g: g.view(), state, weight_decay: 0.1 };
-                update_all(&dev, &params(i as u64 + 1), vec![update]);
+                update_all(&dev, &params(i as u64 + 1), std::iter::once(update));
                 let expected: Vec<f64> = serde_json::from_value(step["parameter"].clone()).unwrap();
                 assert_close("parameter", &to_f64(&p), &expected, 1e-6);
                 assert_eq!(copy.to_f32_vec(), p.to_dtype(DType::BF16).to_f32_vec());
@@ -359,7 +370,7 @@ mod tests {
                 let state = AdamWState { p: p.view_mut(), m: m.view_mut(), v: v.view_mut(), rounded: None };
                 AdamWUpdate { g: g.view(), state, weight_decay: 0.1 * i as f64 }
             });
-            update_all(&dev, &params(1), updates.collect());
+            update_all(&dev, &params(1), updates);
             for (i, (g, p)) in g.iter().zip(&ps).enumerate() {
                 // After one step both moments are those of the gradient alone.
                 let decay = 1.0 - 0.01 * 0.1 * i as f64;
@@ -367,13 +378,12 @@ mod tests {
                 let expected: Vec<f64> = pairs.map(|(p, g)| p * decay - 0.01 * g / (g.abs() + 1e-8)).collect();
                 assert_close("parameter", &to_f64(p), &expected, 1e-6);
             }
-            let views: Vec<View<'_>> = g.iter().map(Tensor::view).collect();
             let expected: f64 = g.iter().flat_map(to_f64).map(|g| g * g).sum();
-            let found = sum_of_squares_all(&dev, &views);
+            let found = sum_of_squares_all(&dev, g.iter().map(Tensor::view));
             assert!((found / expected - 1.0).abs() < 1e-6, "{found} and not {expected}");
-            zero_all(&dev, g.iter_mut().map(Tensor::view_mut).collect());
+            zero_all(&dev, g.iter_mut().map(Tensor::view_mut));
             assert!(g.iter().flat_map(to_f64).all(|g| g == 0.0));
-            assert_eq!(sum_of_squares_all(&dev, &[]), 0.0);
+            assert_eq!(sum_of_squares_all(&dev, std::iter::empty()), 0.0);
         }
     }
 
@@ -382,7 +392,7 @@ mod tests {
         for dev in devices() {
             let g = Tensor::from_slice(&vec![0.1f32; 1_000_003], &[1_000_003]).on(&dev);
             let expected = 1_000_003.0 * f64::from(0.1f32) * f64::from(0.1f32);
-            let found = sum_of_squares_all(&dev, &[g.view()]);
+            let found = sum_of_squares_all(&dev, std::iter::once(g.view()));
             assert!((found / expected - 1.0).abs() < 1e-5, "{found} and not {expected}");
         }
     }

@@ -37,8 +37,10 @@ pub struct Sums {
 /// If they are not f32 [S, 3].
 pub fn sums(positions: View<'_>) -> Sums {
     assert_eq!((positions.dim(1), positions.dtype()), (STATISTICS, DType::F32), "cross_entropy: positions");
+    let moved = (!positions.is_on_host()).then(|| positions.to_f32_vec());
+    let positions = moved.as_deref().unwrap_or_else(|| positions.as_slice());
     let mut sums = Sums::default();
-    for position in positions.to_f32_vec().chunks_exact(STATISTICS) {
+    for position in positions.chunks_exact(STATISTICS) {
         sums.nll += f64::from(position[0]);
         sums.correct += usize::from(position[2] == 1.0);
     }

@@ -58,7 +58,7 @@ pub fn gradients(
     work: &mut Workspace,
 ) -> Result<LossSums, ModelError> {
     let trained = decoder.trained_mut();
-    adamw::zero_all(dev, trained.into_iter().filter_map(Parameter::gradient_mut).collect());
+    adamw::zero_all(dev, trained.into_iter().filter_map(Parameter::gradient_mut));
     let scale = 1.0 / step.supervised().max(1) as f32;
     let mut sums = LossSums::default();
     for (i, packed) in step.micro_batches.iter().enumerate() {
@@ -70,8 +70,7 @@ pub fn gradients(
 
 /// The Euclidean norm of all gradients together.
 pub fn gradient_norm(dev: &Device, trained: &[&mut Parameter]) -> f64 {
-    let gradients: Vec<_> = trained.iter().filter_map(|p| p.gradient()).collect();
-    adamw::sum_of_squares_all(dev, &gradients).sqrt()
+    adamw::sum_of_squares_all(dev, trained.iter().filter_map(|p| p.gradient())).sqrt()
 }
 
 /// Clips and updates, unless loss or gradient is not finite: then nothing is changed and the outcome says so.

@@ -71,7 +71,7 @@ impl Optimizer for AdamW {
             let state = AdamWState { p, m: moments.m.view_mut(), v: moments.v.view_mut(), rounded };
             Some(AdamWUpdate { g, state, weight_decay: if decays { weight_decay } else { 0.0 } })
         });
-        adamw::update_all(dev, &params, updates.collect());
+        adamw::update_all(dev, &params, updates);
     }
 
     fn state(&self) -> Vec<(String, &Tensor)> {
