@@ -84,7 +84,11 @@ impl AdamWUpdate<'_> {
         let types = [self.g.dtype(), p.dtype(), m.dtype(), v.dtype()];
         assert_eq!(types, [DType::F32; 4], "adamw: types");
         if let Some(rounded) = rounded {
-            assert_eq!((rounded.elements(), rounded.dtype()), (n, DType::BF16), "adamw: the rounded parameters");
+            assert_eq!(
+                (rounded.elements(), rounded.dtype()),
+                (n, DType::BF16),
+                "adamw: the rounded parameters"
+            );
         }
     }
 }
@@ -238,7 +242,12 @@ pub(crate) mod on_cuda {
     // SAFETY: the struct of the kernel; the table has `count` rows of its struct, whose lengths were checked.
     unsafe impl Params for Update {}
 
-    pub(super) fn update_all(cuda: &Cuda, learning_rate: f64, factors: Factors, updates: &mut [AdamWUpdate<'_>]) {
+    pub(super) fn update_all(
+        cuda: &Cuda,
+        learning_rate: f64,
+        factors: Factors,
+        updates: &mut [AdamWUpdate<'_>],
+    ) {
         let mut table = Table::default();
         for AdamWUpdate { g, state, weight_decay } in updates {
             let rounded = state.rounded.as_mut().map_or(DevicePtr::NULL, ViewMut::device);
@@ -346,7 +355,8 @@ mod tests {
         for dev in devices() {
             let mut random = Random::new(11);
             let mut tensors = |scale: f32| -> Vec<Tensor> {
-                let mut values = |n: usize| random.f64s(n).iter().map(|x| *x as f32 * scale).collect::<Vec<_>>();
+                let mut values =
+                    |n: usize| random.f64s(n).iter().map(|x| *x as f32 * scale).collect::<Vec<_>>();
                 sizes.iter().map(|n| Tensor::from_slice(&values(*n), &[*n]).on(&dev)).collect()
             };
             let (mut g, mut ps) = (tensors(1.0), tensors(1.0));
@@ -364,7 +374,8 @@ mod tests {
                 // After one step both moments are those of the gradient alone.
                 let decay = 1.0 - 0.01 * 0.1 * i as f64;
                 let pairs = before[i].iter().zip(to_f64(g));
-                let expected: Vec<f64> = pairs.map(|(p, g)| p * decay - 0.01 * g / (g.abs() + 1e-8)).collect();
+                let expected: Vec<f64> =
+                    pairs.map(|(p, g)| p * decay - 0.01 * g / (g.abs() + 1e-8)).collect();
                 assert_close("parameter", &to_f64(p), &expected, 1e-6);
             }
             let views: Vec<View<'_>> = g.iter().map(Tensor::view).collect();
