@@ -27,6 +27,9 @@ pub struct Args {
     /// Steps before them
     #[arg(long, default_value_t = 1)]
     warm_up: u64,
+    /// Weights drawn at random: the model's folder needs a config.json and a tokenizer alone
+    #[arg(long)]
+    random_weights: bool,
     /// Products apart by the shape of their weight
     #[arg(long)]
     profile: bool,
@@ -46,7 +49,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let config = args.recipe.read(Purpose::Train)?;
-    let report = bench(Job::prepare(config)?, args.warm_up, args.steps)?;
+    let mut job = Job::prepare(config)?;
+    job.random_weights = args.random_weights;
+    let report = bench(job, args.warm_up, args.steps)?;
     if !args.json {
         head(&report);
         table(&report, args.profile);

@@ -81,7 +81,11 @@ impl AdamWUpdate<'_> {
         let types = [self.g.dtype(), p.dtype(), m.dtype(), v.dtype()];
         assert_eq!(types, [DType::F32; 4], "adamw: types");
         if let Some(rounded) = rounded {
-            assert_eq!((rounded.elements(), rounded.dtype()), (n, DType::BF16), "adamw: the rounded parameters");
+            assert_eq!(
+                (rounded.elements(), rounded.dtype()),
+                (n, DType::BF16),
+                "adamw: the rounded parameters"
+            );
         }
     }
 }
@@ -357,7 +361,8 @@ mod tests {
         for dev in devices() {
             let mut random = Random::new(11);
             let mut tensors = |scale: f32| -> Vec<Tensor> {
-                let mut values = |n: usize| random.f64s(n).iter().map(|x| *x as f32 * scale).collect::<Vec<_>>();
+                let mut values =
+                    |n: usize| random.f64s(n).iter().map(|x| *x as f32 * scale).collect::<Vec<_>>();
                 sizes.iter().map(|n| Tensor::from_slice(&values(*n), &[*n]).on(&dev)).collect()
             };
             let (mut g, mut ps) = (tensors(1.0), tensors(1.0));
@@ -375,7 +380,8 @@ mod tests {
                 // After one step both moments are those of the gradient alone.
                 let decay = 1.0 - 0.01 * 0.1 * i as f64;
                 let pairs = before[i].iter().zip(to_f64(g));
-                let expected: Vec<f64> = pairs.map(|(p, g)| p * decay - 0.01 * g / (g.abs() + 1e-8)).collect();
+                let expected: Vec<f64> =
+                    pairs.map(|(p, g)| p * decay - 0.01 * g / (g.abs() + 1e-8)).collect();
                 assert_close("parameter", &to_f64(p), &expected, 1e-6);
             }
             let expected: f64 = g.iter().flat_map(to_f64).map(|g| g * g).sum();

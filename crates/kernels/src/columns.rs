@@ -170,9 +170,8 @@ pub(crate) mod on_cuda {
         }
         let row_bytes = x.dim(1) * element;
         for parts in placed.chunks(PARTS) {
-            let sizes = parts.iter().flat_map(|(part, first, width)| {
-                [part.address(), *first as u64, *width as u64]
-            });
+            let sizes =
+                parts.iter().flat_map(|(part, first, width)| [part.address(), *first as u64, *width as u64]);
             let all_bits = sizes.fold(x.device().address() | row_bytes as u64, |bits, size| bits | size);
             let unit = [16, 4].into_iter().find(|unit| all_bits.is_multiple_of(*unit)).unwrap_or(2);
             let of = |i: usize| parts.get(i).copied().unwrap_or((DevicePtr::NULL, 0, 0));
@@ -207,7 +206,8 @@ mod tests {
     fn device_matches_reference() {
         for dev in devices() {
             for dtype in [DType::F32, DType::BF16] {
-                for (rows, [a, b, c]) in [(1, [1, 1, 1]), (5, [3, 0, 7]), (700, [64, 16, 16]), (3, [2, 4, 6])] {
+                for (rows, [a, b, c]) in [(1, [1, 1, 1]), (5, [3, 0, 7]), (700, [64, 16, 16]), (3, [2, 4, 6])]
+                {
                     let x = Random::new(4).tensor(dtype, &[rows, a + b + c]).on(&dev);
                     let [mut p, mut q, mut r] = [a, b, c].map(|width| dev.zeros(dtype, &[rows, width]));
                     split(&dev, x.view(), [p.view_mut(), q.view_mut(), r.view_mut()]);
@@ -227,7 +227,8 @@ mod tests {
     fn parts_that_repeat_in_each_row_are_rows_of_a_narrower_matrix() {
         // Two tokens of two groups, each of two query columns and one of keys.
         for dev in devices() {
-            let x = Tensor::from_slice(&[1f32, 2., 9., 3., 4., 8., 5., 6., 7., 10., 11., 12.], &[2, 6]).on(&dev);
+            let x =
+                Tensor::from_slice(&[1f32, 2., 9., 3., 4., 8., 5., 6., 7., 10., 11., 12.], &[2, 6]).on(&dev);
             let [mut q, mut k] = [2, 1].map(|width| dev.zeros(DType::F32, &[2, 2 * width]));
             split(
                 &dev,

@@ -121,7 +121,10 @@ fn check(logits: View<'_>, targets: &[u32], positions: View<'_>) {
     assert_eq!(targets.len(), rows, "cross_entropy: targets");
     assert_eq!(positions.shape(), [rows, STATISTICS], "cross_entropy: positions");
     assert_eq!(positions.dtype(), DType::F32, "cross_entropy: positions are float32");
-    assert!(targets.iter().all(|target| (*target as usize) < v), "cross_entropy: target outside of {v} logits");
+    assert!(
+        targets.iter().all(|target| (*target as usize) < v),
+        "cross_entropy: target outside of {v} logits"
+    );
 }
 
 fn loss_of_row<E: Element>(isa: Isa, z: &[E], target: usize) -> [f32; STATISTICS] {

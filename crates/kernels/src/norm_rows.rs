@@ -104,7 +104,8 @@ pub(crate) fn backward_weight(
         lanes: lanes as u32,
     };
     cuda.launch(kernels.source, kernels.parts, &[dy.dtype()], grid, params);
-    let params = NormWeightSum { parts: sums.start(), dw: dw.device(), columns: columns as u32, count: count as u32 };
+    let params =
+        NormWeightSum { parts: sums.start(), dw: dw.device(), columns: columns as u32, count: count as u32 };
     let grid = Grid::new(columns.div_ceil(COLUMNS_PER_SUM), LARGEST_BLOCK);
     cuda.launch(kernels.source, kernels.sum, &[], grid, params);
 }

@@ -10,17 +10,18 @@ pub struct Arena<'a> {
     /// Where tensors come from; `None` if they are only counted.
     slab: Option<Slab<'a>>,
     bytes: usize,
+    on_card: bool,
 }
 
 impl<'a> Arena<'a> {
     /// Hands out tensors where `dev` runs.
     pub fn allocating(dev: &'a Device) -> Self {
-        Self { slab: Some(Slab::on(dev)), bytes: 0 }
+        Self { slab: Some(Slab::on(dev)), bytes: 0, on_card: dev.cuda().is_some() }
     }
 
-    /// Hands out empty tensors and counts what the real ones would take.
-    pub fn counting() -> Self {
-        Self { slab: None, bytes: 0 }
+    /// Hands out empty tensors and counts what the real ones would take, on a GPU if `on_card`.
+    pub fn counting(on_card: bool) -> Self {
+        Self { slab: None, bytes: 0, on_card }
     }
 
     /// A tensor of zeros (of no rows when counting).
@@ -37,6 +38,11 @@ impl<'a> Arena<'a> {
     /// Where tensors are really made; `None` if they are only counted.
     pub fn device(&self) -> Option<&'a Device> {
         self.slab.as_ref().map(Slab::device)
+    }
+
+    /// Whether tensors are in a GPU's memory, or would be.
+    pub fn is_on_card(&self) -> bool {
+        self.on_card
     }
 
     /// Bytes handed out so far.

@@ -21,6 +21,8 @@ use crate::spec::DecoderSpec;
 
 /// Bytes of logits that exist at a time, at most (but for a single row of a huge vocabulary).
 const LOGITS_BYTES: usize = 256 << 20;
+/// The same on a GPU, which needs more rows at a time to be busy.
+const LOGITS_BYTES_ON_CARD: usize = 640 << 20;
 
 /// What a micro-batch adds to the loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -90,7 +92,7 @@ pub struct Scratch {
     dhidden: Tensor,
     statistics: Tensor,
     projection: Option<Projection>,
-    /// f32 [chunk, V].
+    /// [chunk, V].
     logits: Tensor,
     index: Vec<u32>,
     targets: Vec<u32>,
@@ -118,7 +120,13 @@ impl Scratch {
         adapters: &Adapters,
     ) -> Self {
         let (hidden, vocab) = (spec.hidden_size, spec.vocab_size);
-        let chunk = (LOGITS_BYTES / (vocab * 4)).clamp(1, tokens.max(1));
+        // A GPU's products write and read logits in the compute dtype, as transformers does; caps are computed in f32.
+        let (logits, bytes) = match (arena.is_on_card(), spec.final_logit_softcapping) {
+            (true, None) => (dtype, LOGITS_BYTES_ON_CARD),
+            (true, Some(_)) => (DType::F32, LOGITS_BYTES_ON_CARD),
+            (false, _) => (DType::F32, LOGITS_BYTES),
+        };
+        let chunk = (bytes / (vocab * logits.bytes())).clamp(1, tokens.max(1));
         let projection = spec.embedding_projection.map(|projection| {
             let (width, rank) = (projection.width, adapters.outside.rank_of(projection.out_of));
             Projection {
@@ -135,7 +143,7 @@ impl Scratch {
             dhidden: arena.tensor(dtype, &[tokens, hidden]),
             statistics: arena.tensor(DType::F32, &[tokens, spec.norm.kind.statistics()]),
             projection,
-            logits: arena.tensor(DType::F32, &[chunk, vocab]),
+            logits: arena.tensor(logits, &[chunk, vocab]),
             index: Vec::with_capacity(tokens),
             targets: Vec::with_capacity(tokens),
             positions: arena.tensor(DType::F32, &[tokens, cross_entropy::STATISTICS]),

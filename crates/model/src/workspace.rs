@@ -77,15 +77,17 @@ impl Workspace {
         Self::build(&mut Arena::allocating(dev), spec, adapters, compute, max_tokens, purpose).0
     }
 
-    /// What [`Workspace::new`] would take, nothing allocated.
+    /// What [`Workspace::new`] would take on a GPU or on the CPU, nothing allocated.
     pub fn plan(
         spec: &DecoderSpec,
         adapters: &Adapters,
         compute: DType,
         max_tokens: usize,
         purpose: Purpose,
+        on_card: bool,
     ) -> WorkspaceBytes {
-        let mut bytes = Self::build(&mut Arena::counting(), spec, adapters, compute, max_tokens, purpose).1;
+        let mut bytes =
+            Self::build(&mut Arena::counting(on_card), spec, adapters, compute, max_tokens, purpose).1;
         bytes.scratch += Rotaries::bytes(spec, max_tokens);
         bytes
     }

@@ -57,6 +57,8 @@ pub struct Job {
     pub plan: MemoryPlan,
     /// Bytes that were free when it was planned.
     pub available: Option<u64>,
+    /// Whether weights are drawn at random, to time a job of a model that is not there.
+    pub random_weights: bool,
 }
 
 /// Steps from which on packing frozen weights before the first of them pays: it costs about as much as it saves in eight.
@@ -149,6 +151,7 @@ impl Job {
             schedule,
             plan,
             available,
+            random_weights: false,
             config,
         })
     }

@@ -114,6 +114,7 @@ impl MemoryPlan {
                 inputs.compute,
                 inputs.max_tokens,
                 Purpose::Training { recompute },
+                inputs.on_card,
             ),
             rows: inputs.rows,
             max_tokens: inputs.max_tokens,

@@ -100,7 +100,7 @@ pub fn load_decoder(dev: &Device, job: &Job) -> Result<(Decoder, Option<LoraOpti
     // A continued adapter is attached to a model without any; everything else begins with its own.
     let method = if continued { &Method::Inference } else { &job.method };
     let files;
-    let source = if job.config.train_from_scratch {
+    let source = if job.config.train_from_scratch || job.random_weights {
         Source::Random { seed }
     } else {
         files = WeightFiles::open_model(&job.base)?;

@@ -3,8 +3,8 @@
 //! Everything is in the order of the card's one stream: what was sent last is what the next kernel sees, and memory
 //! that one kernel has read can be written for the next. Only reading waits.
 
-use std::sync::{Arc, MutexGuard};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, MutexGuard};
 
 use cudarc::driver::{DriverError, result, sys};
 
