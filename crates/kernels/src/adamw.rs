@@ -16,6 +16,8 @@ use crate::isa::per_isa;
 use crate::lanes::sum_by;
 use crate::{DType, Device, View, ViewMut, dtype};
 
+pub(crate) use on_cuda::SOURCE;
+
 /// Elements that one task handles, and that are added up in f32.
 const CHUNK: usize = 8192;
 
@@ -187,7 +189,7 @@ pub fn zero_all<'a>(dev: &Device, gradients: impl Iterator<Item = ViewMut<'a>>) 
     }
 }
 
-pub(crate) mod on_cuda {
+mod on_cuda {
     //! The same on a GPU, all tensors in one launch: `adamw.cu`.
     //!
     //! A table says where the tensors are and which chunk is the first of each. It is the same in every step, so that
@@ -197,7 +199,7 @@ pub(crate) mod on_cuda {
     use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
     use crate::{Device, View, ViewMut};
 
-    pub(crate) static ADAMW: Source = Source::new("adamw", include_str!("adamw.cu"));
+    pub(crate) static SOURCE: Source = Source::new("adamw", include_str!("adamw.cu"));
 
     /// Elements of one block.
     const CHUNK: usize = 8192;
@@ -258,7 +260,7 @@ pub(crate) mod on_cuda {
         let _timed = dev.pass("adamw", 7 * table.bytes);
         let tensors = cuda.indices(&table.words);
         let params = Update { tensors, learning_rate, factors, count: table.tensors };
-        cuda.launch(&ADAMW, "adamw_update", &[], table.grid(), params);
+        cuda.launch(&SOURCE, "adamw_update", &[], table.grid(), params);
     }
 
     #[derive(Clone, Copy)]
@@ -297,9 +299,9 @@ pub(crate) mod on_cuda {
         let sums = scratch.start();
         let total = sums.offset(table.chunks * size_of::<f64>());
         let params = Squares { tensors: cuda.indices(&table.words), sums, count: table.tensors };
-        cuda.launch(&ADAMW, "adamw_squares", &[], table.grid(), params);
+        cuda.launch(&SOURCE, "adamw_squares", &[], table.grid(), params);
         let params = Total { sums, total, count: table.chunks as u64 };
-        cuda.launch(&ADAMW, "adamw_total", &[], Grid::new(1, TOTAL_THREADS), params);
+        cuda.launch(&SOURCE, "adamw_total", &[], Grid::new(1, TOTAL_THREADS), params);
         cuda.read_f64(total, 1)[0]
     }
 
@@ -318,7 +320,7 @@ pub(crate) mod on_cuda {
         gradients.for_each(|mut g| table.push(g.elements(), [g.device().address()]));
         let _timed = dev.pass("zero gradients", table.bytes);
         let params = Zero { tensors: cuda.indices(&table.words), count: table.tensors };
-        cuda.launch(&ADAMW, "adamw_zero", &[], table.grid(), params);
+        cuda.launch(&SOURCE, "adamw_zero", &[], table.grid(), params);
     }
 }
 

@@ -12,6 +12,8 @@ use rayon::prelude::*;
 
 use crate::{Device, Element, View, ViewMut, with_dtype};
 
+pub(crate) use on_cuda::SOURCE;
+
 /// Elements that one task moves, about.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
@@ -117,13 +119,13 @@ fn copy<E: Element>(
     });
 }
 
-pub(crate) mod on_cuda {
+mod on_cuda {
     //! The same on a GPU: `columns.cu`.
 
     use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
     use crate::{View, ViewMut};
 
-    pub(crate) static COLUMNS: Source = Source::new("columns", include_str!("columns.cu"));
+    pub(crate) static SOURCE: Source = Source::new("columns", include_str!("columns.cu"));
 
     /// Parts that one launch copies, at most.
     const PARTS: usize = 4;
@@ -186,7 +188,7 @@ pub(crate) mod on_cuda {
             let widest = parts.iter().map(|(_, _, width)| width / unit as usize).max().unwrap_or(0);
             let mut grid = Grid::new(rows, widest.clamp(1, THREADS).next_multiple_of(32));
             grid.blocks[1] = parts.len() as u32;
-            cuda.launch(&COLUMNS, name, &[], grid, params);
+            cuda.launch(&SOURCE, name, &[], grid, params);
         }
     }
 }

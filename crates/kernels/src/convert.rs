@@ -5,7 +5,7 @@
 use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
 use crate::{View, ViewMut};
 
-pub(crate) static CONVERT: Source = Source::new("convert", include_str!("convert.cu"));
+pub(crate) static SOURCE: Source = Source::new("convert", include_str!("convert.cu"));
 
 /// Threads of a block.
 const THREADS: usize = 256;
@@ -30,7 +30,7 @@ pub(crate) fn on_cuda(cuda: &Cuda, from: View<'_>, mut to: ViewMut<'_>) {
     let together = 16 / from.dtype().bytes().max(to.dtype().bytes());
     let params = Convert { from: from.device(), to: to.device(), elements: from.elements() as u64 };
     let grid = Grid::new(from.elements().div_ceil(together * THREADS), THREADS);
-    cuda.launch(&CONVERT, "tensor_convert", &[from.dtype(), to.dtype()], grid, params);
+    cuda.launch(&SOURCE, "tensor_convert", &[from.dtype(), to.dtype()], grid, params);
 }
 
 #[cfg(test)]

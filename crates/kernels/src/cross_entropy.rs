@@ -15,6 +15,8 @@ use crate::isa::per_isa;
 use crate::lanes::{max, sum_by};
 use crate::{DType, Device, Element, Isa, View, ViewMut, softcap, with_dtype};
 
+pub(crate) use on_cuda::SOURCE;
+
 /// Logits that go through the loops together, in the first-level cache.
 const BLOCK: usize = 512;
 
@@ -203,13 +205,13 @@ per_isa! {
     }
 }
 
-pub(crate) mod on_cuda {
+mod on_cuda {
     //! The same on a GPU, a block for each row: `cross_entropy.cu`.
 
     use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
     use crate::{DType, View, ViewMut};
 
-    pub(crate) static CROSS_ENTROPY: Source = Source::new("cross_entropy", include_str!("cross_entropy.cu"));
+    pub(crate) static SOURCE: Source = Source::new("cross_entropy", include_str!("cross_entropy.cu"));
 
     #[derive(Clone, Copy)]
     #[repr(C)]
@@ -245,7 +247,7 @@ pub(crate) mod on_cuda {
             softcap: softcap.unwrap_or(0.0),
         };
         let threads = (v / 16).next_multiple_of(32).clamp(32, 1024);
-        cuda.launch(&CROSS_ENTROPY, name, &[logits.dtype()], Grid::new(rows, threads), params);
+        cuda.launch(&SOURCE, name, &[logits.dtype()], Grid::new(rows, threads), params);
     }
 
     pub fn forward(cuda: &Cuda, logits: View<'_>, targets: &[u32], mut positions: ViewMut<'_>) {

@@ -9,6 +9,8 @@
 use crate::isa::per_isa;
 use crate::{DType, Device, Element, View, ViewMut, with_dtype};
 
+pub(crate) use on_cuda::SOURCE;
+
 /// Elements that one task of `add` handles.
 const CHUNK: usize = 8192;
 /// Columns that one task of `scatter_add` handles.
@@ -217,13 +219,13 @@ per_isa! {
     }
 }
 
-pub(crate) mod on_cuda {
+mod on_cuda {
     //! The same on a GPU: `rows.cu`. Blocks and their order of sums depend on shapes alone.
 
     use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
     use crate::{DType, View, ViewMut};
 
-    pub(crate) static ROWS: Source = Source::new("rows", include_str!("rows.cu"));
+    pub(crate) static SOURCE: Source = Source::new("rows", include_str!("rows.cu"));
 
     /// Threads of a block, at most.
     const THREADS: usize = 256;
@@ -268,7 +270,7 @@ pub(crate) mod on_cuda {
             scale,
         };
         let grid = by_rows(index.len(), columns, together(x.dtype(), y.dtype()));
-        cuda.launch(&ROWS, "rows_gather", &[x.dtype(), y.dtype()], grid, params);
+        cuda.launch(&SOURCE, "rows_gather", &[x.dtype(), y.dtype()], grid, params);
     }
 
     #[derive(Clone, Copy)]
@@ -318,7 +320,7 @@ pub(crate) mod on_cuda {
             scale,
         };
         let grid = by_rows(count, columns, together(dy.dtype(), DType::F32));
-        cuda.launch(&ROWS, "rows_scatter_add", &[dy.dtype()], grid, params);
+        cuda.launch(&SOURCE, "rows_scatter_add", &[dy.dtype()], grid, params);
     }
 
     #[derive(Clone, Copy)]
@@ -348,7 +350,7 @@ pub(crate) mod on_cuda {
         // One block for a row, which looks for its place once.
         let mut grid = by_rows(rows, columns, together(dtype, dtype));
         grid.blocks[1] = 1;
-        cuda.launch(&ROWS, "rows_place", &[dtype], grid, params);
+        cuda.launch(&SOURCE, "rows_place", &[dtype], grid, params);
     }
 
     #[derive(Clone, Copy)]
@@ -368,7 +370,7 @@ pub(crate) mod on_cuda {
     fn sum_into(cuda: &Cuda, a: DevicePtr, (scale, b): (f32, View<'_>), mut y: ViewMut<'_>) {
         let params = RowsSum { a, b: b.device(), y: y.device(), elements: y.elements() as u64, scale };
         let grid = Grid::new(y.elements().div_ceil(THREADS * together(b.dtype(), y.dtype())), THREADS);
-        cuda.launch(&ROWS, "rows_sum", &[b.dtype(), y.dtype()], grid, params);
+        cuda.launch(&SOURCE, "rows_sum", &[b.dtype(), y.dtype()], grid, params);
     }
 
     pub fn add(cuda: &Cuda, x: View<'_>, mut y: ViewMut<'_>) {
@@ -402,7 +404,7 @@ pub(crate) mod on_cuda {
         let columns = x.elements() / rows.max(1);
         let params = RowsScaleEach { scale: scale.device(), x: x.device(), columns: columns as u64 };
         cuda.launch(
-            &ROWS,
+            &SOURCE,
             "rows_scale_each",
             &[dtype],
             by_rows(rows, columns, together(dtype, dtype)),
@@ -459,9 +461,9 @@ pub(crate) mod on_cuda {
         };
         let mut grid = Grid::new(columns.div_ceil(32 * together(dy.dtype(), dy.dtype())), THREADS);
         grid.blocks[1] = parts as u32;
-        cuda.launch(&ROWS, "rows_sum_rows", &[dy.dtype()], grid, params);
+        cuda.launch(&SOURCE, "rows_sum_rows", &[dy.dtype()], grid, params);
         let params = RowsAddParts { partial, db: db.device(), columns: columns as u64, parts: parts as u32 };
-        cuda.launch(&ROWS, "rows_add_parts", &[], Grid::new(columns.div_ceil(THREADS), THREADS), params);
+        cuda.launch(&SOURCE, "rows_add_parts", &[], Grid::new(columns.div_ceil(THREADS), THREADS), params);
     }
 }
 

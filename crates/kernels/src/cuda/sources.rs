@@ -38,17 +38,17 @@ impl Source {
 fn all() -> Vec<&'static Source> {
     let ops: [&Source; 14] = [
         &crate::activation::SOURCE,
-        &crate::adamw::on_cuda::ADAMW,
-        &crate::columns::on_cuda::COLUMNS,
-        &crate::convert::CONVERT,
-        &crate::cross_entropy::on_cuda::CROSS_ENTROPY,
+        &crate::adamw::SOURCE,
+        &crate::columns::SOURCE,
+        &crate::convert::SOURCE,
+        &crate::cross_entropy::SOURCE,
         &crate::dropout::SOURCE,
         &crate::gated::SOURCE,
         &crate::layer_norm::SOURCE,
         &crate::random::SOURCE,
         &crate::rms_norm::SOURCE,
         &crate::rope::SOURCE,
-        &crate::rows::on_cuda::ROWS,
+        &crate::rows::SOURCE,
         &crate::softcap::SOURCE,
         &crate::xielu::SOURCE,
     ];
