@@ -13,6 +13,7 @@ mod bench;
 mod chat;
 mod config;
 mod data;
+mod doctor;
 mod export;
 mod parity;
 mod progress;
@@ -42,6 +43,8 @@ enum Command {
     Export(export::Args),
     /// Time a job on this machine, op by op
     Bench(bench::Args),
+    /// Show what this machine has for training, and what a GPU still needs
+    Doctor(doctor::Args),
     /// Look at what is trained
     #[command(subcommand)]
     Data(data::Command),
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => chat::run(args),
         Command::Export(args) => export::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Data(command) => data::run(command),
         Command::Parity(args) => parity::run(args),
         Command::Config(args) => config::run(args),

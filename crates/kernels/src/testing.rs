@@ -1,8 +1,12 @@
 //! What the tests of all ops share: random values, comparisons, finite differences, the devices to test on.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::Write;
+use std::sync::{Arc, Mutex, OnceLock};
 
-use crate::cuda::Cuda;
+use crate::cuda::{Cuda, CudaError};
 use crate::{CpuOptions, DType, Device, Isa, Tensor};
 
 /// A small reproducible generator (64-bit LCG, upper bits).
@@ -60,9 +64,11 @@ pub fn gradcheck(f: impl Fn(&[f64]) -> f64, x: &[f64], gradient: &[f64]) {
     assert_close("gradient", gradient, &differences, 1e-7);
 }
 
-/// The CPU's devices, and a GPU if there is one.
+/// The CPU's devices, and a GPU if there is one. With `SFT_TEST_CUDA=only` the GPU alone: a run on an emulated one need
+/// not repeat what another run does on the CPU.
 pub fn devices() -> Vec<Device> {
-    cpus().into_iter().chain(gpu()).collect()
+    let cpus = if asked_for_gpu().is_some_and(|asked| asked == "only") { Vec::new() } else { cpus() };
+    cpus.into_iter().chain(gpu()).collect()
 }
 
 /// A device for each instruction set of this machine, and one with two threads.
@@ -78,14 +84,34 @@ pub fn cpus() -> Vec<Device> {
 /// # Panics
 /// If `SFT_TEST_CUDA` is set and there is none.
 pub fn gpu() -> Option<Device> {
-    static CARD: OnceLock<Option<Arc<Cuda>>> = OnceLock::new();
-    let card = CARD.get_or_init(|| match Cuda::open(0) {
-        Ok(card) => Some(card),
-        Err(error) if std::env::var_os("SFT_TEST_CUDA").is_some() => panic!("{error}"),
+    static CARD: OnceLock<Result<Arc<Cuda>, CudaError>> = OnceLock::new();
+    match CARD.get_or_init(|| Cuda::open(0)) {
+        Ok(card) => {
+            if card.properties().name == "Emulated GPU" {
+                not_run("on a real GPU", "emulated");
+            }
+            Some(Device::on_card(Arc::clone(card), CpuOptions::default()).unwrap())
+        }
+        Err(error) if asked_for_gpu().is_some() => panic!("{error}"),
         Err(error) => {
-            eprintln!("not run on a GPU: {error}");
+            not_run("on a GPU", error);
             None
         }
-    });
-    card.as_ref().map(|card| Device::on_card(Arc::clone(card), CpuOptions::default()).unwrap())
+    }
+}
+
+fn asked_for_gpu() -> Option<OsString> {
+    std::env::var_os("SFT_TEST_CUDA")
+}
+
+/// Says once of each test what it did not do, past the harness, which shows nothing of a test that passes.
+pub fn not_run(how: &str, why: impl Display) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let why = why.to_string();
+    let line = format!("{test}: not run {how}: {}\n", why.lines().next().unwrap_or_default());
+    if SAID.lock().unwrap().insert(line.clone()) {
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
 }

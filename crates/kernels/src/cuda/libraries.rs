@@ -8,6 +8,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use cudarc::cublaslt::sys as cublaslt;
+use cudarc::driver::sys as driver;
+use cudarc::nvrtc::sys as nvrtc;
+
 use super::CudaError;
 
 /// A library of CUDA.
@@ -28,6 +32,8 @@ pub struct Found {
     pub library: Library,
     /// A file, or a name that the system's loader knows; `None` if it is missing.
     pub at: Option<PathBuf>,
+    /// Its version: of the driver, the latest CUDA that it runs.
+    pub version: Option<(u32, u32)>,
 }
 
 impl Library {
@@ -50,6 +56,26 @@ impl Library {
             Library::Driver | Library::CublasLt => &[],
             Library::Nvrtc => &["libnvrtc-builtins.so"],
         }
+    }
+
+    /// Its version, once it is open.
+    pub(super) fn version(self) -> Option<(u32, u32)> {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: functions that write or return numbers.
+        unsafe {
+            match self {
+                Library::Driver => {
+                    driver::cuDriverGetVersion(&raw mut major).result().ok()?;
+                    (major, minor) = (major / 1000, major % 1000 / 10);
+                }
+                Library::Nvrtc => nvrtc::nvrtcVersion(&raw mut major, &raw mut minor).result().ok()?,
+                Library::CublasLt => {
+                    let version = i32::try_from(cublaslt::cublasLtGetVersion()).ok()?;
+                    (major, minor) = (version / 10_000, version % 10_000 / 100);
+                }
+            }
+        }
+        Some((major.try_into().ok()?, minor.try_into().ok()?))
     }
 
     /// How to get it.
@@ -78,7 +104,12 @@ impl fmt::Display for Library {
 
 /// Looks for every library, without an error for those that are missing.
 pub fn look_for_libraries() -> Vec<Found> {
-    Library::ALL.map(|library| Found { library, at: open_one(library) }).into()
+    let found = Library::ALL.map(|library| {
+        let at = open_one(library);
+        let version = at.as_ref().and_then(|_| library.version());
+        Found { library, at, version }
+    });
+    found.into()
 }
 
 /// Opens all.

@@ -22,8 +22,7 @@ pub(crate) use blas::Product;
 pub(crate) use clock::Span;
 pub use libraries::{Found, Library, look_for_libraries};
 pub(crate) use memory::{DeviceMemory, DevicePtr};
-pub(crate) use sources::Source;
-pub use sources::{CompileError, compile_all};
+pub use sources::{ARCHITECTURES, CompileError, Source, all as sources, arch, cache_folder};
 
 use crate::DType;
 use blas::Blas;
@@ -87,10 +86,6 @@ pub struct Properties {
     pub multiprocessors: usize,
     /// Bytes of memory.
     pub memory_bytes: usize,
-    /// Bytes of shared memory that a block can have.
-    pub shared_bytes_per_block: usize,
-    /// CUDA version of the driver, 13000 for 13.0.
-    pub driver_version: i32,
 }
 
 /// A card, its stream, and what was loaded onto it.
@@ -176,7 +171,7 @@ impl Cuda {
     /// No driver, no such card, a library that is missing, a kernel that does not compile.
     pub fn open(ordinal: usize) -> Result<Arc<Self>, CudaError> {
         libraries::open_all()?;
-        let (properties, device) = properties(ordinal)?;
+        let (properties, device) = usable(ordinal)?;
         let said = |what| move |error: DriverError| CudaError::Driver { what, reason: error.to_string() };
         // SAFETY: the device is one that the driver named.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(said("open the card"))?;
@@ -205,16 +200,6 @@ impl Cuda {
     /// What the card can do.
     pub fn properties(&self) -> &Properties {
         &self.properties
-    }
-
-    /// Streaming multiprocessors.
-    pub(crate) fn multiprocessors(&self) -> usize {
-        self.properties.multiprocessors
-    }
-
-    /// Bytes of shared memory that a block can have.
-    pub(crate) fn shared_bytes_per_block(&self) -> usize {
-        self.properties.shared_bytes_per_block
     }
 
     /// Launches the entry point of `source` that is called `name`, with `types` appended.
@@ -325,7 +310,7 @@ impl std::fmt::Debug for Cuda {
     }
 }
 
-/// Cards that the driver names, in its order.
+/// Cards that the driver names, in its order, those that are too old too.
 ///
 /// # Errors
 /// No driver, or one that does not start.
@@ -340,7 +325,7 @@ pub fn cards() -> Result<Vec<Properties>, CudaError> {
 /// Why there is none.
 pub fn best_card() -> Result<usize, CudaError> {
     libraries::open_all()?;
-    properties(0).map(|_| 0)
+    usable(0).map(|_| 0)
 }
 
 /// Bytes that are free on a card.
@@ -373,9 +358,6 @@ fn properties(ordinal: usize) -> Result<(Properties, sys::CUdevice), CudaError> 
     let device = result::device::get(ordinal as i32).map_err(said)?;
     // SAFETY: the device is one that the driver named.
     let attribute = |which| unsafe { result::device::get_attribute(device, which) }.map_err(said);
-    let mut driver_version = 0;
-    // SAFETY: it writes one number.
-    unsafe { sys::cuDriverGetVersion(&raw mut driver_version) }.result().map_err(said)?;
     let properties = Properties {
         name: result::device::get_name(device).map_err(said)?,
         capability: (
@@ -385,11 +367,14 @@ fn properties(ordinal: usize) -> Result<(Properties, sys::CUdevice), CudaError> 
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
         // SAFETY: as above.
         memory_bytes: unsafe { result::device::total_mem(device) }.map_err(said)?,
-        shared_bytes_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
-            as usize,
-        driver_version,
     };
-    if properties.capability < (8, 0) {
+    Ok((properties, device))
+}
+
+/// The properties of a card that is not too old.
+fn usable(ordinal: usize) -> Result<(Properties, sys::CUdevice), CudaError> {
+    let (properties, device) = properties(ordinal)?;
+    if properties.capability < ARCHITECTURES[0] {
         return Err(CudaError::TooOld { name: properties.name, capability: properties.capability });
     }
     Ok((properties, device))

@@ -12,19 +12,46 @@ use thiserror::Error;
 use super::CudaError;
 use super::libraries::{self, Library};
 
+/// Compute capabilities that the kernels are made for: Ampere, Ada, Hopper, Blackwell.
+pub const ARCHITECTURES: [(u32, u32); 6] = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)];
+
 /// A file of kernels.
-pub(crate) struct Source {
+#[derive(Debug)]
+pub struct Source {
     name: &'static str,
     text: &'static str,
 }
 
 impl Source {
-    pub const fn new(name: &'static str, text: &'static str) -> Self {
+    pub(crate) const fn new(name: &'static str, text: &'static str) -> Self {
         Self { name, text }
     }
 
+    /// Its name.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Compiles it for a compute capability; returns the machine code, which is kept nowhere.
+    ///
+    /// # Errors
+    /// The compiler is missing, or refuses the file.
+    pub fn compile(&self, capability: (u32, u32)) -> Result<Vec<u8>, CudaError> {
+        libraries::open(Library::Nvrtc)?;
+        Ok(compile(self, &arch(capability))?)
+    }
+
+    /// Whether the cache folder has it for a compute capability, from this compiler and this text.
+    pub fn is_cached(&self, capability: (u32, u32)) -> bool {
+        let opened = libraries::open(Library::Nvrtc).is_ok();
+        opened && self.cache_file(&arch(capability)).is_some_and(|file| file.exists())
+    }
+
+    /// The file of its machine code in the cache folder.
+    fn cache_file(&self, arch: &str) -> Option<PathBuf> {
+        let (major, minor) = Library::Nvrtc.version().unwrap_or_default();
+        let key = fnv1a(&format!("{major}.{minor} {arch} {}", self.whole()));
+        Some(cache_folder()?.join(format!("{}-{arch}-{key:016x}.cubin", self.name)))
     }
 
     /// What the compiler sees.
@@ -34,8 +61,8 @@ impl Source {
     }
 }
 
-/// All files of kernels.
-fn all() -> Vec<&'static Source> {
+/// All files of kernels. One that is not listed here cannot be launched.
+pub fn all() -> Vec<&'static Source> {
     let ops: [&Source; 14] = [
         &crate::activation::SOURCE,
         &crate::adamw::SOURCE,
@@ -52,7 +79,9 @@ fn all() -> Vec<&'static Source> {
         &crate::softcap::SOURCE,
         &crate::xielu::SOURCE,
     ];
-    ops.into_iter().chain(crate::attention::sources()).collect()
+    let mut all: Vec<_> = ops.into_iter().chain(crate::attention::sources()).collect();
+    all.sort_unstable_by_key(|source| source.name);
+    all
 }
 
 /// A kernel that does not compile.
@@ -71,19 +100,8 @@ pub enum CompileError {
 }
 
 /// The compiler's name of an architecture.
-fn arch((major, minor): (u32, u32)) -> String {
+pub fn arch((major, minor): (u32, u32)) -> String {
     format!("sm_{major}{minor}")
-}
-
-/// Compiles every kernel for a compute capability; returns the bytes of machine code of each file.
-///
-/// # Errors
-/// The compiler is missing, or refuses a file.
-pub fn compile_all(capability: (u32, u32)) -> Result<Vec<(&'static str, usize)>, CudaError> {
-    libraries::open(Library::Nvrtc)?;
-    let compiled =
-        all().into_iter().map(|source| Ok((source.name, compile(source, &arch(capability))?.len())));
-    compiled.collect()
 }
 
 fn compile(source: &Source, arch: &str) -> Result<Vec<u8>, CompileError> {
@@ -166,25 +184,21 @@ pub(super) fn load_all(capability: (u32, u32)) -> Result<Modules, CudaError> {
 
 /// Machine code from the cache folder, or from the compiler and then kept there.
 fn cached(source: &Source, arch: &str) -> Result<Vec<u8>, CompileError> {
-    let Some(folder) = cache_folder() else { return compile(source, arch) };
-    let (mut major, mut minor) = (0, 0);
-    // SAFETY: it writes two numbers.
-    let _ = unsafe { nvrtc_sys::nvrtcVersion(&raw mut major, &raw mut minor) };
-    let key = fnv1a(&format!("{major}.{minor} {arch} {}", source.whole()));
-    let file = folder.join(format!("{}-{arch}-{key:016x}.cubin", source.name));
+    let Some(file) = source.cache_file(arch) else { return compile(source, arch) };
     if let Ok(machine_code) = std::fs::read(&file) {
         return Ok(machine_code);
     }
     let machine_code = compile(source, arch)?;
     // Whole or not at all, since another process may look; a cache that cannot be written costs time alone.
-    let partial = folder.join(format!("{}-{key:016x}.{}", source.name, std::process::id()));
-    let _ = std::fs::create_dir_all(&folder)
+    let partial = file.with_extension(std::process::id().to_string());
+    let _ = std::fs::create_dir_all(file.parent().unwrap_or(&file))
         .and_then(|()| std::fs::write(&partial, &machine_code))
         .and_then(|()| std::fs::rename(&partial, &file));
     Ok(machine_code)
 }
 
-fn cache_folder() -> Option<PathBuf> {
+/// Where machine code is kept, if the environment names a folder for such things.
+pub fn cache_folder() -> Option<PathBuf> {
     let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = of("XDG_CACHE_HOME").or_else(|| of("HOME").map(|home| home.join(".cache")))?;
     Some(cache.join("sft").join("kernels"))
@@ -194,4 +208,31 @@ fn cache_folder() -> Option<PathBuf> {
 fn fnv1a(text: &str) -> u64 {
     text.bytes()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_compiles_for_every_architecture() {
+        match libraries::open(Library::Nvrtc) {
+            Ok(()) => {}
+            Err(error) if std::env::var_os("SFT_TEST_NVRTC").is_some() => panic!("{error}"),
+            Err(error) => return crate::testing::not_run("without the compiler", &error),
+        }
+        for source in all() {
+            std::thread::scope(|scope| {
+                for capability in ARCHITECTURES {
+                    scope.spawn(move || source.compile(capability).unwrap_or_else(|error| panic!("{error}")));
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn no_two_files_have_one_name() {
+        let names: Vec<_> = all().iter().map(|source| source.name).collect();
+        assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
+    }
 }
