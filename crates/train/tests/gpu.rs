@@ -1,0 +1,96 @@
+//! A GPU trains as a CPU does. Needs one, or the emulated one of `crates/kernels/emulator`: with `SFT_TEST_CUDA` set it
+//! has to be there, without it nothing of this file runs.
+
+use std::io::Write;
+use std::path::Path;
+
+use sft_config::{Purpose, load_text};
+use sft_kernels::{CpuOptions, Device};
+use sft_train::Job;
+use sft_train::parity::{Limits, compare};
+use sft_train::trainer::Trainer;
+
+const QUICKSTART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../quickstart");
+
+fn gpu() -> Option<Device> {
+    if std::env::var_os("SFT_TEST_CUDA").is_none() {
+        not_run("on a GPU: SFT_TEST_CUDA is not set");
+        return None;
+    }
+    let dev = Device::gpu(0, CpuOptions::default()).unwrap();
+    if dev.name() == "Emulated GPU" {
+        not_run("on a real GPU");
+    }
+    Some(dev)
+}
+
+/// Past the harness, which shows nothing of a test that passes.
+fn not_run(what: &str) {
+    let thread = std::thread::current();
+    let line = format!("{}: not run {what}\n", thread.name().unwrap_or("a test"));
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+fn cpu() -> Device {
+    Device::cpu(CpuOptions::default()).unwrap()
+}
+
+/// Losses and norms of gradients of the first steps of a run with these keys.
+fn steps_of(dev: &Device, keys: &[&str]) -> Vec<[f64; 2]> {
+    let text = format!(
+        "model_name_or_path: {QUICKSTART}/base\ndataset_dir: {QUICKSTART}/data\ndataset: quickstart_train\n\
+         max_samples: 24\ncutoff_len: 64\noutput_dir: unused\nper_device_train_batch_size: 2\n\
+         gradient_accumulation_steps: 2\nmax_steps: 4\nlearning_rate: 1e-3\ndevice: cpu\n"
+    );
+    let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+    let mut job = Job::prepare(load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap()).unwrap();
+    // It is a choice of the CPU's plan.
+    job.plan.pack = false;
+    dev.install(|| {
+        let mut trainer = Trainer::new(dev, &job).unwrap();
+        let steps = 0..job.total_steps;
+        steps
+            .map(|step| {
+                let batch = job.train.next_step();
+                let outcome = trainer.step(&job, step, &batch).unwrap();
+                [outcome.loss, outcome.grad_norm]
+            })
+            .collect()
+    })
+}
+
+#[test]
+fn a_gpu_trains_as_the_cpu_does() {
+    let Some(gpu) = gpu() else { return };
+    // Sums are in another order; in bf16 a value here and there rounds the other way.
+    for (keys, tolerance) in [
+        (&["finetuning_type=full"][..], 1e-3),
+        (&["finetuning_type=full", "bf16=true", "packing=true"], 2e-2),
+        (&["finetuning_type=lora", "bf16=true", "lora_dropout=0.1"], 2e-2),
+        (&["finetuning_type=lora", "bf16=true", "disable_gradient_checkpointing=false"], 2e-2),
+    ] {
+        let (found, expected) = (steps_of(&gpu, keys), steps_of(&cpu(), keys));
+        println!("{keys:?}: {found:?}, on the CPU {expected:?}");
+        for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+            let difference = (found - expected).abs();
+            assert!(difference <= tolerance * expected, "{keys:?}: {found} and not {expected}");
+        }
+    }
+}
+
+#[test]
+fn a_run_on_a_gpu_repeats_to_the_bit() {
+    let Some(gpu) = gpu() else { return };
+    let keys = ["finetuning_type=lora", "bf16=true", "packing=true"];
+    assert_eq!(steps_of(&gpu, &keys), steps_of(&gpu, &keys));
+}
+
+#[test]
+fn a_gpu_computes_models_as_transformers_and_peft_compute_them() {
+    let Some(gpu) = gpu() else { return };
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/parity");
+    for case in ["bloom", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"] {
+        let found = compare(&gpu, &cases.join(case)).unwrap();
+        assert!(found.holds(&Limits::FLOAT32), "{case}: {found:?}");
+    }
+}
