@@ -36,7 +36,7 @@ impl Source {
 
 /// All files of kernels.
 fn all() -> Vec<&'static Source> {
-    let ops: [&Source; 14] = [
+    let ops: [&Source; 15] = [
         &crate::activation::SOURCE,
         &crate::adamw::on_cuda::ADAMW,
         &crate::columns::on_cuda::COLUMNS,
@@ -45,6 +45,7 @@ fn all() -> Vec<&'static Source> {
         &crate::dropout::SOURCE,
         &crate::gated::SOURCE,
         &crate::layer_norm::SOURCE,
+        &crate::lora::SOURCE,
         &crate::random::SOURCE,
         &crate::rms_norm::SOURCE,
         &crate::rope::SOURCE,
