@@ -33,24 +33,32 @@ pub struct Down<'a> {
     pub xa: ViewMut<'a>,
 }
 
+impl Down<'_> {
+    fn check(&self, x: View<'_>) {
+        let [a, xa] = [self.a.shape(), self.xa.shape()];
+        assert!(a.len() == 2 && a[1] == x.dim(1) && xa == [x.dim(0), a[0]], "lora: x, A and xa");
+    }
+
+    fn multiply(self, dev: &Device, x: View<'_>) {
+        Matmul::x_wt(x, self.a, self.xa).alpha(self.scale).run(dev);
+    }
+}
+
 /// xa = s·x·Aᵀ for adapters of one x [N, C].
 ///
 /// # Panics
 /// If shapes do not fit.
-pub fn down(dev: &Device, x: View<'_>, adapters: &mut [Down<'_>]) {
-    for adapter in &*adapters {
-        let [a, xa] = [adapter.a.shape(), adapter.xa.shape()];
-        assert!(a.len() == 2 && a[1] == x.dim(1) && xa == [x.dim(0), a[0]], "lora: x, A and xa");
+pub fn down<'a>(dev: &Device, x: View<'_>, adapters: impl IntoIterator<Item = Down<'a>>) {
+    let adapters = adapters.into_iter().inspect(|adapter| adapter.check(x));
+    let Some(cuda) = dev.cuda() else {
+        return adapters.for_each(|adapter| adapter.multiply(dev, x));
+    };
+    let mut adapters: Vec<_> = adapters.collect();
+    if !on_cuda::takes_down(x, &mut adapters) {
+        return adapters.into_iter().for_each(|adapter| adapter.multiply(dev, x));
     }
-    if let Some(cuda) = dev.cuda()
-        && on_cuda::takes_down(x, adapters)
-    {
-        let _timed = timed(dev, "lora x·Aᵀ", x, adapters.iter().map(|adapter| adapter.a.dim(0)).sum());
-        return on_cuda::down(cuda, x, adapters);
-    }
-    for Down { a, scale, xa } in adapters {
-        Matmul::x_wt(x, *a, xa.reborrow()).alpha(*scale).run(dev);
-    }
+    let _timed = timed(dev, "lora x·Aᵀ", x, adapters.iter().map(|adapter| adapter.a.dim(0)).sum());
+    on_cuda::down(cuda, x, &mut adapters);
 }
 
 /// What [`backward_output`] takes and makes.
@@ -99,24 +107,32 @@ pub struct BackwardInput<'a> {
     pub da: ViewMut<'a>,
 }
 
+impl BackwardInput<'_> {
+    fn check(&self, x: View<'_>) {
+        let [dxa, da] = [self.dxa.shape(), self.da.shape()];
+        assert!(dxa.len() == 2 && dxa[0] == x.dim(0) && da == [dxa[1], x.dim(1)], "lora: x, dxa and dA");
+    }
+
+    fn multiply(self, dev: &Device, x: View<'_>) {
+        Matmul::dyt_x(self.dxa, x, self.da).accumulate().run(dev);
+    }
+}
+
 /// dA += dxaᵀ·x for adapters of one x [N, C].
 ///
 /// # Panics
 /// If shapes do not fit.
-pub fn backward_input(dev: &Device, x: View<'_>, adapters: &mut [BackwardInput<'_>]) {
-    for adapter in &*adapters {
-        let [dxa, da] = [adapter.dxa.shape(), adapter.da.shape()];
-        assert!(dxa.len() == 2 && dxa[0] == x.dim(0) && da == [dxa[1], x.dim(1)], "lora: x, dxa and dA");
+pub fn backward_input<'a>(dev: &Device, x: View<'_>, adapters: impl IntoIterator<Item = BackwardInput<'a>>) {
+    let adapters = adapters.into_iter().inspect(|adapter| adapter.check(x));
+    let Some(cuda) = dev.cuda() else {
+        return adapters.for_each(|adapter| adapter.multiply(dev, x));
+    };
+    let mut adapters: Vec<_> = adapters.collect();
+    if !on_cuda::takes_backward_input(x, &mut adapters) {
+        return adapters.into_iter().for_each(|adapter| adapter.multiply(dev, x));
     }
-    if let Some(cuda) = dev.cuda()
-        && on_cuda::takes_backward_input(x, adapters)
-    {
-        let _timed = timed(dev, "lora dxaᵀ·x", x, adapters.iter().map(|adapter| adapter.dxa.dim(1)).sum());
-        return on_cuda::backward_input(cuda, x, adapters);
-    }
-    for BackwardInput { dxa, da } in adapters {
-        Matmul::dyt_x(*dxa, x, da.reborrow()).accumulate().run(dev);
-    }
+    let _timed = timed(dev, "lora dxaᵀ·x", x, adapters.iter().map(|adapter| adapter.dxa.dim(1)).sum());
+    on_cuda::backward_input(cuda, x, &mut adapters);
 }
 
 /// Times products of `wide` with `ranks` columns in all.
@@ -500,12 +516,8 @@ mod tests {
         let thin = || -> Vec<Tensor> { ranks.iter().map(|r| dev.zeros(dtype, &[n, *r])).collect() };
         let (mut xa, mut dxa) = (thin(), thin());
 
-        let mut downs: Vec<Down<'_>> = weights
-            .iter()
-            .zip(&mut xa)
-            .map(|([a, ..], xa)| Down { a: a.view(), scale, xa: xa.view_mut() })
-            .collect();
-        down(dev, x.view(), &mut downs);
+        let adapters = weights.iter().zip(&mut xa);
+        down(dev, x.view(), adapters.map(|([a, ..], xa)| Down { a: a.view(), scale, xa: xa.view_mut() }));
         let mut weights_after: Vec<[Tensor; 2]> =
             weights.iter().map(|[_, _, da, db]| [da, db].map(|d| d.to_dtype(DType::F32))).collect();
         for (i, [_, b, ..]) in weights.iter().enumerate() {
@@ -513,12 +525,9 @@ mod tests {
             let (b, xa, dxa) = (b.view(), xa[i].view(), dxa[i].view_mut());
             backward_output(dev, BackwardOutput { dy: dy.view(), b, xa, scale, dxa, db: Some(db) });
         }
-        let mut inputs: Vec<BackwardInput<'_>> = dxa
-            .iter()
-            .zip(&mut weights_after)
-            .map(|(dxa, [da, _])| BackwardInput { dxa: dxa.view(), da: da.view_mut() })
-            .collect();
-        backward_input(dev, x.view(), &mut inputs);
+        let adapters = dxa.iter().zip(&mut weights_after);
+        let adapters = adapters.map(|(dxa, [da, _])| BackwardInput { dxa: dxa.view(), da: da.view_mut() });
+        backward_input(dev, x.view(), adapters);
 
         for (i, r) in ranks.iter().copied().enumerate() {
             let name = |what: &str| format!("{what} of {dtype:?} [{n}, {c}, {o}], rank {r}");
@@ -539,8 +548,8 @@ mod tests {
     fn device_matches_reference() {
         for dev in devices() {
             for n in [1, 17, 300] {
-                for rank in [8, 16, 24, 32, 64] {
-                    matches_reference(&dev, DType::BF16, [n, 136, 200], &[rank]);
+                for rank in [8, 16, 24, 64] {
+                    matches_reference(&dev, DType::BF16, [n, 136, 72], &[rank]);
                 }
             }
             matches_reference(&dev, DType::F32, [17, 24, 40], &[8]);

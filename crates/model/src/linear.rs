@@ -12,6 +12,7 @@
 //!
 //! Nothing outside of this file knows whether a layer carries an adapter.
 
+use sft_kernels::lora::{self, BackwardInput, BackwardOutput, Down};
 use sft_kernels::matmul::Matmul;
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, dropout, random, rows};
 
@@ -124,7 +125,8 @@ impl Linear {
         let xa = saved.xa.as_mut().expect("the workspace was made for the adapters on this model");
         let input = lora.dropped(dev, x, scratch, dropout);
         let (n, rank) = (x.dim(0), lora.rank());
-        Matmul::x_wt(input, lora.a.operand(), matrix(xa, n, rank)).alpha(lora.scale).run(dev);
+        let (a, scale, to) = (lora.a.operand(), lora.scale, matrix(xa, n, rank));
+        lora::down(dev, input, [Down { a, scale, xa: to }]);
         let xa = xa.head(n * rank).reshape(&[n, rank]);
         self.weight.x_wt(x, y).bias(bias).plus(xa, lora.b.operand()).run(dev);
     }
@@ -211,14 +213,13 @@ impl Lora {
         dropout: Option<u64>,
     ) {
         let (n, rank) = (x.dim(0), xa.dim(1));
-        Matmul::dy_w(dy, self.b.value(), matrix(dxa, n, rank)).alpha(self.scale).run(dev);
-        if let Some(db) = self.b.gradient_mut() {
-            Matmul::dyt_x(dy, xa, db).accumulate().run(dev);
-        }
+        let (scale, (b, db)) = (self.scale, self.b.operand_and_gradient());
+        lora::backward_output(dev, BackwardOutput { dy, b, xa, scale, dxa: matrix(dxa, n, rank), db });
         if self.a.is_trained() {
             let input = self.dropped(dev, x, scratch, dropout);
             if let Some(da) = self.a.gradient_mut() {
-                Matmul::dyt_x(dxa.head(n * rank).reshape(&[n, rank]), input, da).accumulate().run(dev);
+                let dxa = dxa.head(n * rank).reshape(&[n, rank]);
+                lora::backward_input(dev, input, [BackwardInput { dxa, da }]);
             }
         }
     }
