@@ -54,6 +54,9 @@ pub fn down<'a>(dev: &Device, x: View<'_>, adapters: impl IntoIterator<Item = Do
         return adapters.for_each(|adapter| adapter.multiply(dev, x));
     };
     let mut adapters: Vec<_> = adapters.collect();
+    if adapters.is_empty() {
+        return;
+    }
     if !on_cuda::takes_down(x, &mut adapters) {
         return adapters.into_iter().for_each(|adapter| adapter.multiply(dev, x));
     }
@@ -84,7 +87,11 @@ pub struct BackwardOutput<'a> {
 /// If shapes do not fit.
 pub fn backward_output(dev: &Device, mut io: BackwardOutput<'_>) {
     let (thin, b) = ([io.dy.dim(0), io.b.dim(1)], [io.dy.dim(1), io.b.dim(1)]);
-    assert_eq!((io.xa.shape(), io.dxa.shape(), io.b.shape()), (&thin[..], &thin[..], &b[..]), "lora: dy and B");
+    assert_eq!(
+        (io.xa.shape(), io.dxa.shape(), io.b.shape()),
+        (&thin[..], &thin[..], &b[..]),
+        "lora: dy and B"
+    );
     assert!(io.db.as_ref().is_none_or(|db| db.shape() == b), "lora: B and dB");
     if let Some(cuda) = dev.cuda()
         && on_cuda::takes_backward_output(&mut io)
@@ -128,6 +135,9 @@ pub fn backward_input<'a>(dev: &Device, x: View<'_>, adapters: impl IntoIterator
         return adapters.for_each(|adapter| adapter.multiply(dev, x));
     };
     let mut adapters: Vec<_> = adapters.collect();
+    if adapters.is_empty() {
+        return;
+    }
     if !on_cuda::takes_backward_input(x, &mut adapters) {
         return adapters.into_iter().for_each(|adapter| adapter.multiply(dev, x));
     }
@@ -203,7 +213,10 @@ mod on_cuda {
     }
 
     /// The adapters in groups that one launch takes.
-    fn groups<'a, T>(mut adapters: &'a mut [T], rank: impl Fn(&T) -> usize) -> impl Iterator<Item = &'a mut [T]> {
+    fn groups<'a, T>(
+        mut adapters: &'a mut [T],
+        rank: impl Fn(&T) -> usize,
+    ) -> impl Iterator<Item = &'a mut [T]> {
         std::iter::from_fn(move || {
             let mut tiles = 0;
             let fits = |adapter: &&T| {
@@ -247,8 +260,7 @@ mod on_cuda {
         let bands = if rows > BLOCKS / 4 * 32 { 2 } else { 1 };
         for group in groups(adapters, |adapter| adapter.a.dim(0)) {
             // What is too many makes what no one wants.
-            let idle =
-                DownTile { a: group[0].a.device(), xa: DevicePtr::NULL, rank: 0, scale: 0.0 };
+            let idle = DownTile { a: group[0].a.device(), xa: DevicePtr::NULL, rank: 0, scale: 0.0 };
             let (mut tiles, mut count) = ([idle; MOST_TILES], 0);
             for Down { a, scale, xa } in group {
                 let rank = a.dim(0);
@@ -366,8 +378,12 @@ mod on_cuda {
     unsafe impl Params for LoraBackwardInput {}
 
     pub fn backward_input(cuda: &Cuda, x: View<'_>, adapters: &mut [BackwardInput<'_>]) {
-        const NAMES: [&str; 4] =
-            ["lora_backward_input_1", "lora_backward_input_2", "lora_backward_input_3", "lora_backward_input_4"];
+        const NAMES: [&str; 4] = [
+            "lora_backward_input_1",
+            "lora_backward_input_2",
+            "lora_backward_input_3",
+            "lora_backward_input_4",
+        ];
         let (rows, columns) = (x.dim(0), x.dim(1));
         let across = columns.div_ceil(64);
         // Ranges as long as there are many blocks, since each of them leaves a part.
@@ -456,7 +472,13 @@ mod on_cuda {
 mod reference {
     //! The definition: plain loops, x [n, c], A [r, c], B [o, r].
 
-    fn product(n: usize, k: usize, m: usize, a: impl Fn(usize, usize) -> f64, b: impl Fn(usize, usize) -> f64) -> Vec<f64> {
+    fn product(
+        n: usize,
+        k: usize,
+        m: usize,
+        a: impl Fn(usize, usize) -> f64,
+        b: impl Fn(usize, usize) -> f64,
+    ) -> Vec<f64> {
         let of = |i, j| (0..k).map(|k| a(i, k) * b(k, j)).sum();
         (0..n).flat_map(|i| (0..m).map(move |j| (i, j))).map(|(i, j)| of(i, j)).collect()
     }
@@ -466,7 +488,13 @@ mod reference {
     }
 
     /// dxa, and what comes to dB.
-    pub fn backward_output(dy: &[f64], b: &[f64], xa: &[f64], scale: f64, [n, o, r]: [usize; 3]) -> [Vec<f64>; 2] {
+    pub fn backward_output(
+        dy: &[f64],
+        b: &[f64],
+        xa: &[f64],
+        scale: f64,
+        [n, o, r]: [usize; 3],
+    ) -> [Vec<f64>; 2] {
         let dxa = product(n, o, r, |i, k| scale * dy[i * o + k], |k, j| b[k * r + j]);
         [dxa, product(o, n, r, |i, k| dy[k * o + i], |k, j| xa[k * r + j])]
     }
@@ -590,7 +618,8 @@ mod tests {
     fn without_a_gradient_of_b() {
         for dev in devices() {
             let mut random = Random::new(4);
-            let [dy, b, xa] = [[50, 72], [72, 16], [50, 16]].map(|shape| random.tensor(DType::BF16, &shape).on(&dev));
+            let [dy, b, xa] =
+                [[50, 72], [72, 16], [50, 16]].map(|shape| random.tensor(DType::BF16, &shape).on(&dev));
             let mut db = dev.zeros(DType::F32, &[72, 16]);
             let [mut with, mut without] = [0; 2].map(|_| dev.zeros(DType::BF16, &[50, 16]));
             for (dxa, db) in [(&mut with, Some(db.view_mut())), (&mut without, None)] {
