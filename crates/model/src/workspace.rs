@@ -133,6 +133,16 @@ impl Workspace {
         (Self { hidden, saved, saved_of, scratch, entry, head, d, rotary, max_tokens, purpose }, bytes)
     }
 
+    /// Forgets the loss of all micro-batches.
+    pub fn clear_loss(&mut self) {
+        self.head.clear_sums();
+    }
+
+    /// The loss of the micro-batches since then; waits until it is known.
+    pub fn loss_sums(&self, dev: &Device) -> head::LossSums {
+        self.head.sums(dev)
+    }
+
     /// Tokens that fit.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
@@ -144,11 +154,11 @@ impl Workspace {
     }
 
     /// cos and sin of a micro-batch, lent out for a pass.
-    pub(crate) fn take_rotary(&mut self, batch: Batch<'_>) -> Rotaries {
+    pub(crate) fn take_rotary(&mut self, dev: &Device, batch: Batch<'_>) -> Rotaries {
         let n = batch.input_ids.len();
         assert!(n <= self.max_tokens, "{n} tokens in a workspace for {}", self.max_tokens);
         let mut rotary = self.rotary.take().expect("given back after every pass");
-        rotary.fill(batch.position_ids, batch.cu_seqlens);
+        rotary.fill(dev, batch.position_ids, batch.cu_seqlens);
         rotary
     }
 

@@ -122,7 +122,7 @@ impl MemoryPlan {
             pack,
             on_card: inputs.on_card,
             rounded: if inputs.on_card && inputs.compute != DType::F32 {
-                counts.trained * inputs.compute.bytes()
+                counts.multiplied * inputs.compute.bytes()
             } else {
                 0
             },
