@@ -158,7 +158,7 @@ impl Decoder {
             if l < lowest && !entry_is_trained {
                 break;
             }
-            if work.recomputes() {
+            if work.recomputes(l) {
                 let (x, y, saved, scratch) = work.layer(l);
                 block.forward(&pass, x.head(n), y.head_mut(n), saved, scratch, None);
             }

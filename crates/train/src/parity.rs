@@ -154,7 +154,7 @@ impl Case {
             adapters,
             DType::F32,
             tokens,
-            Purpose::Training { recompute: false },
+            Purpose::Training { recomputed: 0 },
         )
     }
 
