@@ -147,11 +147,14 @@ struct TiledBackward {
     dv: DevicePtr,
     query_tiles: DevicePtr,
     key_tiles: DevicePtr,
+    partial: DevicePtr,
     scores: Scores,
     heads: i32,
     group: i32,
     width: i32,
     queries: i32,
+    keys: i32,
+    parts: i32,
 }
 
 // SAFETY: `AttentionBackward` of attention.cu; shapes and offsets were checked.
@@ -270,7 +273,10 @@ pub(super) fn backward(
         let dq_grid = kernels.grid(query_tiles.len() * heads.query, *tiling, in_shared, 0);
         let statistics = 2 * dkdv.queries * DType::F32.bytes();
         let in_shared = 2 * (dkdv.queries + dkdv.keys);
-        let dkdv_grid = kernels.grid(key_tiles.len() * heads.key, *dkdv, in_shared, statistics);
+        let parts = parts(heads.query / heads.key);
+        let dkdv_grid = kernels.grid(key_tiles.len() * heads.key * parts, *dkdv, in_shared, statistics);
+        let elements = keys * heads.key * heads.width;
+        let partial = cuda.scratch(if parts > 1 { 2 * parts * elements * DType::F32.bytes() } else { 0 });
         let tiled = TiledBackward {
             q,
             k,
@@ -284,17 +290,24 @@ pub(super) fn backward(
             dv,
             query_tiles: cuda.indices(query_tiles.as_flattened()),
             key_tiles: cuda.indices(key_tiles.as_flattened()),
+            partial: partial.start(),
             scores,
             heads: query_heads,
             group,
             width,
             queries: queries as i32,
+            keys: keys as i32,
+            parts: parts as i32,
         };
         let source = kernels.source(params);
         // Eight lanes for each sum.
         let delta_grid = Grid::new((queries * heads.query).div_ceil(256 / 8), 256);
         cuda.launch(source, "attention_delta", &[dtype], delta_grid, tiled);
         cuda.launch(source, "attention_dkdv", &[dtype], dkdv_grid, tiled);
+        if parts > 1 {
+            let grid = Grid::new(elements.div_ceil(8 * 256), 256);
+            cuda.launch(source, "attention_sum_parts", &[dtype], grid, tiled);
+        }
         cuda.launch(source, "attention_dq", &[dtype], dq_grid, tiled);
         return;
     }
@@ -322,6 +335,13 @@ pub(super) fn backward(
     };
     cuda.launch(&PLAIN, dq_name, &[dtype], plain_grid(queries * heads.query), plain);
     cuda.launch(&PLAIN, dkdv_name, &[dtype], plain_grid(keys * heads.key), plain);
+}
+
+/// In how many parts the query heads of a key head are shared out for dk and dv: blocks of late keys are short, and a
+/// large card is busy to the end only if there are many. It depends on nothing but the model, so that a row's bits do not
+/// depend on what lies beside it.
+fn parts(group: usize) -> usize {
+    if group > 2 && group.is_multiple_of(2) { group / 2 } else { group }
 }
 
 /// Entries of `plain.cu`: forward, dq, dk and dv.
