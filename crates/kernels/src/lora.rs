@@ -170,6 +170,8 @@ mod on_cuda {
     /// Blocks that fill the largest cards, of which each multiprocessor has two. A constant, so that the order of sums
     /// is the same on all.
     const BLOCKS: usize = 264;
+    /// So many that the last ones to run are a small share.
+    const MANY_BLOCKS: usize = 512;
 
     /// Whether a matrix is of whole 16 bytes of bf16.
     fn is_whole((shape, dtype, start): (&[usize], DType, DevicePtr)) -> bool {
@@ -387,7 +389,7 @@ mod on_cuda {
         let (rows, columns) = (x.dim(0), x.dim(1));
         let across = columns.div_ceil(64);
         // Ranges as long as there are many blocks, since each of them leaves a part.
-        let is_enough = |length: &usize| across * rows.div_ceil(*length) >= 2 * BLOCKS - 16;
+        let is_enough = |length: &usize| across * rows.div_ceil(*length) >= MANY_BLOCKS;
         let rows_per_range = [2048, 1024, 512].into_iter().find(is_enough).unwrap_or(256);
         let ranges = rows.div_ceil(rows_per_range);
         for group in groups(adapters, |adapter| adapter.dxa.dim(1)) {

@@ -5,7 +5,7 @@
 //!
 //! One for all lies side by side in groups (see [`InputNames::Fused`]): its output [N, G·Σ widths] is the matrix
 //! [N·G, Σ widths], of which each part has its columns. Its weight stays one, as it is in files, and so does an
-//! adapter on it.
+//! adapter on it. Adapters on several read x together.
 
 use sft_kernels::{DType, Tensor, View, ViewMut, columns};
 

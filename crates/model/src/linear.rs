@@ -236,7 +236,7 @@ pub fn down<'a>(
 /// [`Linear::backward`] of layers that read one x [N, in], whose gradients go to one dx.
 ///
 /// # Panics
-/// If there are more than [`MOST_OF_ONE_INPUT`].
+/// If there are more than three.
 #[expect(clippy::too_many_arguments, reason = "x, dy and dx are the formula's own; the rest is workspace")]
 pub fn backward<const P: usize>(
     dev: &Device,
