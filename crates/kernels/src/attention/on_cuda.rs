@@ -1,6 +1,10 @@
-//! Attention on a GPU: `attention.cu` for bf16 whose heads are whole 16 bytes, `plain.cu` for all else.
+//! Attention on a GPU: `hopper.cu` for bf16 with heads of 64 or 128 columns on cards of compute capability 9.0,
+//! `attention.cu` for bf16 whose heads are whole 16 bytes, `plain.cu` for all else.
+//!
+//! The environment variable `SFT_ATTENTION=mma` leaves `hopper.cu` out, so that the two can be compared.
 
 use std::cmp::Reverse;
+use std::sync::OnceLock;
 
 use super::{AttentionParams, Backward, Forward, Heads, RowOffsets};
 use crate::DType;
@@ -64,12 +68,68 @@ static KERNELS: [Kernels; 4] = [
     kernels!(256, forward: 1 64, dq: 1 32, dkdv: 8 2 1 32),
 ];
 
+/// Hopper's kernels for heads of exactly `width` columns, and the warpgroups of a block: each owns 64 rows.
+struct Hopper {
+    width: usize,
+    forward: usize,
+    source: Source,
+}
+
+macro_rules! hopper {
+    ($width:literal, forward: $forward:literal) => {
+        Hopper {
+            width: $width,
+            forward: $forward,
+            source: Source::new(
+                concat!("attention_hopper_", $width),
+                concat!(
+                    "#define WIDTH ",
+                    $width,
+                    "\n#define FORWARD_GROUPS ",
+                    $forward,
+                    "\n#line 1 \"hopper.cu\"\n",
+                    include_str!("hopper.cu")
+                ),
+            )
+            .only_for(HOPPER),
+        }
+    };
+}
+
+const HOPPER: (u32, u32) = (9, 0);
+static HOPPER_KERNELS: [Hopper; 2] = [hopper!(64, forward: 2), hopper!(128, forward: 2)];
+
+/// Rows that a warpgroup owns.
+const GROUP_ROWS: usize = 64;
+/// Keys of a tile that warpgroups of queries go through; two tiles each of k and v are in shared memory.
+const HOPPER_KEYS: usize = 128;
+
+impl Hopper {
+    /// Those for this problem, if there are some and the card has what they need.
+    fn of(cuda: &Cuda, params: &AttentionParams<'_>, dtype: DType, width: usize) -> Option<&'static Self> {
+        static LEFT_OUT: OnceLock<bool> = OnceLock::new();
+        let left_out =
+            || *LEFT_OUT.get_or_init(|| std::env::var_os("SFT_ATTENTION").is_some_and(|v| v == "mma"));
+        let plain = params.softcap.is_none() && params.slopes.is_none();
+        let fits = dtype == DType::BF16 && plain && cuda.properties().capability == HOPPER && !left_out();
+        HOPPER_KERNELS.iter().find(|kernels| fits && width == kernels.width)
+    }
+
+    /// A grid whose blocks have this many warpgroups and rows of tiles in shared memory, which begin at a multiple of
+    /// 1024 bytes.
+    fn grid(&self, blocks: usize, groups: usize, rows_in_shared: usize, other_bytes: usize) -> Grid {
+        let shared = 1024 + rows_in_shared * self.width * DType::BF16.bytes() + other_bytes;
+        Grid::new(blocks, 128 * groups).shared(shared)
+    }
+}
+
 static PLAIN: Source = Source::new("attention_plain", include_str!("plain.cu"));
 const PLAIN_WARPS: usize = 4;
 
 /// All files of kernels.
 pub(crate) fn sources() -> impl Iterator<Item = &'static Source> {
-    KERNELS.iter().flat_map(|kernels| &kernels.sources).chain([&PLAIN])
+    let hopper = HOPPER_KERNELS.iter().map(|kernels| &kernels.source);
+    KERNELS.iter().flat_map(|kernels| &kernels.sources).chain(hopper).chain([&PLAIN])
 }
 
 impl Kernels {
@@ -218,6 +278,16 @@ pub(super) fn forward(
     let (q, k, v, out) = (io.q.device(), io.k.device(), io.v.device(), io.out.device());
     let scores = Scores::of(cuda, params);
     let [query_heads, width] = [heads.query as i32, heads.width as i32];
+    if let Some(kernels) = Hopper::of(cuda, params, io.q.dtype(), heads.width) {
+        let queries = GROUP_ROWS * kernels.forward;
+        let tiles = query_tiles(params, rows, queries);
+        let grid = kernels.grid(tiles.len() * heads.query, kernels.forward, queries + 4 * HOPPER_KEYS, 0);
+        let tiles = cuda.indices(tiles.as_flattened());
+        let params_of_kernel =
+            TiledForward { q, k, v, out, lse, tiles, scores, heads: query_heads, group, width };
+        cuda.launch(&kernels.source, "attention_forward", &[DType::BF16], grid, params_of_kernel);
+        return;
+    }
     if let Some(kernels) = Kernels::of(io.q.dtype(), heads.width) {
         let Tiling { queries, keys, .. } = kernels.forward;
         let tiles = query_tiles(params, rows, queries);
