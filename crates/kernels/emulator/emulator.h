@@ -422,7 +422,7 @@ template <int N> INLINE void copy_async_wait() {
 }
 
 INLINE void fence_for_wgmma() { emulator->fence_for_wgmma(); }
-INLINE void finish(float) {}
+INLINE void finish_bits(u32) {}
 
 INLINE u64 wgmma_matrix(const void* start, u32 leading_bytes) {
     return (u64)((shared_address(start) & 0x3ffff) >> 4) | (u64)(leading_bytes >> 4) << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62;

@@ -146,10 +146,11 @@ INLINE void wgmma(float (&d)[64], const u32 (&a)[4], u64 b) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(1) : "memory");
 }
 
-// What comes later in the program does not begin before x, which is never below 0, is known. The compiler knows no
-// reason why the arithmetic between two waits should not come after the second one, and run beside nothing.
-INLINE void finish(float x) {
-    asm volatile("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p st.volatile.shared.f32 [%1], %0;\n}" ::"f"(x), "r"(0) : "memory");
+// What comes later in the program does not begin before `bits` are known: the compiler sees no reason why arithmetic
+// between two waits should not come after the second, where it would run beside nothing. Nothing is ever stored.
+INLINE void finish_bits(u32 bits) {
+    asm volatile("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p st.volatile.shared.f32 [%1], %0;\n}"
+                 ::"f"(__uint_as_float(bits & 0x7fffffff)), "r"(0) : "memory");
 }
 
 // Lets products see what this thread has written to shared memory or copied there, once a barrier has been passed.
