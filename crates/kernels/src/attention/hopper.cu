@@ -237,17 +237,17 @@ extern "C" __global__ void __launch_bounds__(128 * FORWARD_GROUPS, 1) attention_
     for (int i = 0; i + 1 < tiles; i++) {
         behind -= KEYS;
         pass_copies();  // v number i and k number i + 1 are here, the other stages are no longer read
-        load_keys(v, p.v, i + 1);
-        if (i + 2 < tiles) load_keys(k, p.k, i + 2);
-        copy_async_commit();
         wgmma_fence();
         products_of_rows<QUERIES>(scores, q_matrix, k_matrix + (i + 1) % 2 * STAGE_STEP);
         wgmma_commit();
         add_weighted_rows(out, weights, v_matrix + i % 2 * STAGE_STEP);
         wgmma_commit();
+        load_keys(v, p.v, i + 1);
+        if (i + 2 < tiles) load_keys(k, p.k, i + 2);
+        copy_async_commit();
         wgmma_wait<1>(scores);
         softmax(scores, best, sum, keep, behind, window, to_exponent);
-        finish(scores);
+        finish_bits(__float_as_uint(sum[0] + sum[1]));
         wgmma_wait<0>(out);
         for_each(out, [&](float& o, int half, int, int) { o *= keep[half]; });
         round_weights(weights, scores);
@@ -402,10 +402,10 @@ extern "C" __global__ void __launch_bounds__(128 * DKDV_GROUPS, 1) attention_dkd
         for (int i = 0; i + 1 < tiles; i++) {
             pass_copies();  // tile number i + 1 is here, i - 1 is no longer read
             query = last.query;
-            prepare(i + 2);
             wgmma_fence();
             multiply_scores(i + 1);
             add_to_sums(i);
+            prepare(i + 2);
             wgmma_wait<3>(scores);
             scores_to_p(i + 1, query);
             wgmma_wait<2>(ds);
@@ -514,11 +514,11 @@ extern "C" __global__ void __launch_bounds__(128 * DQ_GROUPS, 1) attention_dq_bf
     round_weights(weights, ds);
     for (int i = 0; i + 1 < tiles; i++) {
         pass_copies();  // tile number i + 1 is here, i - 1 is no longer read
-        if (i + 2 < tiles) load_keys(i + 2);
-        copy_async_commit();
         wgmma_fence();
         multiply_scores(i + 1);
         add_to_sums(i);
+        if (i + 2 < tiles) load_keys(i + 2);
+        copy_async_commit();
         wgmma_wait<2>(scores);
         scores_to_p();
         wgmma_wait<1>(ds);

@@ -68,18 +68,22 @@ static KERNELS: [Kernels; 4] = [
     kernels!(256, forward: 1 64, dq: 1 32, dkdv: 8 2 1 32),
 ];
 
-/// Hopper's kernels for heads of exactly `width` columns, and the warpgroups of a block: each owns 64 rows.
+/// Hopper's kernels for heads of exactly `width` columns, and how many warpgroups a block has: each owns 64 rows.
 struct Hopper {
     width: usize,
     forward: usize,
+    dq: usize,
+    dkdv: usize,
     source: Source,
 }
 
 macro_rules! hopper {
-    ($width:literal, forward: $forward:literal) => {
+    ($width:literal, forward: $forward:literal, dq: $dq:literal, dkdv: $dkdv:literal) => {
         Hopper {
             width: $width,
             forward: $forward,
+            dq: $dq,
+            dkdv: $dkdv,
             source: Source::new(
                 concat!("attention_hopper_", $width),
                 concat!(
@@ -87,6 +91,10 @@ macro_rules! hopper {
                     $width,
                     "\n#define FORWARD_GROUPS ",
                     $forward,
+                    "\n#define DQ_GROUPS ",
+                    $dq,
+                    "\n#define DKDV_GROUPS ",
+                    $dkdv,
                     "\n#line 1 \"hopper.cu\"\n",
                     include_str!("hopper.cu")
                 ),
@@ -97,12 +105,15 @@ macro_rules! hopper {
 }
 
 const HOPPER: (u32, u32) = (9, 0);
-static HOPPER_KERNELS: [Hopper; 2] = [hopper!(64, forward: 2), hopper!(128, forward: 2)];
+static HOPPER_KERNELS: [Hopper; 2] =
+    [hopper!(64, forward: 2, dq: 2, dkdv: 2), hopper!(128, forward: 2, dq: 2, dkdv: 2)];
 
 /// Rows that a warpgroup owns.
 const GROUP_ROWS: usize = 64;
-/// Keys of a tile that warpgroups of queries go through; two tiles each of k and v are in shared memory.
-const HOPPER_KEYS: usize = 128;
+/// Rows in shared memory of the tiles that forward goes through: two of k and v each, of 128 keys.
+const FORWARD_STAGES: usize = 2 * 2 * 128;
+/// The same of backward: three of k and v, or of q and dout.
+const BACKWARD_STAGES: usize = 3 * 2 * 64;
 
 impl Hopper {
     /// Those for this problem, if there are some and the card has what they need.
@@ -281,7 +292,7 @@ pub(super) fn forward(
     if let Some(kernels) = Hopper::of(cuda, params, io.q.dtype(), heads.width) {
         let queries = GROUP_ROWS * kernels.forward;
         let tiles = query_tiles(params, rows, queries);
-        let grid = kernels.grid(tiles.len() * heads.query, kernels.forward, queries + 4 * HOPPER_KEYS, 0);
+        let grid = kernels.grid(tiles.len() * heads.query, kernels.forward, queries + FORWARD_STAGES, 0);
         let tiles = cuda.indices(tiles.as_flattened());
         let params_of_kernel =
             TiledForward { q, k, v, out, lse, tiles, scores, heads: query_heads, group, width };
@@ -333,14 +344,14 @@ pub(super) fn backward(
     let scores = Scores::of(cuda, params);
     let [query_heads, width] = [heads.query as i32, heads.width as i32];
     if let Some(kernels) = Kernels::of(dtype, heads.width) {
-        let Kernels { dq: tiling, dkdv, .. } = kernels;
-        let query_tiles = query_tiles(params, rows, tiling.queries);
-        let key_tiles = key_tiles(params, rows, dkdv.keys);
-        let in_shared = 2 * (tiling.queries + tiling.keys);
-        let dq_grid = kernels.grid(query_tiles.len() * heads.query, *tiling, in_shared, 0);
-        let statistics = 2 * dkdv.queries * DType::F32.bytes();
-        let in_shared = 2 * (dkdv.queries + dkdv.keys);
-        let dkdv_grid = kernels.grid(key_tiles.len() * heads.key, *dkdv, in_shared, statistics);
+        let hopper = Hopper::of(cuda, params, dtype, heads.width);
+        let (query_rows, key_rows) = match hopper {
+            Some(hopper) => (GROUP_ROWS * hopper.dq, GROUP_ROWS * hopper.dkdv),
+            None => (kernels.dq.queries, kernels.dkdv.keys),
+        };
+        let query_tiles = query_tiles(params, rows, query_rows);
+        let key_tiles = key_tiles(params, rows, key_rows);
+        let (dq_blocks, dkdv_blocks) = (query_tiles.len() * heads.query, key_tiles.len() * heads.key);
         let tiled = TiledBackward {
             q,
             k,
@@ -360,10 +371,23 @@ pub(super) fn backward(
             width,
             queries: queries as i32,
         };
-        let source = kernels.source(params);
         // Eight lanes for each sum.
         let delta_grid = Grid::new((queries * heads.query).div_ceil(256 / 8), 256);
-        cuda.launch(source, "attention_delta", &[dtype], delta_grid, tiled);
+        cuda.launch(kernels.source(params), "attention_delta", &[dtype], delta_grid, tiled);
+        // lse and delta of a tile of queries.
+        let statistics = |queries: usize| 2 * queries * DType::F32.bytes();
+        let (source, dkdv_grid, dq_grid) = if let Some(hopper) = hopper {
+            let in_shared = 2 * key_rows + BACKWARD_STAGES;
+            let dkdv_grid = hopper.grid(dkdv_blocks, hopper.dkdv, in_shared, 2 * statistics(64));
+            let dq_grid = hopper.grid(dq_blocks, hopper.dq, 2 * query_rows + BACKWARD_STAGES, 0);
+            (&hopper.source, dkdv_grid, dq_grid)
+        } else {
+            let Kernels { dq, dkdv, .. } = kernels;
+            let in_shared = 2 * (dkdv.queries + dkdv.keys);
+            let dkdv_grid = kernels.grid(dkdv_blocks, *dkdv, in_shared, statistics(dkdv.queries));
+            let dq_grid = kernels.grid(dq_blocks, *dq, 2 * (dq.queries + dq.keys), 0);
+            (kernels.source(params), dkdv_grid, dq_grid)
+        };
         cuda.launch(source, "attention_dkdv", &[dtype], dkdv_grid, tiled);
         cuda.launch(source, "attention_dq", &[dtype], dq_grid, tiled);
         return;
