@@ -16,11 +16,18 @@ use super::libraries::{self, Library};
 pub(crate) struct Source {
     name: &'static str,
     text: &'static str,
+    /// The one compute capability that it is for, with the instructions that no other has.
+    only: Option<(u32, u32)>,
 }
 
 impl Source {
     pub const fn new(name: &'static str, text: &'static str) -> Self {
-        Self { name, text }
+        Self { name, text, only: None }
+    }
+
+    /// With the instructions that cards of one compute capability have, and no later ones.
+    pub const fn only_for(self, capability: (u32, u32)) -> Self {
+        Self { only: Some(capability), ..self }
     }
 
     pub fn name(&self) -> &'static str {
@@ -32,10 +39,15 @@ impl Source {
         let prelude = [include_str!("ptx.cuh"), include_str!("prelude.cuh")].concat();
         format!("{prelude}\n#line 1 \"{}.cu\"\n{}", self.name, self.text)
     }
+
+    /// The compiler's name of an architecture.
+    fn arch(&self, (major, minor): (u32, u32)) -> String {
+        format!("sm_{major}{minor}{}", if self.only.is_some() { "a" } else { "" })
+    }
 }
 
-/// All files of kernels.
-fn all() -> Vec<&'static Source> {
+/// All files of kernels that a card runs.
+fn all(capability: (u32, u32)) -> Vec<&'static Source> {
     let ops: [&Source; 15] = [
         &crate::activation::SOURCE,
         &crate::adamw::on_cuda::ADAMW,
@@ -53,7 +65,8 @@ fn all() -> Vec<&'static Source> {
         &crate::softcap::SOURCE,
         &crate::xielu::SOURCE,
     ];
-    ops.into_iter().chain(crate::attention::sources()).collect()
+    let all = ops.into_iter().chain(crate::attention::sources());
+    all.filter(|source| source.only.is_none_or(|only| only == capability)).collect()
 }
 
 /// A kernel that does not compile.
@@ -71,19 +84,15 @@ pub enum CompileError {
     },
 }
 
-/// The compiler's name of an architecture.
-fn arch((major, minor): (u32, u32)) -> String {
-    format!("sm_{major}{minor}")
-}
-
 /// Compiles every kernel for a compute capability; returns the bytes of machine code of each file.
 ///
 /// # Errors
 /// The compiler is missing, or refuses a file.
 pub fn compile_all(capability: (u32, u32)) -> Result<Vec<(&'static str, usize)>, CudaError> {
     libraries::open(Library::Nvrtc)?;
-    let compiled =
-        all().into_iter().map(|source| Ok((source.name, compile(source, &arch(capability))?.len())));
+    let compiled = all(capability)
+        .into_iter()
+        .map(|source| Ok((source.name, compile(source, &source.arch(capability))?.len())));
     compiled.collect()
 }
 
@@ -143,12 +152,14 @@ impl Modules {
 
 /// Compiles what is not in the cache, on as many threads as there are files, and loads all into the current context.
 pub(super) fn load_all(capability: (u32, u32)) -> Result<Modules, CudaError> {
-    let arch = arch(capability);
     let found: Mutex<Vec<(&'static str, Result<Vec<u8>, CompileError>)>> = Mutex::default();
     std::thread::scope(|scope| {
-        for source in all() {
-            let (arch, found) = (&arch, &found);
-            scope.spawn(move || super::lock(found).push((source.name, cached(source, arch))));
+        for source in all(capability) {
+            let found = &found;
+            scope.spawn(move || {
+                let machine_code = cached(source, &source.arch(capability));
+                super::lock(found).push((source.name, machine_code));
+            });
         }
     });
     let mut handles = HashMap::new();
