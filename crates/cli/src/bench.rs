@@ -144,7 +144,7 @@ fn table(report: &Report, weights: bool) {
     }
     let mut ops: Vec<_> = ops.into_iter().collect();
     ops.sort_by_key(|(_, cost)| std::cmp::Reverse(cost.time));
-    let (steps, total) = (report.steps.len() as f64, report.seconds());
+    let (steps, total) = (report.profiled.len() as f64, report.profiled_s());
     println!(
         "\n{:<40} {:>8} {:>9} {:>7} {:>9} {:>7} {:>7}",
         "op", "calls", "ms", "%", "GFLOP/s", "% limit", "GB/s"
@@ -184,7 +184,7 @@ fn table(report: &Report, weights: bool) {
 fn as_json(report: &Report) -> serde_json::Value {
     let mut ops = BTreeMap::<&str, f64>::new();
     for (op, cost) in &report.ops {
-        *ops.entry(op.name).or_default() += 1e3 * cost.time.as_secs_f64() / report.steps.len() as f64;
+        *ops.entry(op.name).or_default() += 1e3 * cost.time.as_secs_f64() / report.profiled.len() as f64;
     }
     json!({
         "device": report.device,

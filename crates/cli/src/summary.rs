@@ -127,8 +127,12 @@ fn memory(job: &Job) {
         job.method.name(),
         job.compute.name()
     );
-    let recompute =
-        if plan.recompute { "blocks are computed again in backward" } else { "all activations kept" };
+    let blocks = job.spec.layers.len();
+    let recompute = match plan.recomputed {
+        0 => "all activations kept".to_owned(),
+        some if some < blocks => format!("{some} of {blocks} blocks are computed again in backward"),
+        _ => "blocks are computed again in backward".to_owned(),
+    };
     let packed = if plan.pack { ", frozen weights packed once" } else { "" };
     println!("memory for {} tokens at a time ({recompute}{packed}):", plan.max_tokens);
     for (what, bytes) in plan.components().into_iter().filter(|(_, bytes)| *bytes > 0) {

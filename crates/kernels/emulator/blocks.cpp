@@ -103,6 +103,20 @@ struct Copy {
     int group;
 };
 
+// A product that hasn't been waited for. Its sums are worked on out of the thread's sight.
+struct Pending {
+    Wgmma it;
+    int group;
+    // If it was computed when it was issued, else it will be when it is waited for.
+    bool early;
+    std::vector<float> product;
+};
+
+struct Sums {
+    float* d;
+    std::vector<float> values;
+};
+
 struct Thread {
     void* stack_pointer;
     char* stack;  // its lowest page can't be accessed
@@ -119,6 +133,12 @@ struct Thread {
     // Copies to shared memory that haven't been waited for.
     std::vector<Copy> copies;
     int groups;
+    // Whether copies have written what products don't see yet.
+    bool unfenced;
+    std::vector<Pending> products;
+    std::vector<Sums> sums;
+    int product_groups;
+    bool products_fenced;
 };
 
 Emulator emulator;
@@ -283,8 +303,153 @@ void copy_async_wait(int under_way) {
         if (copy.valid) memcpy(copy.shared, copy.global, 16);
         else memset(copy.shared, 0, 16);
         done++;
+        running->unfenced = true;
     }
     running->copies.erase(running->copies.begin(), running->copies.begin() + (ptrdiff_t)done);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Products of warpgroups (PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions"). A warp has
+// rows of its own, so its part is computed when its lanes have met: at random when the product is issued, or when it is
+// waited for, so that it shows if operands aren't there yet or aren't there any more. Until then d is NaN.
+
+// The element of a matrix in shared memory whose descriptor is given: bits 0-13 are bits 4-17 of the start address, 16-29
+// and 32-45 the leading and the stride dimension's byte offset without their lowest four bits, 49-51 the base offset,
+// 62-63 the swizzling mode, of which 1 is 128 bytes. With that mode, in the canonical layouts of elements of two bytes:
+//   sum along the contiguous dimension (K-major): 8 rows of 128 bytes, then the next 8 after the stride offset;
+//   sum along the other (MN-major): 64 elements of 128 bytes, then the next 64 after the leading offset; 8 steps of the
+//   sum are rows of 128 bytes, then the next 8 after the stride offset;
+// and bits 4-6 of the address are then exclusive-ored with its bits 7-9.
+struct Matrix {
+    uint64_t start, leading, stride;
+
+    explicit Matrix(uint64_t descriptor) {
+        auto bytes = [=](int from) { return (descriptor >> from & 0x3fff) << 4; };
+        start = bytes(0), leading = bytes(16), stride = bytes(32);
+        if (descriptor >> 62 != 1) fail(LAUNCH_FAILED, "wgmma with swizzling mode %d, and the emulator knows 1", (int)(descriptor >> 62));
+        if ((descriptor >> 49 & 7) != 0) fail(LAUNCH_FAILED, "wgmma with a base offset, which the emulator doesn't know");
+    }
+
+    // `row` is that of M or N, k the step of the sum.
+    float at(unsigned row, unsigned k, bool along_rows) const {
+        uint64_t address = start;
+        if (along_rows) address += row / 64 * leading + row % 64 * 2 + k / 8 * stride + k % 8 * 128;
+        else address += row / 8 * stride + row % 8 * 128 + k * 2;
+        address ^= (address >> 7 & 7) << 4;
+        // Shared memory is less than the 256 KiB that 18 bits tell apart.
+        uint64_t base = (uint64_t)emulator.dynamic_shared;
+        uint64_t offset = (address - base) & 0x3ffff;
+        if (offset + 2 > (uint64_t)dynamic_shared_end - base)
+            fail(ILLEGAL_ADDRESS, "wgmma reads %zu bytes into %u bytes of dynamic shared memory", (size_t)offset, launch->dynamic_shared_bytes);
+        uint32_t bits = (uint32_t)*(const uint16_t*)(base + offset) << 16;
+        float x;
+        memcpy(&x, &bits, sizeof x);
+        return x;
+    }
+};
+
+// One product for all lanes of a warp: pending product number `index` of each.
+void multiply(Thread* warp, size_t index) {
+    const Wgmma& first = warp[0].products[index].it;
+    const int columns = first.columns;
+    unsigned first_row = (unsigned)((warp - threads) / 32 % 4 * 16);
+    static float a[16][16], b[16][256], d[16][256];
+    for (int lane = 0; lane < 32; lane++) {
+        const Wgmma& it = warp[lane].products[index].it;
+        bool same = it.columns == columns && it.b == first.b && it.a == first.a && it.transposed_b == first.transposed_b &&
+                    !it.a_registers == !first.a_registers && it.add == first.add;
+        if (!same) fail(LAUNCH_FAILED, "lanes of a warp differ in the operands of wgmma");
+        if (!it.a_registers) continue;
+        // As mma's: rows lane / 4 and 8 more in turn, then columns from 8 on.
+        for (int i = 0; i < 8; i++) {
+            uint32_t word = it.a_registers[i / 2], bits = i % 2 ? word & 0xffff0000u : word << 16;
+            memcpy(&a[lane / 4 + i / 2 % 2 * 8][i / 4 * 8 + lane % 4 * 2 + i % 2], &bits, sizeof bits);
+        }
+    }
+    if (!first.a_registers) {
+        Matrix matrix(first.a);
+        for (unsigned row = 0; row < 16; row++)
+            for (unsigned k = 0; k < 16; k++) a[row][k] = matrix.at(first_row + row, k, false);
+    }
+    Matrix matrix(first.b);
+    for (unsigned k = 0; k < 16; k++)
+        for (int column = 0; column < columns; column++) b[k][column] = matrix.at((unsigned)column, k, first.transposed_b);
+    memset(d, 0, sizeof d);
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 16; k++)
+            for (int column = 0; column < columns; column++) d[row][column] += a[row][k] * b[k][column];
+    // Element i of a lane: eight columns after the other, in these rows lane / 4 and 8 more, two neighbours in each.
+    for (int lane = 0; lane < 32; lane++) {
+        std::vector<float>& product = warp[lane].products[index].product;
+        product.resize((size_t)columns / 2);
+        for (int i = 0; i < columns / 2; i++) product[(size_t)i] = d[i / 2 % 2 * 8 + lane / 4][i / 4 * 8 + lane % 4 * 2 + i % 2];
+    }
+}
+
+Thread* warp_of(Thread* thread) { return threads + (thread - threads) / 32 * 32; }
+
+void issue_products(void**, unsigned) {
+    Thread* warp = warp_of(running);
+    for (unsigned t = 0; t < thread_count; t++)
+        if (threads[t].unfenced) fail(LAUNCH_FAILED, "wgmma while copies of thread %u aren't fenced for it", t);
+    size_t index = warp[0].products.size() - 1;
+    bool early = forward();
+    if (early) multiply(warp, index);
+    for (int lane = 0; lane < 32; lane++) warp[lane].products[index].early = early;
+}
+
+int waited_for;
+
+void finish_products(void**, unsigned) {
+    Thread* warp = warp_of(running);
+    size_t done = 0;
+    for (; done < warp[0].products.size(); done++) {
+        if (warp[0].products[done].group >= warp[0].product_groups - waited_for) break;
+        if (!warp[0].products[done].early) multiply(warp, done);
+    }
+    for (int lane = 0; lane < 32; lane++) {
+        Thread& thread = warp[lane];
+        for (size_t i = 0; i < done; i++) {
+            const Pending& product = thread.products[i];
+            for (Sums& sums : thread.sums)
+                for (size_t e = 0; sums.d == product.it.d && e < sums.values.size(); e++)
+                    sums.values[e] = (product.it.add ? sums.values[e] : 0.0f) + product.product[e];
+        }
+        thread.products.erase(thread.products.begin(), thread.products.begin() + (ptrdiff_t)done);
+        for (size_t i = thread.sums.size(); i-- > 0;) {
+            Sums& sums = thread.sums[i];
+            bool under_way = false;
+            for (const Pending& product : thread.products) under_way |= product.it.d == sums.d;
+            if (under_way) continue;
+            memcpy(sums.d, sums.values.data(), sums.values.size() * sizeof(float));
+            thread.sums.erase(thread.sums.begin() + (ptrdiff_t)i);
+        }
+        thread.products_fenced = false;
+    }
+}
+
+void fence_for_wgmma() { running->unfenced = false; }
+
+void wgmma_fence() { running->products_fenced = true; }
+
+void wgmma(const Wgmma& it, Place place) {
+    if (!running->products_fenced)
+        fail(LAUNCH_FAILED, "wgmma without wgmma_fence since registers could be used, %s:%d", place.file, place.line);
+    bool known = false;
+    for (const Sums& sums : running->sums) known |= sums.d == it.d;
+    if (!known) {
+        running->sums.push_back(Sums{it.d, std::vector<float>(it.d, it.d + it.columns / 2)});
+        memset(it.d, 0xff, (size_t)it.columns / 2 * sizeof(float));
+    }
+    running->products.push_back(Pending{it, running->product_groups, false, {}});
+    meet(0xffffffffu, issue_products, nullptr, true, place);
+}
+
+void wgmma_commit() { running->product_groups++; }
+
+void wgmma_wait(int under_way, Place place) {
+    waited_for = under_way;
+    meet(0xffffffffu, finish_products, nullptr, true, place);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -298,6 +463,11 @@ void start_threads() {
         thread.state = READY;
         thread.copies.clear();
         thread.groups = 0;
+        thread.unfenced = false;
+        thread.products.clear();
+        thread.sums.clear();
+        thread.product_groups = 0;
+        thread.products_fenced = false;
         void** saved = (void**)stack_top(t) - SAVED_WORDS;
         memset(saved, 0, SAVED_WORDS * sizeof(void*));
         saved[ENTRY_WORD] = (void*)run_thread;
@@ -457,6 +627,11 @@ Emulator* blocks_emulator() {
     emulator.copy_async = copy_async;
     emulator.copy_async_commit = copy_async_commit;
     emulator.copy_async_wait = copy_async_wait;
+    emulator.fence_for_wgmma = fence_for_wgmma;
+    emulator.wgmma_fence = wgmma_fence;
+    emulator.wgmma = wgmma;
+    emulator.wgmma_commit = wgmma_commit;
+    emulator.wgmma_wait = wgmma_wait;
     emulator.fail = fail;
     return &emulator;
 }

@@ -247,6 +247,84 @@ def products():
     assert e.floats()[1] == 2 and e.floats()[31] == 0
 
 
+WARPGROUP = """
+// a 64×64 and b 128×64 by rows, c 64×128; first = a·bᵀ from shared memory, second = 1 + a·c with a in registers.
+struct Products { const bf16 *a, *b, *c; float *first, *second; };
+
+// Row `row` of `chunks` chunks, 64 columns after the other, each `rows` rows of 128 bytes.
+INLINE void copy_rows(u8* to, const bf16* from, int rows, int chunks) {
+    for (int i = threadIdx.x; i < rows * chunks; i += 128) {
+        int row = i / chunks, chunk = i % chunks;
+        copy_async_16(to + chunk / 8 * rows * 128 + row * 128 + ((chunk % 8) ^ (row % 8)) * 16, from + i * 8, true);
+    }
+}
+enum Omission { NOTHING, FENCE_OF_COPIES, FENCE, WAIT, STAYS };
+template <Omission OMITTED> INLINE void products(Products p) {
+    DYNAMIC_SHARED(memory);
+    u8* a = memory + (1024 - shared_address(memory) % 1024) % 1024;
+    u8 *b = a + 64 * 128, *c = b + 128 * 128;
+    copy_rows(a, p.a, 64, 8);
+    copy_rows(b, p.b, 128, 8);
+    copy_rows(c, p.c, 64, 16);
+    copy_async_commit();
+    copy_async_wait<0>();
+    if (OMITTED != FENCE_OF_COPIES) fence_for_wgmma();
+    __syncthreads();
+    float first[64], second[64];
+    u32 left[4][4];
+    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (int i = 0; i < 64; i++) second[i] = 1;
+    for (int k = 0; k < 4; k++)
+        for (int i = 0; i < 4; i++) left[k][i] = *(const u32*)(p.a + (warp * 16 + i % 2 * 8 + g) * 64 + k * 16 + i / 2 * 8 + 2 * t);
+    if (OMITTED != FENCE) wgmma_fence();
+    u64 a_matrix = wgmma_matrix(a, 0), b_matrix = wgmma_matrix(b, 0), c_matrix = wgmma_matrix(c, 64 * 128);
+    wgmma<false>(first, a_matrix, b_matrix);
+    for (int k = 1; k < 4; k++) wgmma<true>(first, a_matrix + 2 * k, b_matrix + 2 * k);
+    wgmma_commit();
+    for (int k = 0; k < 4; k++) wgmma(second, left[k], c_matrix + 128 * k);
+    wgmma_commit();
+    if (OMITTED == STAYS) left[3][0] = 0;
+    wgmma_wait<1>(first);
+    if (OMITTED != WAIT) wgmma_wait<0>(second);
+    for (int i = 0; i < 64; i++) {
+        int at = (warp * 16 + i / 2 % 2 * 8 + g) * 128 + i / 4 * 8 + 2 * t + i % 2;
+        p.first[at] = first[i], p.second[at] = second[i];
+    }
+}
+#define ENTRY(O) extern "C" __global__ void __launch_bounds__(128) products_without_##O(Products p) { products<O>(p); }
+ENTRY(NOTHING)
+ENTRY(FENCE_OF_COPIES)
+ENTRY(FENCE)
+ENTRY(WAIT)
+ENTRY(STAYS)
+"""
+
+
+def products_of_warpgroups():
+    module = Module(WARPGROUP)
+    a, b, c = small(64 * 64), small(128 * 64), small(64 * 128)
+    first, second = Buffer(64 * 128 * 4), Buffer(64 * 128 * 4)
+    operands = pointers(*(Buffer(bf16(x)) for x in (a, b, c)), first, second)
+
+    def launch(name, status=0, says=""):
+        module.launch("products_without_" + name, operands, block=128, shared=41 << 10, status=status, says=says)
+
+    want = [1 + x for x in product(a, c, 64, 128, 64)]
+    for _ in range(4):
+        launch("NOTHING")
+        assert first.floats() == product(a, transposed(b, 128, 64), 64, 128, 64)
+        assert second.floats() == want
+    launch("FENCE_OF_COPIES", LAUNCH_FAILED, "aren't fenced")
+    launch("FENCE", LAUNCH_FAILED, "wgmma without wgmma_fence")
+    launch("WAIT")
+    assert all(x != x for x in second.floats())
+    wrong = False
+    for _ in range(8):
+        launch("STAYS")
+        wrong |= second.floats() != want
+    assert wrong, "a register that was overwritten under a product wasn't seen"
+
+
 FAULTS = """
 struct Pointer { float* x; int n; };
 extern "C" __global__ void write(Pointer p) { p.x[p.n + threadIdx.x] = 1; }
@@ -395,6 +473,6 @@ if __name__ == "__main__":
     context = c_void_p()
     ok(cuda.cuInit(0))
     ok(cuda.cuDevicePrimaryCtxRetain(byref(context), 0))
-    for check in (sums_and_lanes, products, faults, matrix_products):
+    for check in (sums_and_lanes, products, products_of_warpgroups, faults, matrix_products):
         check()
         print(f"{check.__name__}: ok")

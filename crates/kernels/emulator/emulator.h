@@ -421,6 +421,31 @@ template <int N> INLINE void copy_async_wait() {
     EMULATOR_MEMORY_CHANGES;
 }
 
+INLINE void fence_for_wgmma() { emulator->fence_for_wgmma(); }
+INLINE void finish_bits(u32) {}
+
+INLINE u64 wgmma_matrix(const void* start, u32 leading_bytes) {
+    return (u64)((shared_address(start) & 0x3ffff) >> 4) | (u64)(leading_bytes >> 4) << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62;
+}
+INLINE void emulator_wgmma(const emulation::Wgmma& it, const char* file, int line) {
+    EMULATOR_MEMORY_CHANGES;
+    emulator->wgmma(it, emulation::Place{file, line});
+    EMULATOR_MEMORY_CHANGES;
+}
+INLINE void wgmma_fence() { emulator->wgmma_fence(); }
+INLINE void wgmma_commit() { emulator->wgmma_commit(); }
+template <int N, int SIZE> INLINE void wgmma_wait(float (&)[SIZE], EMULATOR_PLACE) {
+    EMULATOR_MEMORY_CHANGES;
+    emulator->wgmma_wait(N, emulation::Place{file, line});
+    EMULATOR_MEMORY_CHANGES;
+}
+template <bool ADD, int SIZE> INLINE void wgmma(float (&d)[SIZE], u64 a, u64 b, EMULATOR_PLACE) {
+    emulator_wgmma(emulation::Wgmma{d, 2 * SIZE, nullptr, a, b, false, ADD}, file, line);
+}
+template <int SIZE> INLINE void wgmma(float (&d)[SIZE], const u32 (&a)[4], u64 b, EMULATOR_PLACE) {
+    emulator_wgmma(emulation::Wgmma{d, 2 * SIZE, a, 0, b, true, true}, file, line);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // What the compiler's checks (-fsanitize) call. The records begin with the place.
 

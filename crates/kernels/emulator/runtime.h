@@ -20,6 +20,16 @@ struct Place {
 // Errors of a kernel, with the numbers of CUresult.
 enum KernelError { ILLEGAL_ADDRESS = 700, MISALIGNED_ADDRESS = 716, LAUNCH_FAILED = 719 };
 
+// d (64 × columns) = a·b + (add ? d : 0) of a warpgroup over 16 columns of a and rows of b. What is in shared memory is
+// given as a matrix descriptor.
+struct Wgmma {
+    float* d;
+    int columns;
+    const unsigned* a_registers;  // or null
+    unsigned long long a, b;
+    bool transposed_b, add;
+};
+
 struct Emulator {
     Dim3 thread, block, block_size, grid_size;
     int lane;
@@ -32,6 +42,13 @@ struct Emulator {
     void (*copy_async)(void* shared, const void* global, bool valid);
     void (*copy_async_commit)();
     void (*copy_async_wait)(int under_way);
+    // What copies have written to shared memory is visible to `wgmma` after the thread's fence and a barrier.
+    void (*fence_for_wgmma)();
+    // Products of a warp, its part of a warpgroup's; see emulator.h.
+    void (*wgmma_fence)();
+    void (*wgmma)(const Wgmma&, Place);
+    void (*wgmma_commit)();
+    void (*wgmma_wait)(int under_way, Place);
     // Ends the kernel; its launch returns `error`.
     void (*fail)(KernelError error, const char* format, ...);
 };

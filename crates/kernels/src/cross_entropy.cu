@@ -172,3 +172,32 @@ ENTRY(backward, f32)
 ENTRY(backward, bf16)
 ENTRY(forward_backward, f32)
 ENTRY(forward_backward, bf16)
+
+struct AddPositions {
+    const float* positions;
+    double* totals;
+    u64 count;
+};
+
+// Adds nll and correct of all positions to the totals, by one block of 1024 threads.
+extern "C" __global__ void cross_entropy_add(AddPositions p) {
+    __shared__ double nll[1024], correct[1024];
+    double own_nll = 0.0, own_correct = 0.0;
+    for (u64 i = threadIdx.x; i < p.count; i += 1024) {
+        own_nll += (double)p.positions[i * STATISTICS];
+        own_correct += (double)p.positions[i * STATISTICS + 2];
+    }
+    nll[threadIdx.x] = own_nll;
+    correct[threadIdx.x] = own_correct;
+    for (int half = 512; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) {
+            nll[threadIdx.x] += nll[threadIdx.x + half];
+            correct[threadIdx.x] += correct[threadIdx.x + half];
+        }
+    }
+    if (threadIdx.x == 0) {
+        p.totals[0] += nll[0];
+        p.totals[1] += correct[0];
+    }
+}

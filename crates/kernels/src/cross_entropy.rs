@@ -13,7 +13,7 @@
 use crate::exp::{exp, exp_all};
 use crate::isa::per_isa;
 use crate::lanes::{max, sum_by};
-use crate::{DType, Device, Element, Isa, View, ViewMut, softcap, with_dtype};
+use crate::{DType, Device, Element, Isa, Tensor, View, ViewMut, softcap, with_dtype};
 
 pub(crate) use on_cuda::SOURCE;
 
@@ -33,20 +33,64 @@ pub struct Sums {
     pub correct: usize,
 }
 
-/// The sums of positions [S, 3], in their order.
-///
-/// # Panics
-/// If they are not f32 [S, 3].
-pub fn sums(positions: View<'_>) -> Sums {
-    assert_eq!((positions.dim(1), positions.dtype()), (STATISTICS, DType::F32), "cross_entropy: positions");
-    let moved = (!positions.is_on_host()).then(|| positions.to_f32_vec());
-    let positions = moved.as_deref().unwrap_or_else(|| positions.as_slice());
-    let mut sums = Sums::default();
-    for position in positions.chunks_exact(STATISTICS) {
-        sums.nll += f64::from(position[0]);
-        sums.correct += usize::from(position[2] == 1.0);
+impl std::ops::AddAssign for Sums {
+    fn add_assign(&mut self, other: Self) {
+        self.nll += other.nll;
+        self.correct += other.correct;
     }
-    sums
+}
+
+/// The sums of many micro-batches, kept where ops run, so that no one waits for a GPU before they are wanted.
+#[derive(Debug)]
+pub struct Totals {
+    on_host: Sums,
+    /// Two f64 on a GPU, in the room of four f32: Σ nll, and the number of correct ones.
+    on_card: Option<Tensor>,
+}
+
+impl Totals {
+    /// Of nothing yet.
+    pub fn new(dev: &Device) -> Self {
+        let on_card = dev.cuda().map(|_| dev.zeros(DType::F32, &[4]));
+        Self { on_host: Sums::default(), on_card }
+    }
+
+    /// Adds positions f32 [S, 3], in their order on the CPU and in a fixed one on a GPU.
+    ///
+    /// # Panics
+    /// If they have another shape.
+    pub fn add(&mut self, dev: &Device, positions: View<'_>) {
+        assert_eq!(
+            (positions.dim(1), positions.dtype()),
+            (STATISTICS, DType::F32),
+            "cross_entropy: positions"
+        );
+        if let (Some(cuda), Some(totals)) = (dev.cuda(), &mut self.on_card) {
+            return on_cuda::add(cuda, positions, totals.view_mut());
+        }
+        let mut sums = Sums::default();
+        for position in positions.as_slice::<f32>().chunks_exact(STATISTICS) {
+            sums.nll += f64::from(position[0]);
+            sums.correct += usize::from(position[2] == 1.0);
+        }
+        self.on_host += sums;
+    }
+
+    /// Begins anew.
+    pub fn clear(&mut self) {
+        self.on_host = Sums::default();
+        if let Some(totals) = &mut self.on_card {
+            totals.view_mut().zero();
+        }
+    }
+
+    /// The sums so far; waits until they are known.
+    pub fn read(&self, dev: &Device) -> Sums {
+        match (dev.cuda(), &self.on_card) {
+            (Some(cuda), Some(totals)) => on_cuda::read(cuda, totals.view()),
+            _ => self.on_host,
+        }
+    }
 }
 
 /// Fills a row of `positions` (f32 [S, 3], see [`STATISTICS`]) for each row of `logits` ([S, V]).
@@ -208,6 +252,7 @@ per_isa! {
 mod on_cuda {
     //! The same on a GPU, a block for each row: `cross_entropy.cu`.
 
+    use super::Sums;
     use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
     use crate::{DType, View, ViewMut};
 
@@ -248,6 +293,28 @@ mod on_cuda {
         };
         let threads = (v / 16).next_multiple_of(32).clamp(32, 1024);
         cuda.launch(&SOURCE, name, &[logits.dtype()], Grid::new(rows, threads), params);
+    }
+
+    #[derive(Clone, Copy)]
+    #[repr(C)]
+    struct AddPositions {
+        positions: DevicePtr,
+        totals: DevicePtr,
+        count: u64,
+    }
+
+    // SAFETY: the struct of the kernel; `positions` holds three f32 for each of `count`, `totals` two f64.
+    unsafe impl Params for AddPositions {}
+
+    pub fn add(cuda: &Cuda, positions: View<'_>, mut totals: ViewMut<'_>) {
+        let count = positions.dim(0) as u64;
+        let params = AddPositions { positions: positions.device(), totals: totals.device(), count };
+        cuda.launch(&SOURCE, "cross_entropy_add", &[], Grid::new(1, 1024), params);
+    }
+
+    pub fn read(cuda: &Cuda, totals: View<'_>) -> Sums {
+        let sums = cuda.read_f64(totals.device(), 2);
+        Sums { nll: sums[0], correct: sums[1] as usize }
     }
 
     pub fn forward(cuda: &Cuda, logits: View<'_>, targets: &[u32], mut positions: ViewMut<'_>) {
@@ -342,7 +409,9 @@ mod tests {
                     forward(&dev, logits.view(), &targets, positions.view_mut());
                     let found: Vec<f64> = to_f64(&positions).chunks(STATISTICS).map(|p| p[0]).collect();
                     assert_close("nll", &found, &nll, 2e-6);
-                    let total = sums(positions.view()).nll;
+                    let mut totals = Totals::new(&dev);
+                    totals.add(&dev, positions.view());
+                    let total = totals.read(&dev).nll;
                     assert_close("sum", &[total], &[nll.iter().sum()], 2e-6);
                     backward(&dev, logits.view_mut(), &targets, positions.view(), 0.5, None);
                     let tolerance = if dtype == DType::F32 { 1e-6 } else { 1.0 / 512.0 };

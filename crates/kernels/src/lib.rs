@@ -37,6 +37,7 @@ pub mod isa;
 mod lanes;
 pub mod layer_norm;
 pub mod limits;
+pub mod lora;
 pub mod mapped_file;
 pub mod matmul;
 mod norm_rows;

@@ -108,18 +108,20 @@ impl Decoder {
         work: &mut Workspace,
     ) -> Result<LossSums, ModelError> {
         self.check_ids(batch)?;
-        let rotary = work.take_rotary(batch);
+        let rotary = work.take_rotary(dev, batch);
         let pass = training_pass(dev, &rotary, batch, None);
         self.forward_blocks(&pass, batch, work, None);
         let (hidden, head) = work.output(self.blocks.len(), batch.input_ids.len());
         let (params, layers) = (LogitParams::of(&self.spec), self.head_layers());
-        let sums = head::loss(dev, params, layers, hidden, batch.targets, head);
+        head.clear_sums();
+        head::loss(dev, params, layers, hidden, batch.targets, head);
+        let sums = head.sums(dev);
         work.give_rotary(rotary);
         Ok(sums)
     }
 
-    /// The loss of a micro-batch; the gradient of `scale` · Σ nll is added to the gradients of all trained weights.
-    /// `dropout` is the key of this micro-batch's dropout masks.
+    /// Adds the loss of a micro-batch to the workspace's sums ([`Workspace::loss_sums`]), and the gradient of
+    /// `scale` · Σ nll to the gradients of all trained weights. Waits for nothing on a GPU. `dropout` is the key of this micro-batch's dropout masks.
     ///
     /// # Errors
     /// A token id outside of the vocabulary.
@@ -130,10 +132,10 @@ impl Decoder {
         scale: f32,
         dropout: Option<u64>,
         work: &mut Workspace,
-    ) -> Result<LossSums, ModelError> {
+    ) -> Result<(), ModelError> {
         self.check_ids(batch)?;
         let n = batch.input_ids.len();
-        let rotary = work.take_rotary(batch);
+        let rotary = work.take_rotary(dev, batch);
         let pass = training_pass(dev, &rotary, batch, dropout);
         self.forward_blocks(&pass, batch, work, None);
 
@@ -146,7 +148,7 @@ impl Decoder {
             bias: head_bias.as_mut(),
         };
         let (states, factor) = ((hidden, batch.targets), (scale, dropout));
-        let sums = head::loss_and_backward(dev, LogitParams::of(spec), layers, states, factor, head, d);
+        head::loss_and_backward(dev, LogitParams::of(spec), layers, states, factor, head, d);
 
         // Below the lowest trained weight no gradient is needed.
         let entry_is_trained = embed_tokens.is_trained() || entry.is_trained();
@@ -156,7 +158,7 @@ impl Decoder {
             if l < lowest && !entry_is_trained {
                 break;
             }
-            if work.recomputes() {
+            if work.recomputes(l) {
                 let (x, y, saved, scratch) = work.layer(l);
                 block.forward(&pass, x.head(n), y.head_mut(n), saved, scratch, None);
             }
@@ -169,7 +171,7 @@ impl Decoder {
             entry.backward(&pass, embed_tokens, batch.input_ids, (h.head(n), d.head_mut(n)), scratch);
         }
         work.give_rotary(rotary);
-        Ok(sums)
+        Ok(())
     }
 
     /// Logits f32 [N, V] of all positions of a micro-batch, its targets ignored.
@@ -179,7 +181,7 @@ impl Decoder {
     pub fn logits(&self, dev: &Device, batch: Batch<'_>, work: &mut Workspace) -> Result<Tensor, ModelError> {
         self.check_ids(batch)?;
         let n = batch.input_ids.len();
-        let rotary = work.take_rotary(batch);
+        let rotary = work.take_rotary(dev, batch);
         let pass = training_pass(dev, &rotary, batch, None);
         self.forward_blocks(&pass, batch, work, None);
         work.give_rotary(rotary);
@@ -206,7 +208,7 @@ impl Decoder {
         let (q, k) = ([0, n], [0, before + n]);
         let batch = Batch { input_ids, position_ids: &position_ids, cu_seqlens: &q, targets: &[] };
         self.check_ids(batch)?;
-        let rotary = work.take_rotary(batch);
+        let rotary = work.take_rotary(dev, batch);
         let pass = pass_of(dev, &rotary, input_ids.len(), RowOffsets { q: &q, k: &k }, None);
         self.forward_blocks(&pass, batch, work, Some(cache));
         work.give_rotary(rotary);

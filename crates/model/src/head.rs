@@ -98,6 +98,9 @@ pub struct Scratch {
     targets: Vec<u32>,
     /// Of each supervised position, [S, 3].
     positions: Tensor,
+    /// Sums of the micro-batches since they were cleared; `None` where nothing is allocated.
+    totals: Option<cross_entropy::Totals>,
+    supervised: usize,
 }
 
 /// Of `project_out`.
@@ -147,6 +150,8 @@ impl Scratch {
             index: Vec::with_capacity(tokens),
             targets: Vec::with_capacity(tokens),
             positions: arena.tensor(DType::F32, &[tokens, cross_entropy::STATISTICS]),
+            totals: arena.device().map(cross_entropy::Totals::new),
+            supervised: 0,
         }
     }
 
@@ -165,10 +170,23 @@ impl Scratch {
         s
     }
 
-    fn sums(&self) -> LossSums {
-        let supervised = self.index.len();
-        let sums = cross_entropy::sums(self.positions.head(supervised));
-        LossSums { nll: sums.nll, supervised, correct: sums.correct }
+    /// Counts the positions of a micro-batch.
+    fn count(&mut self, dev: &Device) {
+        let supervised = self.targets.len();
+        self.supervised += supervised;
+        self.totals.as_mut().expect("allocated").add(dev, self.positions.head(supervised));
+    }
+
+    /// Forgets all micro-batches.
+    pub fn clear_sums(&mut self) {
+        self.supervised = 0;
+        self.totals.iter_mut().for_each(cross_entropy::Totals::clear);
+    }
+
+    /// What the micro-batches since then come to; waits until that is known.
+    pub fn sums(&self, dev: &Device) -> LossSums {
+        let sums = self.totals.as_ref().map(|totals| totals.read(dev)).unwrap_or_default();
+        LossSums { nll: sums.nll, supervised: self.supervised, correct: sums.correct }
     }
 }
 
@@ -224,7 +242,7 @@ impl Layers<'_> {
     }
 }
 
-/// The loss of hidden states [N, C].
+/// Adds the loss of hidden states [N, C] to the sums.
 pub fn loss(
     dev: &Device,
     params: LogitParams,
@@ -232,7 +250,7 @@ pub fn loss(
     hidden: View<'_>,
     targets: &[i32],
     scratch: &mut Scratch,
-) -> LossSums {
+) {
     let s = scratch.select(dev, hidden, targets);
     let w = scratch;
     let normed = (&mut w.normed, &mut w.statistics);
@@ -245,10 +263,10 @@ pub fn loss(
         let (targets, positions) = (&w.targets[part.clone()], w.positions.view_mut().into_rows(part));
         cross_entropy::forward(dev, w.logits.head(n), targets, positions);
     }
-    w.sums()
+    w.count(dev);
 }
 
-/// The loss as [`loss`], and the gradient of `scale` · Σ nll: of the hidden states into `dhidden` [N, C], of the
+/// As [`loss`], and computes the gradient of `scale` · Σ nll: of the hidden states into `dhidden` [N, C], of the
 /// layers added to theirs. `dropout` as in [`Linear::forward`].
 pub fn loss_and_backward(
     dev: &Device,
@@ -258,7 +276,7 @@ pub fn loss_and_backward(
     (scale, dropout): (f32, Option<u64>),
     scratch: &mut Scratch,
     dhidden: ViewMut<'_>,
-) -> LossSums {
+) {
     let s = scratch.select(dev, hidden, targets);
     let w = scratch;
     let normed = (&mut w.normed, &mut w.statistics);
@@ -301,7 +319,7 @@ pub fn loss_and_backward(
         None => w.d.head(s),
     };
     rows::place(dev, d, &w.index, dhidden);
-    w.sums()
+    w.count(dev);
 }
 
 /// Logits f32 [N, V] of all the given hidden states [N, C]: for generation and for comparisons, not for training.

@@ -5,7 +5,7 @@
 //!
 //! One for all lies side by side in groups (see [`InputNames::Fused`]): its output [N, G·Σ widths] is the matrix
 //! [N·G, Σ widths], of which each part has its columns. Its weight stays one, as it is in files, and so does an
-//! adapter on it.
+//! adapter on it. Adapters on several read x together.
 
 use sft_kernels::{DType, Tensor, View, ViewMut, columns};
 
@@ -110,8 +110,10 @@ impl Inputs {
                 outputs.map(|output| in_rows_mut(output, rows)),
             );
         }
-        for ((linear, output), saved) in self.linears.iter().zip(outputs).zip(&mut saved.linears) {
-            linear.forward(dev, x, in_rows_mut(output, n), saved, &mut scratch.linears, pass.dropout);
+        let layers = self.linears.iter().zip(&mut saved.linears);
+        linear::down(dev, x, layers, &mut scratch.linears, pass.dropout);
+        for ((linear, output), saved) in self.linears.iter().zip(outputs).zip(&saved.linears) {
+            linear.output(dev, x, in_rows_mut(output, n), saved);
         }
     }
 
@@ -121,7 +123,7 @@ impl Inputs {
         pass: &Pass<'_>,
         x: View<'_>,
         gradients: [View<'_>; P],
-        mut dx: Option<ViewMut<'_>>,
+        dx: Option<ViewMut<'_>>,
         saved: &Saved,
         scratch: &mut Scratch,
     ) {
@@ -134,11 +136,7 @@ impl Inputs {
             let dy = in_rows(fused.head(size), n);
             return linear.backward(dev, x, dy, dx, false, saved, &mut scratch.linears, dropout);
         }
-        let all = self.linears.iter_mut().zip(gradients).zip(&saved.linears);
-        for (i, ((linear, gradient), saved)) in all.enumerate() {
-            let dx = dx.as_mut().map(ViewMut::reborrow);
-            let (dy, linears) = (in_rows(gradient, n), &mut scratch.linears);
-            linear.backward(dev, x, dy, dx, i > 0, saved, linears, dropout);
-        }
+        let (dy, linears) = (gradients.map(|gradient| in_rows(gradient, n)), &mut scratch.linears);
+        linear::backward(dev, &mut self.linears, x, dy, dx, false, &saved.linears, linears, dropout);
     }
 }

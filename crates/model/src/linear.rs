@@ -12,6 +12,7 @@
 //!
 //! Nothing outside of this file knows whether a layer carries an adapter.
 
+use sft_kernels::lora::{self, BackwardInput, BackwardOutput, Down};
 use sft_kernels::matmul::Matmul;
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, dropout, random, rows};
 
@@ -56,15 +57,24 @@ impl Saved {
     pub fn new(arena: &mut Arena<'_>, dtype: DType, tokens: usize, rank: Option<usize>) -> Self {
         Self { xa: rank.map(|rank| arena.tensor(dtype, &[tokens * rank])) }
     }
+
+    /// xa [N, R], of a layer that carries an adapter.
+    fn xa(&self, n: usize, rank: usize) -> View<'_> {
+        let xa = self.xa.as_ref().expect("the workspace was made for the adapters on this model");
+        xa.head(n * rank).reshape(&[n, rank])
+    }
 }
+
+/// Most linear layers that read one input: queries, keys and values.
+const MOST_OF_ONE_INPUT: usize = 3;
 
 /// Workspace that all linear layers share.
 #[derive(Debug)]
 pub struct Scratch {
     /// drop(x), and the gradient through it: [N · widest input].
     dropped: Option<Tensor>,
-    /// dxa: [N · largest R].
-    dxa: Option<Tensor>,
+    /// dxa of each of the layers that read one input: [N · largest R].
+    dxa: Option<[Tensor; MOST_OF_ONE_INPUT]>,
 }
 
 impl Scratch {
@@ -79,7 +89,7 @@ impl Scratch {
     ) -> Self {
         Self {
             dropped: (rank.is_some() && dropout).then(|| arena.tensor(dtype, &[tokens * width])),
-            dxa: rank.map(|rank| arena.tensor(dtype, &[tokens * rank])),
+            dxa: rank.map(|rank| std::array::from_fn(|_| arena.tensor(dtype, &[tokens * rank]))),
         }
     }
 }
@@ -117,16 +127,17 @@ impl Linear {
         scratch: &mut Scratch,
         dropout: Option<u64>,
     ) {
-        let bias = self.bias.as_ref().map(Parameter::value);
-        let Some(lora) = &self.lora else {
-            return self.weight.x_wt(x, y).bias(bias).run(dev);
-        };
-        let xa = saved.xa.as_mut().expect("the workspace was made for the adapters on this model");
-        let input = lora.dropped(dev, x, scratch, dropout);
-        let (n, rank) = (x.dim(0), lora.rank());
-        Matmul::x_wt(input, lora.a.operand(), matrix(xa, n, rank)).alpha(lora.scale).run(dev);
-        let xa = xa.head(n * rank).reshape(&[n, rank]);
-        self.weight.x_wt(x, y).bias(bias).plus(xa, lora.b.operand()).run(dev);
+        down(dev, x, [(self, &mut *saved)], scratch, dropout);
+        self.output(dev, x, y, saved);
+    }
+
+    /// y of [`Linear::forward`] once [`down`] has left xa.
+    pub fn output(&self, dev: &Device, x: View<'_>, y: ViewMut<'_>, saved: &Saved) {
+        let product = self.weight.x_wt(x, y).bias(self.bias.as_ref().map(Parameter::value));
+        match &self.lora {
+            None => product.run(dev),
+            Some(lora) => product.plus(saved.xa(x.dim(0), lora.rank()), lora.b.operand()).run(dev),
+        }
     }
 
     /// Adds to the gradients of what is trained; writes the input's gradient to `dx` if there is one, or adds to it
@@ -146,36 +157,114 @@ impl Linear {
         scratch: &mut Scratch,
         dropout: Option<u64>,
     ) {
+        let (layer, saved) = (std::slice::from_mut(self), std::slice::from_ref(saved));
+        backward(dev, layer, x, [dy], dx, accumulate, saved, scratch, dropout);
+    }
+
+    /// The gradients of weight and bias, dxa, and the gradient of B.
+    fn backward_output(
+        &mut self,
+        dev: &Device,
+        x: View<'_>,
+        dy: View<'_>,
+        saved: &Saved,
+        dxa: Option<&mut Tensor>,
+    ) {
         if let Some(dw) = self.weight.gradient_mut() {
             Matmul::dyt_x(dy, x, dw).accumulate().run(dev);
         }
         if let Some(db) = self.bias.as_mut().and_then(Parameter::gradient_mut) {
             rows::sum_rows(dev, dy, db);
         }
-        let lora = self.lora.as_mut().zip(saved.xa.as_ref());
-        let Some((lora, xa)) = lora else {
-            if let Some(dx) = dx {
-                self.weight.dy_w(dy, dx).accumulate_if(accumulate).run(dev);
-            }
-            return;
-        };
-        let (n, rank) = (x.dim(0), lora.rank());
-        let Some(mut dxa) = scratch.dxa.take() else { return };
-        lora.gradients(dev, x, dy, (xa.head(n * rank).reshape(&[n, rank]), &mut dxa), scratch, dropout);
-        if let Some(mut dx) = dx {
-            let dxa = dxa.head(n * rank).reshape(&[n, rank]);
-            let product = self.weight.dy_w(dy, dx.reborrow()).accumulate_if(accumulate);
-            match lora.dropout_key(dropout).zip(scratch.dropped.as_mut()) {
-                None => product.plus(dxa, lora.a.operand()).run(dev),
-                Some((key, buffer)) => {
-                    product.run(dev);
-                    Matmul::dy_w(dxa, lora.a.operand(), matrix(buffer, n, x.dim(1))).run(dev);
-                    let through = buffer.head(x.elements()).reshape(x.shape());
-                    dropout::apply(dev, lora.dropout, key, through, dx, true);
-                }
+        if let (Some(lora), Some(dxa)) = (&mut self.lora, dxa) {
+            let (n, rank, scale) = (x.dim(0), lora.rank(), lora.scale);
+            let (b, db) = lora.b.operand_and_gradient();
+            let (xa, dxa) = (saved.xa(n, rank), matrix(dxa, n, rank));
+            lora::backward_output(dev, BackwardOutput { dy, b, xa, scale, dxa, db });
+        }
+    }
+
+    /// The gradient of the input, `dropped` being workspace.
+    fn backward_input(
+        &self,
+        dev: &Device,
+        dy: View<'_>,
+        (mut dx, accumulate): (ViewMut<'_>, bool),
+        dxa: Option<&Tensor>,
+        dropped: &mut Option<Tensor>,
+        dropout: Option<u64>,
+    ) {
+        let product = self.weight.dy_w(dy, dx.reborrow()).accumulate_if(accumulate);
+        let Some((lora, dxa)) = self.lora.as_ref().zip(dxa) else { return product.run(dev) };
+        let (n, rank, inputs) = (dy.dim(0), lora.rank(), lora.a.value().dim(1));
+        let dxa = dxa.head(n * rank).reshape(&[n, rank]);
+        match lora.dropout_key(dropout).zip(dropped.as_mut()) {
+            None => product.plus(dxa, lora.a.operand()).run(dev),
+            Some((key, buffer)) => {
+                product.run(dev);
+                Matmul::dy_w(dxa, lora.a.operand(), matrix(buffer, n, inputs)).run(dev);
+                let through = buffer.head(n * inputs).reshape(&[n, inputs]);
+                dropout::apply(dev, lora.dropout, key, through, dx, true);
             }
         }
-        scratch.dxa = Some(dxa);
+    }
+}
+
+/// s·drop(x)·Aᵀ of all adapters on layers that read one x [N, in].
+pub fn down<'a>(
+    dev: &Device,
+    x: View<'_>,
+    layers: impl IntoIterator<Item = (&'a Linear, &'a mut Saved)>,
+    scratch: &mut Scratch,
+    dropout: Option<u64>,
+) {
+    let sharing = layers.into_iter().filter_map(|(layer, saved)| {
+        let lora = layer.lora.as_ref()?;
+        let xa = saved.xa.as_mut().expect("the workspace was made for the adapters on this model");
+        let xa = matrix(xa, x.dim(0), lora.rank());
+        let adapter = Down { a: lora.a.operand(), scale: lora.scale, xa };
+        if lora.dropout_key(dropout).is_none() {
+            return Some(adapter);
+        }
+        // What it reads is its own.
+        lora::down(dev, lora.dropped(dev, x, &mut scratch.dropped, dropout), [adapter]);
+        None
+    });
+    lora::down(dev, x, sharing);
+}
+
+/// [`Linear::backward`] of layers that read one x [N, in], whose gradients go to one dx.
+///
+/// # Panics
+/// If there are more than three.
+#[expect(clippy::too_many_arguments, reason = "x, dy and dx are the formula's own; the rest is workspace")]
+pub fn backward<const P: usize>(
+    dev: &Device,
+    layers: &mut [Linear],
+    x: View<'_>,
+    gradients: [View<'_>; P],
+    dx: Option<ViewMut<'_>>,
+    accumulate: bool,
+    saved: &[Saved],
+    scratch: &mut Scratch,
+    dropout: Option<u64>,
+) {
+    assert!(layers.len() <= MOST_OF_ONE_INPUT, "{} linear layers of one input", layers.len());
+    let Scratch { dropped, dxa } = scratch;
+    for (i, ((layer, dy), saved)) in layers.iter_mut().zip(gradients).zip(saved).enumerate() {
+        layer.backward_output(dev, x, dy, saved, dxa.as_mut().map(|dxa| &mut dxa[i]));
+    }
+    if let Some(dxa) = dxa {
+        let sharing = layers
+            .iter_mut()
+            .zip(&*dxa)
+            .filter_map(|(layer, dxa)| layer.lora.as_mut()?.backward_input(dev, x, dxa, dropped, dropout));
+        lora::backward_input(dev, x, sharing);
+    }
+    let Some(mut dx) = dx else { return };
+    for (i, (layer, dy)) in layers.iter().zip(gradients).enumerate() {
+        let to = (dx.reborrow(), accumulate || i > 0);
+        layer.backward_input(dev, dy, to, dxa.as_ref().map(|dxa| &dxa[i]), dropped, dropout);
     }
 }
 
@@ -185,9 +274,15 @@ impl Lora {
         self.a.value().dim(0)
     }
 
-    /// drop(x), in scratch; or x itself where nothing is dropped.
-    fn dropped<'a>(&self, dev: &Device, x: View<'a>, scratch: &'a mut Scratch, key: Option<u64>) -> View<'a> {
-        match (&mut scratch.dropped, self.dropout_key(key)) {
+    /// drop(x), in workspace; or x itself where nothing is dropped.
+    fn dropped<'a>(
+        &self,
+        dev: &Device,
+        x: View<'a>,
+        buffer: &'a mut Option<Tensor>,
+        key: Option<u64>,
+    ) -> View<'a> {
+        match (buffer, self.dropout_key(key)) {
             (Some(buffer), Some(key)) => {
                 dropout::apply(dev, self.dropout, key, x, matrix(buffer, x.dim(0), x.dim(1)), false);
                 buffer.head(x.elements()).reshape(x.shape())
@@ -200,26 +295,23 @@ impl Lora {
         key.filter(|_| self.dropout > 0.0).map(|key| random::key(key, &[self.dropout_id]))
     }
 
-    /// dxa, and the gradients of A and B.
-    fn gradients(
-        &mut self,
+    /// The gradient of A; or, where it is trained and reads x itself, what it takes.
+    fn backward_input<'a>(
+        &'a mut self,
         dev: &Device,
         x: View<'_>,
-        dy: View<'_>,
-        (xa, dxa): (View<'_>, &mut Tensor),
-        scratch: &mut Scratch,
+        dxa: &'a Tensor,
+        dropped: &mut Option<Tensor>,
         dropout: Option<u64>,
-    ) {
-        let (n, rank) = (x.dim(0), xa.dim(1));
-        Matmul::dy_w(dy, self.b.value(), matrix(dxa, n, rank)).alpha(self.scale).run(dev);
-        if let Some(db) = self.b.gradient_mut() {
-            Matmul::dyt_x(dy, xa, db).accumulate().run(dev);
+    ) -> Option<BackwardInput<'a>> {
+        let (n, rank) = (x.dim(0), self.rank());
+        let dxa = dxa.head(n * rank).reshape(&[n, rank]);
+        if !self.a.is_trained() || self.dropout_key(dropout).is_none() {
+            return self.a.gradient_mut().map(|da| BackwardInput { dxa, da });
         }
-        if self.a.is_trained() {
-            let input = self.dropped(dev, x, scratch, dropout);
-            if let Some(da) = self.a.gradient_mut() {
-                Matmul::dyt_x(dxa.head(n * rank).reshape(&[n, rank]), input, da).accumulate().run(dev);
-            }
-        }
+        let input = self.dropped(dev, x, dropped, dropout);
+        let da = self.a.gradient_mut();
+        lora::backward_input(dev, input, da.map(|da| BackwardInput { dxa, da }));
+        None
     }
 }

@@ -134,6 +134,12 @@ impl Parameter {
         self.rounded.as_ref().unwrap_or(&self.value).view()
     }
 
+    /// The weight as products take it, and the gradient to add to, `None` if it is frozen.
+    pub fn operand_and_gradient(&mut self) -> (View<'_>, Option<ViewMut<'_>>) {
+        let operand = self.rounded.as_ref().unwrap_or(&self.value).view();
+        (operand, self.gradient.as_mut().map(Tensor::view_mut))
+    }
+
     /// The weight as a tensor, to write it to a file.
     pub fn tensor(&self) -> &Tensor {
         &self.value

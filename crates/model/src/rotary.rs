@@ -12,6 +12,9 @@ use sft_kernels::{DType, Device, Tensor, View};
 use crate::pass::Angles;
 use crate::spec::{DecoderSpec, QueryGrowth, RopeScaling, RopeSpec};
 
+/// Tokens whose angles one task computes.
+const TOKENS_PER_TASK: usize = 128;
+
 /// What all layers of a decoder need to know of positions.
 #[derive(Debug)]
 pub struct Rotaries {
@@ -32,9 +35,9 @@ impl Rotaries {
     }
 
     /// As [`Rotary::fill`].
-    pub fn fill(&mut self, position_ids: &[u32], rows: &[u32]) {
+    pub fn fill(&mut self, dev: &Device, position_ids: &[u32], rows: &[u32]) {
         for rope in self.rope.iter_mut().chain(&mut self.local_rope) {
-            rope.fill(position_ids, rows);
+            rope.fill(dev, position_ids, rows);
         }
         if let Some((growth, scale)) = &mut self.query_scale {
             let n = position_ids.len();
@@ -123,7 +126,7 @@ impl Rotary {
     ///
     /// # Panics
     /// If there are more tokens than there is room for.
-    pub fn fill(&mut self, position_ids: &[u32], rows: &[u32]) {
+    pub fn fill(&mut self, dev: &Device, position_ids: &[u32], rows: &[u32]) {
         let pairs = self.inv_freq.len();
         let changes = self.spec.scaling.depends_on_length();
         let sign = if self.spec.reversed { -self.factor } else { self.factor };
@@ -134,15 +137,20 @@ impl Rotary {
                 let length = position_ids[row.clone()].iter().max().map_or(0, |last| *last as usize + 1);
                 (self.inv_freq, self.factor) = frequencies(&self.spec, length);
             }
-            for token in row {
-                let out = token * pairs..(token + 1) * pairs;
-                let position = position_ids[token] as f32;
-                let targets = cos[out.clone()].iter_mut().zip(&mut sin[out]);
-                for ((cos, sin), inv_freq) in targets.zip(&self.inv_freq) {
-                    let (s, c) = (position * inv_freq).sin_cos();
-                    (*cos, *sin) = (c * self.factor, s * sign);
+            let (inv_freq, factor) = (&self.inv_freq, self.factor);
+            let out = row.start * pairs..row.end * pairs;
+            let (cos, sin, positions) = (&mut cos[out.clone()], &mut sin[out], &position_ids[row]);
+            let chunk = TOKENS_PER_TASK * pairs;
+            dev.for_each_chunk_pair((cos, chunk), (sin, chunk), |task, cos, sin| {
+                let positions = &positions[task * TOKENS_PER_TASK..];
+                let tokens = cos.chunks_exact_mut(pairs).zip(sin.chunks_exact_mut(pairs)).zip(positions);
+                for ((cos, sin), position) in tokens {
+                    for ((cos, sin), inv_freq) in cos.iter_mut().zip(sin).zip(inv_freq) {
+                        let (s, c) = (*position as f32 * inv_freq).sin_cos();
+                        (*cos, *sin) = (c * factor, s * sign);
+                    }
                 }
-            }
+            });
         }
         self.cos.send(position_ids.len());
         self.sin.send(position_ids.len());

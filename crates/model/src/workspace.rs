@@ -15,10 +15,10 @@ use crate::spec::{DecoderSpec, LayerSpec};
 /// What a workspace is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Forward and backward. With `recompute`, what blocks save is kept for one block at a time and computed again.
+    /// Forward and backward.
     Training {
-        /// Gradient checkpointing, a block at a time.
-        recompute: bool,
+        /// Gradient checkpointing: so many blocks, the first ones, save what they do in turns, and it is computed again.
+        recomputed: usize,
     },
     /// Forward alone.
     Forward,
@@ -105,19 +105,22 @@ impl Workspace {
             Purpose::Training { .. } => (l + 1, n),
             Purpose::Forward => (2, 0),
         };
-        let keeps_all = purpose == Purpose::Training { recompute: false };
-        // The first block of the same shape stands for all of them.
+        let shared = match purpose {
+            Purpose::Training { recomputed } => recomputed.min(l),
+            Purpose::Forward => l,
+        };
+        // Of those that share, the first block of the same shape stands for all of them.
         let first_like = |i: usize| {
             let like = |other: &LayerSpec| other.is_shaped_as(&spec.layers[i]);
-            if keeps_all { i } else { spec.layers.iter().position(like).unwrap_or(i) }
+            if i < shared { spec.layers.iter().position(like).unwrap_or(i) } else { i }
         };
         let firsts: Vec<usize> = (0..l).filter(|i| first_like(*i) == *i).collect();
         let saved_of = (0..l).filter_map(|i| firsts.binary_search(&first_like(i)).ok()).collect();
         let hidden = (0..hiddens).map(|_| arena.tensor(compute, &[n, c])).collect();
-        // All blocks of one workspace buffer must fit the largest adapters; with a buffer each, their own.
+        // What several blocks share must fit the largest adapters; a block's own buffers fit its own.
         let saved = |arena: &mut Arena<'_>, i: usize| {
             let own = &adapters.layers[i];
-            let layer_adapters = if keeps_all { own } else { &adapters.merged() };
+            let layer_adapters = if i < shared { &adapters.merged() } else { own };
             block::Saved::new(arena, compute, n, (spec, i), layer_adapters)
         };
         let saved = firsts.iter().map(|i| saved(arena, *i)).collect();
@@ -133,22 +136,32 @@ impl Workspace {
         (Self { hidden, saved, saved_of, scratch, entry, head, d, rotary, max_tokens, purpose }, bytes)
     }
 
+    /// Forgets the loss of all micro-batches.
+    pub fn clear_loss(&mut self) {
+        self.head.clear_sums();
+    }
+
+    /// The loss of the micro-batches since then; waits until it is known.
+    pub fn loss_sums(&self, dev: &Device) -> head::LossSums {
+        self.head.sums(dev)
+    }
+
     /// Tokens that fit.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
     }
 
-    /// Whether blocks are computed again in backward.
-    pub fn recomputes(&self) -> bool {
-        self.purpose == Purpose::Training { recompute: true }
+    /// Whether block l has to be computed again in backward: a later one has saved over it.
+    pub fn recomputes(&self, l: usize) -> bool {
+        self.saved_of[l + 1..].contains(&self.saved_of[l])
     }
 
     /// cos and sin of a micro-batch, lent out for a pass.
-    pub(crate) fn take_rotary(&mut self, batch: Batch<'_>) -> Rotaries {
+    pub(crate) fn take_rotary(&mut self, dev: &Device, batch: Batch<'_>) -> Rotaries {
         let n = batch.input_ids.len();
         assert!(n <= self.max_tokens, "{n} tokens in a workspace for {}", self.max_tokens);
         let mut rotary = self.rotary.take().expect("given back after every pass");
-        rotary.fill(batch.position_ids, batch.cu_seqlens);
+        rotary.fill(dev, batch.position_ids, batch.cu_seqlens);
         rotary
     }
 

@@ -43,7 +43,9 @@ pub struct Report {
     pub first_step_s: f64,
     /// The steps that were timed.
     pub steps: Vec<TimedStep>,
-    /// All ops of the timed steps.
+    /// Steps whose ops were timed: on a GPU others, since events between the ops take time there.
+    pub profiled: Vec<TimedStep>,
+    /// All ops of those steps.
     pub ops: BTreeMap<Op, Cost>,
     /// Loss of the last step.
     pub loss: f64,
@@ -60,9 +62,9 @@ impl Report {
         }
     }
 
-    /// Wall time of all timed steps.
-    pub fn seconds(&self) -> f64 {
-        self.steps.iter().map(|step| step.seconds).sum()
+    /// Wall time of all steps whose ops were timed.
+    pub fn profiled_s(&self) -> f64 {
+        self.profiled.iter().map(|step| step.seconds).sum()
     }
 
     /// Tokens a second of the median step.
@@ -80,9 +82,10 @@ impl Report {
         self.median(|step| step.seconds)
     }
 
-    /// Multiplications and additions a second, over all timed steps.
+    /// Multiplications and additions a second of the median step.
     pub fn flops_per_s(&self) -> f64 {
-        self.ops.values().map(|cost| cost.flops).sum::<f64>() / self.seconds()
+        let flops = self.ops.values().map(|cost| cost.flops).sum::<f64>();
+        flops / self.profiled.len().max(1) as f64 / self.step_s()
     }
 
     fn median(&self, of: impl Fn(&TimedStep) -> f64) -> f64 {
@@ -105,9 +108,12 @@ pub fn bench(mut job: Job, warm_up: u64, steps: u64) -> Result<Report, TrainErro
         let mut trainer = Trainer::new(&dev, &job)?;
         let load_s = started.elapsed().as_secs_f64();
         let (warm_up, steps) = (warm_up.max(1), steps.max(1));
-        let (mut first_step_s, mut timed, mut loss) = (0.0, Vec::new(), f64::NAN);
-        for step in 0..warm_up + steps {
-            if step == warm_up {
+        let (mut first_step_s, mut timed, mut profiled, mut loss) = (0.0, Vec::new(), Vec::new(), f64::NAN);
+        // On the CPU timing the ops costs nothing, and all steps are timed both ways.
+        let apart = dev.cuda().is_some();
+        let first_profiled = warm_up + if apart { steps } else { 0 };
+        for step in 0..first_profiled + steps {
+            if step == first_profiled {
                 dev.profile().start();
             }
             let batch = job.train.next_step();
@@ -118,12 +124,12 @@ pub fn bench(mut job: Job, warm_up: u64, steps: u64) -> Result<Report, TrainErro
             if step == 0 {
                 first_step_s = seconds;
             }
-            if step >= warm_up {
-                timed.push(TimedStep {
-                    seconds,
-                    tokens: batch.tokens(),
-                    supervised: outcome.sums.supervised,
-                });
+            let measured = TimedStep { seconds, tokens: batch.tokens(), supervised: outcome.sums.supervised };
+            if step >= warm_up && timed.len() < steps as usize {
+                timed.push(measured);
+            }
+            if step >= first_profiled {
+                profiled.push(measured);
             }
         }
         Ok(Report {
@@ -135,6 +141,7 @@ pub fn bench(mut job: Job, warm_up: u64, steps: u64) -> Result<Report, TrainErro
             load_s,
             first_step_s,
             steps: timed,
+            profiled,
             ops: dev.profile().take(),
             loss,
             peak_bytes: dev.cuda().map_or_else(peak_rss_bytes, |cuda| Some(cuda.peak_bytes() as u64)),

@@ -200,7 +200,7 @@ impl Job {
             return Ok(());
         }
         let mut advice = vec!["help: any of these takes less:".to_owned()];
-        if !self.plan.recompute {
+        if self.plan.recomputed < self.spec.layers.len() {
             advice.push("  disable_gradient_checkpointing: false (computes the blocks twice)".into());
         }
         if self.plan.pack {

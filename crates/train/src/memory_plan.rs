@@ -36,8 +36,8 @@ pub struct MemoryPlan {
     pub rows: usize,
     /// Tokens of the largest micro-batch.
     pub max_tokens: usize,
-    /// Whether blocks are computed again in backward.
-    pub recompute: bool,
+    /// Blocks that are computed again in backward.
+    pub recomputed: usize,
     /// Whether frozen weights are packed for their products before the first step.
     pub pack: bool,
     /// Whether it is a GPU's memory, where products read trained weights from a copy in the compute dtype.
@@ -59,7 +59,7 @@ pub struct PlanInputs<'a> {
     pub max_tokens: usize,
     /// Bytes of the tokenised rows.
     pub rows: usize,
-    /// Whether blocks are computed again in backward; `None`: only if the plan does not fit otherwise.
+    /// Whether all blocks are computed again in backward, or none; `None`: as many as it takes to fit.
     pub recompute: Option<bool>,
     /// Whether frozen weights are packed before the first step; `None`: if the plan fits with it.
     pub pack: Option<bool>,
@@ -77,13 +77,21 @@ impl MemoryPlan {
     pub fn new(inputs: &PlanInputs<'_>) -> Result<Self, ModelError> {
         let adapters = inputs.method.adapters(inputs.spec)?;
         // Of the fastest ones the first that fits; if none does, the smallest.
-        let choices = |set: Option<bool>, fast: bool| set.map_or([fast, !fast], |set| [set, set]);
-        let recomputes = choices(inputs.recompute, false);
-        let packs = choices(inputs.pack, true);
-        let mut plans = recomputes.into_iter().flat_map(|recompute| packs.map(|pack| (recompute, pack)));
+        let blocks = inputs.spec.layers.len();
+        let recomputed = match inputs.recompute {
+            Some(true) => blocks..=blocks,
+            Some(false) => 0..=0,
+            None => 0..=blocks,
+        };
+        let packs: &[bool] = match inputs.pack {
+            Some(true) => &[true],
+            Some(false) => &[false],
+            None => &[true, false],
+        };
+        let mut plans = recomputed.flat_map(|recomputed| packs.iter().map(move |pack| (recomputed, *pack)));
         let mut plan =
-            || plans.next().map(|(recompute, pack)| Self::with(inputs, &adapters, recompute, pack));
-        let mut last = plan().expect("there are four choices")?;
+            || plans.next().map(|(recomputed, pack)| Self::with(inputs, &adapters, recomputed, pack));
+        let mut last = plan().expect("there is a choice")?;
         while inputs.available.is_some_and(|available| last.total() as u64 > available) {
             let Some(next) = plan() else { break };
             last = next?;
@@ -94,7 +102,7 @@ impl MemoryPlan {
     fn with(
         inputs: &PlanInputs<'_>,
         adapters: &Adapters,
-        recompute: bool,
+        recomputed: usize,
         pack: bool,
     ) -> Result<Self, ModelError> {
         let counts = loading::count(inputs.spec, inputs.method)?;
@@ -113,16 +121,16 @@ impl MemoryPlan {
                 adapters,
                 inputs.compute,
                 inputs.max_tokens,
-                Purpose::Training { recompute },
+                Purpose::Training { recomputed },
                 inputs.on_card,
             ),
             rows: inputs.rows,
             max_tokens: inputs.max_tokens,
-            recompute,
+            recomputed,
             pack,
             on_card: inputs.on_card,
             rounded: if inputs.on_card && inputs.compute != DType::F32 {
-                counts.trained * inputs.compute.bytes()
+                counts.multiplied * inputs.compute.bytes()
             } else {
                 0
             },

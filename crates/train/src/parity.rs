@@ -148,14 +148,7 @@ impl Case {
     fn workspace(&self, dev: &Device, decoder: &Decoder) -> Workspace {
         let adapters: &Adapters = decoder.adapters();
         let tokens = self.rows.iter().map(Vec::len).sum();
-        Workspace::new(
-            dev,
-            &decoder.spec,
-            adapters,
-            DType::F32,
-            tokens,
-            Purpose::Training { recompute: false },
-        )
+        Workspace::new(dev, &decoder.spec, adapters, DType::F32, tokens, Purpose::Training { recomputed: 0 })
     }
 
     /// The rows as one optimizer step: in one micro-batch, or in one each.

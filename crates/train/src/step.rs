@@ -60,12 +60,12 @@ pub fn gradients(
     let trained = decoder.trained_mut();
     adamw::zero_all(dev, trained.into_iter().filter_map(Parameter::gradient_mut));
     let scale = 1.0 / step.supervised().max(1) as f32;
-    let mut sums = LossSums::default();
+    work.clear_loss();
     for (i, packed) in step.micro_batches.iter().enumerate() {
         let key = random::key(dropout, &[i as u64]);
-        sums += decoder.loss_and_gradients(dev, as_batch(packed), scale, Some(key), work)?;
+        decoder.loss_and_gradients(dev, as_batch(packed), scale, Some(key), work)?;
     }
-    Ok(sums)
+    Ok(work.loss_sums(dev))
 }
 
 /// The Euclidean norm of all gradients together.

@@ -56,7 +56,7 @@ impl<'a> Trainer<'a> {
         let trained_elements = trained.iter().map(|p| p.value().elements() as u64).sum();
         let optimizer: Box<dyn Optimizer> = Box::new(AdamW::new(options, &trained));
         drop(trained);
-        let purpose = Purpose::Training { recompute: job.plan.recompute };
+        let purpose = Purpose::Training { recomputed: job.plan.recomputed };
         let work =
             Workspace::new(dev, &job.spec, decoder.adapters(), job.compute, job.plan.max_tokens, purpose);
         Ok(Self { dev, decoder, lora, optimizer, work, trained_elements })

@@ -10,7 +10,7 @@ macro_rules! model_keys {
         /// Reach longer texts than the model was trained on; null leaves the model's own way.
         rope_scaling: Option<RopeScaling> { read_by: "model::rotary" }
         /// Recomputing each layer in the backward pass saves memory and costs time. true never does it,
-        /// false always; null does it only when the memory plan does not fit. (LLaMA-Factory's default
+        /// false always; null for as many layers as it takes to make the memory plan fit. (LLaMA-Factory's default
         /// is false; the null is deliberate, results are the same.)
         disable_gradient_checkpointing: Option<bool> { read_by: "train::memory_plan" }
         /// Packing the frozen weights for their products once, before the first step, takes their memory twice and saves

@@ -42,8 +42,11 @@ struct AttentionBackward {
     bf16 *dq, *dk, *dv;
     const Tile* query_tiles;
     const Tile* key_tiles;
+    // The query heads of a key head are shared out in parts; if there are several, their dk and then dv come here:
+    // f32 [2, parts, keys, key heads, D].
+    float* partial;
     Scores scores;
-    int heads, group, width, queries;
+    int heads, group, width, queries, keys, parts;
 };
 
 // Tiles in shared memory: rows of WIDTH, their chunks shuffled so that the same chunk of eight rows lies in all banks.
@@ -362,8 +365,9 @@ extern "C" __global__ void __launch_bounds__(32 * DKDV_WARPS) attention_dkdv_bf1
     float* delta = exponent + QUERIES;
 
     const int key_heads = p.heads / p.group, window = p.scores.window;
-    const Tile tile = p.key_tiles[blockIdx.x / key_heads];
-    const int kv = blockIdx.x % key_heads, warp = threadIdx.x / 32;
+    const int parts = p.parts, part = blockIdx.x % parts, part_heads = p.group / parts;
+    const Tile tile = p.key_tiles[blockIdx.x / (key_heads * parts)];
+    const int kv = blockIdx.x / parts % key_heads, warp = threadIdx.x / 32;
     const int own_row = warp % KEY_WARPS * OWN, own_chunk = warp / KEY_WARPS * OWN_CHUNKS;
     const u32 q_stride = p.heads * p.width, k_stride = key_heads * p.width;
     const size_t k_start = (size_t)(tile.first_key + tile.start) * k_stride + kv * p.width;
@@ -393,7 +397,8 @@ extern "C" __global__ void __launch_bounds__(32 * DKDV_WARPS) attention_dkdv_bf1
         next_delta = valid ? p.delta[at] : 0.0f;
     };
 
-    int head = kv * p.group, query = first_query;
+    const int first_head = kv * p.group + part * part_heads;
+    int head = first_head, query = first_query;
     bool more = first_query < end_query;
     if (more) {
         load_rows<KEYS, THREADS>(k, p.k, k_start, k_stride, tile.keys - tile.start, p.width);
@@ -462,7 +467,7 @@ extern "C" __global__ void __launch_bounds__(32 * DKDV_WARPS) attention_dkdv_bf1
             query = first_query;
             head++;
         }
-        more = head < (kv + 1) * p.group;
+        more = head < first_head + part_heads;
         if (more) {
             load_queries(dout, p.dout, head, query);
             fetch_statistics(head, query);
@@ -474,8 +479,45 @@ extern "C" __global__ void __launch_bounds__(32 * DKDV_WARPS) attention_dkdv_bf1
     const int count = tile.keys - tile.start - own_row;
     const size_t at = k_start + (size_t)own_row * k_stride;
     for_each(dk, [=](float& x, int, int, int) { x *= scale; });
+    if (parts > 1) {
+        const size_t all = (size_t)p.keys * k_stride;
+        auto store = [=](float (&d)[DKDV_BANDS][OWN_CHUNKS][4], float* to) {
+            to += part * all + at;
+            for_each(d, [=](float& x, int, int row, int column) {
+                column += own_chunk * 8;
+                if (row < count && column < p.width) to[row * k_stride + column] = x;
+            });
+        };
+        store(dk, p.partial);
+        store(dv, p.partial + parts * all);
+        return;
+    }
     store_rows(p.dk + at, k_stride, count, p.width, k, own_row, own_chunk, dk);
     store_rows(p.dv + at, k_stride, count, p.width, v, own_row, own_chunk, dv);
+}
+
+// dk and dv from their parts, added in their order: eight elements a thread.
+extern "C" __global__ void __launch_bounds__(256) attention_sum_parts_bf16(AttentionBackward p) {
+    const size_t all = (size_t)p.keys * (p.heads / p.group) * p.width;
+    const size_t at = ((size_t)blockIdx.x * 256 + threadIdx.x) * 8;
+    if (at >= all) return;
+#pragma unroll
+    for (int which = 0; which < 2; which++) {
+        float sum[8] = {};
+        for (int part = 0; part < p.parts; part++) {
+            const float* from = p.partial + (size_t)(which * p.parts + part) * all + at;
+            const Vector<float, 4> low = *(const Vector<float, 4>*)from, high = *(const Vector<float, 4>*)(from + 4);
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                sum[e] += low.at[e];
+                sum[4 + e] += high.at[e];
+            }
+        }
+        Chunk rounded;
+#pragma unroll
+        for (int e = 0; e < 8; e++) rounded.at[e] = from_f32<bf16>(sum[e]);
+        *(Chunk*)((which == 0 ? p.dk : p.dv) + at) = rounded;
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_dq_bf16(AttentionBackward p) {

@@ -29,7 +29,8 @@
 //!
 //! `tiling` lays the queries out, `parts` shares them out in backward, `forward` and `backward` go through the blocks,
 //! `softmax` holds the elementwise part, `panels` and `product` the matrix part, `simd` the instructions, `reference` the
-//! definition. On a GPU, `on_cuda` launches `attention.cu` and `plain.cu`.
+//! definition. On a GPU, `on_cuda` launches `hopper.cu`,
+//! `attention.cu` and `plain.cu`.
 
 mod backward;
 mod forward;

@@ -1,6 +1,10 @@
-//! Attention on a GPU: `attention.cu` for bf16 whose heads are whole 16 bytes, `plain.cu` for all else.
+//! Attention on a GPU: `hopper.cu` for bf16 with heads of 64 or 128 columns on cards of compute capability 9.0,
+//! `attention.cu` for bf16 whose heads are whole 16 bytes, `plain.cu` for all else.
+//!
+//! The environment variable `SFT_ATTENTION=mma` leaves `hopper.cu` out, so that the two can be compared.
 
 use std::cmp::Reverse;
+use std::sync::OnceLock;
 
 use super::{AttentionParams, Backward, Forward, Heads, RowOffsets};
 use crate::DType;
@@ -64,12 +68,79 @@ static KERNELS: [Kernels; 4] = [
     kernels!(256, forward: 1 64, dq: 1 32, dkdv: 8 2 1 32),
 ];
 
+/// Hopper's kernels for heads of exactly `width` columns, and how many warpgroups a block has: each owns 64 rows.
+struct Hopper {
+    width: usize,
+    forward: usize,
+    dq: usize,
+    dkdv: usize,
+    source: Source,
+}
+
+macro_rules! hopper {
+    ($width:literal, forward: $forward:literal, dq: $dq:literal, dkdv: $dkdv:literal) => {
+        Hopper {
+            width: $width,
+            forward: $forward,
+            dq: $dq,
+            dkdv: $dkdv,
+            source: Source::new(
+                concat!("attention_hopper_", $width),
+                concat!(
+                    "#define WIDTH ",
+                    $width,
+                    "\n#define FORWARD_GROUPS ",
+                    $forward,
+                    "\n#define DQ_GROUPS ",
+                    $dq,
+                    "\n#define DKDV_GROUPS ",
+                    $dkdv,
+                    "\n#line 1 \"hopper.cu\"\n",
+                    include_str!("hopper.cu")
+                ),
+            )
+            .only_for(HOPPER),
+        }
+    };
+}
+
+const HOPPER: (u32, u32) = (9, 0);
+static HOPPER_KERNELS: [Hopper; 2] =
+    [hopper!(64, forward: 2, dq: 2, dkdv: 2), hopper!(128, forward: 2, dq: 2, dkdv: 2)];
+
+/// Rows that a warpgroup owns.
+const GROUP_ROWS: usize = 64;
+/// Rows in shared memory of the tiles that forward goes through: two of k and v each, of 128 keys.
+const FORWARD_STAGES: usize = 2 * 2 * 128;
+/// The same of backward: three of k and v, or of q and dout.
+const BACKWARD_STAGES: usize = 3 * 2 * 64;
+
+impl Hopper {
+    /// Those for this problem, if there are some and the card has what they need.
+    fn of(cuda: &Cuda, params: &AttentionParams<'_>, dtype: DType, width: usize) -> Option<&'static Self> {
+        static LEFT_OUT: OnceLock<bool> = OnceLock::new();
+        let left_out =
+            || *LEFT_OUT.get_or_init(|| std::env::var_os("SFT_ATTENTION").is_some_and(|v| v == "mma"));
+        let plain = params.softcap.is_none() && params.slopes.is_none();
+        let fits = dtype == DType::BF16 && plain && cuda.properties().capability == HOPPER && !left_out();
+        HOPPER_KERNELS.iter().find(|kernels| fits && width == kernels.width)
+    }
+
+    /// A grid whose blocks have this many warpgroups and rows of tiles in shared memory, which begin at a multiple of
+    /// 1024 bytes.
+    fn grid(&self, blocks: usize, groups: usize, rows_in_shared: usize, other_bytes: usize) -> Grid {
+        let shared = 1024 + rows_in_shared * self.width * DType::BF16.bytes() + other_bytes;
+        Grid::new(blocks, 128 * groups).shared(shared)
+    }
+}
+
 static PLAIN: Source = Source::new("attention_plain", include_str!("plain.cu"));
 const PLAIN_WARPS: usize = 4;
 
 /// All files of kernels.
 pub(crate) fn sources() -> impl Iterator<Item = &'static Source> {
-    KERNELS.iter().flat_map(|kernels| &kernels.sources).chain([&PLAIN])
+    let hopper = HOPPER_KERNELS.iter().map(|kernels| &kernels.source);
+    KERNELS.iter().flat_map(|kernels| &kernels.sources).chain(hopper).chain([&PLAIN])
 }
 
 impl Kernels {
@@ -147,11 +218,14 @@ struct TiledBackward {
     dv: DevicePtr,
     query_tiles: DevicePtr,
     key_tiles: DevicePtr,
+    partial: DevicePtr,
     scores: Scores,
     heads: i32,
     group: i32,
     width: i32,
     queries: i32,
+    keys: i32,
+    parts: i32,
 }
 
 // SAFETY: `AttentionBackward` of attention.cu; shapes and offsets were checked.
@@ -218,6 +292,16 @@ pub(super) fn forward(
     let (q, k, v, out) = (io.q.device(), io.k.device(), io.v.device(), io.out.device());
     let scores = Scores::of(cuda, params);
     let [query_heads, width] = [heads.query as i32, heads.width as i32];
+    if let Some(kernels) = Hopper::of(cuda, params, io.q.dtype(), heads.width) {
+        let queries = GROUP_ROWS * kernels.forward;
+        let tiles = query_tiles(params, rows, queries);
+        let grid = kernels.grid(tiles.len() * heads.query, kernels.forward, queries + FORWARD_STAGES, 0);
+        let tiles = cuda.indices(tiles.as_flattened());
+        let params_of_kernel =
+            TiledForward { q, k, v, out, lse, tiles, scores, heads: query_heads, group, width };
+        cuda.launch(&kernels.source, "attention_forward", &[DType::BF16], grid, params_of_kernel);
+        return;
+    }
     if let Some(kernels) = Kernels::of(io.q.dtype(), heads.width) {
         let Tiling { queries, keys, .. } = kernels.forward;
         let tiles = query_tiles(params, rows, queries);
@@ -263,14 +347,17 @@ pub(super) fn backward(
     let scores = Scores::of(cuda, params);
     let [query_heads, width] = [heads.query as i32, heads.width as i32];
     if let Some(kernels) = Kernels::of(dtype, heads.width) {
-        let Kernels { dq: tiling, dkdv, .. } = kernels;
-        let query_tiles = query_tiles(params, rows, tiling.queries);
-        let key_tiles = key_tiles(params, rows, dkdv.keys);
-        let in_shared = 2 * (tiling.queries + tiling.keys);
-        let dq_grid = kernels.grid(query_tiles.len() * heads.query, *tiling, in_shared, 0);
-        let statistics = 2 * dkdv.queries * DType::F32.bytes();
-        let in_shared = 2 * (dkdv.queries + dkdv.keys);
-        let dkdv_grid = kernels.grid(key_tiles.len() * heads.key, *dkdv, in_shared, statistics);
+        let hopper = Hopper::of(cuda, params, dtype, heads.width);
+        let (query_rows, key_rows) = match hopper {
+            Some(hopper) => (GROUP_ROWS * hopper.dq, GROUP_ROWS * hopper.dkdv),
+            None => (kernels.dq.queries, kernels.dkdv.keys),
+        };
+        let query_tiles = query_tiles(params, rows, query_rows);
+        let key_tiles = key_tiles(params, rows, key_rows);
+        let parts = parts(heads.query / heads.key);
+        let (dq_blocks, dkdv_blocks) = (query_tiles.len() * heads.query, key_tiles.len() * heads.key * parts);
+        let elements = keys * heads.key * heads.width;
+        let partial = cuda.scratch(if parts > 1 { 2 * parts * elements * DType::F32.bytes() } else { 0 });
         let tiled = TiledBackward {
             q,
             k,
@@ -284,17 +371,37 @@ pub(super) fn backward(
             dv,
             query_tiles: cuda.indices(query_tiles.as_flattened()),
             key_tiles: cuda.indices(key_tiles.as_flattened()),
+            partial: partial.start(),
             scores,
             heads: query_heads,
             group,
             width,
             queries: queries as i32,
+            keys: keys as i32,
+            parts: parts as i32,
         };
-        let source = kernels.source(params);
         // Eight lanes for each sum.
         let delta_grid = Grid::new((queries * heads.query).div_ceil(256 / 8), 256);
-        cuda.launch(source, "attention_delta", &[dtype], delta_grid, tiled);
+        cuda.launch(kernels.source(params), "attention_delta", &[dtype], delta_grid, tiled);
+        // lse and delta of a tile of queries.
+        let statistics = |queries: usize| 2 * queries * DType::F32.bytes();
+        let (source, dkdv_grid, dq_grid) = if let Some(hopper) = hopper {
+            let in_shared = 2 * key_rows + BACKWARD_STAGES;
+            let dkdv_grid = hopper.grid(dkdv_blocks, hopper.dkdv, in_shared, 2 * statistics(64));
+            let dq_grid = hopper.grid(dq_blocks, hopper.dq, 2 * query_rows + BACKWARD_STAGES, 0);
+            (&hopper.source, dkdv_grid, dq_grid)
+        } else {
+            let Kernels { dq, dkdv, .. } = kernels;
+            let in_shared = 2 * (dkdv.queries + dkdv.keys);
+            let dkdv_grid = kernels.grid(dkdv_blocks, *dkdv, in_shared, statistics(dkdv.queries));
+            let dq_grid = kernels.grid(dq_blocks, *dq, 2 * (dq.queries + dq.keys), 0);
+            (kernels.source(params), dkdv_grid, dq_grid)
+        };
         cuda.launch(source, "attention_dkdv", &[dtype], dkdv_grid, tiled);
+        if parts > 1 {
+            let grid = Grid::new(elements.div_ceil(8 * 256), 256);
+            cuda.launch(kernels.source(params), "attention_sum_parts", &[dtype], grid, tiled);
+        }
         cuda.launch(source, "attention_dq", &[dtype], dq_grid, tiled);
         return;
     }
@@ -322,6 +429,13 @@ pub(super) fn backward(
     };
     cuda.launch(&PLAIN, dq_name, &[dtype], plain_grid(queries * heads.query), plain);
     cuda.launch(&PLAIN, dkdv_name, &[dtype], plain_grid(keys * heads.key), plain);
+}
+
+/// In how many parts the query heads of a key head are shared out for dk and dv: blocks of late keys are short, and a
+/// large card is busy to the end only if there are many. It depends on nothing but the model, so that a row's bits do not
+/// depend on what lies beside it.
+fn parts(group: usize) -> usize {
+    if group > 2 && group.is_multiple_of(2) { group / 2 } else { group }
 }
 
 /// Entries of `plain.cu`: forward, dq, dk and dv.

