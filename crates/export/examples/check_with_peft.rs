@@ -57,7 +57,7 @@ fn logits(dev: &Device, model: &Path, ids: &str, out: &Path, rest: &[&str]) -> O
     let batch = Batch { input_ids: &ids, position_ids: &position_ids, cu_seqlens: &[0, n], targets: &[] };
     let adapters = decoder.adapters();
     let mut work =
-        Workspace::new(&dev, &decoder.spec, adapters, decoder.compute, ids.len(), Purpose::Forward);
+        Workspace::new(dev, &decoder.spec, adapters, decoder.compute, ids.len(), Purpose::Forward);
     fs::write(out, decoder.logits(dev, batch, &mut work)?.view().bytes())?;
     Ok(())
 }

@@ -215,10 +215,7 @@ mod on_cuda {
     }
 
     /// The adapters in groups that one launch takes.
-    fn groups<'a, T>(
-        mut adapters: &'a mut [T],
-        rank: impl Fn(&T) -> usize,
-    ) -> impl Iterator<Item = &'a mut [T]> {
+    fn groups<T>(mut adapters: &mut [T], rank: impl Fn(&T) -> usize) -> impl Iterator<Item = &mut [T]> {
         std::iter::from_fn(move || {
             let mut tiles = 0;
             let fits = |adapter: &&T| {

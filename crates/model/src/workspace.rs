@@ -40,7 +40,6 @@ pub struct Workspace {
     d: Tensor,
     rotary: Option<Rotaries>,
     max_tokens: usize,
-    purpose: Purpose,
 }
 
 /// Of what makes h₀ and the blocks' own inputs.
@@ -133,7 +132,7 @@ impl Workspace {
         let head = head::Scratch::new(arena, compute, n, spec, adapters);
         let head_bytes = arena.bytes() - activations - scratch_bytes;
         let bytes = WorkspaceBytes { activations, scratch: scratch_bytes, head: head_bytes };
-        (Self { hidden, saved, saved_of, scratch, entry, head, d, rotary, max_tokens, purpose }, bytes)
+        (Self { hidden, saved, saved_of, scratch, entry, head, d, rotary, max_tokens }, bytes)
     }
 
     /// Forgets the loss of all micro-batches.

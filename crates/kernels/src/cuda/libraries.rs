@@ -126,7 +126,7 @@ pub(super) fn open(library: Library) -> Result<(), CudaError> {
 
 fn open_one(library: Library) -> Option<PathBuf> {
     let named = std::env::var_os("SFT_CUDA_LIBS");
-    let named = named.iter().flat_map(std::env::split_paths);
+    let mut named = named.iter().flat_map(std::env::split_paths);
     let in_folder = |folder: PathBuf| {
         let file = library.names().iter().map(|name| folder.join(name)).find(|file| file.is_file())?;
         for needed in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
@@ -138,7 +138,6 @@ fn open_one(library: Library) -> Option<PathBuf> {
         load(file.clone().into_os_string()).then_some(file)
     };
     named
-        .map(PathBuf::from)
         .find_map(in_folder)
         .or_else(|| library.names().iter().find(|name| load(name.into())).map(PathBuf::from))
         .or_else(|| folders().into_iter().find_map(in_folder))

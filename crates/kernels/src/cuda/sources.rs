@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_char};
 use std::path::PathBuf;
-use std::sync::Mutex;
 
 use cudarc::driver::{result, sys};
 use cudarc::nvrtc::{result as nvrtc, sys as nvrtc_sys};
@@ -173,18 +172,18 @@ impl Modules {
 
 /// Compiles what is not in the cache, on as many threads as there are files, and loads all into the current context.
 pub(super) fn load_all(capability: (u32, u32)) -> Result<Modules, CudaError> {
-    let found: Mutex<Vec<(&'static str, Result<Vec<u8>, CompileError>)>> = Mutex::default();
-    std::thread::scope(|scope| {
-        for source in all().into_iter().filter(|source| source.is_for(capability)) {
-            let found = &found;
-            scope.spawn(move || {
-                let machine_code = cached(source, &source.arch(capability));
-                super::lock(found).push((source.name, machine_code));
-            });
-        }
+    let machine_code: Vec<(&Source, Result<Vec<u8>, CompileError>)> = std::thread::scope(|scope| {
+        let sources = all().into_iter().filter(|source| source.is_for(capability));
+        let running: Vec<_> = sources
+            .map(|source| (source, scope.spawn(move || cached(source, &source.arch(capability)))))
+            .collect();
+        let joined = running.into_iter();
+        joined
+            .map(|(source, thread)| (source, thread.join().expect("compiling returns its errors")))
+            .collect()
     });
     let mut handles = HashMap::new();
-    for (name, machine_code) in std::mem::take(&mut *super::lock(&found)) {
+    for (Source { name, .. }, machine_code) in machine_code {
         let machine_code = machine_code?;
         // SAFETY: machine code that NVRTC made, whole.
         let module = unsafe { result::module::load_data(machine_code.as_ptr().cast()) };
@@ -192,7 +191,7 @@ pub(super) fn load_all(capability: (u32, u32)) -> Result<Modules, CudaError> {
             what: "load a kernel",
             reason: format!("{name}.cu: {error}"),
         };
-        handles.insert(name, module.map_err(said)?);
+        handles.insert(*name, module.map_err(said)?);
     }
     Ok(Modules { handles })
 }
