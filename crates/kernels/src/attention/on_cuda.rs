@@ -354,7 +354,7 @@ pub(super) fn backward(
         };
         let query_tiles = query_tiles(params, rows, query_rows);
         let key_tiles = key_tiles(params, rows, key_rows);
-        let parts = parts(heads.query / heads.key);
+        let parts = parts(heads);
         let (dq_blocks, dkdv_blocks) = (query_tiles.len() * heads.query, key_tiles.len() * heads.key * parts);
         let elements = keys * heads.key * heads.width;
         let partial = cuda.scratch(if parts > 1 { 2 * parts * elements * DType::F32.bytes() } else { 0 });
@@ -431,11 +431,16 @@ pub(super) fn backward(
     cuda.launch(&PLAIN, dkdv_name, &[dtype], plain_grid(keys * heads.key), plain);
 }
 
-/// In how many parts the query heads of a key head are shared out for dk and dv: blocks of late keys are short, and a
-/// large card is busy to the end only if there are many. It depends on nothing but the model, so that a row's bits do not
-/// depend on what lies beside it.
-fn parts(group: usize) -> usize {
-    if group > 2 && group.is_multiple_of(2) { group / 2 } else { group }
+/// In how many parts the query heads of a key head are shared out for dk and dv. Parts cost a pass over their sums, so
+/// there are some only where few key heads with large groups would leave most of a card idle. It depends on nothing but
+/// the model, so that a row's bits do not depend on what lies beside it.
+fn parts(heads: Heads) -> usize {
+    let group = heads.query / heads.key;
+    match (heads.key, group) {
+        (5.., _) | (_, ..=2) => 1,
+        (_, group) if group.is_multiple_of(2) => group / 2,
+        (_, group) => group,
+    }
 }
 
 /// Entries of `plain.cu`: forward, dq, dk and dv.
