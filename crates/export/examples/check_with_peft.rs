@@ -56,8 +56,7 @@ fn logits(dev: &Device, model: &Path, ids: &str, out: &Path, rest: &[&str]) -> O
     let position_ids: Vec<u32> = (0..n).collect();
     let batch = Batch { input_ids: &ids, position_ids: &position_ids, cu_seqlens: &[0, n], targets: &[] };
     let adapters = decoder.adapters();
-    let mut work =
-        Workspace::new(dev, &decoder.spec, adapters, decoder.compute, ids.len(), Purpose::Forward);
+    let mut work = Workspace::new(dev, &decoder.spec, adapters, decoder.compute, ids.len(), Purpose::Forward);
     fs::write(out, decoder.logits(dev, batch, &mut work)?.view().bytes())?;
     Ok(())
 }
