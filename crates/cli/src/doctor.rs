@@ -131,10 +131,9 @@ fn open(ordinal: usize, capability: (u32, u32)) -> Option<CudaError> {
     match Cuda::open(ordinal) {
         Ok(_) => {
             let (all, made) = (sources.len(), sources.len() - before);
-            let how = format!(
-                "{made} of {all} files of kernels compiled, {:.1} s",
-                started.elapsed().as_secs_f64()
-            );
+            let seconds = started.elapsed().as_secs_f64();
+            let how =
+                format!("{all} files of kernels ready in {seconds:.1} s, {made} of them compiled just now");
             let place =
                 cuda::cache_folder().map_or("no folder".into(), |folder| folder.display().to_string());
             let verb = if kept() == all { "kept" } else { "cannot be kept" };

@@ -22,7 +22,7 @@ fn go_on(_: Progress) -> ControlFlow<()> {
 /// Logits of a row computed at once: [N][V].
 fn whole_row(dev: &Device, decoder: &Decoder, ids: &[u32]) -> Vec<Vec<f32>> {
     let spec = &decoder.spec;
-    let mut work = Workspace::new(&dev, spec, decoder.adapters(), DType::F32, ids.len(), Purpose::Forward);
+    let mut work = Workspace::new(dev, spec, decoder.adapters(), DType::F32, ids.len(), Purpose::Forward);
     let positions: Vec<u32> = (0..ids.len() as u32).collect();
     let row = [0, ids.len() as u32];
     let batch = Batch { input_ids: ids, position_ids: &positions, cu_seqlens: &row, targets: &[] };
