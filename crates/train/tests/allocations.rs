@@ -13,11 +13,13 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const QUICKSTART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../quickstart");
 
-/// Bytes and calls of the allocator during the third step of a run with these keys.
+/// Bytes and calls of the allocator during the third step of a run with these keys. On one thread: of several, one may
+/// get its first task, and with it its buffers, in any step.
 fn of_a_step(keys: &[&str]) -> (usize, usize) {
     let text = format!(
         "model_name_or_path: {QUICKSTART}/base\ndataset_dir: {QUICKSTART}/data\ndataset: quickstart_train\n\
-         max_samples: 24\ncutoff_len: 64\noutput_dir: unused\nper_device_train_batch_size: 4\nmax_steps: 9\n"
+         max_samples: 24\ncutoff_len: 64\noutput_dir: unused\nper_device_train_batch_size: 4\nmax_steps: 9\n\
+         device: cpu\nthreads: 1\n"
     );
     let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
     let config = load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap();
