@@ -24,8 +24,8 @@ extern "C" __global__ void gated_forward_f32(GatedForward p) { WITH_ACTIVATION(f
 extern "C" __global__ void gated_forward_bf16(GatedForward p) { WITH_ACTIVATION(forward, bf16, p) }
 
 struct GatedBackward {
-    const void* dy;
-    // Replaced by dg and du.
+    // Replaced by y, dg and du.
+    void* dy;
     void* g;
     void* u;
     u64 elements;
@@ -42,10 +42,12 @@ template <class T, class Act> INLINE void backward(const GatedBackward& p) {
     load_span(u, (const T*)p.u, span);
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        float s = Act::sigmoid(g[i]), du = dy[i] * Act::value(g[i], s);
+        float s = Act::sigmoid(g[i]), value = Act::value(g[i], s), y = value * u[i];
         g[i] = dy[i] * u[i] * Act::slope(g[i], s);
-        u[i] = du;
+        u[i] = dy[i] * value;
+        dy[i] = y;
     }
+    store_span((T*)p.dy, dy, span);
     store_span((T*)p.g, g, span);
     store_span((T*)p.u, u, span);
 }

@@ -33,6 +33,7 @@ pub mod dropout;
 pub mod dtype;
 mod exp;
 pub mod gated;
+pub mod halves;
 pub mod isa;
 mod lanes;
 pub mod layer_norm;

@@ -259,10 +259,7 @@ impl Tensor {
 
     /// A tensor of zeros where this one is.
     pub fn zeros_beside(&self, dtype: DType, shape: &[usize]) -> Self {
-        match &self.buffer {
-            Buffer::OnDevice(memory) => Self::zeros_in(memory.cuda(), dtype, shape),
-            Buffer::Owned(_) | Buffer::Mapped { .. } => Self::zeros(dtype, shape),
-        }
+        self.view().zeros_beside(dtype, shape)
     }
 
     /// The tensor where `dev` runs: itself, or a copy if it is elsewhere.
@@ -455,6 +452,17 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The GPU that it is on.
+    ///
+    /// # Panics
+    /// If it is in the host's memory.
+    pub(crate) fn cuda(&self) -> &'a Arc<Cuda> {
+        match self.bytes {
+            Bytes::Device(bytes) => bytes.cuda,
+            Bytes::Host(_) => panic!("a tensor in the host's memory is on no GPU"),
+        }
+    }
+
     /// The same elements under another shape.
     ///
     /// # Panics
@@ -499,12 +507,17 @@ impl<'a> View<'a> {
         copy
     }
 
+    /// A tensor of zeros where this is.
+    pub fn zeros_beside(&self, dtype: DType, shape: &[usize]) -> Tensor {
+        match self.bytes {
+            Bytes::Device(bytes) => Tensor::zeros_in(bytes.cuda, dtype, shape),
+            Bytes::Host(_) => Tensor::zeros(dtype, shape),
+        }
+    }
+
     /// A copy in another element type, where this is.
     pub fn to_dtype(self, dtype: DType) -> Tensor {
-        let mut copy = match self.bytes {
-            Bytes::Device(bytes) => Tensor::zeros_in(bytes.cuda, dtype, self.shape()),
-            Bytes::Host(_) => Tensor::zeros(dtype, self.shape()),
-        };
+        let mut copy = self.zeros_beside(dtype, self.shape());
         copy.view_mut().copy_from(self);
         copy
     }

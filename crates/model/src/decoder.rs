@@ -260,7 +260,7 @@ impl Decoder {
 
     /// Number of weights, adapters left out, a tied head counted once.
     pub fn parameters(&self) -> usize {
-        self.base_parameters().iter().map(|p| p.value().elements()).sum()
+        self.base_parameters().iter().map(|p| p.elements()).sum()
     }
 
     /// Every weight, adapters included, in a fixed order.

@@ -43,8 +43,6 @@ pub struct WeightCounts {
     pub frozen: usize,
     /// Elements that training changes.
     pub trained: usize,
-    /// Of those that training changes, the ones that products take.
-    pub multiplied: usize,
     /// Elements that packing frozen weights adds: two copies in place of the one in a file, which stays only where the
     /// embedding is the head's weight too and rows are looked up in it.
     pub packing_adds: usize,
@@ -108,8 +106,6 @@ struct Loading<'a> {
     compute: DType,
     seed: u64,
     initializer_range: f64,
-    /// The embedding, where it is not tied to the head.
-    looked_up: Option<String>,
     counts: WeightCounts,
     problems: Vec<String>,
     non_finite: Option<(String, usize)>,
@@ -131,7 +127,6 @@ impl<'a> Loading<'a> {
             compute,
             seed,
             initializer_range: f64::from(spec.initializer_range),
-            looked_up: (!spec.tie_word_embeddings).then(|| spec.names.embedding()),
             counts: WeightCounts::default(),
             problems: Vec::new(),
             non_finite: None,
@@ -362,9 +357,10 @@ impl<'a> Loading<'a> {
         if !self.method.trains(&weight) {
             self.counts.packing_adds += shape[0] * shape[1];
         }
+        let bias = bias.then(|| self.parameter(&format!("{path}.bias"), &shape[..1], Start::All(0.0)));
         Linear {
             weight: self.parameter_in(&weight, stored, &shape, Start::Normal),
-            bias: bias.then(|| self.parameter(&format!("{path}.bias"), &shape[..1], Start::All(0.0))),
+            bias: bias.map(|bias| bias.as_bias(self.compute)),
             lora: rank.and_then(|rank| self.lora(path, shape, rank)),
         }
     }
@@ -373,7 +369,6 @@ impl<'a> Loading<'a> {
     fn lora(&mut self, path: &str, [outputs, inputs]: [usize; 2], rank: usize) -> Option<Lora> {
         let Method::Lora(options) = self.method else { return None };
         self.counts.trained += rank * (inputs + outputs);
-        self.counts.multiplied += rank * (inputs + outputs);
         let counting = matches!(self.source, Source::Counting);
         let (inputs, outputs, rank) = if counting { (0, 0, 0) } else { (inputs, outputs, rank) };
         let bound = 1.0 / (inputs as f64).sqrt();
@@ -412,11 +407,6 @@ impl<'a> Loading<'a> {
         let trained = self.method.trains(name);
         let elements = shape.iter().product::<usize>();
         *if trained { &mut self.counts.trained } else { &mut self.counts.frozen } += elements;
-        // An embedding that is not the head as well is looked up, never multiplied.
-        let multiplied = shape.len() > 1 && Some(name) != self.looked_up.as_deref();
-        if trained && multiplied {
-            self.counts.multiplied += elements;
-        }
         let value = match self.source {
             Source::Counting => return Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0])),
             Source::Random { seed } => {
@@ -436,7 +426,7 @@ impl<'a> Loading<'a> {
             self.non_finite = found.map(|element| (stored.to_owned(), element));
         }
         let parameter = if trained {
-            Parameter::trained(name, self.placed(value), if multiplied { self.compute } else { DType::F32 })
+            self.trained(name, value)
         } else {
             let value = if value.dtype() == self.compute { value } else { value.to_dtype(self.compute) };
             Parameter::frozen(name, self.placed(value))

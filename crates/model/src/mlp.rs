@@ -2,12 +2,12 @@
 //!
 //! > y = down_proj(act(gate_proj(x)) · up_proj(x)), or without a gate y = down_proj(act(up_proj(x)))
 //!
-//! Saved for backward: the outputs of `gate_proj` and `up_proj`, which backward overwrites by their gradients;
-//! what goes into `down_proj` is computed again.
+//! Saved for backward: the outputs of `gate_proj` and `up_proj`, which backward overwrites by their gradients; what
+//! goes into `down_proj` is computed again with them, in the place of its own gradient.
 
 use sft_kernels::gated::{self, Activation};
 use sft_kernels::xielu::{self, XieluParams};
-use sft_kernels::{DType, Device, Tensor, View, ViewMut, activation};
+use sft_kernels::{DType, Tensor, View, ViewMut, activation};
 
 use crate::arena::Arena;
 use crate::inputs::{self, Inputs};
@@ -62,7 +62,7 @@ impl Xielu {
     /// Adds to the gradients of the two numbers.
     fn accumulate(&mut self, gradients: [f32; 2]) {
         for (parameter, gradient) in [&mut self.alpha_p, &mut self.alpha_n].into_iter().zip(gradients) {
-            parameter.accumulate(|_, d| {
+            parameter.accumulate(|d| {
                 let sum = d.as_view().to_f32_vec()[0] + gradient;
                 d.copy_from(View::of(&[sum], &[1]));
             });
@@ -120,10 +120,8 @@ impl Saved {
 /// Workspace that all feed-forward layers share.
 #[derive(Debug)]
 pub struct Scratch {
-    /// What goes into `down_proj`, [N, F].
+    /// What goes into `down_proj`, or its gradient, [N, F].
     inner: Tensor,
-    /// Its gradient, [N, F].
-    dinner: Tensor,
     /// Sums over parts of the gradients of an activation's weights.
     sums: Option<Tensor>,
 }
@@ -141,7 +139,6 @@ impl Scratch {
         let sums = xielu::scratch_len(tokens * f);
         Self {
             inner: arena.tensor(dtype, &[tokens, f]),
-            dinner: arena.tensor(dtype, &[tokens, f]),
             sums: has_weights.then(|| arena.tensor(DType::F32, &[sums])),
         }
     }
@@ -163,19 +160,14 @@ impl Mlp {
             Some(gate) => self.gate_up.forward(pass, x, [gate.head_mut(n), up], &mut s.gate_up, inputs),
             None => self.gate_up.forward(pass, x, [up], &mut s.gate_up, inputs),
         }
-        self.activate(dev, n, s, scratch);
-        let (inner, linears) = (scratch.inner.head(n), &mut inputs.linears);
-        self.down_proj.forward(dev, inner, y, &mut s.down_proj, linears, pass.dropout);
-    }
-
-    /// What goes into `down_proj`, from what is saved.
-    fn activate(&self, dev: &Device, n: usize, saved: &Saved, scratch: &mut Scratch) {
-        let (up, inner) = (saved.up.head(n), scratch.inner.head_mut(n));
-        match (&self.activation, &saved.gate) {
+        let (up, inner) = (s.up.head(n), scratch.inner.head_mut(n));
+        match (&self.activation, &s.gate) {
             (Act::Fixed(act), Some(gate)) => gated::forward(dev, *act, gate.head(n), up, inner),
             (Act::Fixed(act), None) => activation::forward(dev, *act, up, inner),
             (Act::Xielu(xielu), _) => xielu::forward(dev, xielu.params(), up, inner),
         }
+        let (inner, linears) = (scratch.inner.head(n), &mut inputs.linears);
+        self.down_proj.forward(dev, inner, y, &mut s.down_proj, linears, pass.dropout);
     }
 
     /// The gradient of x from that of y; `saved` is used up.
@@ -189,11 +181,9 @@ impl Mlp {
         (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
     ) {
         let (n, dev, s, dropout) = (x.dim(0), pass.dev, saved, pass.dropout);
-        self.activate(dev, n, s, scratch);
-        let (inner, dinner) = (scratch.inner.head(n), Some(scratch.dinner.head_mut(n)));
-        let linears = &mut inputs.linears;
-        self.down_proj.backward(dev, inner, dy, dinner, false, &s.down_proj, linears, dropout);
-        let (dinner, up) = (scratch.dinner.head(n), s.up.head_mut(n));
+        let (inner, linears) = (scratch.inner.head_mut(n), &mut inputs.linears);
+        self.down_proj.backward_to_input(dev, dy, inner, &s.down_proj, linears, dropout);
+        let (dinner, up) = (scratch.inner.head_mut(n), s.up.head_mut(n));
         match (&mut self.activation, &mut s.gate) {
             (Act::Fixed(act), Some(gate)) => gated::backward(dev, *act, dinner, gate.head_mut(n), up),
             (Act::Fixed(act), None) => activation::backward(dev, *act, dinner, up),
@@ -202,6 +192,7 @@ impl Mlp {
                 xielu.accumulate(xielu::backward(dev, xielu.params(), dinner, up, sums.view_mut()));
             }
         }
+        self.down_proj.backward_of_input(dev, scratch.inner.head(n), dy, linears, dropout);
         let (up, dx) = (s.up.head(n), Some(dx));
         match &s.gate {
             Some(gate) => self.gate_up.backward(pass, x, [gate.head(n), up], dx, &s.gate_up, inputs),

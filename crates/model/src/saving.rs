@@ -53,8 +53,8 @@ impl SaveOptions {
     /// Bytes that the weights will take.
     pub fn weight_bytes(&self, decoder: &Decoder) -> u64 {
         let bytes = |p: &crate::parameter::Parameter| {
-            let dtype = self.dtype.unwrap_or(p.tensor().dtype());
-            (p.tensor().elements() * dtype.bytes()) as u64
+            let dtype = self.dtype.unwrap_or(p.dtype());
+            (p.elements() * dtype.bytes()) as u64
         };
         decoder.base_parameters().into_iter().map(bytes).sum()
     }
@@ -148,7 +148,7 @@ fn config_of(decoder: &Decoder, source: &Path, dtype: Option<DType>) -> Result<V
 /// The type in which a decoder's widest weights are.
 fn widest(decoder: &Decoder) -> DType {
     let parameters = decoder.base_parameters();
-    parameters.iter().map(|p| p.tensor().dtype()).max_by_key(|dtype| dtype.bytes()).unwrap_or(decoder.compute)
+    parameters.iter().map(|p| p.dtype()).max_by_key(|dtype| dtype.bytes()).unwrap_or(decoder.compute)
 }
 
 /// RoPE scaling in the style of the file: `rope_parameters`, or `rope_scaling` beside `rope_theta`.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::json;
+use sft_kernels::halves::Halves;
 use sft_kernels::{DType, Device, MappedFile, Tensor, View, map_file};
 
 use crate::ModelError;
@@ -342,23 +343,37 @@ fn write<'a>(
 /// A tensor, or a row of it, in the type and the form that a file has it in.
 #[derive(Debug, Clone)]
 pub struct StoredTensor<'a> {
-    tensor: &'a Tensor,
+    whole: Whole<'a>,
     dtype: DType,
     shape: Vec<usize>,
     row: Option<usize>,
     transposed: bool,
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Whole<'a> {
+    Tensor(&'a Tensor),
+    Halves(&'a Halves),
+}
+
 impl<'a> From<&'a Tensor> for StoredTensor<'a> {
     fn from(tensor: &'a Tensor) -> Self {
-        Self::new(tensor, tensor.shape().to_vec(), None, false)
+        let (whole, dtype, shape) = (Whole::Tensor(tensor), tensor.dtype(), tensor.shape().to_vec());
+        Self { whole, dtype, shape, row: None, transposed: false }
     }
 }
 
-impl<'a> StoredTensor<'a> {
-    /// A tensor in its own type: whole or one row, straight or with rows for columns.
-    pub(crate) fn new(tensor: &'a Tensor, shape: Vec<usize>, row: Option<usize>, transposed: bool) -> Self {
-        Self { tensor, dtype: tensor.dtype(), shape, row, transposed }
+impl<'a> From<&'a Halves> for StoredTensor<'a> {
+    fn from(halves: &'a Halves) -> Self {
+        let (whole, dtype, shape) = (Whole::Halves(halves), DType::F32, halves.shape().to_vec());
+        Self { whole, dtype, shape, row: None, transposed: false }
+    }
+}
+
+impl StoredTensor<'_> {
+    /// It, or a row of it, straight or with rows for columns.
+    pub(crate) fn part(self, shape: Vec<usize>, row: Option<usize>, transposed: bool) -> Self {
+        Self { shape, row, transposed, ..self }
     }
 
     /// The dimensions in the file.
@@ -372,9 +387,18 @@ impl<'a> StoredTensor<'a> {
 
     /// It as a tensor of its own.
     pub fn to_tensor(&self) -> Tensor {
-        let whole = self.tensor.view();
+        let joined;
+        let whole = match self.whole {
+            Whole::Tensor(tensor) => tensor.view(),
+            Whole::Halves(halves) => {
+                joined = halves.to_host();
+                joined.view()
+            }
+        };
         let part = self.row.map_or(whole, |row| whole.rows(row..row + 1)).reshape(&self.shape_read());
-        let copy = part.to_dtype(self.dtype).to_host();
+        // Moved as it is, since a full card has no room for a copy.
+        let copy = part.to_host();
+        let copy = if copy.dtype() == self.dtype { copy } else { copy.to_dtype(self.dtype) };
         if self.transposed { transposed(&copy) } else { copy }
     }
 
@@ -414,9 +438,11 @@ impl safetensors::View for StoredTensor<'_> {
         &self.shape
     }
     fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        let is_whole = self.row.is_none() && !self.transposed && self.tensor.is_on_host();
-        if is_whole && self.dtype == self.tensor.dtype() {
-            return self.tensor.view().bytes().into();
+        if let (Whole::Tensor(tensor), None, false) = (self.whole, self.row, self.transposed)
+            && tensor.is_on_host()
+            && tensor.dtype() == self.dtype
+        {
+            return tensor.view().bytes().into();
         }
         self.to_tensor().view().bytes().to_vec().into()
     }

@@ -37,15 +37,7 @@ fn cpu() -> Device {
 
 /// Losses and norms of gradients of the first steps of a run with these keys.
 fn steps_of(dev: &Device, keys: &[&str]) -> Vec<[f64; 2]> {
-    let text = format!(
-        "model_name_or_path: {QUICKSTART}/base\ndataset_dir: {QUICKSTART}/data\ndataset: quickstart_train\n\
-         max_samples: 24\ncutoff_len: 64\noutput_dir: unused\nper_device_train_batch_size: 2\n\
-         gradient_accumulation_steps: 2\nmax_steps: 4\nlearning_rate: 1e-3\ndevice: cpu\n"
-    );
-    let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
-    let mut job = Job::prepare(load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap()).unwrap();
-    // It is a choice of the CPU's plan.
-    job.plan.pack = false;
+    let mut job = job(keys);
     dev.install(|| {
         let mut trainer = Trainer::new(dev, &job).unwrap();
         let steps = 0..job.total_steps;
@@ -57,6 +49,19 @@ fn steps_of(dev: &Device, keys: &[&str]) -> Vec<[f64; 2]> {
             })
             .collect()
     })
+}
+
+fn job(keys: &[&str]) -> Job {
+    let text = format!(
+        "model_name_or_path: {QUICKSTART}/base\ndataset_dir: {QUICKSTART}/data\ndataset: quickstart_train\n\
+         max_samples: 24\ncutoff_len: 64\noutput_dir: unused\nper_device_train_batch_size: 2\n\
+         gradient_accumulation_steps: 2\nmax_steps: 4\nlearning_rate: 1e-3\ndevice: cpu\n"
+    );
+    let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+    let mut job = Job::prepare(load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap()).unwrap();
+    // It is a choice of the CPU's plan.
+    job.plan.pack = false;
+    job
 }
 
 #[test]
@@ -75,6 +80,36 @@ fn a_gpu_trains_as_the_cpu_does() {
             let difference = (found - expected).abs();
             assert!(difference <= tolerance * expected, "{keys:?}: {found} and not {expected}");
         }
+    }
+}
+
+#[test]
+fn steps_take_no_memory_of_the_gpu() {
+    let Some(gpu) = gpu() else { return };
+    // With biases too.
+    let model = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(format!("{QUICKSTART}/base")).unwrap().flatten() {
+        std::fs::copy(file.path(), model.path().join(file.file_name())).unwrap();
+    }
+    let config = model.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap().replace("\"attention_bias\": false", "\"attention_bias\": true");
+    std::fs::write(&config, text).unwrap();
+    let path = format!("model_name_or_path={}", model.path().display());
+    for method in ["full", "lora", "freeze"] {
+        let method = format!("finetuning_type={method}");
+        let mut job = job(&[&path, "train_from_scratch=true", &method, "bf16=true", "max_steps=10"]);
+        let taken: Vec<usize> = gpu.install(|| {
+            let mut trainer = Trainer::new(&gpu, &job).unwrap();
+            let steps = 0..job.total_steps;
+            let step = |step| {
+                let batch = job.train.next_step();
+                trainer.step(&job, step, &batch).unwrap();
+                gpu.cuda().unwrap().allocations()
+            };
+            steps.map(step).collect()
+        });
+        // By then there is an array for each that the ops of a micro-batch send.
+        assert_eq!(taken[5], taken[9], "{method}: {taken:?}");
     }
 }
 

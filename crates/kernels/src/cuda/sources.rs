@@ -79,7 +79,7 @@ impl Source {
 
 /// All files of kernels. One that is not listed here cannot be launched.
 pub fn all() -> Vec<&'static Source> {
-    let ops: [&Source; 15] = [
+    let ops: [&Source; 16] = [
         &crate::activation::SOURCE,
         &crate::adamw::SOURCE,
         &crate::columns::SOURCE,
@@ -87,6 +87,7 @@ pub fn all() -> Vec<&'static Source> {
         &crate::cross_entropy::SOURCE,
         &crate::dropout::SOURCE,
         &crate::gated::SOURCE,
+        &crate::halves::SOURCE,
         &crate::layer_norm::SOURCE,
         &crate::lora::SOURCE,
         &crate::random::SOURCE,

@@ -107,9 +107,9 @@ impl Fitting<'_> {
         let (config, tensors) = (&self.adapter.config, &self.adapter.tensors);
         let head = decoder.spec.names.head();
         let mut weights: Vec<(&str, &[usize], Stored)> =
-            decoder.base_parameters().iter().map(|p| (p.name(), p.tensor().shape(), p.stored_as())).collect();
+            decoder.base_parameters().iter().map(|p| (p.name(), p.shape(), p.stored_as())).collect();
         if decoder.lm_head.is_none() {
-            weights.push((&head, decoder.embed_tokens.tensor().shape(), Stored::Plain));
+            weights.push((&head, decoder.embed_tokens.shape(), Stored::Plain));
         }
         for module in &config.modules_to_save {
             if !weights.iter().any(|(name, ..)| is_saved(std::slice::from_ref(module), name)) {
