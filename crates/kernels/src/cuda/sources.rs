@@ -79,19 +79,22 @@ impl Source {
 
 /// All files of kernels. One that is not listed here cannot be launched.
 pub fn all() -> Vec<&'static Source> {
-    let ops: [&Source; 15] = [
+    let ops: [&Source; 18] = [
         &crate::activation::SOURCE,
         &crate::adamw::SOURCE,
         &crate::columns::SOURCE,
         &crate::convert::SOURCE,
         &crate::cross_entropy::SOURCE,
         &crate::dropout::SOURCE,
+        &crate::experts::SOURCE,
         &crate::gated::SOURCE,
         &crate::layer_norm::SOURCE,
         &crate::lora::SOURCE,
         &crate::random::SOURCE,
         &crate::rms_norm::SOURCE,
         &crate::rope::SOURCE,
+        &crate::routing::SOURCE,
+        &crate::row_gate::SOURCE,
         &crate::rows::SOURCE,
         &crate::softcap::SOURCE,
         &crate::xielu::SOURCE,
