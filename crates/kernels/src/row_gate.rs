@@ -42,7 +42,11 @@ pub fn forward(dev: &Device, g: View<'_>, x: View<'_>, y: ViewMut<'_>) {
 /// If shapes or types do not fit.
 pub fn backward(dev: &Device, dy: View<'_>, g: ViewMut<'_>, x: ViewMut<'_>) {
     let _timed = dev.pass("row gate backward", 3 * dy.byte_len());
-    assert_eq!((x.shape(), x.dtype(), g.dtype()), (dy.shape(), dy.dtype(), dy.dtype()), "row_gate: x, dy and g");
+    assert_eq!(
+        (x.shape(), x.dtype(), g.dtype()),
+        (dy.shape(), dy.dtype(), dy.dtype()),
+        "row_gate: x, dy and g"
+    );
     assert_eq!(g.elements(), x.dim(0), "row_gate: g");
     if let Some(cuda) = dev.cuda() {
         return on_cuda::backward(cuda, dy, g, x);
@@ -153,7 +157,12 @@ mod tests {
     fn matches_torch() {
         // torch.sigmoid(g)[:, None] * x for g = [0.5, -2.0], x = [[1, 2], [3, -4]].
         let y = reference::forward(&[0.5, -2.0], &[1.0, 2.0, 3.0, -4.0]);
-        let expected = [0.622_459_331_201_854_6, 1.244_918_662_403_709_1, 0.357_608_766_066_353_2, -0.476_811_688_088_470_9];
+        let expected = [
+            0.622_459_331_201_854_6,
+            1.244_918_662_403_709_1,
+            0.357_608_766_066_353_2,
+            -0.476_811_688_088_470_9,
+        ];
         assert_close("y", &y, &expected, 1e-14);
     }
 

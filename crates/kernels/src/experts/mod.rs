@@ -18,8 +18,8 @@ mod products;
 #[cfg(test)]
 mod tests;
 
-pub use products::ExpertWeights;
 pub(crate) use on_cuda::SOURCE;
+pub use products::ExpertWeights;
 
 use std::ops::Range;
 
@@ -57,7 +57,8 @@ impl Grouping {
         for (slot, expert) in index.iter().enumerate() {
             let row = next[*expert as usize];
             next[*expert as usize] += 1;
-            (self.rows[slot], self.slots[row], self.tokens[row]) = (row as u32, slot as u32, (slot / top_k) as u32);
+            (self.rows[slot], self.slots[row], self.tokens[row]) =
+                (row as u32, slot as u32, (slot / top_k) as u32);
         }
     }
 
@@ -133,7 +134,11 @@ pub fn weigh(
     let _timed = dev.pass("weigh experts", 3 * a.byte_len());
     let (slots, f) = (grouping.rows.len(), z.dim(1));
     assert_eq!((a.shape(), a.dtype()), (z.shape(), z.dtype()), "weigh: a and z");
-    assert_eq!([z.dim(0), weights.elements(), dweights.elements()], [slots; 3], "weigh: z, weights, dweights");
+    assert_eq!(
+        [z.dim(0), weights.elements(), dweights.elements()],
+        [slots; 3],
+        "weigh: z, weights, dweights"
+    );
     if let Some(cuda) = dev.cuda() {
         return on_cuda::weigh(cuda, &grouping.slots, a, z, weights, dweights);
     }

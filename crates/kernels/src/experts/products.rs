@@ -29,7 +29,8 @@ impl ExpertWeights<'_> {
     /// y [N·k, out] = x·W[e]ᵀ + b[e] of each group, x being [N·k, in].
     pub fn forward(&self, dev: &Device, grouping: &Grouping, x: View<'_>, mut y: ViewMut<'_>) {
         for (expert, range) in grouping.groups() {
-            let (x, w, y) = (x.rows(range.clone()), of_expert(self.weight, expert), y.reborrow().into_rows(range));
+            let (x, w, y) =
+                (x.rows(range.clone()), of_expert(self.weight, expert), y.reborrow().into_rows(range));
             let product = if self.transposed { Matmul::new(x, w, y) } else { Matmul::x_wt(x, w, y) };
             product.bias(self.bias.map(|bias| of_expert(bias, expert))).run(dev);
         }
@@ -38,7 +39,8 @@ impl ExpertWeights<'_> {
     /// dx [N·k, in] = dy·W[e] of each group.
     pub fn backward_input(&self, dev: &Device, grouping: &Grouping, dy: View<'_>, mut dx: ViewMut<'_>) {
         for (expert, range) in grouping.groups() {
-            let (dy, w, dx) = (dy.rows(range.clone()), of_expert(self.weight, expert), dx.reborrow().into_rows(range));
+            let (dy, w, dx) =
+                (dy.rows(range.clone()), of_expert(self.weight, expert), dx.reborrow().into_rows(range));
             // W[e] stored [in, out] is what the product of a forward pass takes.
             let product = if self.transposed { Matmul::x_wt(dy, w, dx) } else { Matmul::dy_w(dy, w, dx) };
             product.run(dev);

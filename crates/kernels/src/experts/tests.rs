@@ -98,7 +98,13 @@ fn rows_of_an_expert_keep_the_order_of_tokens() {
 }
 
 /// The two products of a layer, weighted and summed by token, on a device.
-fn compare(dev: &Device, (dtype, tolerance): (DType, f64), (n, k, experts): (usize, usize, usize), [out, inputs]: [usize; 2], transposed: bool) {
+fn compare(
+    dev: &Device,
+    (dtype, tolerance): (DType, f64),
+    (n, k, experts): (usize, usize, usize),
+    [out, inputs]: [usize; 2],
+    transposed: bool,
+) {
     let (index, grouping) = choices(n, k, experts);
     let mut random = Random::new(5);
     let x = random.tensor(dtype, &[n, inputs]);
@@ -177,10 +183,19 @@ fn biases_are_those_of_each_rows_expert() {
 #[test]
 fn edges_no_token() {
     for dev in devices() {
-        let grouping = { let mut grouping = Grouping::default(); grouping.sort(&[], 3, 2); grouping };
+        let grouping = {
+            let mut grouping = Grouping::default();
+            grouping.sort(&[], 3, 2);
+            grouping
+        };
         let (x, weight) = (dev.zeros(DType::F32, &[0, 2]), dev.zeros(DType::F32, &[3, 4, 2]));
         let mut y = dev.zeros(DType::F32, &[0, 4]);
-        ExpertWeights { weight: weight.view(), transposed: false, bias: None }.forward(&dev, &grouping, x.view(), y.view_mut());
+        ExpertWeights { weight: weight.view(), transposed: false, bias: None }.forward(
+            &dev,
+            &grouping,
+            x.view(),
+            y.view_mut(),
+        );
         combine(&dev, &grouping, y.view(), None, dev.zeros(DType::F32, &[0, 4]).view_mut(), false);
         assert_eq!(grouping.groups().count(), 0);
     }

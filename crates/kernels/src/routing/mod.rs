@@ -96,20 +96,27 @@ pub fn forward(
     let (n, experts) = check(rule, logits);
     assert_eq!(weights.shape(), [n, rule.top_k], "routing: weights");
     assert_eq!(index.len(), n * rule.top_k, "routing: index");
-    assert!(correction.is_none_or(|b| b.elements() == experts && b.dtype() == DType::F32), "routing: correction");
+    assert!(
+        correction.is_none_or(|b| b.elements() == experts && b.dtype() == DType::F32),
+        "routing: correction"
+    );
     if let Some(cuda) = dev.cuda() {
         return on_cuda::forward(cuda, rule, logits, correction, weights, index);
     }
     let (logits, correction) = (logits.as_slice::<f32>(), correction.map(View::as_slice::<f32>));
     let chunk = TOKENS_PER_TASK * rule.top_k;
-    dev.for_each_chunk_pair((weights.as_mut_slice::<f32>(), chunk), (index, chunk), |task, weights, index| {
-        let logits = &logits[task * TOKENS_PER_TASK * experts..];
-        let mut token = Token::new(experts);
-        let chosen = weights.chunks_mut(rule.top_k).zip(index.chunks_mut(rule.top_k));
-        for (logits, (weights, index)) in logits.chunks_exact(experts).zip(chosen) {
-            token.choose(rule, logits, correction, weights, index);
-        }
-    });
+    dev.for_each_chunk_pair(
+        (weights.as_mut_slice::<f32>(), chunk),
+        (index, chunk),
+        |task, weights, index| {
+            let logits = &logits[task * TOKENS_PER_TASK * experts..];
+            let mut token = Token::new(experts);
+            let chosen = weights.chunks_mut(rule.top_k).zip(index.chunks_mut(rule.top_k));
+            for (logits, (weights, index)) in logits.chunks_exact(experts).zip(chosen) {
+                token.choose(rule, logits, correction, weights, index);
+            }
+        },
+    );
 }
 
 /// What leads to the gradient of the logits.
@@ -146,7 +153,9 @@ pub fn backward(dev: &Device, rule: &Rule, io: Backward<'_>) {
     dev.for_each_chunk(io.dlogits.as_mut_slice::<f32>(), TOKENS_PER_TASK * experts, |task, dlogits| {
         let first = task * TOKENS_PER_TASK;
         let mut token = Token::new(experts);
-        let chosen = dweights[first * rule.top_k..].chunks(rule.top_k).zip(index[first * rule.top_k..].chunks(rule.top_k));
+        let chosen = dweights[first * rule.top_k..]
+            .chunks(rule.top_k)
+            .zip(index[first * rule.top_k..].chunks(rule.top_k));
         let rows = dlogits.chunks_exact_mut(experts).zip(logits[first * experts..].chunks_exact(experts));
         for ((dlogits, logits), (dweights, index)) in rows.zip(chosen) {
             token.gradient(rule, logits, (dweights, index), dlogits);
@@ -213,7 +222,10 @@ impl Token {
             *index = best as u32;
             *weight = match rule.scoring {
                 Scoring::SparseMixer { tolerance } => {
-                    1.0 / self.near(logits, best, tolerance).map(|near| (near - logits[best]).exp()).sum::<f32>()
+                    1.0 / self
+                        .near(logits, best, tolerance)
+                        .map(|near| (near - logits[best]).exp())
+                        .sum::<f32>()
                 }
                 Scoring::Softmax | Scoring::Sigmoid => self.scores[best],
             };

@@ -51,7 +51,8 @@ impl RoutingRule {
 
     fn grid(&self) -> Grid {
         let floats = TOKENS_PER_BLOCK * (2 * self.experts + self.groups) as usize;
-        Grid::new((self.tokens as usize).div_ceil(TOKENS_PER_BLOCK), THREADS).shared(floats * size_of::<f32>())
+        Grid::new((self.tokens as usize).div_ceil(TOKENS_PER_BLOCK), THREADS)
+            .shared(floats * size_of::<f32>())
     }
 }
 

@@ -2,8 +2,7 @@ use super::*;
 use crate::Tensor;
 use crate::testing::{Random, assert_close, devices, gradcheck, to_f64};
 
-const PLAIN: Rule =
-    Rule { scoring: Scoring::Softmax, top_k: 2, groups: None, normalised: false, scale: 1.0 };
+const PLAIN: Rule = Rule { scoring: Scoring::Softmax, top_k: 2, groups: None, normalised: false, scale: 1.0 };
 
 /// One rule of each kind, for 8 experts.
 fn rules() -> Vec<Rule> {
@@ -27,7 +26,8 @@ fn gradcheck_of_the_reference() {
         let (chosen, _) = reference::forward(&rule, &z, &[0.0; 8]);
         let dz = reference::backward(&rule, &z, &chosen, &dw, &balance);
         let loss = |z: &[f64]| -> f64 {
-            let weighted = reference::weights(&rule, z, &chosen).iter().zip(&dw).map(|(w, dw)| w * dw).sum::<f64>();
+            let weighted =
+                reference::weights(&rule, z, &chosen).iter().zip(&dw).map(|(w, dw)| w * dw).sum::<f64>();
             weighted + reference::softmax(z).iter().zip(&balance).map(|(p, b)| p * b).sum::<f64>()
         };
         gradcheck(loss, &z, &dz);
@@ -47,7 +47,11 @@ fn matches_torch() {
             "sigmoid" => Scoring::Sigmoid,
             _ => Scoring::SparseMixer { tolerance: number("tolerance") as f32 },
         };
-        let groups = case.get("groups").map(|_| Groups { count: count("groups"), chosen: count("groups_chosen"), best: count("group_best") });
+        let groups = case.get("groups").map(|_| Groups {
+            count: count("groups"),
+            chosen: count("groups_chosen"),
+            best: count("group_best"),
+        });
         let rule = Rule {
             scoring,
             top_k: count("top_k"),
@@ -60,7 +64,8 @@ fn matches_torch() {
         let (experts, k) = (b.len(), rule.top_k);
         for (t, z) in z.chunks(experts).enumerate() {
             let (chosen, w) = reference::forward(&rule, z, &b);
-            let mut expected: Vec<(usize, f64, f64)> = (t * k..(t + 1) * k).map(|i| (index[i] as usize, weights[i], dw[i])).collect();
+            let mut expected: Vec<(usize, f64, f64)> =
+                (t * k..(t + 1) * k).map(|i| (index[i] as usize, weights[i], dw[i])).collect();
             // Without `sorted` torch leaves the order of the chosen open.
             expected.sort_by_key(|(e, ..)| chosen.iter().position(|c| c == e));
             assert_eq!(chosen, expected.iter().map(|(e, ..)| *e).collect::<Vec<_>>(), "{}", case["name"]);
@@ -77,17 +82,23 @@ fn matches_torch() {
 #[test]
 fn device_matches_reference() {
     for dev in devices() {
-        for (rule, (n, experts)) in rules().into_iter().flat_map(|rule| [(1, 8), (67, 8), (130, 96)].map(|s| (rule, s))) {
+        for (rule, (n, experts)) in
+            rules().into_iter().flat_map(|rule| [(1, 8), (67, 8), (130, 96)].map(|s| (rule, s)))
+        {
             let mut random = Random::new(9);
             let z = random.tensor(DType::F32, &[n, experts]);
-            let b = Tensor::from_slice(&random.f64s(experts).iter().map(|b| *b as f32 * 0.3).collect::<Vec<_>>(), &[experts]);
+            let b = Tensor::from_slice(
+                &random.f64s(experts).iter().map(|b| *b as f32 * 0.3).collect::<Vec<_>>(),
+                &[experts],
+            );
             let dw = random.tensor(DType::F32, &[n, rule.top_k]);
             let balance: Vec<f32> = random.f64s(experts).iter().map(|b| *b as f32).collect();
             // SparseMixer's choice has no correction.
             let is_mixer = matches!(rule.scoring, Scoring::SparseMixer { .. });
             let (zs, bs) = (to_f64(&z), if is_mixer { vec![0.0; experts] } else { to_f64(&b) });
             let (z, b, dws) = (z.on(&dev), b.on(&dev), to_f64(&dw));
-            let (mut w, mut dz) = (dev.zeros(DType::F32, &[n, rule.top_k]), dev.zeros(DType::F32, &[n, experts]));
+            let (mut w, mut dz) =
+                (dev.zeros(DType::F32, &[n, rule.top_k]), dev.zeros(DType::F32, &[n, experts]));
             let mut index = vec![0; n * rule.top_k];
             let correction = (!is_mixer).then(|| b.view());
             forward(&dev, &rule, z.view(), correction, w.view_mut(), &mut index);
@@ -100,7 +111,8 @@ fn device_matches_reference() {
                 dlogits: dz.view_mut(),
             };
             backward(&dev, &rule, io);
-            let (w, dz, balance) = (to_f64(&w), to_f64(&dz), balance.iter().map(|b| f64::from(*b)).collect::<Vec<_>>());
+            let (w, dz, balance) =
+                (to_f64(&w), to_f64(&dz), balance.iter().map(|b| f64::from(*b)).collect::<Vec<_>>());
             for t in 0..n {
                 let (z, slots) = (&zs[t * experts..(t + 1) * experts], t * rule.top_k..(t + 1) * rule.top_k);
                 let (chosen, weights) = reference::forward(&rule, z, &bs);
