@@ -36,6 +36,7 @@ pub mod experts;
 pub mod gated;
 pub mod isa;
 mod lanes;
+pub mod latent;
 pub mod layer_norm;
 pub mod limits;
 pub mod lora;
@@ -50,6 +51,7 @@ pub mod rope;
 pub mod routing;
 pub mod row_gate;
 pub mod rows;
+pub mod sinks;
 pub mod softcap;
 pub mod tensor;
 #[cfg(test)]

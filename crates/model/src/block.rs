@@ -15,6 +15,7 @@ use crate::attention::{self, Attention};
 use crate::cache::LayerCache;
 use crate::feed_forward::{self, FeedForward};
 use crate::inputs;
+use crate::latent::{self, Latent};
 use crate::linear::{self, Linear};
 use crate::method::{Adapters, LayerAdapters};
 use crate::norm::Norm;
@@ -111,17 +112,20 @@ impl Scratch {
         let dense = spec.layers.iter().filter_map(LayerSpec::dense);
         let widest = dense.map(|mlp| mlp.intermediate_size).max().unwrap_or(0);
         let attention = spec.layers.iter().map(|l| l.attention.heads * l.attention.head_dim).max();
-        let inputs = widest.max(c).max(attention.unwrap_or(0));
+        let latent =
+            spec.layers.iter().filter_map(|l| l.attention.latent).map(|latent| latent.widest_input()).max();
+        let inputs = widest.max(c).max(attention.unwrap_or(0)).max(latent.unwrap_or(0));
         let changes_outputs = spec.layers.iter().any(LayerSpec::changes_outputs);
         let parallel = spec.layers.iter().any(|layer| layer.parallel);
         let (rank, dropout) = (adapters.largest_rank(), adapters.has_dropout());
         let linears = linear::Scratch::new(arena, dtype, backward_tokens, inputs, rank, dropout);
+        let latent = latent::Scratch::new(arena, dtype, tokens, spec);
         Self {
             h: arena.tensor(dtype, &[tokens, c]),
             t: arena.tensor(dtype, &[tokens, c]),
             dout: changes_outputs.then(|| arena.tensor(dtype, &[backward_tokens, c])),
             parallel: parallel.then(|| arena.tensor(dtype, &[tokens, c])),
-            inputs: inputs::Scratch::new(arena, dtype, tokens, widest_fused(spec), linears),
+            inputs: inputs::Scratch::new(arena, dtype, tokens, widest_fused(spec), (linears, latent)),
             mlp: feed_forward::Scratch::new(arena, dtype, (tokens, backward_tokens), spec),
             per_layer: per_layer::Inputs::new(arena, dtype, tokens, spec, adapters),
             attention: attention::Scratch::new(arena, dtype, backward_tokens, spec),
@@ -273,16 +277,18 @@ impl Block {
 
     /// Every linear layer with its name inside the block.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Linear)> {
-        let Attention { qkv, o_proj, spec, .. } = &mut self.self_attn;
-        let attention = qkv.iter_mut().chain([(spec.output, o_proj)]);
+        let Attention { qkv, latent, o_proj, spec, .. } = &mut self.self_attn;
+        let latent = latent.iter_mut().flat_map(Latent::linears_mut);
+        let attention = qkv.iter_mut().chain(latent).chain([(spec.output, o_proj)]);
         let per_layer = self.per_layer.iter_mut().flat_map(PerLayer::linears_mut);
         attention.chain(self.mlp.linears_mut()).chain(per_layer)
     }
 
     /// Every linear layer with its name inside the block.
     pub fn linears(&self) -> impl Iterator<Item = (&'static str, &Linear)> {
-        let Attention { qkv, o_proj, spec, .. } = &self.self_attn;
-        let attention = qkv.iter().chain([(spec.output, o_proj)]);
+        let Attention { qkv, latent, o_proj, spec, .. } = &self.self_attn;
+        let latent = latent.iter().flat_map(Latent::linears);
+        let attention = qkv.iter().chain(latent).chain([(spec.output, o_proj)]);
         let per_layer = self.per_layer.iter().flat_map(PerLayer::linears);
         attention.chain(self.mlp.linears()).chain(per_layer)
     }
@@ -292,6 +298,8 @@ impl Block {
         let mut all: Vec<&Parameter> = self.attention_norms.parameters().collect();
         let norms = [&self.self_attn.q_norm, &self.self_attn.k_norm];
         all.extend(norms.into_iter().flatten().flat_map(Norm::parameters));
+        all.extend(self.self_attn.latent.iter().flat_map(Latent::norm_parameters));
+        all.extend(&self.self_attn.sinks);
         all.extend(self.linears().flat_map(|(_, linear)| linear.base_parameters()));
         all.extend(self.mlp.other_parameters());
         all.extend(self.mlp_norms.parameters());
@@ -303,10 +311,12 @@ impl Block {
     /// Every weight, adapters included, in a fixed order.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let mut all: Vec<&mut Parameter> = self.attention_norms.parameters_mut().collect();
-        let Attention { qkv, o_proj, q_norm, k_norm, .. } = &mut self.self_attn;
+        let Attention { qkv, latent, o_proj, q_norm, k_norm, sinks, .. } = &mut self.self_attn;
         all.extend([q_norm, k_norm].into_iter().flatten().flat_map(Norm::parameters_mut));
-        let attention = qkv.linears.iter_mut().chain([o_proj]);
-        all.extend(attention.flat_map(Linear::parameters_mut));
+        let [latent, norms] = latent.as_mut().map(Latent::parameters_mut).unwrap_or_default();
+        all.extend(norms.into_iter().chain(sinks));
+        all.extend(qkv.linears.iter_mut().flat_map(Linear::parameters_mut));
+        all.extend(latent.into_iter().chain(o_proj.parameters_mut()));
         let [linears, others] = self.mlp.parameters_mut();
         all.extend(linears);
         let per_layer =

@@ -236,7 +236,8 @@ fn modules(spec: &DecoderSpec) -> Vec<String> {
         all.push(format!("{}.{i}", spec.names.layers));
         all.extend(block_parts(layer).into_iter().chain(layer.linear_names()).map(name));
         let norms = layer.attention.qk_norm.map(|norm| norm.names);
-        all.extend(norms.into_iter().flatten().map(name));
+        let latent = layer.attention.latent.iter().flat_map(|latent| latent.norm_names());
+        all.extend(norms.into_iter().flatten().chain(latent).map(name));
     }
     all
 }

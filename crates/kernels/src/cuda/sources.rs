@@ -79,7 +79,7 @@ impl Source {
 
 /// All files of kernels. One that is not listed here cannot be launched.
 pub fn all() -> Vec<&'static Source> {
-    let ops: [&Source; 18] = [
+    let ops: [&Source; 20] = [
         &crate::activation::SOURCE,
         &crate::adamw::SOURCE,
         &crate::columns::SOURCE,
@@ -88,6 +88,7 @@ pub fn all() -> Vec<&'static Source> {
         &crate::dropout::SOURCE,
         &crate::experts::SOURCE,
         &crate::gated::SOURCE,
+        &crate::latent::SOURCE,
         &crate::layer_norm::SOURCE,
         &crate::lora::SOURCE,
         &crate::random::SOURCE,
@@ -96,6 +97,7 @@ pub fn all() -> Vec<&'static Source> {
         &crate::routing::SOURCE,
         &crate::row_gate::SOURCE,
         &crate::rows::SOURCE,
+        &crate::sinks::SOURCE,
         &crate::softcap::SOURCE,
         &crate::xielu::SOURCE,
     ];

@@ -4,11 +4,13 @@ use sft_kernels::gated::Activation;
 
 use crate::parameter::Stored;
 
+mod latent;
 mod moe;
 mod norm;
 mod rope;
 
-pub use moe::{ExpertNames, MoeSpec, RouterSpec};
+pub use latent::{LatentQueries, LatentSpec};
+pub use moe::{Correction, ExpertNames, MoeSpec, RouterSpec};
 pub use norm::{NormKind, NormNames, NormSpec, QkNorm, QkScope};
 pub use rope::{RopeScaling, RopeSpec};
 
@@ -110,13 +112,15 @@ pub struct PositionsSpec {
     pub offset: usize,
 }
 
-/// Queries at position p multiplied by 1 + beta·ln(1 + ⌊p / span⌋) (Llama 4).
+/// Queries at position p multiplied by 1 + beta·ln(1 + ⌊(p + offset) / span⌋) (Llama 4), in the layers that say so.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QueryGrowth {
     /// How fast they grow.
     pub beta: f64,
     /// Positions up to which nothing changes.
     pub span: usize,
+    /// What the first position counts as.
+    pub offset: usize,
 }
 
 /// Linear layers between the width of the embedding and C.
@@ -236,6 +240,14 @@ pub struct AttentionSpec {
     pub window: Option<usize>,
     /// What a score loses for each key between query and key, one a head (ALiBi: Press et al., 2021).
     pub alibi: Option<Vec<f32>>,
+    /// Queries, keys and values from narrow ones, in place of `inputs`.
+    pub latent: Option<LatentSpec>,
+    /// The name of numbers, one a head, that join every softmax of it without a value.
+    pub sinks: Option<&'static str>,
+    /// Positions in chunks of so many: a query sees the keys of its own chunk alone.
+    pub chunk: Option<usize>,
+    /// Whether [`DecoderSpec::query_growth`] is this layer's.
+    pub grows: bool,
 }
 
 /// Which positions a layer knows.
@@ -291,7 +303,8 @@ impl LayerSpec {
     /// The linear layers by their names inside the block, in the model's order.
     pub fn linear_names(&self) -> impl Iterator<Item = &'static str> {
         let attention = &self.attention;
-        let attention = attention.inputs.names().iter().copied().chain([attention.output]);
+        let latent = attention.latent.iter().flat_map(LatentSpec::linear_names);
+        let attention = attention.inputs.names().iter().copied().chain(latent).chain([attention.output]);
         let per_layer = self.per_layer.iter().flat_map(|layer| [layer.gate, layer.output]);
         let mlp = self.dense().into_iter();
         let mlp = mlp.flat_map(|mlp| mlp.inputs.names().iter().copied().chain([mlp.output]));
@@ -302,9 +315,10 @@ impl LayerSpec {
     /// Whether what this block saves and needs for scratch has the same shapes as another's.
     pub fn is_shaped_as(&self, other: &Self) -> bool {
         let shape = |layer: &Self| {
-            let AttentionSpec { heads, kv_heads, head_dim, qk_norm, v_norm, .. } = layer.attention;
+            let AttentionSpec { heads, kv_heads, head_dim, qk_norm, v_norm, latent, .. } = layer.attention;
             let mlp = layer.dense().map(|mlp| (mlp.intermediate_size, mlp.gated));
-            (heads, kv_heads, head_dim, qk_norm, v_norm, mlp, layer.linear_names().collect::<Vec<_>>())
+            let attention = (heads, kv_heads, head_dim, qk_norm, v_norm, latent);
+            (attention, mlp, layer.linear_names().collect::<Vec<_>>())
         };
         let norms = |layer: &Self| (layer.attention_norms, layer.mlp_norms, layer.parallel);
         let experts = match (&self.moe, &other.moe) {
