@@ -16,7 +16,7 @@ template <class T, class Act> INLINE void forward(const GatedForward& p) {
     load_span(g, (const T*)p.g, span);
     load_span(u, (const T*)p.u, span);
 #pragma unroll
-    for (int i = 0; i < N; i++) g[i] = Act::value(g[i], Act::sigmoid(g[i])) * u[i];
+    for (int i = 0; i < N; i++) g[i] = Act::value(g[i], Act::sigmoid(g[i])) * Act::factor(u[i]);
     store_span((T*)p.y, g, span);
 }
 
@@ -42,9 +42,10 @@ template <class T, class Act> INLINE void backward(const GatedBackward& p) {
     load_span(u, (const T*)p.u, span);
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        float s = Act::sigmoid(g[i]), value = Act::value(g[i], s), y = value * u[i];
-        g[i] = dy[i] * u[i] * Act::slope(g[i], s);
-        u[i] = dy[i] * value;
+        float s = Act::sigmoid(g[i]), value = Act::value(g[i], s), factor = Act::factor(u[i]);
+        float du = dy[i] * value * Act::factor_slope(u[i]), y = value * factor;
+        g[i] = dy[i] * factor * Act::slope(g[i], s);
+        u[i] = du;
         dy[i] = y;
     }
     store_span((T*)p.dy, dy, span);

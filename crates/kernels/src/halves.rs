@@ -90,8 +90,13 @@ impl Halves {
 
     /// The elements in f32, in the host's memory.
     pub fn to_host(&self) -> Tensor {
-        let (high, low) = (self.high.to_host(), self.low.to_host());
-        let mut whole = Tensor::zeros(DType::F32, self.shape());
+        self.to_host_by(|half| half.to_host())
+    }
+
+    /// The same of what `part` fetches of each half.
+    pub fn to_host_by(&self, part: impl Fn(View<'_>) -> Tensor) -> Tensor {
+        let (high, low) = (part(self.high.view()), part(self.low.view()));
+        let mut whole = Tensor::zeros(DType::F32, high.shape());
         join_into(high.view().as_slice(), low.view().as_slice(), whole.view_mut().as_mut_slice());
         whole
     }

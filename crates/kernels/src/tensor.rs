@@ -374,6 +374,16 @@ impl Tensor {
         self.view_mut().into_rows(0..rows)
     }
 
+    /// The same elements under another shape.
+    ///
+    /// # Panics
+    /// If the number of elements differs.
+    pub fn reshape(self, shape: &[usize]) -> Self {
+        let shape = Shape::new(shape);
+        assert_eq!(shape.elements(), self.shape.elements(), "{:?} as {shape:?}", self.shape);
+        Self { shape, ..self }
+    }
+
     /// A copy in another element type.
     pub fn to_dtype(&self, dtype: DType) -> Tensor {
         self.view().to_dtype(dtype)

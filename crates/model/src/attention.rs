@@ -6,23 +6,27 @@
 //! Saved for backward: q and k as attention saw them, v, its output and lse; before their norms q and k too.
 
 use sft_kernels::attention::{self, AttentionParams};
-use sft_kernels::rope;
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows};
+use sft_kernels::{rope, sinks};
 
 use crate::arena::Arena;
 use crate::cache::LayerCache;
 use crate::inputs::{self, Inputs, in_rows, in_rows_mut};
+use crate::latent::{self, Latent};
 use crate::linear::{self, Linear};
 use crate::method::LayerAdapters;
 use crate::norm::Norm;
+use crate::parameter::Parameter;
 use crate::pass::Pass;
 use crate::spec::{AttentionSpec, DecoderSpec, NormSpec, QkScope};
 
 /// An attention layer.
 #[derive(Debug)]
 pub struct Attention {
-    /// To queries [H·D, C], keys and values [K·D, C].
+    /// To queries [H·D, C], keys and values [K·D, C]; none where `latent` makes them.
     pub qkv: Inputs,
+    /// Queries, keys and values from narrow ones.
+    pub latent: Option<Latent>,
     /// [C, H·D].
     pub o_proj: Linear,
     /// Norm of queries, see [`QkScope`].
@@ -31,6 +35,8 @@ pub struct Attention {
     pub k_norm: Option<Norm>,
     /// Norm of the values of each head.
     pub v_norm: Option<Norm>,
+    /// A column of each head's softmax without a value, f32 [H].
+    pub sinks: Option<Parameter>,
     /// Its sizes.
     pub spec: AttentionSpec,
 }
@@ -47,6 +53,7 @@ pub struct Saved {
     k_normed: Option<Normed>,
     v_normed: Option<Normed>,
     qkv: inputs::Saved,
+    latent: Option<latent::Saved>,
     o_proj: linear::Saved,
 }
 
@@ -83,8 +90,10 @@ impl Saved {
         };
         let (q_normed, k_normed) = (qk_normed(h), qk_normed(k));
         let qkv = inputs::Saved::new(arena, dtype, tokens, spec.inputs, adapters);
+        let latent = spec.latent.as_ref();
+        let latent = latent.map(|spec| latent::Saved::new(arena, dtype, tokens, (spec, norm), adapters));
         let o_proj = linear::Saved::new(arena, dtype, tokens, adapters.rank_of(spec.output));
-        Self { q, k: key, v, out, lse, q_normed, k_normed, v_normed, qkv, o_proj }
+        Self { q, k: key, v, out, lse, q_normed, k_normed, v_normed, qkv, latent, o_proj }
     }
 }
 
@@ -202,7 +211,12 @@ impl Attention {
         let k = s.k_normed.as_mut().map_or(&mut s.k, |normed| &mut normed.x);
         let v = s.v_normed.as_mut().map_or(&mut s.v, |normed| &mut normed.x);
         let outputs = [q.head_mut(n), k.head_mut(n), v.head_mut(n)];
-        self.qkv.forward(pass, x, outputs, &mut s.qkv, scratch);
+        match (&self.latent, &mut s.latent, &mut scratch.latent) {
+            (Some(latent), Some(saved), Some(w)) => {
+                latent.forward(pass, x, outputs, saved, (w, &mut scratch.linears));
+            }
+            _ => self.qkv.forward(pass, x, outputs, &mut s.qkv, scratch),
+        }
         let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
         let queries = (&self.q_norm, &mut s.q, &mut s.q_normed);
         let keys = (&self.k_norm, &mut s.k, &mut s.k_normed);
@@ -222,17 +236,26 @@ impl Attention {
         if let (Some(norm), Some(normed)) = (&self.v_norm, &mut s.v_normed) {
             normed.forward(dev, norm, s.v.head_mut(n));
         }
-        if let Some(scale) = pass.query_scale {
+        if let Some(scale) = pass.query_scale.filter(|_| self.spec.grows) {
             rows::scale_each(dev, scale, s.q.head_mut(n));
         }
         let (k, v) = match cache {
             None => (s.k.head(n), s.v.head(n)),
             Some(cache) => cache.append(s.k.head(n), s.v.head(n)),
         };
+        let (rows, keys) = pass.rows_of(self.spec.chunk, k.dim(0));
+        let (k, v) = (k.rows(keys.clone()), v.rows(keys));
         let io =
             attention::Forward { q: s.q.head(n), k, v, out: s.out.head_mut(n), lse: Some(s.lse.head_mut(n)) };
-        attention::forward(dev, &self.spec.params(), pass.rows, io);
-        self.o_proj.forward(dev, flat(s.out.head(n)), y, &mut s.o_proj, &mut scratch.linears, dropout);
+        attention::forward(dev, &self.spec.params(), rows, io);
+        if let Some(numbers) = &self.sinks {
+            sinks::forward(dev, numbers.value(), s.out.head_mut(n), s.lse.head_mut(n));
+        }
+        let out = match (&self.latent, &mut scratch.latent) {
+            (Some(latent), Some(w)) => latent.narrowed(pass, s.out.head(n), w).0,
+            _ => flat(s.out.head(n)),
+        };
+        self.o_proj.forward(dev, out, y, &mut s.o_proj, &mut scratch.linears, dropout);
     }
 
     /// The gradient of x (if wanted) from that of y.
@@ -245,13 +268,10 @@ impl Attention {
         saved: &Saved,
         (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
     ) {
-        let (n, dev, dropout) = (x.dim(0), pass.dev, pass.dropout);
-        let s = saved;
+        let (n, dev, s) = (x.dim(0), pass.dev, saved);
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
         let (of_q, of_k) = ([n, heads, head_dim], [n, kv_heads, head_dim]);
-        let dout = flat_mut(shaped_mut(&mut scratch.dout, of_q));
-        let (out, linears) = (flat(s.out.head(n)), &mut inputs.linears);
-        self.o_proj.backward(dev, out, dy, Some(dout), false, &s.o_proj, linears, dropout);
+        self.backward_output(pass, dy, s, (scratch, inputs));
         let io = attention::Backward {
             q: s.q.head(n),
             k: s.k.head(n),
@@ -264,9 +284,42 @@ impl Attention {
             dk: shaped_mut(&mut scratch.dk, of_k),
             dv: shaped_mut(&mut scratch.dv, of_k),
         };
-        attention::backward(dev, &self.spec.params(), pass.rows, io);
+        let (rows, _) = pass.rows_of(self.spec.chunk, n);
+        attention::backward(dev, &self.spec.params(), rows, io);
+        if let Some(numbers) = &mut self.sinks {
+            let delta = scratch.delta.head(n * heads).reshape(&[n, heads]);
+            if let (numbers, Some(d)) = numbers.value_and_gradient() {
+                sinks::backward(dev, numbers, s.lse.head(n), delta, d);
+            }
+        }
         let gradients = self.before_norms(pass, n, s, scratch);
-        self.qkv.backward(pass, x, gradients, dx, &s.qkv, inputs);
+        match (&mut self.latent, &s.latent, &mut inputs.latent) {
+            (Some(latent), Some(saved), Some(w)) => {
+                latent.backward(pass, x, gradients, dx, saved, (w, &mut inputs.linears));
+            }
+            _ => self.qkv.backward(pass, x, gradients, dx, &s.qkv, inputs),
+        }
+    }
+
+    /// The gradient of what attention puts out, in `scratch.dout`, from that of y.
+    fn backward_output(
+        &mut self,
+        pass: &Pass<'_>,
+        dy: View<'_>,
+        s: &Saved,
+        (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
+    ) {
+        let (n, dev, dropout) = (dy.dim(0), pass.dev, pass.dropout);
+        let AttentionSpec { heads, head_dim, .. } = self.spec;
+        let (out, dout) = (s.out.head(n), shaped_mut(&mut scratch.dout, [n, heads, head_dim]));
+        let (latent, linears) = (&self.latent, &mut inputs.linears);
+        let Some((latent, w)) = latent.as_ref().zip(inputs.latent.as_mut()) else {
+            let (out, dout) = (flat(out), Some(flat_mut(dout)));
+            return self.o_proj.backward(dev, out, dy, dout, false, &s.o_proj, linears, dropout);
+        };
+        let (out, narrow) = latent.narrowed(pass, out, w);
+        self.o_proj.backward(dev, out, dy, Some(narrow), false, &s.o_proj, linears, dropout);
+        latent.widen(pass, w, dout);
     }
 
     /// From the gradients of what attention saw to those of the projections' outputs.
@@ -280,7 +333,7 @@ impl Attention {
         let (dev, rope) = (pass.dev, self.spec.rope);
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
         let (of_q, of_k) = ([n, heads, head_dim], [n, kv_heads, head_dim]);
-        if let Some(scale) = pass.query_scale {
+        if let Some(scale) = pass.query_scale.filter(|_| self.spec.grows) {
             rows::scale_each(dev, scale, shaped_mut(&mut scratch.dq, of_q));
         }
         let before = [&mut scratch.dq_before_norm, &mut scratch.dk_before_norm];

@@ -9,16 +9,20 @@ use crate::attention::Attention;
 use crate::block::Block;
 use crate::decoder::Decoder;
 use crate::entry::{Entry, Positions};
+use crate::feed_forward::FeedForward;
 use crate::inputs::Inputs;
+use crate::latent::Latent;
 use crate::linear::{Linear, Lora};
 use crate::method::{Adapters, LayerAdapters, Method};
 use crate::mlp::{Act, Mlp, Xielu};
+use crate::moe::{Experts, Moe};
 use crate::norm::Norm;
 use crate::norms::Norms;
 use crate::parameter::{Parameter, Stored};
 use crate::per_layer::{PerLayer, PerLayerInputs};
 use crate::spec::{
-    ActivationSpec, AttentionSpec, DecoderSpec, InputNames, MlpSpec, NormNames, NormSpec, QkNorm, QkScope,
+    ActivationSpec, AttentionSpec, DecoderSpec, ExpertNames, InputNames, LatentQueries, LatentSpec, MlpSpec,
+    MoeSpec, NormNames, NormSpec, QkNorm, QkScope,
 };
 use crate::weights::{WeightFiles, first_non_finite};
 
@@ -231,7 +235,7 @@ impl<'a> Loading<'a> {
             attention_norms: norms(self, layer.attention_norms),
             self_attn: self.attention(spec, i, &layer.attention, adapters),
             mlp_norms: norms(self, layer.mlp_norms),
-            mlp: self.mlp(spec, i, &layer.mlp, adapters),
+            mlp: self.feed_forward(spec, i, adapters),
             parallel: layer.parallel,
             per_layer: self.per_layer(spec, i, adapters),
             output_scalar: layer
@@ -250,7 +254,16 @@ impl<'a> Loading<'a> {
     ) -> Attention {
         let (c, q, kv) = (spec.hidden_size, a.heads * a.head_dim, a.kv_heads * a.head_dim);
         let qkv = self.inputs(spec, i, (a.inputs, a.qkv_bias), &[q, kv, kv], adapters);
-        let o_proj = self.in_block(spec, i, (a.output, a.o_bias), [c, q], adapters);
+        let latent = a.latent.as_ref().map(|latent| self.latent(spec, i, (a.heads, latent), adapters));
+        let values = a.latent.map_or(a.head_dim, |latent| latent.columns.value);
+        let o_proj = self.in_block(spec, i, (a.output, a.o_bias), [c, a.heads * values], adapters);
+        let sinks = a.sinks.map(|name| {
+            // Of the precision of the softmax that they are a part of.
+            let compute = std::mem::replace(&mut self.compute, DType::F32);
+            let sinks = self.parameter(&spec.names.in_block(i, name), &[a.heads], Start::Normal);
+            self.compute = compute;
+            sinks
+        });
         let mut qk_norm = |QkNorm { names, norm, scope, .. }: QkNorm, which: usize, heads: usize| {
             let (shape, stored): (&[usize], _) = match scope {
                 QkScope::Head => (&[a.head_dim], Stored::Plain),
@@ -264,7 +277,90 @@ impl<'a> Loading<'a> {
         let k_norm = a.qk_norm.map(|norm| qk_norm(norm, 1, a.kv_heads));
         let v_norm = NormSpec { weight: false, bias: false, ..spec.norm };
         let v_norm = a.v_norm.then_some(Norm { weight: None, bias: None, spec: v_norm });
-        Attention { qkv, o_proj, q_norm, k_norm, v_norm, spec: a.clone() }
+        Attention { qkv, latent, o_proj, q_norm, k_norm, v_norm, sinks, spec: a.clone() }
+    }
+
+    fn latent(
+        &mut self,
+        spec: &DecoderSpec,
+        i: usize,
+        (heads, latent): (usize, &LatentSpec),
+        adapters: &LayerAdapters,
+    ) -> Latent {
+        let (c, columns, rank) = (spec.hidden_size, latent.columns, latent.kv_rank);
+        let q = heads * columns.width();
+        let norm = |l: &mut Self, name: &str, width: usize| {
+            l.norm(spec.norm, &spec.names.in_block(i, name), &[width])
+        };
+        let (q_a, q_b) = match latent.queries {
+            LatentQueries::Direct(name) => (None, self.in_block(spec, i, (name, false), [q, c], adapters)),
+            LatentQueries::Narrow { rank, a, norm: name, b } => {
+                let linear = self.in_block(spec, i, (a, latent.bias), [rank, c], adapters);
+                let norm = norm(self, name, rank);
+                (Some((linear, norm)), self.in_block(spec, i, (b, false), [q, rank], adapters))
+            }
+        };
+        let kv_a = (latent.kv_a, latent.bias);
+        let kv_b = [heads * (columns.passed + columns.value), rank];
+        Latent {
+            q_a,
+            q_b,
+            kv_a: self.in_block(spec, i, kv_a, [rank + columns.rotated, c], adapters),
+            kv_a_norm: norm(self, latent.kv_a_norm, rank),
+            kv_b: self.in_block(spec, i, (latent.kv_b, false), kv_b, adapters),
+            spec: *latent,
+        }
+    }
+
+    fn feed_forward(&mut self, spec: &DecoderSpec, i: usize, adapters: &LayerAdapters) -> FeedForward {
+        let layer = &spec.layers[i];
+        let mlp = layer.dense().map(|mlp| self.mlp(spec, i, mlp, adapters));
+        let gate = layer.moe.as_ref().and_then(|moe| moe.shared_gate);
+        let shared_gate =
+            gate.map(|name| self.in_block(spec, i, (name, false), [1, spec.hidden_size], adapters));
+        let moe = layer.moe.as_ref().map(|moe| self.moe(spec, i, moe, adapters));
+        FeedForward { mlp, shared_gate, moe }
+    }
+
+    fn moe(&mut self, spec: &DecoderSpec, i: usize, moe: &MoeSpec, adapters: &LayerAdapters) -> Moe {
+        let (e, c, f) = (moe.experts, spec.hidden_size, moe.intermediate_size);
+        let path = |name: &str| spec.names.in_block(i, name);
+        let router = path(moe.router.name);
+        let weight = format!("{router}.weight");
+        let stored = self.stored_in(&weight, moe.router.stored, &[e, c]);
+        let packing_adds = self.counts.packing_adds;
+        let rank = adapters.rank_of(moe.router.name);
+        let router = self.linear(&router, [e, c], (moe.router.bias, stored), rank);
+        if !moe.router.is_linear {
+            // Only the layers that a block names as linear are packed.
+            self.counts.packing_adds = packing_adds;
+        }
+        let correction = moe.router.correction.map(|correction| {
+            let shape = if correction.is_row { &[1, e][..] } else { &[e] };
+            // Of the precision of scores: in bf16 it would choose other experts.
+            let compute = std::mem::replace(&mut self.compute, DType::F32);
+            let correction = self.constant_in(&path(correction.name), correction.stored, shape, 0.0);
+            self.compute = compute;
+            correction
+        });
+        let mut experts = |names: ExpertNames, [outputs, inputs]: [usize; 2]| {
+            let shape = if moe.transposed { [e, inputs, outputs] } else { [e, outputs, inputs] };
+            let weight = path(names.weight);
+            let stored = self.stored_in(&weight, names.stored, &shape);
+            let bias = names.bias.map(|bias| self.parameter(&path(bias), &[e, outputs], Start::All(0.0)));
+            let weight = self.parameter_in(&weight, stored, &shape, Start::Normal);
+            Experts { weight, bias, transposed: moe.transposed }
+        };
+        let (gate_up, down) = (experts(moe.gate_up, [2 * f, c]), experts(moe.down, [c, f]));
+        Moe { router, correction, gate_up, down, spec: moe.clone() }
+    }
+
+    /// The form that a weight has in the source: the first whose tensors are there, or the first.
+    fn stored_in(&self, name: &str, forms: &[Stored], shape: &[usize]) -> Stored {
+        let Source::Files(files) = self.source else { return forms.first().copied().unwrap_or_default() };
+        let is_there =
+            |form: &&Stored| form.shapes(name, shape).first().is_some_and(|(name, _)| files.contains(name));
+        forms.iter().find(is_there).or(forms.first()).copied().unwrap_or_default()
     }
 
     fn mlp(&mut self, spec: &DecoderSpec, i: usize, mlp: &MlpSpec, adapters: &LayerAdapters) -> Mlp {
@@ -297,8 +393,12 @@ impl<'a> Loading<'a> {
 
     /// A number that is stored with the weights and never trained.
     fn constant(&mut self, name: &str, shape: &[usize], start: f32) -> Parameter {
+        self.constant_in(name, Stored::Plain, shape, start)
+    }
+
+    fn constant_in(&mut self, name: &str, stored: Stored, shape: &[usize], start: f32) -> Parameter {
         let method = std::mem::replace(&mut self.method, &Method::Inference);
-        let constant = self.parameter(name, shape, Start::All(start));
+        let constant = self.parameter_in(name, stored, shape, Start::All(start));
         self.method = method;
         constant
     }

@@ -115,12 +115,24 @@ impl Saved {
         let down_proj = linear::Saved::new(arena, dtype, tokens, adapters.rank_of(spec.output));
         Self { gate, up, gate_up, down_proj }
     }
+
+    /// The first elements of a flat buffer as [n, F].
+    fn shaped<'a>(&self, buffer: &'a Tensor, n: usize) -> View<'a> {
+        let f = self.up.shape()[1];
+        buffer.head(n * f).reshape(&[n, f])
+    }
+
+    /// The same, to write.
+    fn shaped_mut<'a>(&self, buffer: &'a mut Tensor, n: usize) -> ViewMut<'a> {
+        let f = self.up.shape()[1];
+        buffer.head_mut(n * f).reshape(&[n, f])
+    }
 }
 
 /// Workspace that all feed-forward layers share.
 #[derive(Debug)]
 pub struct Scratch {
-    /// What goes into `down_proj`, or its gradient, [N, F].
+    /// What goes into `down_proj`, or its gradient, [N · widest F].
     inner: Tensor,
     /// Sums over parts of the gradients of an activation's weights.
     sums: Option<Tensor>,
@@ -133,12 +145,12 @@ impl Scratch {
         dtype: DType,
         tokens: usize,
         f: usize,
-        activation: ActivationSpec,
+        activation: Option<ActivationSpec>,
     ) -> Self {
-        let has_weights = !matches!(activation, ActivationSpec::Fixed(_));
+        let has_weights = matches!(activation, Some(ActivationSpec::Xielu(_)));
         let sums = xielu::scratch_len(tokens * f);
         Self {
-            inner: arena.tensor(dtype, &[tokens, f]),
+            inner: arena.tensor(dtype, &[tokens * f]),
             sums: has_weights.then(|| arena.tensor(DType::F32, &[sums])),
         }
     }
@@ -160,13 +172,13 @@ impl Mlp {
             Some(gate) => self.gate_up.forward(pass, x, [gate.head_mut(n), up], &mut s.gate_up, inputs),
             None => self.gate_up.forward(pass, x, [up], &mut s.gate_up, inputs),
         }
-        let (up, inner) = (s.up.head(n), scratch.inner.head_mut(n));
+        let (up, inner) = (s.up.head(n), s.shaped_mut(&mut scratch.inner, n));
         match (&self.activation, &s.gate) {
             (Act::Fixed(act), Some(gate)) => gated::forward(dev, *act, gate.head(n), up, inner),
             (Act::Fixed(act), None) => activation::forward(dev, *act, up, inner),
             (Act::Xielu(xielu), _) => xielu::forward(dev, xielu.params(), up, inner),
         }
-        let (inner, linears) = (scratch.inner.head(n), &mut inputs.linears);
+        let (inner, linears) = (s.shaped(&scratch.inner, n), &mut inputs.linears);
         self.down_proj.forward(dev, inner, y, &mut s.down_proj, linears, pass.dropout);
     }
 
@@ -181,9 +193,10 @@ impl Mlp {
         (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
     ) {
         let (n, dev, s, dropout) = (x.dim(0), pass.dev, saved, pass.dropout);
-        let (inner, linears) = (scratch.inner.head_mut(n), &mut inputs.linears);
+        let (inner, linears) = (s.shaped_mut(&mut scratch.inner, n), &mut inputs.linears);
         self.down_proj.backward_to_input(dev, dy, inner, &s.down_proj, linears, dropout);
-        let (dinner, up) = (scratch.inner.head_mut(n), s.up.head_mut(n));
+        let dinner = s.shaped_mut(&mut scratch.inner, n);
+        let up = s.up.head_mut(n);
         match (&mut self.activation, &mut s.gate) {
             (Act::Fixed(act), Some(gate)) => gated::backward(dev, *act, dinner, gate.head_mut(n), up),
             (Act::Fixed(act), None) => activation::backward(dev, *act, dinner, up),
@@ -192,7 +205,7 @@ impl Mlp {
                 xielu.accumulate(xielu::backward(dev, xielu.params(), dinner, up, sums.view_mut()));
             }
         }
-        self.down_proj.backward_of_input(dev, scratch.inner.head(n), dy, linears, dropout);
+        self.down_proj.backward_of_input(dev, s.shaped(&scratch.inner, n), dy, linears, dropout);
         let (up, dx) = (s.up.head(n), Some(dx));
         match &s.gate {
             Some(gate) => self.gate_up.backward(pass, x, [gate.head(n), up], dx, &s.gate_up, inputs),
