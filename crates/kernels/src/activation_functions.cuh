@@ -53,6 +53,18 @@ template <class T> struct Relu2 {
     static __device__ __forceinline__ float slope(float x, float) { return x > 0.0f ? 2.0f * x : 0.0f; }
 };
 
+template <class T> struct Logistic {
+    static __device__ __forceinline__ float sigmoid(float x) { return Sigmoid<T>::of(x); }
+    static __device__ __forceinline__ float value(float, float s) { return s; }
+    static __device__ __forceinline__ float slope(float, float s) { return s * (1.0f - s); }
+};
+
+template <class T> struct Identity {
+    static __device__ __forceinline__ float sigmoid(float) { return 0.0f; }
+    static __device__ __forceinline__ float value(float x, float) { return x; }
+    static __device__ __forceinline__ float slope(float, float) { return 1.0f; }
+};
+
 // function<T, Act<T>>(p), by the number of the activation: the order of `gated::Activation`.
 #define WITH_ACTIVATION(function, T, p)                 \
     switch (p.activation) {                             \
@@ -60,5 +72,7 @@ template <class T> struct Relu2 {
         case 1: return function<T, Gelu<T>>(p);         \
         case 2: return function<T, GeluTanh<T>>(p);     \
         case 3: return function<T, Relu<T>>(p);         \
-        default: return function<T, Relu2<T>>(p);       \
+        case 4: return function<T, Relu2<T>>(p);        \
+        case 5: return function<T, Logistic<T>>(p);     \
+        default: return function<T, Identity<T>>(p);    \
     }

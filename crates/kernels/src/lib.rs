@@ -25,6 +25,7 @@ pub mod adamw;
 mod amx;
 pub mod attention;
 pub mod columns;
+pub mod conv1d;
 mod convert;
 pub mod cross_entropy;
 pub mod cuda;
@@ -47,6 +48,7 @@ pub mod random;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;
+mod scratch;
 pub mod softcap;
 pub mod tensor;
 #[cfg(test)]

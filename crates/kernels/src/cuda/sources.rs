@@ -79,10 +79,11 @@ impl Source {
 
 /// All files of kernels. One that is not listed here cannot be launched.
 pub fn all() -> Vec<&'static Source> {
-    let ops: [&Source; 15] = [
+    let ops: [&Source; 16] = [
         &crate::activation::SOURCE,
         &crate::adamw::SOURCE,
         &crate::columns::SOURCE,
+        &crate::conv1d::SOURCE,
         &crate::convert::SOURCE,
         &crate::cross_entropy::SOURCE,
         &crate::dropout::SOURCE,
