@@ -13,10 +13,10 @@ use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows};
 use crate::arena::Arena;
 use crate::attention::{self, Attention};
 use crate::cache::LayerCache;
+use crate::feed_forward::{self, FeedForward};
 use crate::inputs;
 use crate::linear::{self, Linear};
 use crate::method::{Adapters, LayerAdapters};
-use crate::mlp::{self, Mlp};
 use crate::norm::Norm;
 use crate::norms::{Norms, SavedNorms};
 use crate::parameter::Parameter;
@@ -33,8 +33,8 @@ pub struct Block {
     pub self_attn: Attention,
     /// Norms around the feed-forward layer.
     pub mlp_norms: Norms,
-    /// The feed-forward layer.
-    pub mlp: Mlp,
+    /// The feed-forward layer, or experts.
+    pub mlp: FeedForward,
     /// Whether both layers read x.
     pub parallel: bool,
     /// At the end of the block.
@@ -53,7 +53,7 @@ pub struct Saved {
     /// Where mlp reads it.
     m: Option<Tensor>,
     mlp_norms: SavedNorms,
-    mlp: mlp::Saved,
+    mlp: feed_forward::Saved,
     per_layer: Option<per_layer::Saved>,
 }
 
@@ -73,7 +73,7 @@ impl Saved {
             attention: attention::Saved::new(arena, dtype, tokens, (&spec.attention, norm), adapters),
             m: (!spec.parallel).then(|| arena.tensor(dtype, &[tokens, hidden])),
             mlp_norms: SavedNorms::new(arena, dtype, shape, spec.mlp_norms, norm),
-            mlp: mlp::Saved::new(arena, dtype, tokens, &spec.mlp, adapters),
+            mlp: feed_forward::Saved::new(arena, dtype, shape, spec, adapters),
             per_layer: spec
                 .per_layer
                 .map(|layer| per_layer::Saved::new(arena, dtype, tokens, (model, layer), adapters)),
@@ -94,7 +94,7 @@ pub struct Scratch {
     parallel: Option<Tensor>,
     inputs: inputs::Scratch,
     pub(crate) per_layer: Option<per_layer::Inputs>,
-    mlp: mlp::Scratch,
+    pub(crate) mlp: feed_forward::Scratch,
     attention: attention::Scratch,
 }
 
@@ -107,8 +107,9 @@ impl Scratch {
         spec: &DecoderSpec,
         adapters: &Adapters,
     ) -> Self {
-        let (c, first) = (spec.hidden_size, &spec.layers[0]);
-        let widest = spec.layers.iter().map(|l| l.mlp.intermediate_size).max().unwrap_or(0);
+        let c = spec.hidden_size;
+        let dense = spec.layers.iter().filter_map(LayerSpec::dense);
+        let widest = dense.map(|mlp| mlp.intermediate_size).max().unwrap_or(0);
         let attention = spec.layers.iter().map(|l| l.attention.heads * l.attention.head_dim).max();
         let inputs = widest.max(c).max(attention.unwrap_or(0));
         let changes_outputs = spec.layers.iter().any(LayerSpec::changes_outputs);
@@ -121,7 +122,7 @@ impl Scratch {
             dout: changes_outputs.then(|| arena.tensor(dtype, &[backward_tokens, c])),
             parallel: parallel.then(|| arena.tensor(dtype, &[tokens, c])),
             inputs: inputs::Scratch::new(arena, dtype, tokens, widest_fused(spec), linears),
-            mlp: mlp::Scratch::new(arena, dtype, tokens, widest, first.mlp.activation),
+            mlp: feed_forward::Scratch::new(arena, dtype, (tokens, backward_tokens), spec),
             per_layer: per_layer::Inputs::new(arena, dtype, tokens, spec, adapters),
             attention: attention::Scratch::new(arena, dtype, backward_tokens, spec),
         }
@@ -131,9 +132,10 @@ impl Scratch {
 /// The widest output of a linear layer that makes several things at once.
 fn widest_fused(spec: &DecoderSpec) -> Option<usize> {
     let widths = spec.layers.iter().flat_map(|layer| {
-        let (a, mlp) = (&layer.attention, &layer.mlp);
+        let a = &layer.attention;
         let qkv = (a.inputs, (a.heads + 2 * a.kv_heads) * a.head_dim);
-        [qkv, (mlp.inputs, mlp.intermediate_size * (1 + usize::from(mlp.gated)))]
+        let mlp = layer.dense().map(|mlp| (mlp.inputs, mlp.intermediate_size * (1 + usize::from(mlp.gated))));
+        [qkv].into_iter().chain(mlp)
     });
     widths.filter(|(names, _)| matches!(names, InputNames::Fused { .. })).map(|(_, width)| width).max()
 }
@@ -272,19 +274,17 @@ impl Block {
     /// Every linear layer with its name inside the block.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Linear)> {
         let Attention { qkv, o_proj, spec, .. } = &mut self.self_attn;
-        let Mlp { gate_up, down_proj, output, .. } = &mut self.mlp;
         let attention = qkv.iter_mut().chain([(spec.output, o_proj)]);
         let per_layer = self.per_layer.iter_mut().flat_map(PerLayer::linears_mut);
-        attention.chain(gate_up.iter_mut()).chain([(*output, down_proj)]).chain(per_layer)
+        attention.chain(self.mlp.linears_mut()).chain(per_layer)
     }
 
     /// Every linear layer with its name inside the block.
     pub fn linears(&self) -> impl Iterator<Item = (&'static str, &Linear)> {
         let Attention { qkv, o_proj, spec, .. } = &self.self_attn;
-        let Mlp { gate_up, down_proj, output, .. } = &self.mlp;
         let attention = qkv.iter().chain([(spec.output, o_proj)]);
         let per_layer = self.per_layer.iter().flat_map(PerLayer::linears);
-        attention.chain(gate_up.iter()).chain([(*output, down_proj)]).chain(per_layer)
+        attention.chain(self.mlp.linears()).chain(per_layer)
     }
 
     /// Every weight but the adapters', in the order of [`Block::parameters_mut`].
@@ -293,7 +293,7 @@ impl Block {
         let norms = [&self.self_attn.q_norm, &self.self_attn.k_norm];
         all.extend(norms.into_iter().flatten().flat_map(Norm::parameters));
         all.extend(self.linears().flat_map(|(_, linear)| linear.base_parameters()));
-        all.extend(self.mlp.activation.parameters());
+        all.extend(self.mlp.other_parameters());
         all.extend(self.mlp_norms.parameters());
         all.extend(self.per_layer.iter().flat_map(|layer| layer.norm.parameters()));
         all.extend(&self.output_scalar);
@@ -304,18 +304,17 @@ impl Block {
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let mut all: Vec<&mut Parameter> = self.attention_norms.parameters_mut().collect();
         let Attention { qkv, o_proj, q_norm, k_norm, .. } = &mut self.self_attn;
-        let Mlp { gate_up, down_proj, activation, .. } = &mut self.mlp;
         all.extend([q_norm, k_norm].into_iter().flatten().flat_map(Norm::parameters_mut));
         let attention = qkv.linears.iter_mut().chain([o_proj]);
-        for linear in attention.chain(&mut gate_up.linears).chain([down_proj]) {
-            all.extend(linear.parameters_mut());
-        }
+        all.extend(attention.flat_map(Linear::parameters_mut));
+        let [linears, others] = self.mlp.parameters_mut();
+        all.extend(linears);
         let per_layer =
             self.per_layer.as_mut().map(|layer| (&mut layer.gate, &mut layer.output, &mut layer.norm));
         let (per_layer, per_layer_norm) =
             per_layer.map_or((None, None), |(gate, output, norm)| (Some([gate, output]), Some(norm)));
         all.extend(per_layer.into_iter().flatten().flat_map(Linear::parameters_mut));
-        all.extend(activation.parameters_mut());
+        all.extend(others);
         all.extend(self.mlp_norms.parameters_mut());
         all.extend(per_layer_norm.into_iter().flat_map(Norm::parameters_mut));
         all.extend(&mut self.output_scalar);

@@ -138,6 +138,7 @@ impl Decoder {
         let rotary = work.take_rotary(dev, batch);
         let pass = training_pass(dev, &rotary, batch, dropout);
         self.forward_blocks(&pass, batch, work, None);
+        work.finish_forward();
 
         let Self { embed_tokens, entry, blocks, norm, project_out, lm_head, head_bias, spec, .. } = self;
         let (hidden, head, d) = work.output_and_gradient(n);

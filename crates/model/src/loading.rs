@@ -9,16 +9,19 @@ use crate::attention::Attention;
 use crate::block::Block;
 use crate::decoder::Decoder;
 use crate::entry::{Entry, Positions};
+use crate::feed_forward::FeedForward;
 use crate::inputs::Inputs;
 use crate::linear::{Linear, Lora};
 use crate::method::{Adapters, LayerAdapters, Method};
 use crate::mlp::{Act, Mlp, Xielu};
+use crate::moe::{Experts, Moe};
 use crate::norm::Norm;
 use crate::norms::Norms;
 use crate::parameter::{Parameter, Stored};
 use crate::per_layer::{PerLayer, PerLayerInputs};
 use crate::spec::{
-    ActivationSpec, AttentionSpec, DecoderSpec, InputNames, MlpSpec, NormNames, NormSpec, QkNorm, QkScope,
+    ActivationSpec, AttentionSpec, DecoderSpec, ExpertNames, InputNames, MlpSpec, MoeSpec, NormNames,
+    NormSpec, QkNorm, QkScope,
 };
 use crate::weights::{WeightFiles, first_non_finite};
 
@@ -236,7 +239,7 @@ impl<'a> Loading<'a> {
             attention_norms: norms(self, layer.attention_norms),
             self_attn: self.attention(spec, i, &layer.attention, adapters),
             mlp_norms: norms(self, layer.mlp_norms),
-            mlp: self.mlp(spec, i, &layer.mlp, adapters),
+            mlp: self.feed_forward(spec, i, adapters),
             parallel: layer.parallel,
             per_layer: self.per_layer(spec, i, adapters),
             output_scalar: layer
@@ -272,6 +275,56 @@ impl<'a> Loading<'a> {
         Attention { qkv, o_proj, q_norm, k_norm, v_norm, spec: a.clone() }
     }
 
+    fn feed_forward(&mut self, spec: &DecoderSpec, i: usize, adapters: &LayerAdapters) -> FeedForward {
+        let layer = &spec.layers[i];
+        let mlp = layer.dense().map(|mlp| self.mlp(spec, i, mlp, adapters));
+        let gate = layer.moe.as_ref().and_then(|moe| moe.shared_gate);
+        let shared_gate =
+            gate.map(|name| self.in_block(spec, i, (name, false), [1, spec.hidden_size], adapters));
+        let moe = layer.moe.as_ref().map(|moe| self.moe(spec, i, moe, adapters));
+        FeedForward { mlp, shared_gate, moe }
+    }
+
+    fn moe(&mut self, spec: &DecoderSpec, i: usize, moe: &MoeSpec, adapters: &LayerAdapters) -> Moe {
+        let (e, c, f) = (moe.experts, spec.hidden_size, moe.intermediate_size);
+        let path = |name: &str| spec.names.in_block(i, name);
+        let router = path(moe.router.name);
+        let weight = format!("{router}.weight");
+        let stored = self.stored_in(&weight, moe.router.stored, &[e, c]);
+        let packing_adds = self.counts.packing_adds;
+        let rank = adapters.rank_of(moe.router.name);
+        let router = self.linear(&router, [e, c], (moe.router.bias, stored), rank);
+        if !moe.router.is_linear {
+            // Only the layers that a block names as linear are packed.
+            self.counts.packing_adds = packing_adds;
+        }
+        let correction = moe.router.correction.map(|(name, stored)| {
+            // Of the precision of scores: in bf16 it would choose other experts.
+            let compute = std::mem::replace(&mut self.compute, DType::F32);
+            let correction = self.constant_in(&path(name), stored, &[e], 0.0);
+            self.compute = compute;
+            correction
+        });
+        let mut experts = |names: ExpertNames, [outputs, inputs]: [usize; 2]| {
+            let shape = if moe.transposed { [e, inputs, outputs] } else { [e, outputs, inputs] };
+            let weight = path(names.weight);
+            let stored = self.stored_in(&weight, names.stored, &shape);
+            let bias = names.bias.map(|bias| self.parameter(&path(bias), &[e, outputs], Start::All(0.0)));
+            let weight = self.parameter_in(&weight, stored, &shape, Start::Normal);
+            Experts { weight, bias, transposed: moe.transposed }
+        };
+        let (gate_up, down) = (experts(moe.gate_up, [2 * f, c]), experts(moe.down, [c, f]));
+        Moe { router, correction, gate_up, down, spec: moe.clone() }
+    }
+
+    /// The form that a weight has in the source: the first whose tensors are there, or the first.
+    fn stored_in(&self, name: &str, forms: &[Stored], shape: &[usize]) -> Stored {
+        let Source::Files(files) = self.source else { return forms.first().copied().unwrap_or_default() };
+        let is_there =
+            |form: &&Stored| form.shapes(name, shape).first().is_some_and(|(name, _)| files.contains(name));
+        forms.iter().find(is_there).or(forms.first()).copied().unwrap_or_default()
+    }
+
     fn mlp(&mut self, spec: &DecoderSpec, i: usize, mlp: &MlpSpec, adapters: &LayerAdapters) -> Mlp {
         let (c, f) = (spec.hidden_size, mlp.intermediate_size);
         let widths = [f; 2];
@@ -302,8 +355,12 @@ impl<'a> Loading<'a> {
 
     /// A number that is stored with the weights and never trained.
     fn constant(&mut self, name: &str, shape: &[usize], start: f32) -> Parameter {
+        self.constant_in(name, Stored::Plain, shape, start)
+    }
+
+    fn constant_in(&mut self, name: &str, stored: Stored, shape: &[usize], start: f32) -> Parameter {
         let method = std::mem::replace(&mut self.method, &Method::Inference);
-        let constant = self.parameter(name, shape, Start::All(start));
+        let constant = self.parameter_in(name, stored, shape, Start::All(start));
         self.method = method;
         constant
     }

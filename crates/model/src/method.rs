@@ -218,7 +218,8 @@ fn block_parts(layer: &LayerSpec) -> Vec<&'static str> {
     let per_layer = layer.per_layer.map(|layer| layer.output_norm);
     let norms = layer.attention_norms.iter().chain(layer.mlp_norms.iter()).chain(per_layer);
     let mut parts = Vec::new();
-    for name in layer.linear_names().chain(norms) {
+    let experts = layer.moe.iter().flat_map(|moe| [moe.router.name, moe.gate_up.weight]);
+    for name in layer.linear_names().chain(experts).chain(norms) {
         let part = name.split('.').next().unwrap_or(name);
         if !parts.contains(&part) {
             parts.push(part);

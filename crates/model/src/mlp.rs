@@ -115,14 +115,26 @@ impl Saved {
         let down_proj = linear::Saved::new(arena, dtype, tokens, adapters.rank_of(spec.output));
         Self { gate, up, gate_up, down_proj }
     }
+
+    /// The first elements of a flat buffer as [n, F].
+    fn shaped<'a>(&self, buffer: &'a Tensor, n: usize) -> View<'a> {
+        let f = self.up.shape()[1];
+        buffer.head(n * f).reshape(&[n, f])
+    }
+
+    /// The same, to write.
+    fn shaped_mut<'a>(&self, buffer: &'a mut Tensor, n: usize) -> ViewMut<'a> {
+        let f = self.up.shape()[1];
+        buffer.head_mut(n * f).reshape(&[n, f])
+    }
 }
 
 /// Workspace that all feed-forward layers share.
 #[derive(Debug)]
 pub struct Scratch {
-    /// What goes into `down_proj`, [N, F].
+    /// What goes into `down_proj`, [N · widest F].
     inner: Tensor,
-    /// Its gradient, [N, F].
+    /// Its gradient, [N · widest F].
     dinner: Tensor,
     /// Sums over parts of the gradients of an activation's weights.
     sums: Option<Tensor>,
@@ -135,13 +147,13 @@ impl Scratch {
         dtype: DType,
         tokens: usize,
         f: usize,
-        activation: ActivationSpec,
+        activation: Option<ActivationSpec>,
     ) -> Self {
-        let has_weights = !matches!(activation, ActivationSpec::Fixed(_));
+        let has_weights = matches!(activation, Some(ActivationSpec::Xielu(_)));
         let sums = xielu::scratch_len(tokens * f);
         Self {
-            inner: arena.tensor(dtype, &[tokens, f]),
-            dinner: arena.tensor(dtype, &[tokens, f]),
+            inner: arena.tensor(dtype, &[tokens * f]),
+            dinner: arena.tensor(dtype, &[tokens * f]),
             sums: has_weights.then(|| arena.tensor(DType::F32, &[sums])),
         }
     }
@@ -164,13 +176,13 @@ impl Mlp {
             None => self.gate_up.forward(pass, x, [up], &mut s.gate_up, inputs),
         }
         self.activate(dev, n, s, scratch);
-        let (inner, linears) = (scratch.inner.head(n), &mut inputs.linears);
+        let (inner, linears) = (s.shaped(&scratch.inner, n), &mut inputs.linears);
         self.down_proj.forward(dev, inner, y, &mut s.down_proj, linears, pass.dropout);
     }
 
     /// What goes into `down_proj`, from what is saved.
     fn activate(&self, dev: &Device, n: usize, saved: &Saved, scratch: &mut Scratch) {
-        let (up, inner) = (saved.up.head(n), scratch.inner.head_mut(n));
+        let (up, inner) = (saved.up.head(n), saved.shaped_mut(&mut scratch.inner, n));
         match (&self.activation, &saved.gate) {
             (Act::Fixed(act), Some(gate)) => gated::forward(dev, *act, gate.head(n), up, inner),
             (Act::Fixed(act), None) => activation::forward(dev, *act, up, inner),
@@ -190,10 +202,11 @@ impl Mlp {
     ) {
         let (n, dev, s, dropout) = (x.dim(0), pass.dev, saved, pass.dropout);
         self.activate(dev, n, s, scratch);
-        let (inner, dinner) = (scratch.inner.head(n), Some(scratch.dinner.head_mut(n)));
+        let (inner, dinner) = (s.shaped(&scratch.inner, n), Some(s.shaped_mut(&mut scratch.dinner, n)));
         let linears = &mut inputs.linears;
         self.down_proj.backward(dev, inner, dy, dinner, false, &s.down_proj, linears, dropout);
-        let (dinner, up) = (scratch.dinner.head(n), s.up.head_mut(n));
+        let dinner = s.shaped(&scratch.dinner, n);
+        let up = s.up.head_mut(n);
         match (&mut self.activation, &mut s.gate) {
             (Act::Fixed(act), Some(gate)) => gated::backward(dev, *act, dinner, gate.head_mut(n), up),
             (Act::Fixed(act), None) => activation::backward(dev, *act, dinner, up),

@@ -19,6 +19,18 @@ pub enum Stored {
     Transposed,
     /// Each row as a tensor of its own, whose name has the row's number for `*`.
     Rows,
+    /// In other modules than the model has.
+    Elsewhere(Elsewhere),
+}
+
+/// A weight whose name ends in `own`, in files under names that end in one of `files` instead. One without a `*` is the
+/// whole weight. Those with a `*` stand once for each row, by its number: a row is what they are one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// In the model.
+    pub own: &'static str,
+    /// In files.
+    pub files: &'static [&'static str],
 }
 
 /// A weight of the model or of an adapter.
@@ -74,9 +86,10 @@ impl Parameter {
         self.stored.parts(&self.name, &self.value)
     }
 
-    /// Its gradient in the same form; nothing if the weight is frozen.
-    pub fn gradient_in_files(&self) -> Vec<(String, StoredTensor<'_>)> {
-        self.gradient.as_ref().map_or_else(Vec::new, |gradient| self.stored.parts(&self.name, gradient))
+    /// Its gradient as transformers' modules have the weight; nothing if it is frozen.
+    pub fn gradient_in_modules(&self) -> Vec<(String, StoredTensor<'_>)> {
+        let form = if let Stored::Elsewhere(_) = self.stored { Stored::Plain } else { self.stored };
+        self.gradient.as_ref().map_or_else(Vec::new, |gradient| form.parts(&self.name, gradient))
     }
 
     /// The same weight with another value of the same shape, trained or frozen as before.
@@ -121,7 +134,8 @@ impl Parameter {
     /// Whether weight decay applies to it: not to biases and norms, which are the weights of one dimension
     /// (the rule of Hugging Face's Trainer).
     pub fn decays(&self) -> bool {
-        self.value.shape().len() > 1 && self.stored != Stored::Rows
+        let is_bias = self.name.ends_with("_bias");
+        self.value.shape().len() > 1 && self.stored != Stored::Rows && !is_bias
     }
 
     /// The weight.
@@ -201,15 +215,30 @@ impl Stored {
             Stored::Rows => {
                 (0..shape[0]).map(|row| (name.replace('*', &row.to_string()), shape[1..].to_vec())).collect()
             }
+            Stored::Elsewhere(Elsewhere { own, files }) => {
+                let start = name.strip_suffix(own).unwrap_or(name);
+                if let [whole] = files
+                    && !whole.contains('*')
+                {
+                    return vec![(format!("{start}{whole}"), shape.to_vec())];
+                }
+                let part = [&[shape[1] / files.len()], &shape[2..]].concat();
+                let of_row = |row: usize| {
+                    let named = move |file: &&str| format!("{start}{}", file.replace('*', &row.to_string()));
+                    files.iter().map(named)
+                };
+                (0..shape[0]).flat_map(of_row).map(|name| (name, part.clone())).collect()
+            }
         }
     }
 
     fn parts<'a>(self, name: &str, value: &'a Tensor) -> Vec<(String, StoredTensor<'a>)> {
-        let shapes = self.shapes(name, value.shape()).into_iter().enumerate();
-        let part = |(row, (name, shape)): (usize, (String, Vec<usize>))| {
-            let row = (self == Stored::Rows).then_some(row);
-            (name, StoredTensor::new(value, shape, row, self == Stored::Transposed))
+        let shapes = self.shapes(name, value.shape());
+        let count = shapes.len();
+        let part = |(i, (name, shape)): (usize, (String, Vec<usize>))| {
+            let part = (count > 1).then_some((i, count));
+            (name, StoredTensor::new(value, shape, part, self == Stored::Transposed))
         };
-        shapes.map(part).collect()
+        shapes.into_iter().enumerate().map(part).collect()
     }
 }

@@ -188,13 +188,15 @@ impl WeightFiles {
         }
         Ok(match (stored, tensors.pop()) {
             (Stored::Plain, Some(whole)) => whole,
+            (Stored::Elsewhere(_), Some(whole)) if tensors.is_empty() => whole,
             (Stored::Transposed, Some(whole)) => transposed(&whole),
             (_, last) => {
                 tensors.extend(last);
                 let dtype = tensors.first().map_or(DType::F32, Tensor::dtype);
                 let mut whole = Tensor::zeros(dtype, shape);
-                for (row, tensor) in tensors.iter().enumerate() {
-                    whole.view_mut().into_rows(row..row + 1).copy_from(tensor.view());
+                let parts = [tensors.len(), whole.elements() / tensors.len().max(1)];
+                for (i, tensor) in tensors.iter().enumerate() {
+                    whole.view_mut().reshape(&parts).into_rows(i..i + 1).copy_from(tensor.view());
                 }
                 whole
             }
@@ -339,13 +341,14 @@ fn write<'a>(
     fs::set_permissions(path, permissions).map_err(at)
 }
 
-/// A tensor, or a row of it, in the type and the form that a file has it in.
+/// A tensor, or one of the equal parts that follow each other in it, in the type and the form that a file has it in.
 #[derive(Debug, Clone)]
 pub struct StoredTensor<'a> {
     tensor: &'a Tensor,
     dtype: DType,
     shape: Vec<usize>,
-    row: Option<usize>,
+    /// Its number, and how many there are.
+    part: Option<(usize, usize)>,
     transposed: bool,
 }
 
@@ -356,9 +359,14 @@ impl<'a> From<&'a Tensor> for StoredTensor<'a> {
 }
 
 impl<'a> StoredTensor<'a> {
-    /// A tensor in its own type: whole or one row, straight or with rows for columns.
-    pub(crate) fn new(tensor: &'a Tensor, shape: Vec<usize>, row: Option<usize>, transposed: bool) -> Self {
-        Self { tensor, dtype: tensor.dtype(), shape, row, transposed }
+    /// A tensor in its own type: whole or a part, straight or with rows for columns.
+    pub(crate) fn new(
+        tensor: &'a Tensor,
+        shape: Vec<usize>,
+        part: Option<(usize, usize)>,
+        transposed: bool,
+    ) -> Self {
+        Self { tensor, dtype: tensor.dtype(), shape, part, transposed }
     }
 
     /// The dimensions in the file.
@@ -373,7 +381,11 @@ impl<'a> StoredTensor<'a> {
     /// It as a tensor of its own.
     pub fn to_tensor(&self) -> Tensor {
         let whole = self.tensor.view();
-        let part = self.row.map_or(whole, |row| whole.rows(row..row + 1)).reshape(&self.shape_read());
+        let part = match self.part {
+            None => whole,
+            Some((i, count)) => whole.reshape(&[count, whole.elements() / count]).rows(i..i + 1),
+        };
+        let part = part.reshape(&self.shape_read());
         let copy = part.to_dtype(self.dtype).to_host();
         if self.transposed { transposed(&copy) } else { copy }
     }
@@ -414,7 +426,7 @@ impl safetensors::View for StoredTensor<'_> {
         &self.shape
     }
     fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        let is_whole = self.row.is_none() && !self.transposed && self.tensor.is_on_host();
+        let is_whole = self.part.is_none() && !self.transposed && self.tensor.is_on_host();
         if is_whole && self.dtype == self.tensor.dtype() {
             return self.tensor.view().bytes().into();
         }

@@ -209,7 +209,7 @@ impl Case {
         let mut left: BTreeSet<String> = files.names().into_iter().map(str::to_owned).collect();
         let mut norms = Vec::new();
         for parameter in decoder.trained_mut() {
-            for (name, gradient) in parameter.gradient_in_files() {
+            for (name, gradient) in parameter.gradient_in_modules() {
                 left.remove(&name);
                 match files.tensor(&name, gradient.shape()) {
                     Ok(expected) => {

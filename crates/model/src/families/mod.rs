@@ -5,34 +5,45 @@ mod arcee;
 mod bloom;
 mod cohere;
 mod cwm;
+mod dots1;
 mod ernie4_5;
+mod ernie4_5_moe;
 mod exaone4;
+mod experts;
 mod falcon;
 mod gemma;
 mod gemma4;
 mod glm;
+mod glm4_moe;
 mod gpt2;
 mod gpt_bigcode;
 mod gpt_neox;
 mod gptj;
 mod granite;
+mod granitemoe;
 mod helium;
 mod hunyuan_v1_dense;
+mod hunyuan_v1_moe;
 mod jais2;
 mod llama;
+mod minimax_m2;
 mod ministral;
 mod mistral;
+mod mixtral;
 mod mpt;
 mod nanochat;
 mod nemotron;
 mod olmo;
 mod olmo2;
+mod olmoe;
 mod opt;
 mod persimmon;
 mod phi;
 mod phi3;
+mod phimoe;
 mod qwen2;
 mod qwen3;
+mod qwen_moe;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
@@ -62,7 +73,9 @@ const FAMILIES: &[(&str, ReadSpec)] = &[
     ("cohere", cohere::cohere),
     ("cohere2", cohere::cohere2),
     ("cwm", cwm::spec),
+    ("dots1", dots1::spec),
     ("ernie4_5", ernie4_5::spec),
+    ("ernie4_5_moe", ernie4_5_moe::spec),
     ("exaone4", exaone4::spec),
     ("falcon", falcon::spec),
     ("gemma", gemma::gemma),
@@ -71,30 +84,39 @@ const FAMILIES: &[(&str, ReadSpec)] = &[
     ("gemma4_text", gemma4::spec),
     ("glm", glm::glm),
     ("glm4", glm::glm4),
+    ("glm4_moe", glm4_moe::spec),
     ("gpt2", gpt2::spec),
     ("gpt_bigcode", gpt_bigcode::spec),
     ("gpt_neox", gpt_neox::spec),
     ("gptj", gptj::spec),
     ("granite", granite::spec),
+    ("granitemoe", granitemoe::spec),
     ("helium", helium::spec),
     ("hunyuan_v1_dense", hunyuan_v1_dense::spec),
+    ("hunyuan_v1_moe", hunyuan_v1_moe::spec),
     ("jais2", jais2::spec),
     ("llama", llama::spec),
+    ("minimax_m2", minimax_m2::spec),
     ("ministral", ministral::spec),
     ("ministral3", ministral::ministral3),
     ("mistral", mistral::spec),
+    ("mixtral", mixtral::spec),
     ("mpt", mpt::spec),
     ("nanochat", nanochat::spec),
     ("nemotron", nemotron::spec),
     ("olmo", olmo::spec),
     ("olmo2", olmo2::spec),
     ("olmo3", olmo2::olmo3),
+    ("olmoe", olmoe::spec),
     ("opt", opt::spec),
     ("persimmon", persimmon::spec),
     ("phi", phi::spec),
     ("phi3", phi3::spec),
+    ("phimoe", phimoe::spec),
     ("qwen2", qwen2::spec),
+    ("qwen2_moe", qwen_moe::qwen2_moe),
     ("qwen3", qwen3::spec),
+    ("qwen3_moe", qwen_moe::qwen3_moe),
     ("seed_oss", seed_oss::spec),
     ("smollm3", smollm3::spec),
     ("stablelm", stablelm::spec),
@@ -216,6 +238,7 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
             output: "mlp.down_proj",
             bias: false,
         },
+        moe: None,
         mlp_norms: NormNames::before("post_attention_layernorm"),
         parallel: false,
         residual_multiplier: 1.0,
@@ -244,6 +267,7 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
         head_bias: false,
         max_position_embeddings: config.size_or(keys.positions, 2048),
         initializer_range: config.number_or("initializer_range", 0.02) as f32,
+        moe_aux_loss_coef: 0.0,
     }
 }
 

@@ -4,9 +4,11 @@ use sft_kernels::gated::Activation;
 
 use crate::parameter::Stored;
 
+mod moe;
 mod norm;
 mod rope;
 
+pub use moe::{ExpertNames, MoeSpec, RouterSpec};
 pub use norm::{NormKind, NormNames, NormSpec, QkNorm, QkScope};
 pub use rope::{RopeScaling, RopeSpec};
 
@@ -55,6 +57,8 @@ pub struct DecoderSpec {
     pub max_position_embeddings: usize,
     /// Standard deviation of freshly drawn weights.
     pub initializer_range: f32,
+    /// What the auxiliary loss of balance among experts is multiplied by; 0 for none.
+    pub moe_aux_loss_coef: f32,
 }
 
 /// Names of the modules outside of the blocks.
@@ -155,8 +159,10 @@ pub struct LayerSpec {
     pub attention: AttentionSpec,
     /// Norms around it.
     pub attention_norms: NormNames,
-    /// Feed-forward layer.
+    /// Feed-forward layer; in a block with experts the one that all tokens go to, if [`MoeSpec::shared`].
     pub mlp: MlpSpec,
+    /// Experts in its place, or beside it.
+    pub moe: Option<MoeSpec>,
     /// Norms around it.
     pub mlp_norms: NormNames,
     /// Both layers read the block's input; where `mlp_norms` has no norm before, both read the same norm's output.
@@ -277,23 +283,35 @@ pub enum ActivationSpec {
 }
 
 impl LayerSpec {
+    /// The feed-forward layer that all tokens go through, if there is one.
+    pub fn dense(&self) -> Option<&MlpSpec> {
+        self.moe.as_ref().is_none_or(|moe| moe.shared).then_some(&self.mlp)
+    }
+
     /// The linear layers by their names inside the block, in the model's order.
     pub fn linear_names(&self) -> impl Iterator<Item = &'static str> {
-        let (attention, mlp) = (&self.attention, &self.mlp);
+        let attention = &self.attention;
         let attention = attention.inputs.names().iter().copied().chain([attention.output]);
         let per_layer = self.per_layer.iter().flat_map(|layer| [layer.gate, layer.output]);
-        attention.chain(mlp.inputs.names().iter().copied()).chain([mlp.output]).chain(per_layer)
+        let mlp = self.dense().into_iter();
+        let mlp = mlp.flat_map(|mlp| mlp.inputs.names().iter().copied().chain([mlp.output]));
+        let moe = self.moe.iter().flat_map(MoeSpec::linear_names);
+        attention.chain(mlp).chain(moe).chain(per_layer)
     }
 
     /// Whether what this block saves and needs for scratch has the same shapes as another's.
     pub fn is_shaped_as(&self, other: &Self) -> bool {
         let shape = |layer: &Self| {
             let AttentionSpec { heads, kv_heads, head_dim, qk_norm, v_norm, .. } = layer.attention;
-            let mlp = (layer.mlp.intermediate_size, layer.mlp.gated);
+            let mlp = layer.dense().map(|mlp| (mlp.intermediate_size, mlp.gated));
             (heads, kv_heads, head_dim, qk_norm, v_norm, mlp, layer.linear_names().collect::<Vec<_>>())
         };
         let norms = |layer: &Self| (layer.attention_norms, layer.mlp_norms, layer.parallel);
-        shape(self) == shape(other) && norms(self) == norms(other)
+        let experts = match (&self.moe, &other.moe) {
+            (Some(one), Some(other)) => one.is_shaped_as(other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        shape(self) == shape(other) && norms(self) == norms(other) && experts
     }
 
     /// Whether something happens to what a layer puts out before it is added.
