@@ -1,22 +1,26 @@
 //! The attention layer of a block (stages 9 and 11 of the walk).
 //!
 //! > q, k, v = projections of x; q, k normalised (some families) and rotated, or the other way round; q scaled by its
-//! > position, v normalised (few families); y = o_proj(attention(q, k, v))
+//! > position, v normalised (few families); y = o_proj(attention(q, k, v)), few times a gate's sigmoid before o_proj
 //!
-//! Saved for backward: q and k as attention saw them, v, its output and lse; before their norms q and k too.
+//! Saved for backward: q and k as attention saw them, v, its output and lse; before their norms q and k too; a gate, which
+//! backward overwrites by its gradient.
 
 use sft_kernels::attention::{self, AttentionParams};
+use sft_kernels::gated::{self, Activation};
 use sft_kernels::rope;
-use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows};
+use sft_kernels::{DType, Device, Tensor, View, ViewMut, columns, rows};
 
 use crate::arena::Arena;
 use crate::cache::LayerCache;
 use crate::inputs::{self, Inputs, in_rows, in_rows_mut};
 use crate::linear::{self, Linear};
 use crate::method::LayerAdapters;
+use crate::mixer::PartsMut;
 use crate::norm::Norm;
+use crate::parameter::Parameter;
 use crate::pass::Pass;
-use crate::spec::{AttentionSpec, DecoderSpec, NormSpec, QkScope};
+use crate::spec::{AttentionSpec, DecoderSpec, LayerSpec, NormSpec, QkScope};
 
 /// An attention layer.
 #[derive(Debug)]
@@ -43,6 +47,8 @@ pub struct Saved {
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    /// Of the output, [N, H, D].
+    gate: Option<Tensor>,
     q_normed: Option<Normed>,
     k_normed: Option<Normed>,
     v_normed: Option<Normed>,
@@ -71,6 +77,7 @@ impl Saved {
         let mut heads = |heads: usize| arena.tensor(dtype, &[tokens, heads, d]);
         let (q, key, v, out) = (heads(h), heads(k), heads(k), heads(h));
         let lse = arena.tensor(DType::F32, &[tokens, h]);
+        let gate = spec.output_gate.then(|| arena.tensor(dtype, &[tokens, h, d]));
         let mut normed = |rows: usize, heads: usize, values: usize| Normed {
             x: arena.tensor(dtype, &[tokens, heads, d]),
             statistics: arena.tensor(DType::F32, &[tokens, rows, values]),
@@ -84,7 +91,7 @@ impl Saved {
         let (q_normed, k_normed) = (qk_normed(h), qk_normed(k));
         let qkv = inputs::Saved::new(arena, dtype, tokens, spec.inputs, adapters);
         let o_proj = linear::Saved::new(arena, dtype, tokens, adapters.rank_of(spec.output));
-        Self { q, k: key, v, out, lse, q_normed, k_normed, v_normed, qkv, o_proj }
+        Self { q, k: key, v, out, lse, gate, q_normed, k_normed, v_normed, qkv, o_proj }
     }
 }
 
@@ -106,9 +113,10 @@ impl Scratch {
     /// Room for `tokens` tokens of the widest layer.
     pub fn new(arena: &mut Arena<'_>, dtype: DType, tokens: usize, spec: &DecoderSpec) -> Self {
         let widest = |width: fn(&AttentionSpec) -> usize| {
-            tokens * spec.layers.iter().map(|layer| width(&layer.attention)).max().unwrap_or(0)
+            tokens * spec.layers.iter().filter_map(LayerSpec::attends).map(width).max().unwrap_or(0)
         };
-        let any = |has: fn(&AttentionSpec) -> bool| spec.layers.iter().any(|layer| has(&layer.attention));
+        let any =
+            |has: fn(&AttentionSpec) -> bool| spec.layers.iter().filter_map(LayerSpec::attends).any(has);
         let (q, k) = (widest(|a| a.heads * a.head_dim), widest(|a| a.kv_heads * a.head_dim));
         let qk_norm = any(|a| a.qk_norm.is_some());
         let delta = arena.tensor(DType::F32, &[widest(|a| a.heads)]);
@@ -145,6 +153,13 @@ fn flat(x: View<'_>) -> View<'_> {
 fn flat_mut(x: ViewMut<'_>) -> ViewMut<'_> {
     let shape = [x.dim(0), x.dim(1) * x.dim(2)];
     x.reshape(&shape)
+}
+
+/// out·σ(gate) [N, H·D] in `buffer`.
+fn gated_output<'a>(dev: &Device, gate: View<'_>, out: View<'_>, buffer: &'a mut Tensor) -> View<'a> {
+    let shape = [out.dim(0), out.dim(1), out.dim(2)];
+    gated::forward(dev, Activation::Sigmoid, gate, out, shaped_mut(buffer, shape));
+    flat(shaped(buffer, shape))
 }
 
 impl Normed {
@@ -201,8 +216,17 @@ impl Attention {
         let q = s.q_normed.as_mut().map_or(&mut s.q, |normed| &mut normed.x);
         let k = s.k_normed.as_mut().map_or(&mut s.k, |normed| &mut normed.x);
         let v = s.v_normed.as_mut().map_or(&mut s.v, |normed| &mut normed.x);
-        let outputs = [q.head_mut(n), k.head_mut(n), v.head_mut(n)];
-        self.qkv.forward(pass, x, outputs, &mut s.qkv, scratch);
+        let (q, k, v) = (q.head_mut(n), k.head_mut(n), v.head_mut(n));
+        match (&mut s.gate, &mut scratch.fused) {
+            (Some(gate), Some(fused)) => {
+                let (rows, size) = (n * self.spec.heads, 2 * q.elements());
+                let outputs = [fused.head_mut(size), k, v];
+                self.qkv.forward_each(pass, x, outputs, &mut s.qkv, &mut scratch.linears);
+                let parts = [in_rows_mut(q, rows), in_rows_mut(gate.head_mut(n), rows)];
+                columns::split(dev, in_rows(fused.head(size), rows), parts);
+            }
+            _ => self.qkv.forward(pass, x, [q, k, v], &mut s.qkv, scratch),
+        }
         let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
         let queries = (&self.q_norm, &mut s.q, &mut s.q_normed);
         let keys = (&self.k_norm, &mut s.k, &mut s.k_normed);
@@ -232,7 +256,11 @@ impl Attention {
         let io =
             attention::Forward { q: s.q.head(n), k, v, out: s.out.head_mut(n), lse: Some(s.lse.head_mut(n)) };
         attention::forward(dev, &self.spec.params(), pass.rows, io);
-        self.o_proj.forward(dev, flat(s.out.head(n)), y, &mut s.o_proj, &mut scratch.linears, dropout);
+        let out = match (&s.gate, &mut scratch.fused) {
+            (Some(gate), Some(fused)) => gated_output(dev, gate.head(n), s.out.head(n), fused),
+            _ => flat(s.out.head(n)),
+        };
+        self.o_proj.forward(dev, out, y, &mut s.o_proj, &mut scratch.linears, dropout);
     }
 
     /// The gradient of x (if wanted) from that of y.
@@ -242,7 +270,7 @@ impl Attention {
         x: View<'_>,
         dy: View<'_>,
         dx: Option<ViewMut<'_>>,
-        saved: &Saved,
+        saved: &mut Saved,
         (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
     ) {
         let (n, dev, dropout) = (x.dim(0), pass.dev, pass.dropout);
@@ -250,8 +278,23 @@ impl Attention {
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
         let (of_q, of_k) = ([n, heads, head_dim], [n, kv_heads, head_dim]);
         let dout = flat_mut(shaped_mut(&mut scratch.dout, of_q));
-        let (out, linears) = (flat(s.out.head(n)), &mut inputs.linears);
-        self.o_proj.backward(dev, out, dy, Some(dout), false, &s.o_proj, linears, dropout);
+        let inputs::Scratch { linears, fused } = &mut *inputs;
+        match (&mut s.gate, fused) {
+            (Some(gate), Some(fused)) => {
+                let out = gated_output(dev, gate.head(n), s.out.head(n), fused);
+                self.o_proj.backward(dev, out, dy, Some(dout), false, &s.o_proj, linears, dropout);
+                // Its gradient takes the place of the output, which is needed once more.
+                let mut dout = shaped_mut(fused, of_q);
+                dout.reborrow().copy_from(s.out.head(n));
+                let of_gated = shaped(&scratch.dout, of_q);
+                gated::backward(dev, Activation::Sigmoid, of_gated, gate.head_mut(n), dout);
+                shaped_mut(&mut scratch.dout, of_q).copy_from(shaped(fused, of_q));
+            }
+            _ => {
+                let out = flat(s.out.head(n));
+                self.o_proj.backward(dev, out, dy, Some(dout), false, &s.o_proj, linears, dropout);
+            }
+        }
         let io = attention::Backward {
             q: s.q.head(n),
             k: s.k.head(n),
@@ -265,8 +308,17 @@ impl Attention {
             dv: shaped_mut(&mut scratch.dv, of_k),
         };
         attention::backward(dev, &self.spec.params(), pass.rows, io);
-        let gradients = self.before_norms(pass, n, s, scratch);
-        self.qkv.backward(pass, x, gradients, dx, &s.qkv, inputs);
+        let [dq, dk, dv] = self.before_norms(pass, n, s, scratch);
+        match (&s.gate, &mut inputs.fused) {
+            (Some(gate), Some(fused)) => {
+                let (rows, size) = (n * heads, 2 * dq.elements());
+                let parts = [in_rows(dq, rows), in_rows(gate.head(n), rows)];
+                columns::join(dev, parts, in_rows_mut(fused.head_mut(size), rows));
+                let gradients = [fused.head(size), dk, dv];
+                self.qkv.backward_each(pass, x, gradients, (dx, false), &s.qkv, &mut inputs.linears);
+            }
+            _ => self.qkv.backward(pass, x, [dq, dk, dv], dx, &s.qkv, inputs),
+        }
     }
 
     /// From the gradients of what attention saw to those of the projections' outputs.
@@ -315,5 +367,22 @@ impl Attention {
             }
             _ => [dq, dk, dv],
         }
+    }
+
+    /// Its linear layers with their names inside the block.
+    pub fn linears(&self) -> impl Iterator<Item = (&'static str, &Linear)> {
+        self.qkv.iter().chain([(self.spec.output, &self.o_proj)])
+    }
+
+    /// Its weights beside those of linear layers, in the order of [`Attention::parts_mut`].
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        [&self.q_norm, &self.k_norm].into_iter().flatten().flat_map(Norm::parameters)
+    }
+
+    /// Its weights beside those of linear layers, and its linear layers.
+    pub fn parts_mut(&mut self) -> PartsMut<'_> {
+        let Self { qkv, o_proj, q_norm, k_norm, spec, .. } = self;
+        let norms = [q_norm, k_norm].into_iter().flatten().flat_map(Norm::parameters_mut);
+        (norms.collect(), qkv.iter_mut().chain([(spec.output, o_proj)]).collect())
     }
 }

@@ -235,8 +235,9 @@ fn modules(spec: &DecoderSpec) -> Vec<String> {
         let name = |part: &str| spec.names.in_block(i, part);
         all.push(format!("{}.{i}", spec.names.layers));
         all.extend(block_parts(layer).into_iter().chain(layer.linear_names()).map(name));
-        let norms = layer.attention.qk_norm.map(|norm| norm.names);
+        let norms = layer.attends().and_then(|attention| attention.qk_norm).map(|norm| norm.names);
         all.extend(norms.into_iter().flatten().map(name));
+        all.extend(layer.mixer.other_modules().map(name));
     }
     all
 }

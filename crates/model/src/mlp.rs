@@ -7,7 +7,7 @@
 
 use sft_kernels::gated::{self, Activation};
 use sft_kernels::xielu::{self, XieluParams};
-use sft_kernels::{DType, Device, Tensor, View, ViewMut, activation};
+use sft_kernels::{DType, Device, Tensor, View, ViewMut, activation, rows};
 
 use crate::arena::Arena;
 use crate::inputs::{self, Inputs};
@@ -28,6 +28,8 @@ pub struct Mlp {
     pub output: &'static str,
     /// On the gate, or on what there is without one.
     pub activation: Act,
+    /// Of the gate, and of what goes into `down_proj`.
+    pub multipliers: [f32; 2],
 }
 
 /// An activation with its weights, if it has any.
@@ -175,6 +177,9 @@ impl Mlp {
             Some(gate) => self.gate_up.forward(pass, x, [gate.head_mut(n), up], &mut s.gate_up, inputs),
             None => self.gate_up.forward(pass, x, [up], &mut s.gate_up, inputs),
         }
+        if let Some(gate) = &mut s.gate {
+            scale(dev, self.multipliers[0], gate.head_mut(n));
+        }
         self.activate(dev, n, s, scratch);
         let (inner, linears) = (s.shaped(&scratch.inner, n), &mut inputs.linears);
         self.down_proj.forward(dev, inner, y, &mut s.down_proj, linears, pass.dropout);
@@ -188,6 +193,7 @@ impl Mlp {
             (Act::Fixed(act), None) => activation::forward(dev, *act, up, inner),
             (Act::Xielu(xielu), _) => xielu::forward(dev, xielu.params(), up, inner),
         }
+        scale(dev, self.multipliers[1], saved.shaped_mut(&mut scratch.inner, n));
     }
 
     /// The gradient of x from that of y; `saved` is used up.
@@ -205,6 +211,7 @@ impl Mlp {
         let (inner, dinner) = (s.shaped(&scratch.inner, n), Some(s.shaped_mut(&mut scratch.dinner, n)));
         let linears = &mut inputs.linears;
         self.down_proj.backward(dev, inner, dy, dinner, false, &s.down_proj, linears, dropout);
+        scale(dev, self.multipliers[1], s.shaped_mut(&mut scratch.dinner, n));
         let dinner = s.shaped(&scratch.dinner, n);
         let up = s.up.head_mut(n);
         match (&mut self.activation, &mut s.gate) {
@@ -215,10 +222,19 @@ impl Mlp {
                 xielu.accumulate(xielu::backward(dev, xielu.params(), dinner, up, sums.view_mut()));
             }
         }
+        if let Some(gate) = &mut s.gate {
+            scale(dev, self.multipliers[0], gate.head_mut(n));
+        }
         let (up, dx) = (s.up.head(n), Some(dx));
         match &s.gate {
             Some(gate) => self.gate_up.backward(pass, x, [gate.head(n), up], dx, &s.gate_up, inputs),
             None => self.gate_up.backward(pass, x, [up], dx, &s.gate_up, inputs),
         }
+    }
+}
+
+fn scale(dev: &Device, by: f32, x: ViewMut<'_>) {
+    if by != 1.0 {
+        rows::scale_in_place(dev, by, x);
     }
 }

@@ -154,6 +154,11 @@ impl Parameter {
         (operand, self.gradient.as_mut().map(Tensor::view_mut))
     }
 
+    /// The weight, and the gradient to add to, `None` if it is frozen.
+    pub fn value_and_gradient(&mut self) -> (View<'_>, Option<ViewMut<'_>>) {
+        (self.value.view(), self.gradient.as_mut().map(Tensor::view_mut))
+    }
+
     /// The weight as a tensor, to write it to a file.
     pub fn tensor(&self) -> &Tensor {
         &self.value

@@ -71,6 +71,12 @@ fn weights_lie_in_files_as_their_family_publishes_them() {
     assert_eq!(shape(heads, "model.layers.0.self_attn.k_layernorm.norms.1.weight"), [4]);
     let heads = json!({"model_type": "cohere", "use_qk_norm": true});
     assert_eq!(shape(heads, "model.layers.0.self_attn.k_norm.weight"), [2, 4]);
+    // Channels of values 16, keys and queries 2 groups of 6, and the steps of 4 heads.
+    assert_eq!(fused("falcon_h1", "model.layers.0.mamba.in_proj.weight"), [60, 16]);
+    assert_eq!(fused("mamba2", "backbone.layers.0.mixer.conv1d.weight"), [56, 1, 3]);
+    assert_eq!(fused("qwen3_next", "model.layers.0.linear_attn.in_proj_ba.weight"), [8, 16]);
+    assert_eq!(fused("qwen3_5_text", "model.layers.0.linear_attn.A_log"), [4]);
+    assert_eq!(fused("lfm2", "model.layers.0.conv.conv.weight"), [16, 1, 3]);
     let narrow = json!({"model_type": "opt", "word_embed_proj_dim": 8, "do_layer_norm_before": false});
     assert_eq!(shape(narrow, "model.decoder.project_out.weight"), [8, 16]);
 }
@@ -109,6 +115,8 @@ fn an_adapter_sits_on_the_modules_that_the_file_has() {
         ("phi3", json!(["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]), false),
         ("gpt_neox", json!(["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]), false),
         ("mpt", json!(["Wqkv", "out_proj", "up_proj", "down_proj"]), false),
+        ("mamba2", json!(["in_proj", "out_proj"]), false),
+        ("lfm2", json!(["in_proj", "out_proj", "w1", "w3", "w2", "q_proj", "k_proj", "v_proj"]), false),
     ] {
         let (base, out) = (folder(small::keys(family)), tempfile::tempdir().unwrap());
         let method = Method::Lora(options.clone());

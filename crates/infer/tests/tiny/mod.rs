@@ -17,8 +17,8 @@ use sft_model::loading::{self, Source};
 use sft_model::method::Method;
 use sft_model::parameter::{Parameter, Stored};
 use sft_model::spec::{
-    ActivationSpec, AttentionSpec, DecoderSpec, InputNames, LayerRope, LayerSpec, MlpSpec, ModuleNames,
-    NormNames, NormSpec, RopeScaling, RopeSpec,
+    ActivationSpec, AttentionSpec, DecoderSpec, InputNames, LayerRope, LayerSpec, MixerSpec, MlpSpec,
+    ModuleNames, NormNames, NormSpec, RopeScaling, RopeSpec,
 };
 
 /// Beginning of a row.
@@ -35,6 +35,7 @@ pub fn device() -> Device {
 /// Two layers, the second with a window, grouped queries, rows of up to `longest` tokens.
 pub fn spec(longest: usize) -> DecoderSpec {
     let layer = |window| LayerSpec {
+        mixer: MixerSpec::Attention,
         attention: AttentionSpec {
             heads: 4,
             kv_heads: 2,
@@ -43,6 +44,7 @@ pub fn spec(longest: usize) -> DecoderSpec {
             qkv_bias: false,
             output: "self_attn.o_proj",
             o_bias: false,
+            output_gate: false,
             qk_norm: None,
             v_norm: false,
             rope: LayerRope::Global,
@@ -59,7 +61,11 @@ pub fn spec(longest: usize) -> DecoderSpec {
             activation: ActivationSpec::Fixed(Activation::Silu),
             output: "mlp.down_proj",
             bias: false,
+            gate_multiplier: 1.0,
+            inner_multiplier: 1.0,
         },
+        has_mlp: true,
+        moe: None,
         mlp_norms: NormNames::before("post_attention_layernorm"),
         parallel: false,
         residual_multiplier: 1.0,
@@ -94,6 +100,7 @@ pub fn spec(longest: usize) -> DecoderSpec {
         head_bias: false,
         max_position_embeddings: longest,
         initializer_range: 0.2,
+        moe_aux_loss_coef: 0.0,
     }
 }
 

@@ -79,7 +79,7 @@ impl Source {
 
 /// All files of kernels. One that is not listed here cannot be launched.
 pub fn all() -> Vec<&'static Source> {
-    let ops: [&Source; 18] = [
+    let ops: [&Source; 21] = [
         &crate::activation::SOURCE,
         &crate::adamw::SOURCE,
         &crate::columns::SOURCE,

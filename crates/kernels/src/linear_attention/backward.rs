@@ -51,7 +51,7 @@ pub fn run<T: Element>(
     let values = Values::<T>::of(&inputs);
     let Gradients { dq, dk, dv, dstep, ddecay, dskip } = gradients;
     let (keys, slots) = (sizes.tokens * sizes.key_heads * sizes.key_dim, sizes.slots());
-    let states = sizes.tokens.div_ceil(CHUNK) * sizes.heads * sizes.key_dim * sizes.value_dim;
+    let states = sizes.states(CHUNK);
     let (states, of_slots) = scratch.as_mut_slice::<f32>().split_at_mut(states);
     let of_slots = &mut of_slots[..2 * slots * keys];
     let dout = dout.as_slice::<T>();

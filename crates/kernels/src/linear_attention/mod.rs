@@ -42,6 +42,8 @@ use std::ops::Range;
 pub(crate) use self::on_cuda::SOURCE;
 use crate::{DType, Device, View, ViewMut, with_dtype};
 
+/// D, at most: what a GPU has room for beside the values.
+pub const MOST_KEY_DIM: usize = 256;
 /// Tokens of a chunk on a CPU.
 const CHUNK: usize = 64;
 /// Sums of dq and of dk that one key head has on a CPU, at most: so many tasks work on it.
@@ -122,12 +124,19 @@ impl Sizes {
     }
 
     /// f32 values of scratch that [`backward()`] takes, on a GPU or on a CPU: the states between chunks, and parts of dq
-    /// and dk.
+    /// and dk, on a GPU of the gradients of steps and decays too.
     pub fn scratch_len(self, on_card: bool) -> usize {
-        let (chunk, slots) =
-            if on_card { (on_cuda::CHUNK, on_cuda::slots(self)) } else { (CHUNK, self.slots()) };
-        let states = self.tokens.div_ceil(chunk) * self.heads * self.key_dim * self.value_dim;
-        states + 2 * slots * self.tokens * self.key_heads * self.key_dim
+        let keys = 2 * self.tokens * self.key_heads * self.key_dim;
+        if on_card {
+            self.states(on_cuda::chunk(self)) + on_cuda::slots(self) * keys + on_cuda::gates(self)
+        } else {
+            self.states(CHUNK) + self.slots() * keys
+        }
+    }
+
+    /// f32 values of the states between chunks of this length.
+    fn states(self, chunk: usize) -> usize {
+        self.tokens.div_ceil(chunk) * self.heads * self.key_dim * self.value_dim
     }
 
     fn slots(self) -> usize {
