@@ -31,7 +31,8 @@ pub fn keys(family: &str) -> Value {
         "qwen3_5_text" | "qwen3_next" => json!({
             "model_type": family, "head_dim": 8, "full_attention_interval": 2, "linear_num_key_heads": 2,
             "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 4, "num_experts": 4,
-            "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 10,
+            // All of them: a choice would make the loss jump.
+            "num_experts_per_tok": 4, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 10,
             "norm_topk_prob": true,
         }),
         _ => json!({"model_type": family}),
