@@ -16,7 +16,7 @@ template <class T, class Act> INLINE void forward(const GatedForward& p) {
     load_span(g, (const T*)p.g, span);
     load_span(u, (const T*)p.u, span);
 #pragma unroll
-    for (int i = 0; i < N; i++) g[i] = Act::value(g[i], Act::sigmoid(g[i])) * u[i];
+    for (int i = 0; i < N; i++) g[i] = Act::value(g[i], Act::sigmoid(g[i])) * Act::factor(u[i]);
     store_span((T*)p.y, g, span);
 }
 
@@ -42,8 +42,8 @@ template <class T, class Act> INLINE void backward(const GatedBackward& p) {
     load_span(u, (const T*)p.u, span);
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        float s = Act::sigmoid(g[i]), du = dy[i] * Act::value(g[i], s);
-        g[i] = dy[i] * u[i] * Act::slope(g[i], s);
+        float s = Act::sigmoid(g[i]), du = dy[i] * Act::value(g[i], s) * Act::factor_slope(u[i]);
+        g[i] = dy[i] * Act::factor(u[i]) * Act::slope(g[i], s);
         u[i] = du;
     }
     store_span((T*)p.g, g, span);

@@ -4,6 +4,9 @@
 //!
 //! > dg = dy · u · act′(g), du = dy · act(g)
 //!
+//! gpt-oss clamps: y = act(g) · (clamp(u, ±7) + 1) with act(g) = g'·σ(1.702·g'), g' = min(g, 7); beyond the limits the
+//! derivatives are 0.
+//!
 //! `silu(g) = g·σ(g)`, `silu′(g) = σ(g)·(1 + g·(1 − σ(g)))`;
 //! `relu2(g) = max(g, 0)²`; `gelu_tanh(g) = g·σ(2z)` with z = √(2/π)·(g + 0.044715·g³), since ½(1 + tanh z) = σ(2z);
 //! `gelu(g) = g·Φ(g)`, `gelu′(g) = Φ(g) + g·φ(g)` with the normal distribution Φ(g) = ½(1 + erf(g/√2)) and its
@@ -46,6 +49,8 @@ pub enum Activation {
     Sigmoid,
     /// x: the gate alone is a product.
     Identity,
+    /// x'·σ(1.702·x'), x' = min(x, 7), which multiplies a clamped u + 1 (gpt-oss).
+    ClampedSwish,
 }
 
 impl FromStr for Activation {
@@ -78,6 +83,16 @@ pub(crate) trait Gate: Copy + Send + Sync {
     fn value(self, x: f32, s: f32) -> f32;
     /// act′(x), from the same.
     fn slope(self, x: f32, s: f32) -> f32;
+    /// What multiplies act(g), from u.
+    #[inline(always)]
+    fn factor(self, u: f32) -> f32 {
+        u
+    }
+    /// Its derivative.
+    #[inline(always)]
+    fn factor_slope(self, _: f32) -> f32 {
+        1.0
+    }
 }
 
 /// Evaluates an expression with `$act` as the type of an activation.
@@ -110,6 +125,10 @@ macro_rules! with_activation {
             }
             $crate::gated::Activation::Identity => {
                 let $act = $crate::gated::Identity;
+                $body
+            }
+            $crate::gated::Activation::ClampedSwish => {
+                let $act = $crate::gated::ClampedSwish;
                 $body
             }
         }
@@ -278,6 +297,43 @@ impl Gate for Identity {
     }
 }
 
+#[derive(Clone, Copy)]
+pub(crate) struct ClampedSwish;
+
+/// α and the limit of gpt-oss.
+const SWISH_ALPHA: f32 = 1.702;
+const SWISH_LIMIT: f32 = 7.0;
+
+impl Gate for ClampedSwish {
+    #[inline(always)]
+    fn argument(self, x: f32) -> f32 {
+        SWISH_ALPHA * if x < SWISH_LIMIT { x } else { SWISH_LIMIT }
+    }
+    #[inline(always)]
+    fn value(self, x: f32, s: f32) -> f32 {
+        s * if x < SWISH_LIMIT { x } else { SWISH_LIMIT }
+    }
+    #[inline(always)]
+    fn slope(self, x: f32, s: f32) -> f32 {
+        let slope = s * (1.0 + SWISH_ALPHA * x * (1.0 - s));
+        if x <= SWISH_LIMIT { slope } else { 0.0 }
+    }
+    #[inline(always)]
+    fn factor(self, u: f32) -> f32 {
+        1.0 + if u < -SWISH_LIMIT {
+            -SWISH_LIMIT
+        } else if u > SWISH_LIMIT {
+            SWISH_LIMIT
+        } else {
+            u
+        }
+    }
+    #[inline(always)]
+    fn factor_slope(self, u: f32) -> f32 {
+        if u.abs() <= SWISH_LIMIT { 1.0 } else { 0.0 }
+    }
+}
+
 /// σ of the arguments of a block.
 pub(crate) fn sigmoids<E: Element, G: Gate>(isa: Isa, act: G, x: &[E], s: &mut [f32]) {
     if G::HAS_SIGMOID {
@@ -294,16 +350,16 @@ per_isa! {
     /// Replaces σ by y.
     fn products<E: Element, G: Gate>(act: G, g: &[E], u: &[E], s: &mut [f32]) {
         for (s, (g, u)) in s.iter_mut().zip(g.iter().zip(u)) {
-            *s = act.value(g.to_f32(), *s) * u.to_f32();
+            *s = act.value(g.to_f32(), *s) * act.factor(u.to_f32());
         }
     }
 
     /// Replaces σ by dg, and fills in du.
     fn gradients<E: Element, G: Gate>(act: G, dy: &[E], g: &[E], u: &[E], s: &mut [f32], du: &mut [f32]) {
         for (((s, du), dy), (g, u)) in s.iter_mut().zip(du).zip(dy).zip(g.iter().zip(u)) {
-            let (g, dy) = (g.to_f32(), dy.to_f32());
-            *du = dy * act.value(g, *s);
-            *s = dy * u.to_f32() * act.slope(g, *s);
+            let (g, u, dy) = (g.to_f32(), u.to_f32(), dy.to_f32());
+            *du = dy * act.value(g, *s) * act.factor_slope(u);
+            *s = dy * act.factor(u) * act.slope(g, *s);
         }
     }
 }
@@ -440,6 +496,10 @@ pub(crate) mod reference {
             Activation::Relu2 => x.max(0.0).powi(2),
             Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             Activation::Identity => x,
+            Activation::ClampedSwish => {
+                let x = x.min(7.0);
+                x / (1.0 + (-1.702 * x).exp())
+            }
         }
     }
 
@@ -452,7 +512,16 @@ pub(crate) mod reference {
     }
 
     pub fn forward(act: Activation, g: &[f64], u: &[f64]) -> Vec<f64> {
-        g.iter().zip(u).map(|(g, u)| activation(act, *g) * u).collect()
+        g.iter().zip(u).map(|(g, u)| activation(act, *g) * factor(act, *u)).collect()
+    }
+
+    /// What multiplies the activation.
+    fn factor(act: Activation, u: f64) -> f64 {
+        if act == Activation::ClampedSwish { u.clamp(-7.0, 7.0) + 1.0 } else { u }
+    }
+
+    fn factor_slope(act: Activation, u: f64) -> f64 {
+        if act == Activation::ClampedSwish && u.abs() > 7.0 { 0.0 } else { 1.0 }
     }
 
     pub fn slope(act: Activation, x: f64) -> f64 {
@@ -471,13 +540,18 @@ pub(crate) mod reference {
             Activation::Relu2 => 2.0 * x.max(0.0),
             Activation::Sigmoid => (-x).exp() / (1.0 + (-x).exp()).powi(2),
             Activation::Identity => 1.0,
+            Activation::ClampedSwish if x > 7.0 => 0.0,
+            Activation::ClampedSwish => {
+                let s = 1.0 / (1.0 + (-1.702 * x).exp());
+                s * (1.0 + 1.702 * x * (1.0 - s))
+            }
         }
     }
 
     /// (dg, du).
     pub fn backward(act: Activation, g: &[f64], u: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let dg = (0..g.len()).map(|i| dy[i] * u[i] * slope(act, g[i])).collect();
-        let du = (0..g.len()).map(|i| dy[i] * activation(act, g[i])).collect();
+        let dg = (0..g.len()).map(|i| dy[i] * factor(act, u[i]) * slope(act, g[i])).collect();
+        let du = (0..g.len()).map(|i| dy[i] * activation(act, g[i]) * factor_slope(act, u[i])).collect();
         (dg, du)
     }
 }
@@ -488,7 +562,7 @@ mod tests {
     use crate::DType;
     use crate::testing::{Random, assert_close, devices, gradcheck, to_f64};
 
-    const ALL: [Activation; 7] = [
+    const ALL: [Activation; 8] = [
         Activation::Silu,
         Activation::Gelu,
         Activation::GeluTanh,
@@ -496,6 +570,13 @@ mod tests {
         Activation::Relu2,
         Activation::Sigmoid,
         Activation::Identity,
+        Activation::ClampedSwish,
+    ];
+
+    const CLAMPED: [[f64; 4]; 3] = [
+        [0.43798554575797516, 55.99962502642654, 1.201906791935106e-05, -0.4228978829664106],
+        [1.0990273899567677, 0.0, 1.912099705459455e-05, -0.533889803278167],
+        [0.35038843660638014, 0.0, 0.0, 0.8457957659328212],
     ];
 
     #[test]
@@ -527,10 +608,34 @@ mod tests {
     }
 
     #[test]
+    fn gpt_oss_clamps_gate_and_up() {
+        // GptOssExperts._apply_gate of transformers 5.6 and its gradients for a gradient of 1, in float64.
+        let (g, u) = ([0.5, 8.0, -9.0, 1.0], [0.25, 7.5, -8.0, -1.5]);
+        let (dg, du) = reference::backward(Activation::ClampedSwish, &g, &u, &[1.0; 4]);
+        let y = reference::forward(Activation::ClampedSwish, &g, &u);
+        for (what, found, expected) in [("y", y, CLAMPED[0]), ("dg", dg, CLAMPED[1]), ("du", du, CLAMPED[2])]
+        {
+            assert_close(what, &found, &expected, 1e-12);
+        }
+        for dev in devices() {
+            let tensor = |x: &[f64]| {
+                crate::Tensor::from_slice(&x.iter().map(|x| *x as f32).collect::<Vec<_>>(), &[4, 1]).on(&dev)
+            };
+            let (mut g, mut u, dy) = (tensor(&g), tensor(&u), tensor(&[1.0; 4]));
+            let mut y = dev.zeros(DType::F32, &[4, 1]);
+            forward(&dev, Activation::ClampedSwish, g.view(), u.view(), y.view_mut());
+            assert_close("y", &to_f64(&y), &CLAMPED[0], 1e-6);
+            backward(&dev, Activation::ClampedSwish, dy.view(), g.view_mut(), u.view_mut());
+            assert_close("dg", &to_f64(&g), &CLAMPED[1], 1e-6);
+            assert_close("du", &to_f64(&u), &CLAMPED[2], 1e-6);
+        }
+    }
+
+    #[test]
     fn device_matches_reference() {
         for dev in devices() {
             for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 1e-2)] {
-                for (act, n) in ALL.into_iter().zip([CHUNK + 77, 9, 5, 7, CHUNK + 3, 700, 601]) {
+                for (act, n) in ALL.into_iter().zip([CHUNK + 77, 9, 5, 7, CHUNK + 3, 700, 601, 11]) {
                     let mut random = Random::new(5);
                     let mut tensor = || random.tensor(dtype, &[n, 1]).on(&dev);
                     let (mut g, mut u, dy) = (tensor(), tensor(), tensor());

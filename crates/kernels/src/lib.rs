@@ -38,6 +38,7 @@ pub mod experts;
 pub mod gated;
 pub mod isa;
 mod lanes;
+pub mod latent;
 pub mod layer_norm;
 pub mod limits;
 pub mod linear_attention;
@@ -54,6 +55,7 @@ pub mod routing;
 pub mod row_gate;
 pub mod rows;
 mod scratch;
+pub mod sinks;
 pub mod softcap;
 pub mod tensor;
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::arena::Arena;
 use crate::cache::LayerCache;
 use crate::feed_forward::{self, FeedForward};
 use crate::inputs;
+use crate::latent;
 use crate::linear::{self, Linear};
 use crate::method::{Adapters, LayerAdapters};
 use crate::mixer::{self, Mixer};
@@ -110,20 +111,23 @@ impl Scratch {
         let c = spec.hidden_size;
         let dense = spec.layers.iter().filter_map(LayerSpec::dense);
         let widest = dense.map(|mlp| mlp.intermediate_size).max().unwrap_or(0);
-        let attention = spec.layers.iter().filter_map(LayerSpec::attends).map(|a| a.heads * a.head_dim);
+        let attention = || spec.layers.iter().filter_map(LayerSpec::attends);
+        let latent = attention().filter_map(|a| a.latent).map(|latent| latent.widest_input());
         let recurrent = spec.layers.iter().filter_map(|layer| layer.mixer.recurrent());
-        let mixers = attention.chain(recurrent.map(|recurrent| recurrent.width(Part::V))).max();
+        let mixers = attention().map(|a| a.heads * a.head_dim).chain(latent);
+        let mixers = mixers.chain(recurrent.map(|recurrent| recurrent.width(Part::V))).max();
         let inputs = widest.max(c).max(mixers.unwrap_or(0));
         let changes_outputs = spec.layers.iter().any(LayerSpec::changes_outputs);
         let parallel = spec.layers.iter().any(|layer| layer.parallel);
         let (rank, dropout) = (adapters.largest_rank(), adapters.has_dropout());
         let linears = linear::Scratch::new(arena, dtype, backward_tokens, inputs, rank, dropout);
+        let latent = latent::Scratch::new(arena, dtype, tokens, spec);
         Self {
             h: arena.tensor(dtype, &[tokens, c]),
             t: arena.tensor(dtype, &[tokens, c]),
             dout: changes_outputs.then(|| arena.tensor(dtype, &[backward_tokens, c])),
             parallel: parallel.then(|| arena.tensor(dtype, &[tokens, c])),
-            inputs: inputs::Scratch::new(arena, dtype, tokens, widest_fused(spec), linears),
+            inputs: inputs::Scratch::new(arena, dtype, tokens, widest_fused(spec), (linears, latent)),
             mlp: feed_forward::Scratch::new(arena, dtype, (tokens, backward_tokens), spec),
             per_layer: per_layer::Inputs::new(arena, dtype, tokens, spec, adapters),
             mixer: mixer::Scratch::new(arena, dtype, (tokens, backward_tokens), spec),

@@ -314,5 +314,6 @@ fn pass_of<'a>(
 ) -> Pass<'a> {
     let angles = |rope: &'a Option<Rotary>| rope.as_ref().map(|rope| rope.angles(tokens));
     let (rope, local_rope) = (angles(&rotary.rope), angles(&rotary.local_rope));
-    Pass { dev, rope, local_rope, query_scale: rotary.query_scale(tokens), rows, dropout }
+    let (query_scale, chunks) = (rotary.query_scale(tokens), rotary.chunks());
+    Pass { dev, rope, local_rope, query_scale, rows, chunks, dropout }
 }

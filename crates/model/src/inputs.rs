@@ -10,6 +10,7 @@
 use sft_kernels::{DType, Tensor, View, ViewMut, columns};
 
 use crate::arena::Arena;
+use crate::latent;
 use crate::linear::{self, Linear};
 use crate::method::LayerAdapters;
 use crate::pass::Pass;
@@ -51,6 +52,8 @@ pub struct Scratch {
     pub linears: linear::Scratch,
     /// The output of one for all, or its gradient, [N · widest].
     pub fused: Option<Tensor>,
+    /// Of latent attention.
+    pub latent: Option<latent::Scratch>,
 }
 
 impl Scratch {
@@ -60,9 +63,9 @@ impl Scratch {
         dtype: DType,
         tokens: usize,
         widest: Option<usize>,
-        linears: linear::Scratch,
+        (linears, latent): (linear::Scratch, Option<latent::Scratch>),
     ) -> Self {
-        Self { linears, fused: widest.map(|width| arena.tensor(dtype, &[tokens * width])) }
+        Self { linears, latent, fused: widest.map(|width| arena.tensor(dtype, &[tokens * width])) }
     }
 }
 

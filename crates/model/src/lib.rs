@@ -17,6 +17,7 @@ mod feed_forward;
 pub mod head;
 pub mod hf_config;
 mod inputs;
+mod latent;
 pub mod linear;
 pub mod loading;
 pub mod method;

@@ -11,6 +11,7 @@ use crate::decoder::Decoder;
 use crate::entry::{Entry, Positions};
 use crate::feed_forward::FeedForward;
 use crate::inputs::Inputs;
+use crate::latent::Latent;
 use crate::linear::{Linear, Lora};
 use crate::method::{Adapters, LayerAdapters, Method};
 use crate::mixer::Mixer;
@@ -23,8 +24,9 @@ use crate::per_layer::{PerLayer, PerLayerInputs};
 use crate::recurrent::Recurrent;
 use crate::short_conv::ShortConv;
 use crate::spec::{
-    ActivationSpec, AttentionSpec, DecoderSpec, ExpertNames, GateSpec, InputNames, MixerSpec, MlpSpec,
-    MoeSpec, NormNames, NormSpec, Part, QkNorm, QkScope, RecurrentSpec, RuleSpec, ShortConvSpec,
+    ActivationSpec, AttentionSpec, DecoderSpec, ExpertNames, GateSpec, InputNames, LatentQueries, LatentSpec,
+    MixerSpec, MlpSpec, MoeSpec, NormNames, NormSpec, Part, QkNorm, QkScope, RecurrentSpec, RuleSpec,
+    ShortConvSpec,
 };
 use crate::weights::{WeightFiles, first_non_finite};
 
@@ -342,7 +344,16 @@ impl<'a> Loading<'a> {
         let (c, q, kv) = (spec.hidden_size, a.heads * a.head_dim, a.kv_heads * a.head_dim);
         let of_queries = if a.output_gate { 2 * q } else { q };
         let qkv = self.inputs(spec, i, (a.inputs, a.qkv_bias), &[of_queries, kv, kv], adapters);
-        let o_proj = self.in_block(spec, i, (a.output, a.o_bias), [c, q], adapters);
+        let latent = a.latent.as_ref().map(|latent| self.latent(spec, i, (a.heads, latent), adapters));
+        let values = a.latent.map_or(a.head_dim, |latent| latent.columns.value);
+        let o_proj = self.in_block(spec, i, (a.output, a.o_bias), [c, a.heads * values], adapters);
+        let sinks = a.sinks.map(|name| {
+            // Of the precision of the softmax that they are a part of.
+            let compute = std::mem::replace(&mut self.compute, DType::F32);
+            let sinks = self.parameter(&spec.names.in_block(i, name), &[a.heads], Start::Normal);
+            self.compute = compute;
+            sinks
+        });
         let mut qk_norm = |QkNorm { names, norm, scope, .. }: QkNorm, which: usize, heads: usize| {
             let (shape, stored): (&[usize], _) = match scope {
                 QkScope::Head => (&[a.head_dim], Stored::Plain),
@@ -356,7 +367,39 @@ impl<'a> Loading<'a> {
         let k_norm = a.qk_norm.map(|norm| qk_norm(norm, 1, a.kv_heads));
         let v_norm = NormSpec { weight: false, bias: false, ..spec.norm };
         let v_norm = a.v_norm.then_some(Norm { weight: None, bias: None, spec: v_norm });
-        Attention { qkv, o_proj, q_norm, k_norm, v_norm, spec: a.clone() }
+        Attention { qkv, latent, o_proj, q_norm, k_norm, v_norm, sinks, spec: a.clone() }
+    }
+
+    fn latent(
+        &mut self,
+        spec: &DecoderSpec,
+        i: usize,
+        (heads, latent): (usize, &LatentSpec),
+        adapters: &LayerAdapters,
+    ) -> Latent {
+        let (c, columns, rank) = (spec.hidden_size, latent.columns, latent.kv_rank);
+        let q = heads * columns.width();
+        let norm = |l: &mut Self, name: &str, width: usize| {
+            l.norm(spec.norm, &spec.names.in_block(i, name), &[width])
+        };
+        let (q_a, q_b) = match latent.queries {
+            LatentQueries::Direct(name) => (None, self.in_block(spec, i, (name, false), [q, c], adapters)),
+            LatentQueries::Narrow { rank, a, norm: name, b } => {
+                let linear = self.in_block(spec, i, (a, latent.bias), [rank, c], adapters);
+                let norm = norm(self, name, rank);
+                (Some((linear, norm)), self.in_block(spec, i, (b, false), [q, rank], adapters))
+            }
+        };
+        let kv_a = (latent.kv_a, latent.bias);
+        let kv_b = [heads * (columns.passed + columns.value), rank];
+        Latent {
+            q_a,
+            q_b,
+            kv_a: self.in_block(spec, i, kv_a, [rank + columns.rotated, c], adapters),
+            kv_a_norm: norm(self, latent.kv_a_norm, rank),
+            kv_b: self.in_block(spec, i, (latent.kv_b, false), kv_b, adapters),
+            spec: *latent,
+        }
     }
 
     fn feed_forward(&mut self, spec: &DecoderSpec, i: usize, adapters: &LayerAdapters) -> FeedForward {
@@ -382,10 +425,11 @@ impl<'a> Loading<'a> {
             // Only the layers that a block names as linear are packed.
             self.counts.packing_adds = packing_adds;
         }
-        let correction = moe.router.correction.map(|(name, stored)| {
+        let correction = moe.router.correction.map(|correction| {
+            let shape = if correction.is_row { &[1, e][..] } else { &[e] };
             // Of the precision of scores: in bf16 it would choose other experts.
             let compute = std::mem::replace(&mut self.compute, DType::F32);
-            let correction = self.constant_in(&path(name), stored, &[e], 0.0);
+            let correction = self.constant_in(&path(correction.name), correction.stored, shape, 0.0);
             self.compute = compute;
             correction
         });

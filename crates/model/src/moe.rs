@@ -284,6 +284,10 @@ impl Moe {
         self.down.weights().backward_input(dev, &w.grouping, matrix(&w.out, m, c), dinner.reborrow());
         if !weighs_input {
             experts::weigh(dev, &w.grouping, inner, dinner, weights, dweights);
+            if let Some(bias) = &self.down.bias {
+                let (dy, dweights) = (matrix(&w.out, m, c), w.dweights.head_mut(m));
+                experts::weigh_bias(dev, &w.grouping, bias.value(), dy, dweights);
+            }
         }
         if self.down.is_trained() {
             if !weighs_input {

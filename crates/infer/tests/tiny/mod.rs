@@ -17,8 +17,9 @@ use sft_model::loading::{self, Source};
 use sft_model::method::Method;
 use sft_model::parameter::{Parameter, Stored};
 use sft_model::spec::{
-    ActivationSpec, AttentionSpec, DecoderSpec, InputNames, LayerRope, LayerSpec, MixerSpec, MlpSpec,
-    ModuleNames, NormNames, NormSpec, RopeScaling, RopeSpec,
+    ActivationSpec, AttentionSpec, DecoderSpec, GateSpec, InputNames, LayerRope, LayerSpec, MixerSpec,
+    MlpSpec, ModuleNames, NormNames, NormSpec, Part, Projection, RecurrentSpec, RopeScaling, RopeSpec,
+    RuleSpec, ShortConvSpec,
 };
 
 /// Beginning of a row.
@@ -52,6 +53,10 @@ pub fn spec(longest: usize) -> DecoderSpec {
             softcap: None,
             window,
             alibi: None,
+            latent: None,
+            sinks: None,
+            chunk: None,
+            grows: false,
         },
         attention_norms: NormNames::before("input_layernorm"),
         mlp: MlpSpec {
@@ -102,6 +107,44 @@ pub fn spec(longest: usize) -> DecoderSpec {
         initializer_range: 0.2,
         moe_aux_loss_coef: 0.0,
     }
+}
+
+/// The same with a gated convolution and a recurrence by the delta rule before its two layers.
+pub fn hybrid_spec(longest: usize) -> DecoderSpec {
+    const INPUTS: &[Projection] = &[
+        Projection { names: &["in_proj_qkv"], parts: &[Part::Q, Part::K, Part::V], by_key_head: false },
+        Projection {
+            names: &["in_proj_z", "in_proj_b", "in_proj_a"],
+            parts: &[Part::Z, Part::B, Part::A],
+            by_key_head: false,
+        },
+    ];
+    let mut spec = spec(longest);
+    let (input, conv, output) = ("conv.in_proj", "conv.conv", "conv.out_proj");
+    let short = MixerSpec::ShortConv(ShortConvSpec { input, conv, output, taps: 3, bias: false });
+    let recurrent = MixerSpec::Recurrent(RecurrentSpec {
+        rule: RuleSpec::Delta,
+        key_heads: 2,
+        heads: 4,
+        key_dim: 8,
+        value_dim: 6,
+        inputs: INPUTS,
+        input_bias: false,
+        multipliers: [1.0; 6],
+        conv: "conv1d",
+        conv_order: [Part::Q, Part::K, Part::V],
+        taps: 4,
+        conv_bias: false,
+        a_log: "A_log",
+        dt_bias: "dt_bias",
+        gate: GateSpec::NormOfHeads("norm"),
+        output: "out_proj",
+        output_bias: false,
+    });
+    let other = |mixer| LayerSpec { mixer, ..spec.layers[0].clone() };
+    let before = [other(short), other(recurrent)];
+    spec.layers.splice(0..0, before);
+    spec
 }
 
 /// A decoder with random weights.

@@ -79,7 +79,7 @@ impl Source {
 
 /// All files of kernels. One that is not listed here cannot be launched.
 pub fn all() -> Vec<&'static Source> {
-    let ops: [&Source; 21] = [
+    let ops: [&Source; 23] = [
         &crate::activation::SOURCE,
         &crate::adamw::SOURCE,
         &crate::columns::SOURCE,
@@ -90,6 +90,7 @@ pub fn all() -> Vec<&'static Source> {
         &crate::dropout::SOURCE,
         &crate::experts::SOURCE,
         &crate::gated::SOURCE,
+        &crate::latent::SOURCE,
         &crate::layer_norm::SOURCE,
         &crate::linear_attention::SOURCE,
         &crate::lora::SOURCE,
@@ -99,6 +100,7 @@ pub fn all() -> Vec<&'static Source> {
         &crate::routing::SOURCE,
         &crate::row_gate::SOURCE,
         &crate::rows::SOURCE,
+        &crate::sinks::SOURCE,
         &crate::softcap::SOURCE,
         &crate::xielu::SOURCE,
     ];

@@ -95,3 +95,34 @@ extern "C" __global__ void experts_weigh_bf16(ExpertsWeigh p) {
     __shared__ float partial[32];
     weigh<bf16>(p, partial);
 }
+
+struct ExpertsWeighBias {
+    const void* bias;
+    const void* dy;
+    const u32* slots;
+    const u32* experts;
+    float* dweights;
+    u64 columns;
+};
+
+template <class B, class T> INLINE void weigh_bias(const ExpertsWeighBias& p, float* partial) {
+    const B* bias = (const B*)p.bias + p.experts[blockIdx.x] * p.columns;
+    const T* dy = (const T*)p.dy + blockIdx.x * p.columns;
+    float sum = 0.0f;
+    for (u64 i = threadIdx.x; i < p.columns; i += blockDim.x) sum += to_f32(bias[i]) * to_f32(dy[i]);
+    sum = block_sum(sum, partial);
+    if (threadIdx.x == 0) p.dweights[p.slots[blockIdx.x]] += sum;
+}
+
+extern "C" __global__ void experts_weigh_bias_f32_f32(ExpertsWeighBias p) {
+    __shared__ float partial[32];
+    weigh_bias<f32, f32>(p, partial);
+}
+extern "C" __global__ void experts_weigh_bias_f32_bf16(ExpertsWeighBias p) {
+    __shared__ float partial[32];
+    weigh_bias<f32, bf16>(p, partial);
+}
+extern "C" __global__ void experts_weigh_bias_bf16_bf16(ExpertsWeighBias p) {
+    __shared__ float partial[32];
+    weigh_bias<bf16, bf16>(p, partial);
+}

@@ -37,6 +37,8 @@ pub struct Grouping {
     rows: Vec<u32>,
     /// The token of each row.
     tokens: Vec<u32>,
+    /// The expert of each row.
+    experts: Vec<u32>,
 }
 
 impl Grouping {
@@ -50,13 +52,14 @@ impl Grouping {
         index.iter().for_each(|expert| self.starts[*expert as usize + 1] += 1);
         (0..experts).for_each(|expert| self.starts[expert + 1] += self.starts[expert]);
         let mut next = self.starts.clone();
-        for vector in [&mut self.slots, &mut self.rows, &mut self.tokens] {
+        for vector in [&mut self.slots, &mut self.rows, &mut self.tokens, &mut self.experts] {
             vector.clear();
             vector.resize(index.len(), 0);
         }
         for (slot, expert) in index.iter().enumerate() {
             let row = next[*expert as usize];
             next[*expert as usize] += 1;
+            self.experts[row] = *expert;
             (self.rows[slot], self.slots[row], self.tokens[row]) =
                 (row as u32, slot as u32, (slot / top_k) as u32);
         }
@@ -154,6 +157,31 @@ pub fn weigh(
     grouping.slots.iter().zip(dots).for_each(|(slot, dot)| dweights[*slot as usize] = dot);
 }
 
+/// dw[slot of m] += ⟨bias[expert of m], dy[m]⟩: the part of it that is due to biases. dy is [N·k, C], bias [E, C] of its
+/// type or f32, dw f32 [N, k].
+///
+/// # Panics
+/// If shapes or types do not fit.
+pub fn weigh_bias(dev: &Device, grouping: &Grouping, bias: View<'_>, dy: View<'_>, dweights: ViewMut<'_>) {
+    let _timed = dev.pass("weigh experts' biases", dy.byte_len());
+    let (slots, c) = (grouping.rows.len(), dy.dim(1));
+    assert_eq!([dy.dim(0), dweights.elements(), bias.dim(1)], [slots, slots, c], "weigh_bias");
+    let inside = grouping.experts.iter().all(|expert| (*expert as usize) < bias.dim(0));
+    assert!(inside, "weigh_bias: experts outside of {bias:?}");
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::weigh_bias(cuda, [&grouping.slots, &grouping.experts], bias, dy, dweights);
+    }
+    let (dweights, mut dots) = (dweights.as_mut_slice::<f32>(), vec![0.0; slots]);
+    with_dtype!(bias.dtype(), B => with_dtype!(dy.dtype(), E => {
+        let (bias, dy) = (bias.as_slice::<B>(), dy.as_slice::<E>());
+        dev.for_each_chunk(&mut dots, 1, |row, dot_of_row| {
+            let bias = &bias[grouping.experts[row] as usize * c..][..c];
+            dot_of_row[0] = dot(dev.isa(), bias, &dy[row * c..][..c]);
+        });
+    }));
+    grouping.slots.iter().zip(dots).for_each(|(slot, dot)| dweights[*slot as usize] += dot);
+}
+
 /// x[m] ← w[slot of m]·x[m]; x is [N·k, C], w f32 [N, k].
 ///
 /// # Panics
@@ -199,6 +227,14 @@ per_isa! {
                 *sum += a.to_f32() * z.to_f32();
                 *z = E::from_f32(z.to_f32() * weight);
             }
+        }
+        sums.iter().sum()
+    }
+
+    fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
+        let mut sums = [0.0f32; 16];
+        for (a, b) in a.chunks(16).zip(b.chunks(16)) {
+            sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a.to_f32() * b.to_f32());
         }
         sums.iter().sum()
     }

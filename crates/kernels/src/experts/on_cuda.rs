@@ -95,3 +95,35 @@ pub(super) fn scale(cuda: &Cuda, slots: &[u32], weights: View<'_>, mut x: ViewMu
     };
     run_weigh(cuda, (x.dim(0), x.dtype()), params);
 }
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct ExpertsWeighBias {
+    bias: DevicePtr,
+    dy: DevicePtr,
+    slots: DevicePtr,
+    experts: DevicePtr,
+    dweights: DevicePtr,
+    columns: u64,
+}
+// SAFETY: the struct of the kernel; shapes were checked, and slots and experts are those of a grouping.
+unsafe impl Params for ExpertsWeighBias {}
+
+pub(super) fn weigh_bias(
+    cuda: &Cuda,
+    [slots, experts]: [&[u32]; 2],
+    bias: View<'_>,
+    dy: View<'_>,
+    mut dweights: ViewMut<'_>,
+) {
+    let params = ExpertsWeighBias {
+        bias: bias.device(),
+        dy: dy.device(),
+        slots: cuda.indices(slots),
+        experts: cuda.indices(experts),
+        dweights: dweights.device(),
+        columns: dy.dim(1) as u64,
+    };
+    let grid = Grid::new(dy.dim(0), threads(dy.dim(1), dy.dtype()));
+    cuda.launch(&SOURCE, "experts_weigh_bias", &[bias.dtype(), dy.dtype()], grid, params);
+}

@@ -177,6 +177,10 @@ fn biases_are_those_of_each_rows_expert() {
         ExpertWeights::backward_bias(&dev, &grouping, y.view(), db.view_mut());
         let expected: Vec<f32> = (0..5).map(|e| grouping.count(e) as f32 * (e as f32 + 1.0)).collect();
         assert_eq!(db.to_f32_vec(), expected);
+        let mut dw = Tensor::from_slice(&[1.0f32; 8], &[4, 2]).on(&dev);
+        weigh_bias(&dev, &grouping, bias.view(), y.view(), dw.view_mut());
+        let expected = index.iter().map(|e| 1.0 + (*e as f32 + 1.0).powi(2));
+        assert_eq!(dw.to_f32_vec(), expected.collect::<Vec<_>>());
     }
 }
 

@@ -6,7 +6,7 @@ use sft_kernels::routing::{Groups, MOST_EXPERTS, Rule, Scoring};
 use super::activation;
 use crate::hf_config::HfConfig;
 use crate::parameter::{Elsewhere, Stored};
-use crate::spec::{ActivationSpec, DecoderSpec, ExpertNames, InputNames, MoeSpec, RouterSpec};
+use crate::spec::{ActivationSpec, Correction, DecoderSpec, ExpertNames, InputNames, MoeSpec, RouterSpec};
 
 /// `mlp.gate`.
 pub(super) const ROUTER: RouterSpec = RouterSpec {
@@ -14,6 +14,7 @@ pub(super) const ROUTER: RouterSpec = RouterSpec {
     stored: &[Stored::Plain],
     bias: false,
     is_linear: false,
+    ignores_adapters: false,
     correction: None,
 };
 
@@ -98,7 +99,8 @@ pub(super) fn experts(config: &HfConfig, [count, top_k, size]: [&str; 3]) -> Moe
 /// Scores by σ with a correction, groups, and a factor: the router of DeepSeek-V3 and those after it.
 pub(super) fn route_by_sigmoid(config: &HfConfig, moe: &mut MoeSpec, best: usize) {
     moe.rule.scoring = Scoring::Sigmoid;
-    moe.router.correction = Some(("mlp.gate.e_score_correction_bias", Stored::Plain));
+    moe.router.correction =
+        Some(Correction { name: "mlp.gate.e_score_correction_bias", stored: Stored::Plain, is_row: false });
     moe.rule.normalised = config.flag_or("norm_topk_prob", true);
     scale_and_group(config, moe, best);
 }

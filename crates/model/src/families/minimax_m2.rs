@@ -5,7 +5,7 @@ use super::experts::{experts, in_mixtral_files, route_by_sigmoid, set_experts};
 use super::llama_shaped;
 use crate::hf_config::HfConfig;
 use crate::parameter::{Elsewhere, Stored};
-use crate::spec::{DecoderSpec, QkNorm, QkScope};
+use crate::spec::{Correction, DecoderSpec, QkNorm, QkScope};
 
 pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
     let mut spec = llama_shaped(config);
@@ -20,7 +20,7 @@ pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
     in_mixtral_files(&mut moe);
     const OWN: &str = "mlp.e_score_correction_bias";
     let stored = Elsewhere { own: OWN, files: &["block_sparse_moe.e_score_correction_bias"] };
-    moe.router.correction = Some((OWN, Stored::Elsewhere(stored)));
+    moe.router.correction = Some(Correction { name: OWN, stored: Stored::Elsewhere(stored), is_row: false });
     set_experts(&mut spec, &moe, |_| true);
     spec
 }

@@ -5,6 +5,7 @@ mod arcee;
 mod bloom;
 mod cohere;
 mod cwm;
+mod deepseek;
 mod dots1;
 mod ernie4_5;
 mod ernie4_5_moe;
@@ -19,6 +20,7 @@ mod glm4_moe;
 mod gpt2;
 mod gpt_bigcode;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod granite;
 mod granitemoe;
@@ -28,6 +30,7 @@ mod hunyuan_v1_moe;
 mod jais2;
 mod lfm2;
 mod llama;
+mod llama4;
 mod mamba2;
 mod minimax_m2;
 mod ministral;
@@ -79,6 +82,8 @@ const FAMILIES: &[(&str, ReadSpec)] = &[
     ("cohere", cohere::cohere),
     ("cohere2", cohere::cohere2),
     ("cwm", cwm::spec),
+    ("deepseek_v2", deepseek::deepseek_v2),
+    ("deepseek_v3", deepseek::deepseek_v3),
     ("dots1", dots1::spec),
     ("ernie4_5", ernie4_5::spec),
     ("ernie4_5_moe", ernie4_5_moe::spec),
@@ -95,6 +100,7 @@ const FAMILIES: &[(&str, ReadSpec)] = &[
     ("gpt2", gpt2::spec),
     ("gpt_bigcode", gpt_bigcode::spec),
     ("gpt_neox", gpt_neox::spec),
+    ("gpt_oss", gpt_oss::spec),
     ("gptj", gptj::spec),
     ("granite", granite::spec),
     ("granitemoe", granitemoe::spec),
@@ -104,6 +110,7 @@ const FAMILIES: &[(&str, ReadSpec)] = &[
     ("jais2", jais2::spec),
     ("lfm2", lfm2::spec),
     ("llama", llama::spec),
+    ("llama4_text", llama4::spec),
     ("mamba2", mamba2::spec),
     ("minimax_m2", minimax_m2::spec),
     ("ministral", ministral::spec),
@@ -246,6 +253,10 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
             softcap: None,
             window: None,
             alibi: None,
+            latent: None,
+            sinks: None,
+            chunk: None,
+            grows: false,
         },
         attention_norms: NormNames::before("input_layernorm"),
         mlp: MlpSpec {

@@ -4,13 +4,15 @@ use sft_kernels::gated::Activation;
 
 use crate::parameter::Stored;
 
+mod latent;
 mod mixer;
 mod moe;
 mod norm;
 mod rope;
 
+pub use latent::{LatentQueries, LatentSpec};
 pub use mixer::{GateSpec, MixerSpec, Part, Projection, RecurrentSpec, RuleSpec, ShortConvSpec};
-pub use moe::{ExpertNames, MoeSpec, RouterSpec};
+pub use moe::{Correction, ExpertNames, MoeSpec, RouterSpec};
 pub use norm::{NormKind, NormNames, NormSpec, QkNorm, QkScope};
 pub use rope::{RopeScaling, RopeSpec};
 
@@ -112,13 +114,15 @@ pub struct PositionsSpec {
     pub offset: usize,
 }
 
-/// Queries at position p multiplied by 1 + beta·ln(1 + ⌊p / span⌋) (Llama 4).
+/// Queries at position p multiplied by 1 + beta·ln(1 + ⌊(p + offset) / span⌋) (Llama 4), in the layers that say so.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QueryGrowth {
     /// How fast they grow.
     pub beta: f64,
     /// Positions up to which nothing changes.
     pub span: usize,
+    /// What the first position counts as.
+    pub offset: usize,
 }
 
 /// Linear layers between the width of the embedding and C.
@@ -245,6 +249,14 @@ pub struct AttentionSpec {
     pub window: Option<usize>,
     /// What a score loses for each key between query and key, one a head (ALiBi: Press et al., 2021).
     pub alibi: Option<Vec<f32>>,
+    /// Queries, keys and values from narrow ones, in place of `inputs`.
+    pub latent: Option<LatentSpec>,
+    /// The name of numbers, one a head, that join every softmax of it without a value.
+    pub sinks: Option<&'static str>,
+    /// Positions in chunks of so many: a query sees the keys of its own chunk alone.
+    pub chunk: Option<usize>,
+    /// Whether [`DecoderSpec::query_growth`] is this layer's.
+    pub grows: bool,
 }
 
 /// Which positions a layer knows.
@@ -309,8 +321,10 @@ impl LayerSpec {
 
     /// The linear layers by their names inside the block, in the model's order.
     pub fn linear_names(&self) -> impl Iterator<Item = &'static str> {
-        let attention = self.attends().into_iter();
-        let attention = attention.flat_map(|a| a.inputs.names().iter().copied().chain([a.output]));
+        let attention = self.attends().into_iter().flat_map(|attention| {
+            let latent = attention.latent.iter().flat_map(LatentSpec::linear_names);
+            attention.inputs.names().iter().copied().chain(latent).chain([attention.output])
+        });
         let short_conv = match self.mixer {
             MixerSpec::ShortConv(conv) => Some([conv.input, conv.output]),
             _ => None,
@@ -328,8 +342,9 @@ impl LayerSpec {
     pub fn is_shaped_as(&self, other: &Self) -> bool {
         let shape = |layer: &Self| {
             let attention = layer.attends().map(|a| {
-                let AttentionSpec { heads, kv_heads, head_dim, qk_norm, v_norm, output_gate, .. } = *a;
-                (heads, kv_heads, head_dim, qk_norm, v_norm, output_gate)
+                let AttentionSpec { heads, kv_heads, head_dim, qk_norm, v_norm, output_gate, latent, .. } =
+                    *a;
+                (heads, kv_heads, head_dim, qk_norm, v_norm, output_gate, latent)
             });
             let mlp = layer.dense().map(|mlp| (mlp.intermediate_size, mlp.gated));
             (attention, mlp, layer.linear_names().collect::<Vec<_>>())

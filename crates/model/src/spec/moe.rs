@@ -45,8 +45,21 @@ pub struct RouterSpec {
     pub bias: bool,
     /// Whether it is a plain linear layer to transformers, which adapters on all linear layers go to.
     pub is_linear: bool,
-    /// What is added to scores for the choice: its name, and how it lies in files.
-    pub correction: Option<(&'static str, Stored)>,
+    /// Whether PEFT puts adapters on it that transformers never runs: those in files are left aside.
+    pub ignores_adapters: bool,
+    /// What is added to scores for the choice.
+    pub correction: Option<Correction>,
+}
+
+/// Numbers of a router, one for each expert, that training leaves alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Correction {
+    /// Its name inside the block.
+    pub name: &'static str,
+    /// How it lies in files.
+    pub stored: Stored,
+    /// Whether it is [1, E] rather than [E].
+    pub is_row: bool,
 }
 
 /// A weight of all experts.
