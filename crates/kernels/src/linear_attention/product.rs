@@ -1,5 +1,7 @@
 //! Products of matrices as small as a chunk, and the triangular systems of the delta rule: f32, in one thread.
 
+use std::ops::Range;
+
 use crate::isa::per_isa;
 
 /// Rows and columns of a block of the result that stays in registers.
@@ -45,54 +47,51 @@ impl<'a> Left<'a> {
     }
 }
 
-#[inline(always)]
-fn block(
-    c: &mut [f32],
-    a: Left<'_>,
-    b: &[f32],
-    [i, j]: [usize; 2],
-    n: usize,
-    depth: std::ops::Range<usize>,
+/// A block of rows from `row` on and columns from `column` on, of a result with `width` columns.
+struct Place {
+    row: usize,
+    column: usize,
+    width: usize,
+    depth: Range<usize>,
     add: bool,
-) {
-    let mut sums = [[0.0f32; COLUMNS]; ROWS];
-    for k in depth {
-        let b: &[f32; COLUMNS] = b[k * n + j..].first_chunk().expect("a whole block");
-        for (r, sums) in sums.iter_mut().enumerate() {
-            let a = a.values[(i + r) * a.row + k * a.column];
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum += a * b;
+}
+
+impl Place {
+    /// A whole block.
+    #[inline(always)]
+    fn block(&self, c: &mut [f32], a: Left<'_>, b: &[f32]) {
+        let mut sums = [[0.0f32; COLUMNS]; ROWS];
+        for k in self.depth.clone() {
+            let b: &[f32; COLUMNS] = b[k * self.width + self.column..].first_chunk().expect("a whole block");
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let a = a.values[(self.row + r) * a.row + k * a.column];
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum += a * b;
+                }
+            }
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            let c = &mut c[(self.row + r) * self.width + self.column..][..COLUMNS];
+            for (c, sum) in c.iter_mut().zip(sums) {
+                *c = if self.add { *c + sum } else { *sum };
             }
         }
     }
-    for (r, sums) in sums.iter().enumerate() {
-        let c: &mut [f32; COLUMNS] = c[(i + r) * n + j..].first_chunk_mut().expect("a whole block");
-        for (c, sum) in c.iter_mut().zip(sums) {
-            *c = if add { *c + sum } else { *sum };
-        }
-    }
-}
 
-#[inline(always)]
-fn edge(
-    c: &mut [f32],
-    a: Left<'_>,
-    b: &[f32],
-    i: usize,
-    columns: std::ops::Range<usize>,
-    n: usize,
-    depth: std::ops::Range<usize>,
-    add: bool,
-) {
-    let mut sums = [0.0f32; COLUMNS];
-    for k in depth {
-        let (a, b) = (a.values[i * a.row + k * a.column], &b[k * n..][columns.clone()]);
-        for (sum, b) in sums.iter_mut().zip(b) {
-            *sum += a * b;
+    /// One row of a block, or of a part of it at the result's edge.
+    #[inline(always)]
+    fn row(&self, c: &mut [f32], a: Left<'_>, b: &[f32], row: usize) {
+        let columns = self.column..self.width.min(self.column + COLUMNS);
+        let mut sums = [0.0f32; COLUMNS];
+        for k in self.depth.clone() {
+            let a = a.values[row * a.row + k * a.column];
+            for (sum, b) in sums.iter_mut().zip(&b[k * self.width..][columns.clone()]) {
+                *sum += a * b;
+            }
         }
-    }
-    for (c, sum) in c[i * n..][columns].iter_mut().zip(&sums) {
-        *c = if add { *c + sum } else { *sum };
+        for (c, sum) in c[row * self.width..][columns].iter_mut().zip(&sums) {
+            *c = if self.add { *c + sum } else { *sum };
+        }
     }
 }
 
@@ -107,12 +106,11 @@ per_isa! {
                     Shape::Lower => 0..k.min(i + ROWS),
                     Shape::Upper => i..k,
                 };
+                let place = Place { row: i, column: j, width: n, depth, add };
                 if j + COLUMNS <= n && i + ROWS <= m {
-                    block(c, a, b, [i, j], n, depth, add);
+                    place.block(c, a, b);
                 } else {
-                    for i in i..m.min(i + ROWS) {
-                        edge(c, a, b, i, j..n.min(j + COLUMNS), n, depth.clone(), add);
-                    }
+                    (i..m.min(i + ROWS)).for_each(|row| place.row(c, a, b, row));
                 }
             }
         }
