@@ -323,6 +323,8 @@ impl<'a> Loading<'a> {
             self.norm(NormSpec::rms(spec.norm.eps), &spec.names.in_block(i, name), &[width])
         });
         let out_proj = self.in_block(spec, i, (r.output, r.output_bias), [c, values], adapters);
+        // Of the precision of what they make: a decay is multiplied with itself from token to token.
+        let compute = std::mem::replace(&mut self.compute, DType::F32);
         let mut of_heads = |name: &str, start: f32| {
             self.parameter(&spec.names.in_block(i, name), &[r.heads], Start::All(start))
         };
@@ -331,6 +333,7 @@ impl<'a> Loading<'a> {
             RuleSpec::StateSpace { skip } => Some(of_heads(skip, 1.0)),
             RuleSpec::Delta => None,
         };
+        self.compute = compute;
         Recurrent { inputs, conv, conv_bias, a_log, dt_bias, skip, norm, out_proj, spec: r.clone() }
     }
 

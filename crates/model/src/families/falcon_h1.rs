@@ -1,7 +1,6 @@
 //! Falcon-H1: attention and a state space side by side in each block, with a multiplier at nearly every place.
 
-use super::{Keys, mamba2};
-use super::{activation, llama_keyed, refuse_if};
+use super::{Keys, llama_keyed, mamba2, refuse_if};
 use crate::hf_config::HfConfig;
 use crate::spec::{
     DecoderSpec, GateSpec, InputNames, MixerSpec, ModuleNames, NormNames, Part, Projection, RecurrentSpec,
@@ -14,6 +13,7 @@ pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
     let number = |key: &str| config.number_or(key, 1.0) as f32;
     spec.embedding_multiplier = number("embedding_multiplier");
     spec.logit_scale = number("lm_head_multiplier");
+    mamba2::refuse_other_than_silu(config);
     let (input, output) = (number("attention_in_multiplier"), number("attention_out_multiplier"));
     let [gate, down] = config.numbers("mlp_multipliers").map(|by| by as f32);
     let bias = config.flag_or("attention_bias", false);
@@ -33,7 +33,6 @@ pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
         layer.mlp_norms = NormNames::before("pre_ff_layernorm");
         layer.mlp.inputs = InputNames::Each(&["feed_forward.gate_proj", "feed_forward.up_proj"]);
         layer.mlp.output = "feed_forward.down_proj";
-        layer.mlp.activation = activation(config, ("hidden_act", "silu"));
         (layer.mlp.bias, layer.mlp.gate_multiplier, layer.mlp.inner_multiplier) = (mlp_bias, gate, down);
     }
     spec

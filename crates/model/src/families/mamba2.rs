@@ -27,6 +27,7 @@ pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
     // No positions, and so no longest row.
     spec.max_position_embeddings = config.size_or("max_position_embeddings", 1 << 20);
     refuse_if(config, has_time_step_limit(config), "time_step_limit");
+    refuse_other_than_silu(config);
     let bias = config.flag_or("use_bias", false);
     let recurrent = RecurrentSpec {
         rule: RuleSpec::StateSpace { skip: "mixer.D" },
@@ -53,6 +54,12 @@ pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
         (layer.has_mlp, layer.mlp_norms) = (false, NormNames::NONE);
     }
     spec
+}
+
+/// The convolution's activation is no other.
+pub(super) fn refuse_other_than_silu(config: &HfConfig) {
+    let is_other = config.word("hidden_act").is_some_and(|name| !["silu", "swish"].contains(&name));
+    refuse_if(config, is_other, "hidden_act");
 }
 
 /// Whether steps are cut off anywhere but at 0.
