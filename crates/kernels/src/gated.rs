@@ -320,13 +320,7 @@ impl Gate for ClampedSwish {
     }
     #[inline(always)]
     fn factor(self, u: f32) -> f32 {
-        1.0 + if u < -SWISH_LIMIT {
-            -SWISH_LIMIT
-        } else if u > SWISH_LIMIT {
-            SWISH_LIMIT
-        } else {
-            u
-        }
+        1.0 + u.clamp(-SWISH_LIMIT, SWISH_LIMIT)
     }
     #[inline(always)]
     fn factor_slope(self, u: f32) -> f32 {

@@ -30,10 +30,15 @@ impl Balance {
         Self { coefficient, share: 1.0, counts: vec![0; experts], rows: 0, slopes: None }
     }
 
-    /// Begins a micro-batch that is this part of its step.
-    pub fn begin(&mut self, share: f32) {
+    /// What part of its step a micro-batch is from now on.
+    pub fn set_share(&mut self, share: f32) {
+        self.share = share;
+    }
+
+    /// Begins a micro-batch.
+    pub fn begin(&mut self) {
         self.counts.fill(0);
-        (self.share, self.rows, self.slopes) = (share, 0, None);
+        (self.rows, self.slopes) = (0, None);
     }
 
     /// The choices of one layer for `tokens` tokens.
@@ -62,12 +67,15 @@ impl Balance {
 
 #[cfg(test)]
 mod tests {
+    use sft_kernels::routing::{self, Rule, Scoring};
+    use sft_kernels::{CpuOptions, Device, View, ViewMut};
+
     use super::*;
 
     #[test]
     fn slopes_are_those_of_the_counts_of_all_layers() {
         let mut balance = Balance::new(0.5, 3);
-        balance.begin(1.0);
+        balance.begin();
         let mut grouping = Grouping::default();
         // Two layers, two tokens, two of three experts.
         for index in [[0, 1, 0, 2], [0, 1, 1, 2]] {
@@ -80,7 +88,45 @@ mod tests {
         // Recomputation is not counted.
         balance.count(&grouping, 2);
         assert_eq!(balance.slopes(1), Some(&[0.281_25][..]));
-        balance.begin(0.5);
+        balance.begin();
         assert_eq!(balance.slopes(3), None);
+    }
+
+    #[test]
+    fn gradients_are_those_of_transformers() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../goldens/balance.json")).unwrap();
+        let list = |key: &str| -> Vec<f32> { serde_json::from_value(golden[key].clone()).unwrap() };
+        let (layers, tokens, experts, k) = (2, 5, 6, 2);
+        let (logits, expected) = (list("logits"), list("dlogits"));
+        let dev = Device::cpu(CpuOptions { threads: Some(1), isa: None }).unwrap();
+        let rule = Rule { scoring: Scoring::Softmax, top_k: k, groups: None, normalised: true, scale: 1.0 };
+        let mut balance = Balance::new(0.25, experts);
+        balance.begin();
+        let size = tokens * experts;
+        let (mut weights, mut grouping) = (vec![0.0f32; tokens * k], Grouping::default());
+        let mut indices = vec![vec![0; tokens * k]; layers];
+        for (logits, index) in logits.chunks(size).zip(&mut indices) {
+            let (logits, weights) =
+                (View::of(logits, &[tokens, experts]), ViewMut::of(&mut weights, &[tokens, k]));
+            routing::forward(&dev, &rule, logits, None, weights, index);
+            grouping.sort(index, experts, k);
+            balance.count(&grouping, tokens);
+        }
+        balance.finish();
+        for (layer, index) in indices.iter().enumerate() {
+            let (range, mut dlogits) = (layer * size..(layer + 1) * size, vec![0.0f32; size]);
+            let io = routing::Backward {
+                logits: View::of(&logits[range.clone()], &[tokens, experts]),
+                index,
+                dweights: View::of(&[0.0f32; 10], &[tokens, k]),
+                balance: balance.slopes(experts),
+                dlogits: ViewMut::of(&mut dlogits, &[tokens, experts]),
+            };
+            routing::backward(&dev, &rule, io);
+            for (found, expected) in dlogits.iter().zip(&expected[range]) {
+                assert!((found - expected).abs() < 1e-8, "{found} and not {expected}");
+            }
+        }
     }
 }

@@ -137,6 +137,7 @@ impl Decoder {
         let n = batch.input_ids.len();
         let rotary = work.take_rotary(dev, batch);
         let pass = training_pass(dev, &rotary, batch, dropout);
+        work.begin_forward();
         self.forward_blocks(&pass, batch, work, None);
         work.finish_forward();
 

@@ -136,9 +136,14 @@ impl Workspace {
         (Self { hidden, saved, saved_of, scratch, entry, head, d, rotary, max_tokens }, bytes)
     }
 
-    /// Begins a micro-batch, which has this part of its step's tokens: what experts are chosen is counted anew.
-    pub fn begin_micro_batch(&mut self, share: f32) {
-        self.balance().for_each(|balance| balance.begin(share));
+    /// The micro-batches to come have this part of their step's tokens: how much their balance among experts counts.
+    pub fn set_share(&mut self, share: f32) {
+        self.balance().for_each(|balance| balance.set_share(share));
+    }
+
+    /// Experts are counted anew.
+    pub(crate) fn begin_forward(&mut self) {
+        self.balance().for_each(Balance::begin);
     }
 
     /// All blocks have chosen their experts.

@@ -63,6 +63,7 @@ pub fn gradients(
     work.clear_loss();
     for (i, packed) in step.micro_batches.iter().enumerate() {
         let key = random::key(dropout, &[i as u64]);
+        work.set_share(packed.tokens() as f32 / step.tokens().max(1) as f32);
         decoder.loss_and_gradients(dev, as_batch(packed), scale, Some(key), work)?;
     }
     Ok(work.loss_sums(dev))

@@ -89,7 +89,19 @@ fn a_run_on_a_gpu_repeats_to_the_bit() {
 fn a_gpu_computes_models_as_transformers_and_peft_compute_them() {
     let Some(gpu) = gpu() else { return };
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/parity");
-    for case in ["bloom", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"] {
+    for case in [
+        "bloom",
+        "deepseek_v3",
+        "gpt2",
+        "gpt_neox",
+        "gpt_oss",
+        "llama",
+        "llama4_text",
+        "mistral",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+    ] {
         let found = compare(&gpu, &cases.join(case)).unwrap();
         assert!(found.holds(&Limits::FLOAT32), "{case}: {found:?}");
     }

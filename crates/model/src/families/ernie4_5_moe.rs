@@ -8,6 +8,8 @@ use crate::spec::{Correction, DecoderSpec};
 
 pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
     let mut spec = ernie4_5::spec(config);
+    // Unlike the dense one.
+    spec.head_bias = config.flag_or("use_bias", false);
     let mut moe = experts(config, ["moe_num_experts", "moe_k", "moe_intermediate_size"]);
     const OWN: &str = "mlp.gate.moe_statics.e_score_correction_bias";
     let stored = Elsewhere { own: OWN, files: &["mlp.moe_statics.e_score_correction_bias"] };

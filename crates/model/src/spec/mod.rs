@@ -366,6 +366,11 @@ impl LayerSpec {
 }
 
 impl DecoderSpec {
+    /// Whether any block has experts.
+    pub fn has_experts(&self) -> bool {
+        self.layers.iter().any(|layer| layer.moe.is_some())
+    }
+
     /// Makes room for rows of `length` tokens as LLaMA-Factory's `rope_scaling` does: where the model was made for
     /// fewer, positions are scaled by the next whole factor. Returns whether anything changed.
     pub fn enlarge(&mut self, length: usize, rule: fn(factor: f64, original: usize) -> RopeScaling) -> bool {

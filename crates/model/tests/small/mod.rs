@@ -35,6 +35,12 @@ pub fn keys(family: &str) -> Value {
             "num_experts_per_tok": 4, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 10,
             "norm_topk_prob": true,
         }),
+        // So that more than the best come within the distance: or weights are 1, and gradients 0.
+        "phimoe" => json!({"model_type": family, "router_jitter_noise": 100.0}),
+        "llama4_text" => json!({
+            "model_type": family, "attention_chunk_size": 3, "floor_scale": 2, "interleave_moe_layer_step": 2,
+            "intermediate_size_mlp": 24, "num_experts_per_tok": 1,
+        }),
         _ => json!({"model_type": family}),
     }
 }
@@ -49,6 +55,12 @@ pub fn folder(keys: Value) -> tempfile::TempDir {
         "num_hidden_layers": 4, "n_layer": 4, "n_layers": 4,
         "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 64, "n_positions": 64, "rotary_dim": 2,
+        // Experts, and multi-head latent attention.
+        "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4,
+        "num_experts_per_tok": 2, "moe_topk": 2, "moe_k": 2, "moe_intermediate_size": 12,
+        "shared_expert_intermediate_size": 18, "n_shared_experts": 1, "moe_num_shared_experts": 1,
+        "first_k_dense_replace": 1, "q_lora_rank": 6, "kv_lora_rank": 5,
+        "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 3,
     });
     config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
     let folder = tempfile::tempdir().unwrap();
