@@ -92,9 +92,11 @@ fn a_gpu_computes_models_as_transformers_and_peft_compute_them() {
     for case in [
         "bloom",
         "deepseek_v3",
+        "falcon_h1",
         "gpt2",
         "gpt_neox",
         "gpt_oss",
+        "lfm2",
         "llama",
         "llama4_text",
         "mistral",
