@@ -59,6 +59,18 @@ template <class T> struct Relu2 : Plain {
     static __device__ __forceinline__ float slope(float x, float) { return x > 0.0f ? 2.0f * x : 0.0f; }
 };
 
+template <class T> struct Logistic : Plain {
+    static __device__ __forceinline__ float sigmoid(float x) { return Sigmoid<T>::of(x); }
+    static __device__ __forceinline__ float value(float, float s) { return s; }
+    static __device__ __forceinline__ float slope(float, float s) { return s * (1.0f - s); }
+};
+
+template <class T> struct Identity : Plain {
+    static __device__ __forceinline__ float sigmoid(float) { return 0.0f; }
+    static __device__ __forceinline__ float value(float x, float) { return x; }
+    static __device__ __forceinline__ float slope(float, float) { return 1.0f; }
+};
+
 template <class T> struct ClampedSwish {
     static constexpr float ALPHA = 1.702f, LIMIT = 7.0f;
     static __device__ __forceinline__ float sigmoid(float x) { return Sigmoid<T>::of(ALPHA * (x < LIMIT ? x : LIMIT)); }
@@ -78,5 +90,7 @@ template <class T> struct ClampedSwish {
         case 2: return function<T, GeluTanh<T>>(p);     \
         case 3: return function<T, Relu<T>>(p);         \
         case 4: return function<T, Relu2<T>>(p);        \
+        case 5: return function<T, Logistic<T>>(p);     \
+        case 6: return function<T, Identity<T>>(p);     \
         default: return function<T, ClampedSwish<T>>(p); \
     }

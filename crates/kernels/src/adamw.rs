@@ -13,9 +13,9 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::halves::{self, MasterWeight};
 use crate::isa::per_isa;
 use crate::lanes::sum_by;
-use crate::halves::{self, MasterWeight};
 use crate::{DType, Device, View, ViewMut};
 
 pub(crate) use on_cuda::SOURCE;
@@ -98,7 +98,8 @@ fn update_on_cpu(dev: &Device, learning_rate: f64, factors: Factors, update: Ada
     let AdamWUpdate { g, state: AdamWState { p, m, v }, weight_decay } = update;
     let decay = (1.0 - learning_rate * weight_decay) as f32;
     let g = g.as_slice::<f32>();
-    let moments = m.as_mut_slice::<f32>().par_chunks_mut(CHUNK).zip(v.as_mut_slice::<f32>().par_chunks_mut(CHUNK));
+    let moments =
+        m.as_mut_slice::<f32>().par_chunks_mut(CHUNK).zip(v.as_mut_slice::<f32>().par_chunks_mut(CHUNK));
     let update = |i: usize, p: &mut [f32], (m, v): (&mut [f32], &mut [f32])| {
         update_chunk(dev.isa(), factors, decay, &g[i * CHUNK..], p, m, v);
     };
@@ -208,8 +209,8 @@ mod on_cuda {
     //! it is sent once.
 
     use super::{AdamWUpdate, Factors};
-    use crate::halves::MasterWeight;
     use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
+    use crate::halves::MasterWeight;
     use crate::{Device, View, ViewMut};
 
     pub(crate) static SOURCE: Source = Source::new(

@@ -10,7 +10,7 @@
 //! `silu(g) = g·σ(g)`, `silu′(g) = σ(g)·(1 + g·(1 − σ(g)))`;
 //! `relu2(g) = max(g, 0)²`; `gelu_tanh(g) = g·σ(2z)` with z = √(2/π)·(g + 0.044715·g³), since ½(1 + tanh z) = σ(2z);
 //! `gelu(g) = g·Φ(g)`, `gelu′(g) = Φ(g) + g·φ(g)` with the normal distribution Φ(g) = ½(1 + erf(g/√2)) and its
-//! density φ; `relu(g) = max(g, 0)`.
+//! density φ; `relu(g) = max(g, 0)`; σ and g themselves.
 //!
 //! Storage f32 or bf16 (one type for all), arithmetic f32. Saved for backward: g and u; y is computed again rather than
 //! kept, with its gradient at hand: what it went into needs it last. Memory-bound: 3 tensors forward, 6 backward.
@@ -47,6 +47,10 @@ pub enum Activation {
     Relu,
     /// max(x, 0)² (So et al., 2021).
     Relu2,
+    /// 1/(1 + e⁻ˣ).
+    Sigmoid,
+    /// x: the gate alone is a product.
+    Identity,
     /// x'·σ(1.702·x'), x' = min(x, 7), which multiplies a clamped u + 1 (gpt-oss).
     ClampedSwish,
 }
@@ -62,6 +66,8 @@ impl FromStr for Activation {
             "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
             "relu" => Ok(Activation::Relu),
             "relu2" => Ok(Activation::Relu2),
+            "sigmoid" => Ok(Activation::Sigmoid),
+            "linear" => Ok(Activation::Identity),
             other => Err(format!(
                 "the activation `{other}` is not known here; silu, gelu, gelu_pytorch_tanh, relu and relu2 are"
             )),
@@ -113,6 +119,14 @@ macro_rules! with_activation {
             }
             $crate::gated::Activation::Relu2 => {
                 let $act = $crate::gated::Relu2;
+                $body
+            }
+            $crate::gated::Activation::Sigmoid => {
+                let $act = $crate::gated::Sigmoid;
+                $body
+            }
+            $crate::gated::Activation::Identity => {
+                let $act = $crate::gated::Identity;
                 $body
             }
             $crate::gated::Activation::ClampedSwish => {
@@ -245,6 +259,43 @@ impl Gate for Relu2 {
     #[inline(always)]
     fn slope(self, x: f32, _: f32) -> f32 {
         2.0 * if x > 0.0 { x } else { 0.0 }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Sigmoid;
+
+impl Gate for Sigmoid {
+    #[inline(always)]
+    fn argument(self, x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    fn value(self, _: f32, s: f32) -> f32 {
+        s
+    }
+    #[inline(always)]
+    fn slope(self, _: f32, s: f32) -> f32 {
+        s * (1.0 - s)
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Identity;
+
+impl Gate for Identity {
+    const HAS_SIGMOID: bool = false;
+    #[inline(always)]
+    fn argument(self, x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    fn value(self, x: f32, _: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    fn slope(self, _: f32, _: f32) -> f32 {
+        1.0
     }
 }
 
@@ -420,7 +471,13 @@ mod on_cuda {
     // SAFETY: `GatedBackward` of gated.cu.
     unsafe impl Params for GatedBackward {}
 
-    pub fn backward(cuda: &Cuda, act: Activation, mut dy: ViewMut<'_>, mut g: ViewMut<'_>, mut u: ViewMut<'_>) {
+    pub fn backward(
+        cuda: &Cuda,
+        act: Activation,
+        mut dy: ViewMut<'_>,
+        mut g: ViewMut<'_>,
+        mut u: ViewMut<'_>,
+    ) {
         assert_eq!((g.dtype(), u.dtype()), (dy.dtype(), dy.dtype()), "gated: one type");
         let (g, u, elements) = (g.device(), u.device(), dy.elements());
         let grid = Grid::element_wise(elements, dy.dtype());
@@ -444,6 +501,8 @@ pub(crate) mod reference {
             Activation::Gelu => x * distribution(x),
             Activation::Relu => x.max(0.0),
             Activation::Relu2 => x.max(0.0).powi(2),
+            Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            Activation::Identity => x,
             Activation::ClampedSwish => {
                 let x = x.min(7.0);
                 x / (1.0 + (-1.702 * x).exp())
@@ -486,6 +545,8 @@ pub(crate) mod reference {
             Activation::Gelu => distribution(x) + x * (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt(),
             Activation::Relu => f64::from(u8::from(x > 0.0)),
             Activation::Relu2 => 2.0 * x.max(0.0),
+            Activation::Sigmoid => (-x).exp() / (1.0 + (-x).exp()).powi(2),
+            Activation::Identity => 1.0,
             Activation::ClampedSwish if x > 7.0 => 0.0,
             Activation::ClampedSwish => {
                 let s = 1.0 / (1.0 + (-1.702 * x).exp());
@@ -508,12 +569,14 @@ mod tests {
     use crate::DType;
     use crate::testing::{Random, assert_close, devices, gradcheck, to_f64};
 
-    const ALL: [Activation; 6] = [
+    const ALL: [Activation; 8] = [
         Activation::Silu,
         Activation::Gelu,
         Activation::GeluTanh,
         Activation::Relu,
         Activation::Relu2,
+        Activation::Sigmoid,
+        Activation::Identity,
         Activation::ClampedSwish,
     ];
 
@@ -541,7 +604,9 @@ mod tests {
     fn matches_torch() {
         let golden: serde_json::Value = serde_json::from_str(include_str!("../goldens/gated.json")).unwrap();
         let x: Vec<f64> = serde_json::from_value(golden["x"].clone()).unwrap();
-        for (act, name) in ALL.into_iter().zip(["silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2"]) {
+        for (act, name) in
+            ALL.into_iter().zip(["silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2", "sigmoid", "linear"])
+        {
             assert_eq!(name.parse::<Activation>(), Ok(act));
             let y: Vec<f64> = x.iter().map(|x| reference::activation(act, *x)).collect();
             let expected: Vec<f64> = serde_json::from_value(golden[name].clone()).unwrap();
@@ -563,11 +628,11 @@ mod tests {
             let tensor = |x: &[f64]| {
                 crate::Tensor::from_slice(&x.iter().map(|x| *x as f32).collect::<Vec<_>>(), &[4, 1]).on(&dev)
             };
-            let (mut g, mut u, dy) = (tensor(&g), tensor(&u), tensor(&[1.0; 4]));
+            let (mut g, mut u, mut dy) = (tensor(&g), tensor(&u), tensor(&[1.0; 4]));
             let mut y = dev.zeros(DType::F32, &[4, 1]);
             forward(&dev, Activation::ClampedSwish, g.view(), u.view(), y.view_mut());
             assert_close("y", &to_f64(&y), &CLAMPED[0], 1e-6);
-            backward(&dev, Activation::ClampedSwish, dy.view(), g.view_mut(), u.view_mut());
+            backward(&dev, Activation::ClampedSwish, dy.view_mut(), g.view_mut(), u.view_mut());
             assert_close("dg", &to_f64(&g), &CLAMPED[1], 1e-6);
             assert_close("du", &to_f64(&u), &CLAMPED[2], 1e-6);
         }
@@ -577,7 +642,7 @@ mod tests {
     fn device_matches_reference() {
         for dev in devices() {
             for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 1e-2)] {
-                for (act, n) in ALL.into_iter().zip([CHUNK + 77, 9, 5, 7, CHUNK + 3, 11]) {
+                for (act, n) in ALL.into_iter().zip([CHUNK + 77, 9, 5, 7, CHUNK + 3, 700, 601, 11]) {
                     let mut random = Random::new(5);
                     let mut tensor = || random.tensor(dtype, &[n, 1]).on(&dev);
                     let (mut g, mut u, mut dy) = (tensor(), tensor(), tensor());

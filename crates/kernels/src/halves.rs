@@ -11,8 +11,8 @@
 
 use half::bf16;
 
-use crate::tensor::{Tensor, View, ViewMut};
 use crate::DType;
+use crate::tensor::{Tensor, View, ViewMut};
 
 pub(crate) use on_cuda::SOURCE;
 

@@ -213,6 +213,7 @@ impl Decoder {
         let rotary = work.take_rotary(dev, batch);
         let pass = pass_of(dev, &rotary, input_ids.len(), RowOffsets { q: &q, k: &k }, None);
         self.forward_blocks(&pass, batch, work, Some(cache));
+        cache.advance(input_ids.len());
         work.give_rotary(rotary);
         let last = input_ids.len() - 1;
         Ok(self.head_logits(dev, work, last..last + 1).to_f32_vec())

@@ -10,6 +10,7 @@ use crate::arena::Arena;
 use crate::inputs::in_rows_mut;
 use crate::linear::{self, Linear};
 use crate::method::LayerAdapters;
+use crate::mixer::PartsMut;
 use crate::norm::Norm;
 use crate::parameter::Parameter;
 use crate::pass::Pass;
@@ -254,29 +255,18 @@ impl Latent {
         self.spec.linear_names().zip(queries.chain([&self.kv_a, &self.kv_b]))
     }
 
-    /// The linear layers with their names inside the block.
-    pub fn linears_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Linear)> {
-        let queries = self.q_a.iter_mut().map(|(linear, _)| linear).chain([&mut self.q_b]);
-        self.spec.linear_names().zip(queries.chain([&mut self.kv_a, &mut self.kv_b]))
-    }
-
     /// The norms' weights.
     pub fn norm_parameters(&self) -> impl Iterator<Item = &Parameter> {
         let queries = self.q_a.iter().map(|(_, norm)| norm);
         queries.chain([&self.kv_a_norm]).flat_map(Norm::parameters)
     }
 
-    /// Every weight: those of the linear layers, and those of the norms.
-    pub fn parameters_mut(&mut self) -> [Vec<&mut Parameter>; 2] {
-        let [mut linears, mut norms] = [Vec::new(), Vec::new()];
-        if let Some((linear, norm)) = &mut self.q_a {
-            linears.extend(linear.parameters_mut());
-            norms.extend(norm.parameters_mut());
-        }
-        norms.extend(self.kv_a_norm.parameters_mut());
-        for linear in [&mut self.q_b, &mut self.kv_a, &mut self.kv_b] {
-            linears.extend(linear.parameters_mut());
-        }
-        [linears, norms]
+    /// The norms' weights, and the linear layers with their names inside the block.
+    pub fn parts_mut(&mut self) -> PartsMut<'_> {
+        let Self { q_a, q_b, kv_a, kv_a_norm, kv_b, spec } = self;
+        let (q_a, q_norm) = q_a.as_mut().map(|(linear, norm)| (linear, norm)).unzip();
+        let norms = q_norm.into_iter().chain([kv_a_norm]).flat_map(Norm::parameters_mut);
+        let linears = q_a.into_iter().chain([q_b, kv_a, kv_b]);
+        (norms.collect(), spec.linear_names().zip(linears).collect())
     }
 }

@@ -14,15 +14,19 @@ use crate::inputs::Inputs;
 use crate::latent::Latent;
 use crate::linear::{Linear, Lora};
 use crate::method::{Adapters, LayerAdapters, Method};
+use crate::mixer::Mixer;
 use crate::mlp::{Act, Mlp, Xielu};
 use crate::moe::{Experts, Moe};
 use crate::norm::Norm;
 use crate::norms::Norms;
 use crate::parameter::{Parameter, Stored};
 use crate::per_layer::{PerLayer, PerLayerInputs};
+use crate::recurrent::Recurrent;
+use crate::short_conv::ShortConv;
 use crate::spec::{
-    ActivationSpec, AttentionSpec, DecoderSpec, ExpertNames, InputNames, LatentQueries, LatentSpec, MlpSpec,
-    MoeSpec, NormNames, NormSpec, QkNorm, QkScope,
+    ActivationSpec, AttentionSpec, DecoderSpec, ExpertNames, GateSpec, InputNames, LatentQueries, LatentSpec,
+    MixerSpec, MlpSpec, MoeSpec, NormNames, NormSpec, Part, QkNorm, QkScope, RecurrentSpec, RuleSpec,
+    ShortConvSpec,
 };
 use crate::weights::{WeightFiles, first_non_finite};
 
@@ -233,9 +237,9 @@ impl<'a> Loading<'a> {
         };
         Block {
             attention_norms: norms(self, layer.attention_norms),
-            self_attn: self.attention(spec, i, &layer.attention, adapters),
+            mixer: self.mixer(spec, i, adapters),
             mlp_norms: norms(self, layer.mlp_norms),
-            mlp: self.feed_forward(spec, i, adapters),
+            mlp: layer.has_mlp.then(|| self.feed_forward(spec, i, adapters)),
             parallel: layer.parallel,
             per_layer: self.per_layer(spec, i, adapters),
             output_scalar: layer
@@ -243,6 +247,89 @@ impl<'a> Loading<'a> {
                 .map(|name| self.constant(&spec.names.in_block(i, name), &[1], 1.0)),
             residual_multiplier: layer.residual_multiplier,
         }
+    }
+
+    fn mixer(&mut self, spec: &DecoderSpec, i: usize, adapters: &LayerAdapters) -> Mixer {
+        let layer = &spec.layers[i];
+        let attention = layer.attends().map(|a| Box::new(self.attention(spec, i, a, adapters)));
+        let recurrent = layer.mixer.recurrent().map(|r| Box::new(self.recurrent(spec, i, r, adapters)));
+        match (&layer.mixer, attention, recurrent) {
+            (MixerSpec::ShortConv(conv), ..) => {
+                Mixer::ShortConv(Box::new(self.short_conv(spec, i, *conv, adapters)))
+            }
+            (
+                MixerSpec::Both { attention_multiplier, recurrent_multiplier, .. },
+                Some(attention),
+                Some(recurrent),
+            ) => {
+                let multipliers = [*attention_multiplier, *recurrent_multiplier];
+                Mixer::Both { attention, recurrent, multipliers }
+            }
+            (_, Some(attention), None) => Mixer::Attention(attention),
+            (_, _, Some(recurrent)) => Mixer::Recurrent(recurrent),
+            (_, None, None) => unreachable!("a mixer is one of these"),
+        }
+    }
+
+    fn short_conv(
+        &mut self,
+        spec: &DecoderSpec,
+        i: usize,
+        conv: ShortConvSpec,
+        adapters: &LayerAdapters,
+    ) -> ShortConv {
+        let c = spec.hidden_size;
+        let in_proj = self.inputs(spec, i, (conv.inputs(), conv.bias), &[c, c, c], adapters);
+        let (weight, bias) = self.convolution(&spec.names.in_block(i, conv.conv), [c, conv.taps], conv.bias);
+        let out_proj = self.in_block(spec, i, (conv.output, conv.bias), [c, c], adapters);
+        ShortConv { in_proj, conv: weight, conv_bias: bias, out_proj, spec: conv }
+    }
+
+    /// The weight [channels, 1, W] of a convolution, and its bias.
+    fn convolution(
+        &mut self,
+        path: &str,
+        [channels, taps]: [usize; 2],
+        bias: bool,
+    ) -> (Parameter, Option<Parameter>) {
+        let weight = self.parameter(&format!("{path}.weight"), &[channels, 1, taps], Start::Normal);
+        (weight, bias.then(|| self.parameter(&format!("{path}.bias"), &[channels], Start::All(0.0))))
+    }
+
+    fn recurrent(
+        &mut self,
+        spec: &DecoderSpec,
+        i: usize,
+        r: &RecurrentSpec,
+        adapters: &LayerAdapters,
+    ) -> Recurrent {
+        let (c, values) = (spec.hidden_size, r.width(Part::V));
+        let mut inputs = Vec::new();
+        for projection in r.inputs {
+            let widths: Vec<usize> = projection.parts.iter().map(|part| r.width(*part)).collect();
+            let names = (projection.input_names(r.key_heads), r.input_bias);
+            inputs.push(self.inputs(spec, i, names, &widths, adapters));
+        }
+        let channels = r.conv_widths().iter().sum();
+        let (conv, conv_bias) =
+            self.convolution(&spec.names.in_block(i, r.conv), [channels, r.taps], r.conv_bias);
+        let norm = r.gate.norm().map(|name| {
+            let width = if let GateSpec::NormOfHeads(_) = r.gate { r.value_dim } else { values };
+            self.norm(NormSpec::rms(spec.norm.eps), &spec.names.in_block(i, name), &[width])
+        });
+        let out_proj = self.in_block(spec, i, (r.output, r.output_bias), [c, values], adapters);
+        // Of the precision of what they make: a decay is multiplied with itself from token to token.
+        let compute = std::mem::replace(&mut self.compute, DType::F32);
+        let mut of_heads = |name: &str, start: f32| {
+            self.parameter(&spec.names.in_block(i, name), &[r.heads], Start::All(start))
+        };
+        let (a_log, dt_bias) = (of_heads(r.a_log, 0.0), of_heads(r.dt_bias, 1.0));
+        let skip = match r.rule {
+            RuleSpec::StateSpace { skip } => Some(of_heads(skip, 1.0)),
+            RuleSpec::Delta => None,
+        };
+        self.compute = compute;
+        Recurrent { inputs, conv, conv_bias, a_log, dt_bias, skip, norm, out_proj, spec: r.clone() }
     }
 
     fn attention(
@@ -253,7 +340,8 @@ impl<'a> Loading<'a> {
         adapters: &LayerAdapters,
     ) -> Attention {
         let (c, q, kv) = (spec.hidden_size, a.heads * a.head_dim, a.kv_heads * a.head_dim);
-        let qkv = self.inputs(spec, i, (a.inputs, a.qkv_bias), &[q, kv, kv], adapters);
+        let of_queries = if a.output_gate { 2 * q } else { q };
+        let qkv = self.inputs(spec, i, (a.inputs, a.qkv_bias), &[of_queries, kv, kv], adapters);
         let latent = a.latent.as_ref().map(|latent| self.latent(spec, i, (a.heads, latent), adapters));
         let values = a.latent.map_or(a.head_dim, |latent| latent.columns.value);
         let o_proj = self.in_block(spec, i, (a.output, a.o_bias), [c, a.heads * values], adapters);
@@ -376,6 +464,7 @@ impl<'a> Loading<'a> {
             down_proj: self.in_block(spec, i, (mlp.output, mlp.bias), [c, f], adapters),
             output: mlp.output,
             activation,
+            multipliers: [mlp.gate_multiplier, mlp.inner_multiplier],
         }
     }
 

@@ -235,9 +235,11 @@ fn modules(spec: &DecoderSpec) -> Vec<String> {
         let name = |part: &str| spec.names.in_block(i, part);
         all.push(format!("{}.{i}", spec.names.layers));
         all.extend(block_parts(layer).into_iter().chain(layer.linear_names()).map(name));
-        let norms = layer.attention.qk_norm.map(|norm| norm.names);
-        let latent = layer.attention.latent.iter().flat_map(|latent| latent.norm_names());
+        let norms = layer.attends().and_then(|attention| attention.qk_norm).map(|norm| norm.names);
+        let latent = layer.attends().and_then(|attention| attention.latent.as_ref());
+        let latent = latent.into_iter().flat_map(|latent| latent.norm_names());
         all.extend(norms.into_iter().flatten().chain(latent).map(name));
+        all.extend(layer.mixer.other_modules().map(name));
     }
     all
 }

@@ -7,7 +7,7 @@
 
 use sft_kernels::gated::{self, Activation};
 use sft_kernels::xielu::{self, XieluParams};
-use sft_kernels::{DType, Tensor, View, ViewMut, activation};
+use sft_kernels::{DType, Device, Tensor, View, ViewMut, activation, rows};
 
 use crate::arena::Arena;
 use crate::inputs::{self, Inputs};
@@ -28,6 +28,8 @@ pub struct Mlp {
     pub output: &'static str,
     /// On the gate, or on what there is without one.
     pub activation: Act,
+    /// Of the gate, and of what goes into `down_proj`.
+    pub multipliers: [f32; 2],
 }
 
 /// An activation with its weights, if it has any.
@@ -172,12 +174,16 @@ impl Mlp {
             Some(gate) => self.gate_up.forward(pass, x, [gate.head_mut(n), up], &mut s.gate_up, inputs),
             None => self.gate_up.forward(pass, x, [up], &mut s.gate_up, inputs),
         }
+        if let Some(gate) = &mut s.gate {
+            scale(dev, self.multipliers[0], gate.head_mut(n));
+        }
         let (up, inner) = (s.up.head(n), s.shaped_mut(&mut scratch.inner, n));
         match (&self.activation, &s.gate) {
             (Act::Fixed(act), Some(gate)) => gated::forward(dev, *act, gate.head(n), up, inner),
             (Act::Fixed(act), None) => activation::forward(dev, *act, up, inner),
             (Act::Xielu(xielu), _) => xielu::forward(dev, xielu.params(), up, inner),
         }
+        scale(dev, self.multipliers[1], s.shaped_mut(&mut scratch.inner, n));
         let (inner, linears) = (s.shaped(&scratch.inner, n), &mut inputs.linears);
         self.down_proj.forward(dev, inner, y, &mut s.down_proj, linears, pass.dropout);
     }
@@ -195,6 +201,7 @@ impl Mlp {
         let (n, dev, s, dropout) = (x.dim(0), pass.dev, saved, pass.dropout);
         let (inner, linears) = (s.shaped_mut(&mut scratch.inner, n), &mut inputs.linears);
         self.down_proj.backward_to_input(dev, dy, inner, &s.down_proj, linears, dropout);
+        scale(dev, self.multipliers[1], s.shaped_mut(&mut scratch.inner, n));
         let dinner = s.shaped_mut(&mut scratch.inner, n);
         let up = s.up.head_mut(n);
         match (&mut self.activation, &mut s.gate) {
@@ -205,11 +212,21 @@ impl Mlp {
                 xielu.accumulate(xielu::backward(dev, xielu.params(), dinner, up, sums.view_mut()));
             }
         }
+        scale(dev, self.multipliers[1], s.shaped_mut(&mut scratch.inner, n));
         self.down_proj.backward_of_input(dev, s.shaped(&scratch.inner, n), dy, linears, dropout);
+        if let Some(gate) = &mut s.gate {
+            scale(dev, self.multipliers[0], gate.head_mut(n));
+        }
         let (up, dx) = (s.up.head(n), Some(dx));
         match &s.gate {
             Some(gate) => self.gate_up.backward(pass, x, [gate.head(n), up], dx, &s.gate_up, inputs),
             None => self.gate_up.backward(pass, x, [up], dx, &s.gate_up, inputs),
         }
+    }
+}
+
+fn scale(dev: &Device, by: f32, x: ViewMut<'_>) {
+    if by != 1.0 {
+        rows::scale_in_place(dev, by, x);
     }
 }

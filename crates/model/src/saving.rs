@@ -13,6 +13,7 @@ use sft_kernels::DType;
 use crate::ModelError;
 use crate::decoder::Decoder;
 use crate::families;
+use crate::hf_config::parse;
 use crate::spec::{DecoderSpec, RopeScaling};
 use crate::weights;
 
@@ -116,8 +117,7 @@ pub fn copy_model_files(from: &Path, to: &Path) -> Result<Vec<String>, ModelErro
 fn config_of(decoder: &Decoder, source: &Path, dtype: Option<DType>) -> Result<Value, ModelError> {
     let path = source.join("config.json");
     let text = fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
-    let mut config: Map<String, Value> =
-        serde_json::from_str(&text).map_err(|source| ModelError::Json { path, source })?;
+    let mut config: Map<String, Value> = parse(&text).map_err(|source| ModelError::Json { path, source })?;
     let before = families::read_spec(source)?;
     let stored = dtype.unwrap_or_else(|| widest(decoder)).name();
     // transformers 4 reads and writes `torch_dtype`, transformers 5 writes `dtype` and reads both.

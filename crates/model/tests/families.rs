@@ -287,7 +287,17 @@ fn experts_that_cannot_be_are_refused() {
 
 /// Models of all families, and of the switches that change how a block is computed.
 fn all() -> Vec<(String, Value)> {
+    let falcon_h1 = |more: Value| {
+        let mut keys = small::keys("falcon_h1");
+        keys.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        keys
+    };
+    let norm = json!({"mamba_rms_norm": true, "mamba_n_groups": 1});
+    let last = json!({"mamba_rms_norm": true, "mamba_n_groups": 1, "mamba_norm_before_gate": false});
     let switches = [
+        json!({"model_type": "lfm2", "full_attn_idxs": [1], "conv_bias": true, "block_auto_adjust_ff_dim": false}),
+        falcon_h1(norm),
+        falcon_h1(last),
         json!({"model_type": "stablelm", "qk_layernorm": true, "use_parallel_residual": true}),
         json!({"model_type": "cohere", "use_qk_norm": true}),
         json!({"model_type": "phi", "qk_layernorm": true}),
@@ -377,6 +387,52 @@ fn blocks_that_are_computed_again_give_the_same_gradients() {
         });
         assert!(kept == some && kept == all, "{name}");
     }
+}
+
+#[test]
+fn rows_that_lie_side_by_side_do_not_see_each_other() {
+    let dev = Device::cpu(CpuOptions::default()).unwrap();
+    let ids = [3, 1, 4, 1, 5, 9, 2];
+    for (name, keys) in all() {
+        let spec = spec(keys);
+        let source = Source::Random { seed: 3 };
+        let decoder = loading::load(&dev, &spec, &source, &Method::Inference, DType::F32, 3).unwrap();
+        let mut work = Workspace::new(&dev, &spec, decoder.adapters(), DType::F32, 7, Purpose::Forward);
+        let mut logits = |range: std::ops::Range<usize>, cu_seqlens: &[u32]| {
+            let position = |i: usize| {
+                let i = i as u32;
+                i - cu_seqlens.iter().copied().filter(|start| *start <= i).max().unwrap()
+            };
+            let position_ids: Vec<u32> = (0..range.len()).map(position).collect();
+            let batch =
+                Batch { input_ids: &ids[range], position_ids: &position_ids, cu_seqlens, targets: &[] };
+            decoder.logits(&dev, batch, &mut work).unwrap().to_f32_vec()
+        };
+        let together = logits(0..7, &[0, 4, 7]);
+        compare(&name, &together[..4 * 24], &logits(0..4, &[0, 4]));
+        compare(&name, &together[4 * 24..], &logits(4..7, &[0, 3]));
+    }
+}
+
+#[test]
+fn mixers_stand_where_their_family_has_them() {
+    let attends = |keys: Value| -> Vec<bool> {
+        spec(keys).layers.iter().map(|layer| layer.attends().is_some()).collect()
+    };
+    assert_eq!(attends(small::keys("lfm2")), [false, true, false, true]);
+    assert_eq!(attends(json!({"model_type": "lfm2", "full_attn_idxs": [2]})), [false, false, true, false]);
+    let qwen = json!({"model_type": "qwen3_5_text", "head_dim": 8});
+    assert_eq!(attends(qwen), [false, false, false, true]);
+    assert_eq!(attends(small::keys("falcon_h1")), [true; 4]);
+    assert!(
+        spec(small::keys("mamba2")).layers.iter().all(|layer| !layer.has_mlp && layer.attends().is_none())
+    );
+    // LFM2-1.2B: two thirds of 12288, up to the next multiple of 256.
+    let lfm2 = json!({"model_type": "lfm2", "block_ff_dim": 12288, "intermediate_size": 1});
+    assert_eq!(spec(lfm2).layers[0].mlp.intermediate_size, 8192);
+    let limited = json!({"model_type": "mamba2", "num_heads": 4, "time_step_limit": [0.0, 0.1]});
+    let error = families::read_spec(small::folder(limited).path()).unwrap_err().to_string();
+    assert!(error.contains("`time_step_limit` is [0.0,0.1] and not supported"), "{error}");
 }
 
 #[test]

@@ -225,8 +225,19 @@ unsafe fn algorithm(
     // SAFETY: there is room for as many results as are asked for; the rest is the caller's word.
     unsafe {
         let (results, wanted) = (found.as_mut_ptr(), CANDIDATES as i32);
-        sys::cublasLtMatmulAlgoGetHeuristic(handle, description, a, b, c, c, preference, wanted, results, &raw mut count)
-            .result()?;
+        sys::cublasLtMatmulAlgoGetHeuristic(
+            handle,
+            description,
+            a,
+            b,
+            c,
+            c,
+            preference,
+            wanted,
+            results,
+            &raw mut count,
+        )
+        .result()?;
     }
     let found = &found[..usize::try_from(count).unwrap_or(0).min(CANDIDATES)];
     let best = found.iter().find(|result| found.len() > 1 && is_plain(&result.algo)).or(found.first());

@@ -14,6 +14,27 @@ pub fn keys(family: &str) -> Value {
             "model_type": family, "head_dim": 4, "global_head_dim": 8, "hidden_size_per_layer_input": 6,
             "vocab_size_per_layer_input": 24,
         }),
+        "lfm2" => json!({
+            "model_type": family, "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+            "block_multiple_of": 4,
+        }),
+        "mamba2" => json!({
+            "model_type": family, "num_heads": 4, "head_dim": 8, "n_groups": 2, "state_size": 6, "conv_kernel": 3,
+            "time_step_limit": [0.0, {"__float__": "Infinity"}],
+        }),
+        "falcon_h1" => json!({
+            "model_type": family, "mamba_n_heads": 4, "mamba_d_ssm": 16, "mamba_n_groups": 2, "mamba_d_state": 6,
+            "ssm_multipliers": [0.7, 0.8, 1.2, 0.9, 1.1], "ssm_in_multiplier": 1.5, "ssm_out_multiplier": 0.8,
+            "attention_in_multiplier": 1.2, "attention_out_multiplier": 0.9, "key_multiplier": 0.6,
+            "mlp_multipliers": [1.3, 0.7], "embedding_multiplier": 2.0, "lm_head_multiplier": 0.5,
+        }),
+        "qwen3_5_text" | "qwen3_next" => json!({
+            "model_type": family, "head_dim": 8, "full_attention_interval": 2, "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 4, "num_experts": 4,
+            // All of them: a choice would make the loss jump.
+            "num_experts_per_tok": 4, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 10,
+            "norm_topk_prob": true,
+        }),
         // So that more than the best come within the distance: or weights are 1, and gradients 0.
         "phimoe" => json!({"model_type": family, "router_jitter_noise": 100.0}),
         "llama4_text" => json!({

@@ -43,9 +43,7 @@ impl AdamW {
 
     /// Moments of zero for the given parameters.
     pub fn new(options: AdamWOptions, parameters: &[&mut Parameter]) -> Self {
-        let moments = |p: &&mut Parameter| {
-            Moments { name: p.name().to_owned(), m: p.zeros(), v: p.zeros() }
-        };
+        let moments = |p: &&mut Parameter| Moments { name: p.name().to_owned(), m: p.zeros(), v: p.zeros() };
         Self { options, moments: parameters.iter().map(moments).collect(), updates: 0 }
     }
 }
