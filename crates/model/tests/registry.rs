@@ -20,6 +20,30 @@ fn the_page_of_models_in_docs_is_the_printed_one() {
 }
 
 #[test]
+fn the_example_of_a_family_in_docs_is_its_file() {
+    let page = fs::read_to_string(root().join("docs/families.md")).unwrap();
+    let file = fs::read_to_string(root().join("crates/model/src/families/internlm2.rs")).unwrap();
+    assert!(page.contains(&format!("```rust\n{file}```")), "docs/families.md shows another internlm2.rs");
+}
+
+/// The families' files: the registry and what several share are apart.
+const SHARED: &[&str] = &["mod.rs", "registry.rs", "wrappers.rs", "page.rs", "experts.rs"];
+
+#[test]
+fn a_family_is_a_small_file() {
+    let mut lines = Vec::new();
+    for entry in fs::read_dir(root().join("crates/model/src/families")).unwrap() {
+        let path = entry.unwrap().path();
+        if !SHARED.iter().any(|name| path.ends_with(name)) {
+            lines.push(fs::read_to_string(path).unwrap().lines().count());
+        }
+    }
+    lines.sort_unstable();
+    let median = lines[lines.len() / 2];
+    assert!(median < 80, "the median family has {median} lines");
+}
+
+#[test]
 fn families_are_sorted_and_stand_once() {
     let names: Vec<_> = families::supported().collect();
     assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
