@@ -1,11 +1,12 @@
 //! `sft models`: the families that are supported, or what a model's folder is to this program.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use sft_model::ModelError;
 use sft_model::families;
 use sft_model::spec::{DecoderSpec, MixerSpec};
+use sft_model::weights::WeightFiles;
 
 /// Prints the table of families; with folders, what is made of their `config.json`.
 #[derive(Debug, clap::Args)]
@@ -22,7 +23,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let mut refused = 0;
     for folder in &args.folders {
-        let said = families::read_spec(folder).map(|spec| summary(&spec)).map_err(|error| one_line(&error));
+        let said = families::read_spec(folder).map(|spec| summary(&spec) + &left_aside(folder, &spec));
+        let said = said.map_err(|error| one_line(&error));
         refused += usize::from(said.is_err());
         let said = said.unwrap_or_else(|reason| format!("refused: {reason}"));
         println!("{}: {said}", folder.display());
@@ -57,6 +59,14 @@ fn summary(spec: &DecoderSpec) -> String {
         text += &format!(", text part of a larger model ({}…)", moved.files);
     }
     text
+}
+
+/// How many weights of other parts lie in the folder, where weights are there.
+fn left_aside(folder: &Path, spec: &DecoderSpec) -> String {
+    match WeightFiles::open_model(folder).map_or(0, |files| files.of_other_parts(spec)) {
+        0 => String::new(),
+        count => format!(", {count} tensors of other parts left aside"),
+    }
 }
 
 /// An error without its path, which stands before it, and without its help.

@@ -213,7 +213,7 @@ fn outside_linears(spec: &DecoderSpec) -> impl Iterator<Item = &'static str> {
 }
 
 /// Full names of the modules outside of the blocks that hold weights.
-fn outside_modules(spec: &DecoderSpec) -> Vec<&'static str> {
+pub(crate) fn outside_modules(spec: &DecoderSpec) -> Vec<&'static str> {
     let names = spec.names;
     let positions = spec.positions.map(|positions| positions.name);
     let entry = [names.embed_tokens].into_iter().chain(positions).chain(spec.embedding_norm);

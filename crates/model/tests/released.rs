@@ -277,13 +277,20 @@ fn minicpm_is_granite_by_other_keys() {
 
 #[test]
 fn minicpm3_is_deepseek_without_experts() {
+    let longrope = json!({
+        "type": "longrope", "short_factor": [1.1], "long_factor": [1.1], "original_max_position_embeddings": 64,
+    });
     let keys = json!({
+        "rope_scaling": longrope,
         "model_type": "deepseek_v3", "first_k_dense_replace": 4, "v_head_dim": 4, "rope_interleave": false,
         "rms_norm_eps": 1e-6, "tie_word_embeddings": true,
     });
     let (deepseek, weights) = known(keys);
     // Multipliers that come to 1.
-    let keys = json!({"model_type": "minicpm3", "scale_emb": 1, "dim_model_base": 16, "scale_depth": 2.0});
+    let keys = json!({
+        "model_type": "minicpm3", "scale_emb": 1, "dim_model_base": 16, "scale_depth": 2.0,
+        "rope_scaling": longrope,
+    });
     assert_equal("minicpm3", laid_out(keys.clone(), &weights).path(), deepseek.path());
     // The released file names its class alone.
     let mut named = keys;
@@ -313,6 +320,8 @@ fn assert_text_part(outer: Value, inner: Value, (from, to): (&str, &str)) {
     std::fs::write(folder.path().join("config.json"), outer.to_string()).unwrap();
     write(folder.path(), &weights);
     assert_equal(&name, folder.path(), alone.path());
+    let spec = families::read_spec(folder.path()).unwrap();
+    assert_eq!(WeightFiles::open_model(folder.path()).unwrap().of_other_parts(&spec), 1, "{name}");
 
     let saved = tempfile::tempdir().unwrap();
     saving::save(&read(folder.path()), folder.path(), saved.path(), SAVE).unwrap();

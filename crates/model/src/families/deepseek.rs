@@ -3,7 +3,7 @@
 use sft_kernels::latent::Columns;
 
 use super::experts::{after_dense, experts, route_by_sigmoid, scale_and_group, set_experts, share_several};
-use super::{llama_shaped, refuse_if, rotate_neighbours};
+use super::{Keys, refuse_if, rotate_neighbours, shaped};
 use crate::hf_config::HfConfig;
 use crate::spec::{
     DecoderSpec, InputNames, LatentQueries, LatentSpec, LayerRope, MoeSpec, RopeScaling, RouterSpec,
@@ -51,7 +51,7 @@ fn with_experts(config: &HfConfig, mut spec: DecoderSpec, moe: &MoeSpec) -> Deco
 
 /// Llama with multi-head latent attention, and values of this width.
 pub(super) fn latent(config: &HfConfig, value: usize) -> DecoderSpec {
-    let mut spec = llama_shaped(config);
+    let mut spec = shaped(config, &Keys::LLAMA);
     let columns =
         Columns { passed: config.size("qk_nope_head_dim"), rotated: config.size("qk_rope_head_dim"), value };
     let width = columns.width();

@@ -113,7 +113,7 @@ pub fn read_spec(folder: &Path) -> Result<DecoderSpec, ModelError> {
 ///
 /// # Errors
 /// As [`read_spec`].
-pub(crate) fn text_config(folder: &Path) -> Result<Map<String, Value>, ModelError> {
+pub fn text_config(folder: &Path) -> Result<Map<String, Value>, ModelError> {
     Ok(text_part(HfConfig::read(folder)?)?.config.into_values())
 }
 
