@@ -133,7 +133,7 @@ impl WeightFiles {
         let modules = [vec![spec.names.layers], outside_modules(spec)].concat();
         let is_ours = |name: &str| {
             let is_in = |module: &&str| name.strip_prefix(*module).is_some_and(|rest| rest.starts_with('.'));
-            modules.iter().any(|module| is_in(module))
+            modules.iter().any(is_in)
         };
         let is_text = |name: &str| {
             let own =

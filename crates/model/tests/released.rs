@@ -156,6 +156,15 @@ fn internlm2_is_llama_in_another_layout() {
 }
 
 #[test]
+fn internlm3_is_qwen2_by_its_switch() {
+    let (qwen2, weights) = known(json!({"model_type": "qwen2"}));
+    let folder = laid_out(json!({"model_type": "internlm3", "qkv_bias": true}), &weights);
+    assert_equal("internlm3", folder.path(), qwen2.path());
+    let error = families::read_spec(small::folder(json!({"model_type": "internlm3", "bias": true})).path());
+    assert!(error.unwrap_err().to_string().contains("`bias` is true and not supported"));
+}
+
+#[test]
 fn chatglm_is_glm_in_another_layout() {
     let (glm, mut weights) =
         known(json!({"model_type": "glm", "attention_bias": true, "rope_theta": 5e6, "rms_norm_eps": 1e-5}));

@@ -30,6 +30,7 @@ mod helium;
 mod hunyuan_v1_dense;
 mod hunyuan_v1_moe;
 mod internlm2;
+mod internlm3;
 mod jais2;
 mod lfm2;
 mod llama;

@@ -72,6 +72,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family("hunyuan_v1_dense", hunyuan_v1_dense::spec, ["norms of queries and keys after the rotation", "Hunyuan 0.5B–7B"], &["hunyuan_small"]),
     family("hunyuan_v1_moe", hunyuan_v1_moe::spec, ["the same with experts", "Hunyuan-A13B"], &["hunyuan"]),
     family("internlm2", internlm2::spec, ["Llama under other names, one layer for queries, keys and values", "InternLM2 and 2.5 1.8B, 7B, 20B"], &["intern2"]).like("llama"),
+    family("internlm3", internlm3::spec, ["Llama with switches of its own for biases", "InternLM3 8B"], &["intern2"]).like("qwen2"),
     family("jais2", jais2::spec, ["layer norms, ReLU²", "Jais 2 8B, 70B"], &[]),
     family("lfm2", lfm2::spec, ["gated convolutions and attention", "LFM2 350M, 700M, 1.2B, 2.6B"], &["lfm2"]),
     family("llama", llama::spec, ["the shape that others vary", "Llama 1, 2, 3, 3.1, 3.2 (1B, 3B), 3.3; Yi; DeepSeek LLM; Vicuna; TinyLlama; SmolLM, SmolLM2; SOLAR; Megrez"], &["llama2", "llama3", "yi", "deepseek", "vicuna", "smollm", "smollm2", "solar"]),
