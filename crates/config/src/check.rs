@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::choices::{ComputeDtype, FinetuningType, IntervalStrategy, LrSchedulerType, Stage};
+use crate::choices::{ComputeDtype, FinetuningType, IntervalStrategy, LrSchedulerType, MixStrategy, Stage};
 use crate::keys::RunConfig;
 use crate::problem::{ConfigError, NoEffect, Place, Problem};
 use crate::resolve::Purpose;
@@ -104,6 +104,7 @@ impl Checks<'_> {
             "`val_size` holds rows out for evaluation, but `eval_dataset` names them",
             "keep one of the two",
         );
+        self.mixing(c);
         self.refuse_if(
             c.mask_history && c.train_on_prompt,
             &["mask_history", "train_on_prompt"],
@@ -116,6 +117,24 @@ impl Checks<'_> {
             "`stage: pt` knows no prompts, so `train_on_prompt` and `mask_history` cannot hold",
             "remove them, or use `stage: sft`",
         );
+    }
+
+    fn mixing(&mut self, c: &RunConfig) {
+        let shares = c.interleave_probs.0.len();
+        self.refuse_if(
+            shares > 0 && c.mix_strategy == MixStrategy::Concat,
+            &["interleave_probs", "mix_strategy"],
+            "`interleave_probs` needs an interleaving `mix_strategy`, and it is `concat`",
+            "set `mix_strategy: interleave_under`, or remove `interleave_probs`",
+        );
+        for (key, sets) in [("dataset", &c.dataset), ("eval_dataset", &c.eval_dataset)] {
+            self.refuse_if(
+                shares > 0 && !sets.is_empty() && sets.len() != shares,
+                &["interleave_probs", key],
+                &format!("`interleave_probs` has {shares} numbers, and `{key}` names {}", sets.len()),
+                "give one number for each data set",
+            );
+        }
     }
 
     fn method(&mut self, c: &RunConfig) {
@@ -289,6 +308,8 @@ fn idle_keys(c: &RunConfig, given: &Given) -> Vec<NoEffect> {
         &freeze,
         format!("read only with `finetuning_type: freeze`, and it is `{}`", c.finetuning_type),
     );
+    let no_eval_sets = c.eval_dataset.is_empty();
+    list(no_eval_sets, &["eval_on_each_dataset"], "read only with `eval_dataset`".to_string());
     let not_eval = c.eval_strategy != IntervalStrategy::Steps;
     list(
         not_eval,

@@ -41,6 +41,24 @@ fn evaluation_needs_data() {
 }
 
 #[test]
+fn probabilities_are_for_interleaved_mixes_and_one_for_each_data_set() {
+    refused("interleave_probs: [1.0]", "needs an interleaving `mix_strategy`");
+    refused(
+        "mix_strategy: interleave_over; interleave_probs: 0.5,0.5",
+        "has 2 numbers, and `dataset` names 1",
+    );
+    refused("mix_strategy: interleave_over; interleave_probs: 0.5", "sum to 0.5, not to 1");
+    refused(
+        "mix_strategy: interleave_over; interleave_probs: 1.5,-0.5; eval_dataset: a,b",
+        "outside of 0 to 1",
+    );
+    let two = "mix_strategy: interleave_under; interleave_probs: 0.7,0.3; eval_dataset: a,b";
+    let text = format!("{GOOD}{}\n", two.replace("; ", "\n"));
+    let c = load_text(&text, "c.yaml", &["dataset=a,b".to_owned()], Purpose::Train).unwrap();
+    assert_eq!(c.interleave_probs.0, [0.7, 0.3]);
+}
+
+#[test]
 fn mask_history_excludes_train_on_prompt() {
     refused("mask_history: true; train_on_prompt: true", "last answer only");
 }

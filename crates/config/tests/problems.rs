@@ -131,7 +131,6 @@ fn what_is_not_built_is_refused_by_name_with_a_way_out() {
         ("fsdp: full_shard", "one process"),
         ("neftune_noise_alpha: 5", "leave it out"),
         ("streaming: true", "leave it out"),
-        ("mix_strategy: interleave_under", "concat"),
         ("fp16: true", "bf16: true"),
         ("compute_dtype: float16", "bfloat16"),
         ("report_to: wandb", "tensorboard"),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use sft_data::dataset::{self, DatasetOptions, ProblemLimit, Stage};
+use sft_data::dataset::{self, DatasetOptions, Mix, ProblemLimit, Stage};
 use sft_data::labels::Policy;
 use sft_data::loader::{Loader, LoaderOptions};
 use sft_data::pipeline::Pipeline;
@@ -45,6 +45,8 @@ fn measure(
         max_samples: None,
         val_size: None,
         seed: 42,
+        mix: Mix::default(),
+        eval_on_each_dataset: false,
         problem_limit: ProblemLimit::Fraction(1.0),
     })?
     .train;

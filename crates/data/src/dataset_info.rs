@@ -5,6 +5,8 @@
 //! by name. Unlike there, a column or tag that is not listed keeps its default name when others are
 //! listed.
 
+mod split;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +16,8 @@ use crate::dataset::Stage;
 use crate::error::{DataError, nearby};
 use crate::formats::{AlpacaColumns, Format, PlainColumns, Tags, TurnColumns};
 use crate::rows::{FileKind, kind_of};
+
+pub use split::{Boundary, SplitPart};
 
 /// Name of the file in `dataset_dir`.
 pub const DATASET_INFO: &str = "dataset_info.json";
@@ -49,8 +53,8 @@ pub struct Entry {
     pub name: String,
     /// File or folder.
     pub path: PathBuf,
-    /// Only the files of a folder that belong to this split.
-    pub split: Option<String>,
+    /// Which of the files and of their rows count; never empty.
+    pub split: Vec<SplitPart>,
     /// How the rows are written; `None`: to be told from their columns.
     pub format: Option<Format>,
     /// How many rows to draw, if not each once.
@@ -75,7 +79,8 @@ pub fn find(name: &str, dataset_dir: &Path, stage: Stage) -> Result<Entry, DataE
         if path.exists() && !name.is_empty() {
             let format = (stage == Stage::Pt).then(|| Format::Plain(PlainColumns::default()));
             let (name, notes) = (name.to_owned(), Vec::new());
-            return Ok(Entry { name, path, split: None, format, num_samples: None, notes });
+            let split = vec![SplitPart::default()];
+            return Ok(Entry { name, path, split, format, num_samples: None, notes });
         }
     }
     Err(unknown(name, dataset_dir, info.as_ref().map(|(_, entries)| entries)))
@@ -234,33 +239,32 @@ impl EntryReader<'_> {
         Ok(path)
     }
 
-    /// The split whose files count; `None`: all files.
-    fn split(&self, entry: &Map<String, Value>, path: &Path) -> Result<Option<String>, DataError> {
+    /// Which of the files and rows below `path` count.
+    fn split(&self, entry: &Map<String, Value>, path: &Path) -> Result<Vec<SplitPart>, DataError> {
         let Some(split) = self.text(entry, "split")? else {
-            return Ok(None);
+            return Ok(vec![SplitPart::default()]);
         };
-        if split.contains(['[', '+']) {
-            return Err(DataError::Unsupported {
-                dataset: self.name.to_owned(),
-                key: "split".to_owned(),
-                reason: format!("`{split}` is more than the name of a split"),
-                help: "use `max_samples` for the first rows, or `num_samples` for a random choice".to_owned(),
-            });
-        }
-        let starts = |file: &Path| {
-            let file = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            file.strip_prefix(split).is_some_and(|rest| rest.starts_with(['-', '_', '.']))
-        };
-        if path.is_dir() {
+        let mut parts = split::parse(split).map_err(|reason| {
+            self.wrong(
+                "split",
+                format!("is `{split}`: {reason} (`train`, `train[:10%]`, `train[100:]+test`)"),
+            )
+        })?;
+        for part in &mut parts {
+            let Some(name) = part.name.clone() else { continue };
+            let is_of_split = |file: &Path| {
+                let file = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                file.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with(['-', '_', '.']))
+            };
+            if path.is_file() && name != "train" && !is_of_split(path) {
+                return Err(self.wrong("split", format!("is `{split}`, but `file_name` is a single file")));
+            }
             let mut files = fs::read_dir(path).into_iter().flatten().flatten();
             // Files that do not tell their split are all `train`, as in Hugging Face's loaders.
-            let told = split != "train" || files.any(|file| starts(&file.path()));
-            return Ok(told.then(|| split.to_owned()));
+            let told = name != "train" || files.any(|file| is_of_split(&file.path()));
+            part.name = part.name.take().filter(|_| path.is_dir() && told);
         }
-        if path.is_file() && split != "train" && !starts(path) {
-            return Err(self.wrong("split", format!("is `{split}`, but `file_name` is a single file")));
-        }
-        Ok(None)
+        Ok(parts)
     }
 
     fn format(
@@ -535,7 +539,6 @@ mod tests {
                 "`columns.kto_tag` is not supported",
             ),
             (json!({"file_name": "x.json", "columns": {"images": "i"}}), "`columns.images` is not supported"),
-            (json!({"file_name": "x.json", "split": "train[:10]"}), "`split` is not supported"),
         ] {
             let message = refusal(entry);
             assert!(message.contains(expected) && message.contains("\nhelp: "), "{message}");
@@ -576,6 +579,10 @@ mod tests {
             (
                 json!({"file_name": "x.json", "split": "test"}),
                 "`x`: `split` is `test`, but `file_name` is a single file",
+            ),
+            (
+                json!({"file_name": "x.json", "split": "train[3]"}),
+                "`x`: `split` is `train[3]`: `train[3]` is no split (`train`, `train[:10%]`, `train[100:]+test`)",
             ),
             (
                 json!({"file_name": "x.json", "subset": "en"}),

@@ -455,6 +455,33 @@ impl EncodeReport {
         encoded.examples
     }
 
+    /// Adds what became of further rows.
+    pub fn merge(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.examples += other.examples;
+        self.tokens += other.tokens;
+        self.supervised += other.supervised;
+        self.refused.extend(other.refused);
+        self.untrained.extend(other.untrained);
+        self.too_long.extend(other.too_long);
+        self.split_rows += other.split_rows;
+        self.cut.extend(other.cut);
+        self.cut_rows += other.cut_rows;
+        self.cut_tokens += other.cut_tokens;
+        self.cut_ends += other.cut_ends;
+        self.border_rows += other.border_rows;
+        self.parted_rows += other.parted_rows;
+        self.parted.extend(other.parted);
+        self.rewritten_rows += other.rewritten_rows;
+        self.hidden_rows += other.hidden_rows;
+        self.shortest_prompt = self.shortest_prompt.into_iter().chain(other.shortest_prompt).min();
+        self.proof.merge(other.proof);
+        self.longest = self.longest.max(other.longest);
+        for (length, count) in other.lengths {
+            *self.lengths.entry(length).or_default() += count;
+        }
+    }
+
     pub(crate) fn count(&mut self, example: &Example) {
         self.examples += 1;
         self.tokens += example.len();

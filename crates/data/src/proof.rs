@@ -144,6 +144,20 @@ impl Proof {
         }
     }
 
+    /// Adds what was found of further rows.
+    pub fn merge(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.examples += other.examples;
+        self.answers += other.answers;
+        self.supervised += other.supervised;
+        self.cut_rows += other.cut_rows;
+        self.answers_without_stop += other.answers_without_stop;
+        self.typed_rows += other.typed_rows;
+        self.violated_rows += other.violated_rows;
+        let room = KEPT.saturating_sub(self.violations.len());
+        self.violations.extend(other.violations.into_iter().take(room));
+    }
+
     /// Counts a row.
     pub fn add(&mut self, row: Result<RowProof, Violation>) {
         self.rows += 1;

@@ -4,7 +4,7 @@ mod byte_tokenizer;
 
 use std::fs;
 
-use sft_data::dataset::{self, DatasetOptions, LoadedData, ProblemLimit, Stage};
+use sft_data::dataset::{self, DatasetOptions, LoadedData, Mix, ProblemLimit, Stage};
 use sft_data::labels::{OverLength, Policy};
 use sft_data::lint::{Kind, Limit, Lint, lint};
 use sft_data::pipeline::{EncodeReport, Pipeline};
@@ -36,6 +36,8 @@ fn load(train: &str) -> LoadedData {
         max_samples: None,
         val_size: None,
         seed: 42,
+        mix: Mix::default(),
+        eval_on_each_dataset: false,
         problem_limit: ProblemLimit::Fraction(1.0),
     })
     .unwrap()

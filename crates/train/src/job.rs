@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use sft_config::{Amount, IntervalStrategy, RunConfig, Stage};
 use sft_data::conversation::Conversation;
-use sft_data::dataset::{self, DatasetReport};
+use sft_data::dataset::{self, DatasetReport, LoadedData};
 use sft_data::labels::Example;
 use sft_data::loader::{Loader, LoaderOptions};
 use sft_data::pipeline::{EncodeReport, Pipeline};
@@ -43,8 +43,8 @@ pub struct Job {
     pub eval_encoded: Option<EncodeReport>,
     /// The training rows in batches.
     pub train: Loader,
-    /// The evaluation rows in batches.
-    pub eval: Option<Loader>,
+    /// The evaluation rows in batches: of each data set with `eval_on_each_dataset`, else all as one.
+    pub eval: Vec<EvalRows>,
     /// The evaluation rows as they were read.
     pub eval_rows: Vec<Conversation>,
     /// Updates of the whole run.
@@ -59,6 +59,15 @@ pub struct Job {
     pub available: Option<u64>,
     /// Whether weights are drawn at random, to time a job of a model that is not there.
     pub random_weights: bool,
+}
+
+/// Rows that are evaluated together.
+#[derive(Debug)]
+pub struct EvalRows {
+    /// The data set they are of, where each is evaluated by itself.
+    pub dataset: Option<String>,
+    /// The rows in batches.
+    pub rows: Loader,
 }
 
 /// Steps from which on packing frozen weights before the first of them pays: it costs about as much as it saves in eight.
@@ -84,12 +93,9 @@ impl Job {
         }
         let limit = setup::dataset_options(&config).problem_limit;
         limit.check(&encoded.refused, encoded.rows as u64, "refused by the template")?;
-        let (eval_examples, eval_encoded) = encoder.encode(&data.eval);
-        eval_encoded.proof.require()?;
-        if eval_examples.is_empty() && !data.eval.is_empty() {
-            return Err(nothing_left("evaluation", &eval_encoded));
-        }
-        check_vocabulary(&base, &spec, examples.iter().chain(&eval_examples))?;
+        let (eval_sets, eval_encoded) = encode_eval(&encoder, &data)?;
+        let eval_examples = || eval_sets.iter().flat_map(|(_, examples)| examples);
+        check_vocabulary(&base, &spec, examples.iter().chain(eval_examples()))?;
 
         let pack_to = config.packing.then_some(config.cutoff_len);
         let train = LoaderOptions {
@@ -106,11 +112,14 @@ impl Job {
             in_order: true,
             seed: config.data_seed,
         };
-        let max_tokens = largest_batch(&examples, &train).max(largest_batch(&eval_examples, &eval));
-        let rows = examples.iter().chain(&eval_examples).map(|e| e.len() * 8).sum();
+        let largest_eval = eval_sets.iter().map(|(_, examples)| largest_batch(examples, &eval)).max();
+        let max_tokens = largest_batch(&examples, &train).max(largest_eval.unwrap_or(0));
+        let rows = examples.iter().chain(eval_examples()).map(|e| e.len() * 8).sum();
         let train = Loader::new(examples, train)?;
-        let has_eval = !eval_examples.is_empty();
-        let eval = if has_eval { Some(Loader::new(eval_examples, eval)?) } else { None };
+        let eval = eval_sets
+            .into_iter()
+            .map(|(dataset, examples)| Ok(EvalRows { dataset, rows: Loader::new(examples, eval.clone())? }));
+        let eval = eval.collect::<Result<Vec<_>, TrainError>>()?;
         let (total_steps, epochs) = length(&config, train.steps_per_epoch());
         let schedule = Schedule::new(
             config.lr_schedule(),
@@ -142,7 +151,7 @@ impl Job {
             datasets: data.reports,
             problems: data.problems,
             encoded,
-            eval_encoded: has_eval.then_some(eval_encoded),
+            eval_encoded: (!eval.is_empty()).then_some(eval_encoded),
             train,
             eval,
             eval_rows: data.eval,
@@ -250,6 +259,34 @@ impl Encoder {
             Encoder::Text(text) => text.encode_all(rows),
         }
     }
+}
+
+/// The examples of the evaluation rows, of each data set by itself or of all, and what became of all rows.
+type EvalExamples = (Vec<(Option<String>, Vec<Example>)>, EncodeReport);
+
+fn encode_eval(encoder: &Encoder, data: &LoadedData) -> Result<EvalExamples, TrainError> {
+    if data.eval.is_empty() {
+        return Ok((Vec::new(), EncodeReport::default()));
+    }
+    let sets: Vec<(Option<String>, &[Conversation])> = match data.eval_sets.as_slice() {
+        [] => vec![(None, &data.eval)],
+        sets => sets.iter().map(|set| (Some(set.name.clone()), &data.eval[set.rows.clone()])).collect(),
+    };
+    let (mut encoded_sets, mut all) = (Vec::new(), EncodeReport::default());
+    for (name, rows) in sets {
+        let (examples, encoded) = encoder.encode(rows);
+        encoded.proof.require()?;
+        if examples.is_empty() {
+            return Err(nothing_left(&format!("evaluation{}", of(&name)), &encoded));
+        }
+        encoded_sets.push((name, examples));
+        all.merge(encoded);
+    }
+    Ok((encoded_sets, all))
+}
+
+fn of(name: &Option<String>) -> String {
+    name.as_ref().map_or(String::new(), |name| format!(" ({name})"))
 }
 
 /// Refuses a `cutoff_len` that leaves no prompt whole: every row would teach the model to answer a part of its question.

@@ -215,35 +215,57 @@ impl<'a> Running<'a> {
 
     /// Evaluates and records; whether training should stop because it does not get better.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
-        let Some(record) = self.eval_record(observer)? else { return Ok(false) };
-        let outcome = self.recorder.record_eval(&record)?;
-        observer.on(&Event::Evaluated { line: &outcome.line, is_best: outcome.is_best });
+        let Some(records) = self.eval_records(observer)? else { return Ok(false) };
+        let mut evals_since_best = 0;
+        for record in &records {
+            let outcome = self.recorder.record_eval(record)?;
+            observer.on(&Event::Evaluated { line: &outcome.line, is_best: outcome.is_best });
+            evals_since_best = outcome.evals_since_best;
+        }
         let patience = self.job.config.early_stopping_steps;
-        let stop = patience.is_some_and(|patience| outcome.evals_since_best >= patience);
+        let stop = patience.is_some_and(|patience| evals_since_best >= patience);
         if stop {
-            observer.on(&Event::StoppedEarly { evaluations: outcome.evals_since_best });
+            observer.on(&Event::StoppedEarly { evaluations: evals_since_best });
         }
         Ok(stop)
     }
 
-    /// The current evaluation; `None` without evaluation rows, or when it was interrupted.
-    fn eval_record(&mut self, observer: &dyn Observer) -> Result<Option<EvalRecord>, TrainError> {
-        let Some(rows) = &self.job.eval else { return Ok(None) };
-        let started = Instant::now();
-        let evaluation: Evaluation =
-            evaluate(self.trainer.dev, &self.trainer.decoder, rows, &mut self.trainer.work, || {
-                observer.interrupted()
-            })?;
-        Ok((!evaluation.stopped).then(|| EvalRecord {
-            step: self.step,
-            epoch: self.epoch(),
-            dataset: None,
-            loss: evaluation.loss(),
-            accuracy: Some(evaluation.accuracy()),
-            runtime_s: started.elapsed().as_secs_f64(),
-            samples: rows.examples().len() as u64,
-            batches: evaluation.batches,
-        }))
+    /// The current evaluation: of each data set where they stand for themselves, and last of all rows. `None` without
+    /// evaluation rows, or when it was interrupted.
+    fn eval_records(&mut self, observer: &dyn Observer) -> Result<Option<Vec<EvalRecord>>, TrainError> {
+        let (step, epoch) = (self.step, self.epoch());
+        let record =
+            |dataset: Option<String>, evaluation: &Evaluation, seconds: f64, samples: u64| EvalRecord {
+                step,
+                epoch,
+                dataset,
+                loss: evaluation.loss(),
+                accuracy: Some(evaluation.accuracy()),
+                runtime_s: seconds,
+                samples,
+                batches: evaluation.batches,
+            };
+        let (mut records, mut all, mut all_seconds, mut all_samples) =
+            (Vec::new(), Evaluation::default(), 0.0, 0);
+        for set in &self.job.eval {
+            let started = Instant::now();
+            let (dev, decoder, work) = (self.trainer.dev, &self.trainer.decoder, &mut self.trainer.work);
+            let evaluation = evaluate(dev, decoder, &set.rows, work, || observer.interrupted())?;
+            if evaluation.stopped {
+                return Ok(None);
+            }
+            let (seconds, samples) = (started.elapsed().as_secs_f64(), set.rows.examples().len() as u64);
+            all += evaluation;
+            (all_seconds, all_samples) = (all_seconds + seconds, all_samples + samples);
+            if set.dataset.is_some() {
+                records.push(record(set.dataset.clone(), &evaluation, seconds, samples));
+            }
+        }
+        if self.job.eval.is_empty() {
+            return Ok(None);
+        }
+        records.push(record(None, &all, all_seconds, all_samples));
+        Ok(Some(records))
     }
 
     /// Writes a checkpoint of the current step, unless it is there already.
@@ -300,10 +322,10 @@ impl<'a> Running<'a> {
             results = self.recorder.finish(&Summary { peak_bytes: peak_rss_bytes(), extra })?;
         }
         if self.job.config.do_eval
-            && let Some(record) = self.eval_record(observer)?
+            && let Some(records) = self.eval_records(observer)?
         {
-            results::save_eval(self.folder.path(), &record)?;
-            results.extend(record.metrics());
+            results::save_eval(self.folder.path(), &records)?;
+            results.extend(records.iter().flat_map(EvalRecord::metrics));
         }
         if self.job.config.do_train {
             model_card::write(&self.job, self.folder.path(), self.recorder.state())?;

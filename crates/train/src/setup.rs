@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sft_config::{
     Amount, ComputeDtype, FinetuningType, InferDtype, RopeScaling as RopeRule, RunConfig, Stage, Targets,
 };
-use sft_data::dataset::{DatasetOptions, ProblemLimit, Stage as DataStage, ValSize};
+use sft_data::dataset::{DatasetOptions, Mix, MixStrategy, ProblemLimit, Stage as DataStage, ValSize};
 use sft_data::error::DataError;
 use sft_data::labels::{OverLength, Policy};
 use sft_data::pipeline::Pipeline;
@@ -71,6 +71,16 @@ pub fn dataset_options(config: &RunConfig) -> DatasetOptions {
             Amount::Count(rows) => Some(ValSize::Rows(usize::try_from(rows).unwrap_or(usize::MAX))),
             Amount::Fraction(share) => Some(ValSize::Fraction(share)),
         },
+        mix: Mix {
+            strategy: match config.mix_strategy {
+                sft_config::MixStrategy::Concat => MixStrategy::Concat,
+                sft_config::MixStrategy::InterleaveUnder => MixStrategy::InterleaveUnder,
+                sft_config::MixStrategy::InterleaveOver => MixStrategy::InterleaveOver,
+                sft_config::MixStrategy::InterleaveOnce => MixStrategy::InterleaveOnce,
+            },
+            probabilities: config.interleave_probs.0.clone(),
+        },
+        eval_on_each_dataset: config.eval_on_each_dataset,
         seed: config.seed,
         problem_limit: match config.max_malformed {
             Amount::Count(rows) => ProblemLimit::Rows(rows),

@@ -44,8 +44,15 @@ macro_rules! data_keys {
         preserve_thinking: bool { read_by: "data::template" }
         /// How tools and their calls are written; null is the template's own way.
         tool_format: Option<String> { read_by: "data::template" }
-        /// How several data sets become one.
+        /// How several data sets become one: one after the other, or by turns until the first has ended, until all
+        /// have ended once (shorter ones begin anew), or until all have ended with each row once.
         mix_strategy: MixStrategy { read_by: "data::dataset" }
+        /// How likely each data set is to give the next row of an interleaved mix, in the order of their names; null
+        /// takes them in turn. Evaluation sets are mixed the same way.
+        interleave_probs: Probabilities { read_by: "data::dataset" }
+        /// Evaluate each data set of `eval_dataset` by itself too, as `eval_NAME_loss` and so on beside the `eval_loss`
+        /// of all of them.
+        eval_on_each_dataset: bool { read_by: "data::dataset" }
     } } };
 }
 
@@ -61,7 +68,5 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
 
 pub(super) const NOT_YET: &[super::NotYetKey] = &[
     ("streaming", "false", "leave it out: all rows are read before training"),
-    ("interleave_probs", "null", "leave it out and use `mix_strategy: concat`"),
-    ("eval_on_each_dataset", "false", "leave it out: the evaluation sets are evaluated as one"),
     ("tokenized_path", "null", "leave it out: rows are tokenised at each start"),
 ];
