@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use crate::dataset::Stage;
 use crate::error::{DataError, nearby};
 use crate::formats::{AlpacaColumns, Format, PlainColumns, Tags, TurnColumns};
-use crate::rows::{FileKind, kind_of};
+use crate::rows::{FileKind, Source, is_of_split, kind_of};
 
 pub use split::{Boundary, SplitPart};
 
@@ -252,16 +252,14 @@ impl EntryReader<'_> {
         })?;
         for part in &mut parts {
             let Some(name) = part.name.clone() else { continue };
-            let is_of_split = |file: &Path| {
-                let file = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                file.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with(['-', '_', '.']))
-            };
-            if path.is_file() && name != "train" && !is_of_split(path) {
+            if path.is_file()
+                && name != "train"
+                && !is_of_split(path.file_name().map_or(path, Path::new), &name)
+            {
                 return Err(self.wrong("split", format!("is `{split}`, but `file_name` is a single file")));
             }
-            let mut files = fs::read_dir(path).into_iter().flatten().flatten();
             // Files that do not tell their split are all `train`, as in Hugging Face's loaders.
-            let told = name != "train" || files.any(|file| is_of_split(&file.path()));
+            let told = name != "train" || Source::open(path, Some(&name)).is_ok();
             part.name = part.name.take().filter(|_| path.is_dir() && told);
         }
         Ok(parts)

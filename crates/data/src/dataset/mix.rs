@@ -112,11 +112,11 @@ impl Mixer {
     }
 
     fn is_over(&self) -> bool {
-        let in_round = matches!(self.turns, Turns::InTurn { next } if next > 0);
+        let in_round = self.whole_rounds && matches!(self.turns, Turns::InTurn { next } if next > 0);
         match self.strategy {
-            MixStrategy::InterleaveUnder => self.ended.contains(&true) && !(self.whole_rounds && in_round),
-            MixStrategy::InterleaveOver => !self.ended.contains(&false) && !(self.whole_rounds && in_round),
-            MixStrategy::InterleaveOnce | MixStrategy::Concat => !self.ended.contains(&false),
+            MixStrategy::InterleaveUnder => self.ended.contains(&true) && !in_round,
+            MixStrategy::InterleaveOver => self.ended.iter().all(|ended| *ended) && !in_round,
+            MixStrategy::InterleaveOnce | MixStrategy::Concat => self.ended.iter().all(|ended| *ended),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Stage 2 of the walk: files → [`Row`]s with file and line.
 //!
-//! In: a file or a folder of one type (json, jsonl, csv, tsv, parquet, txt). Out: one [`Row`] per
+//! In: a file or a folder of one type (json, jsonl, csv, tsv, txt, compressed or not; parquet, arrow). Out: one [`Row`] per
 //! record, in file order, streamed; a record that cannot be read is a [`RowProblem`] in its place.
 //! Nothing is known here of what the columns mean.
 
+mod arrow;
+mod compressed;
 mod csv;
 mod json;
 mod parquet;
@@ -19,6 +21,7 @@ use serde_json::{Map, Value};
 use crate::conversation::Origin;
 use crate::error::DataError;
 
+pub(crate) use source::is_of_split;
 pub use source::{FileKind, Source};
 
 /// Longest row that is read, in bytes: a bound on memory against a file without line breaks.
@@ -101,6 +104,7 @@ impl Rows {
             FileKind::Csv => csv::open(path, b',')?,
             FileKind::Tsv => csv::open(path, b'\t')?,
             FileKind::Parquet => parquet::open(path)?,
+            FileKind::Arrow => arrow::open(path)?,
             FileKind::Text => text::open(path)?,
         })
     }
