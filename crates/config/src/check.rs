@@ -93,7 +93,7 @@ impl Checks<'_> {
 
     fn data(&mut self, c: &RunConfig) {
         let folder = c.dataset_dir.to_string_lossy();
-        if folder == "ONLINE" || folder.starts_with("REMOTE:") {
+        if folder.starts_with("REMOTE:") {
             let place = self.given.get("dataset_dir").map_or(self.home, |(place, _)| place);
             let error = ConfigError::NotYet { key: "dataset_dir".into(), value: folder.into_owned() };
             self.problems.push(Problem::new(place, error).help("download the data and name its folder"));
@@ -105,6 +105,7 @@ impl Checks<'_> {
             "keep one of the two",
         );
         self.mixing(c);
+        self.streaming(c);
         self.refuse_if(
             c.mask_history && c.train_on_prompt,
             &["mask_history", "train_on_prompt"],
@@ -135,6 +136,36 @@ impl Checks<'_> {
                 "give one number for each data set",
             );
         }
+    }
+
+    fn streaming(&mut self, c: &RunConfig) {
+        if !c.streaming {
+            return;
+        }
+        self.refuse_if(
+            c.max_steps <= 0,
+            &["streaming", "max_steps"],
+            "`streaming` needs `max_steps`: the number of rows is not known",
+            "set `max_steps`",
+        );
+        self.refuse_if(
+            matches!(c.val_size, Amount::Fraction(_)),
+            &["val_size", "streaming"],
+            "`val_size` is a fraction, and the number of rows of a stream is not known",
+            "give a number of rows",
+        );
+        self.refuse_if(
+            c.max_samples.is_some(),
+            &["max_samples", "streaming"],
+            "`max_samples` cannot be set together with `streaming`",
+            "remove it: `max_steps` ends the run",
+        );
+        self.refuse_if(
+            c.tokenized_path.is_some(),
+            &["tokenized_path", "streaming"],
+            "`tokenized_path` keeps all tokenised rows, which `streaming` never has",
+            "remove one of the two",
+        );
     }
 
     fn method(&mut self, c: &RunConfig) {
@@ -308,6 +339,8 @@ fn idle_keys(c: &RunConfig, given: &Given) -> Vec<NoEffect> {
         &freeze,
         format!("read only with `finetuning_type: freeze`, and it is `{}`", c.finetuning_type),
     );
+    list(!c.streaming, &["buffer_size"], "read only with `streaming: true`".to_string());
+    list(c.streaming, &["overwrite_cache"], "rows of a stream are not kept".to_string());
     let no_eval_sets = c.eval_dataset.is_empty();
     list(no_eval_sets, &["eval_on_each_dataset"], "read only with `eval_dataset`".to_string());
     let not_eval = c.eval_strategy != IntervalStrategy::Steps;

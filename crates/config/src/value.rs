@@ -406,6 +406,38 @@ impl KeyType for Amount {
     }
 }
 
+/// A token that lets the program in somewhere. It is not shown and not written down.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Secret(Option<String>);
+
+impl Secret {
+    /// The token itself.
+    pub fn reveal(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "…" } else { "null" })
+    }
+}
+
+impl KeyType for Secret {
+    fn parse(node: &Node) -> Result<Self, Reject> {
+        Option::<String>::parse(node).map(|text| Self(text.filter(|text| !text.is_empty())))
+    }
+    fn to_json(&self) -> Json {
+        Json::Null
+    }
+    fn takes() -> String {
+        "a text or null".into()
+    }
+    fn schema() -> Json {
+        json!({"type": ["string", "null"]})
+    }
+}
+
 /// Probabilities that sum to 1; none for null.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Probabilities(pub Vec<f64>);

@@ -59,6 +59,15 @@ fn probabilities_are_for_interleaved_mixes_and_one_for_each_data_set() {
 }
 
 #[test]
+fn a_stream_ends_by_steps_and_counts_no_rows() {
+    refused("streaming: true", "needs `max_steps`");
+    refused("streaming: true; max_steps: 5; val_size: 0.1", "c.yaml:6: `val_size` is a fraction");
+    refused("streaming: true; max_steps: 5; max_samples: 9", "cannot be set together with `streaming`");
+    refused("streaming: true; max_steps: 5; tokenized_path: t", "never has");
+    assert_eq!(accepted("streaming: true; max_steps: 5; val_size: 100").buffer_size, 16384);
+}
+
+#[test]
 fn mask_history_excludes_train_on_prompt() {
     refused("mask_history: true; train_on_prompt: true", "last answer only");
 }

@@ -110,12 +110,14 @@ fn load(dataset: &str, data: &Path, rows: usize) -> Result<Vec<Conversation>, Pr
         dataset: vec![dataset.to_owned()],
         eval_dataset: Vec::new(),
         dataset_dir: data.to_owned(),
+        hub: sft_data::hub::HubOptions::default(),
         stage: Stage::Sft,
         max_samples: Some(rows),
         val_size: None,
         seed: 42,
         mix: Mix::default(),
         eval_on_each_dataset: false,
+        streaming: None,
         problem_limit: ProblemLimit::Rows(0),
     })?;
     let mut rows = loaded.train;

@@ -41,12 +41,14 @@ fn measure(
         dataset: vec![dataset.to_owned()],
         eval_dataset: Vec::new(),
         dataset_dir: PathBuf::from(data),
+        hub: sft_data::hub::HubOptions::default(),
         stage: Stage::Sft,
         max_samples: None,
         val_size: None,
         seed: 42,
         mix: Mix::default(),
         eval_on_each_dataset: false,
+        streaming: None,
         problem_limit: ProblemLimit::Fraction(1.0),
     })?
     .train;

@@ -4,15 +4,21 @@
 //! and kept with its reason. Several data sets become one by [`Mix`]; the order of an epoch is the
 //! loader's business.
 
+mod buffer;
 mod mix;
 mod reading;
+pub mod stream;
 
 use std::ops::Range;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::conversation::Conversation;
+use crate::dataset_info;
 use crate::error::DataError;
 use crate::formats::Format;
+use crate::hub::HubOptions;
 use crate::rows::RowProblem;
 use crate::shuffle::Pcg64;
 
@@ -80,6 +86,8 @@ pub struct DatasetOptions {
     pub eval_dataset: Vec<String>,
     /// The folder of `dataset_info.json` and of the files it names.
     pub dataset_dir: PathBuf,
+    /// Where data sets on hubs are, and how to be let in.
+    pub hub: HubOptions,
     /// What the rows are for.
     pub stage: Stage,
     /// Only the first so many rows of each data set.
@@ -90,6 +98,8 @@ pub struct DatasetOptions {
     pub mix: Mix,
     /// Evaluate each data set of `eval_dataset` by itself too.
     pub eval_on_each_dataset: bool,
+    /// Rows are read as they are trained, through a buffer of so many that mixes their order; `None`: all are read first.
+    pub streaming: Option<usize>,
     /// Seed of the mix, of the held-out choice and of `num_samples`.
     pub seed: u64,
     /// When dropped rows are an error.
@@ -121,7 +131,7 @@ pub struct EvalSet {
 }
 
 /// How a data set was read.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DatasetReport {
     /// Its name in the configuration.
     pub name: String,
@@ -172,7 +182,10 @@ pub fn load(options: &DatasetOptions) -> Result<LoadedData, DataError> {
         reports: Vec::new(),
         problems: Vec::new(),
     };
-    loaded.train = read_mixed(&options.dataset, options, &mut loaded)?;
+    match options.streaming {
+        None => loaded.train = read_mixed(&options.dataset, options, &mut loaded)?,
+        Some(_) => loaded.eval = stream::held_out(options)?,
+    }
     if options.eval_on_each_dataset {
         for name in &options.eval_dataset {
             let from = loaded.eval.len();
@@ -180,14 +193,31 @@ pub fn load(options: &DatasetOptions) -> Result<LoadedData, DataError> {
             loaded.eval.extend(rows);
             loaded.eval_sets.push(EvalSet { name: name.clone(), rows: from..loaded.eval.len() });
         }
-    } else {
+    } else if !options.eval_dataset.is_empty() {
         loaded.eval = read_mixed(&options.eval_dataset, options, &mut loaded)?;
     }
     check_limit(options.problem_limit, &loaded)?;
-    if let Some(size) = options.val_size {
+    if let (Some(size), None) = (options.val_size, options.streaming) {
         (loaded.train, loaded.eval) = split(loaded.train, size, options.seed)?;
     }
     Ok(loaded)
+}
+
+/// What is read for `options`: of each data set how, and its files.
+///
+/// # Errors
+/// A data set that cannot be found.
+pub fn inputs(options: &DatasetOptions) -> Result<Vec<(String, Vec<PathBuf>)>, DataError> {
+    let names = options.dataset.iter().chain(&options.eval_dataset);
+    let input = |name: &String| {
+        let entry = dataset_info::find(name, &options.dataset_dir, options.stage, &options.hub)?;
+        let mut files = Vec::new();
+        for part in &entry.split {
+            files.extend(part.source(&entry.path)?.files);
+        }
+        Ok((format!("{entry:?}"), files))
+    };
+    names.map(input).collect()
 }
 
 /// The rows of several data sets, mixed; `loaded` gets their reports and problems.
@@ -332,11 +362,13 @@ mod tests {
             dataset: dataset.iter().map(|name| (*name).to_owned()).collect(),
             eval_dataset: Vec::new(),
             dataset_dir: folder.path().to_owned(),
+            hub: HubOptions::default(),
             stage: Stage::Sft,
             max_samples: None,
             val_size: None,
             mix: Mix::default(),
             eval_on_each_dataset: false,
+            streaming: None,
             seed: 42,
             problem_limit: ProblemLimit::Rows(0),
         }

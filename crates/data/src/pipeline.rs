@@ -7,6 +7,7 @@ mod split;
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::conversation::{Conversation, Message, Origin, Role};
@@ -41,7 +42,7 @@ pub struct ExplainedToken {
 }
 
 /// What became of the rows.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct EncodeReport {
     /// Rows given.
     pub rows: usize,
@@ -91,7 +92,7 @@ pub struct EncodeReport {
 }
 
 /// A row that `cutoff_len` shortened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CutRow {
     /// The row.
     pub origin: Origin,

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use sft_config::{IntervalStrategy, Reporter, Resume};
+use sft_data::batches::Batches;
 use sft_data::pipeline::Pipeline;
 use sft_data::template::saved;
 use sft_kernels::{DType, Device};
@@ -82,14 +83,25 @@ impl<'a> Running<'a> {
         if let Start::Resume(from) = folder.start() {
             let expected = running.state();
             let state = running.trainer.restore(&from.path, &running.job.method, &expected)?;
-            running.job.train.seek(state.cursor);
+            running.job.train.seek(state.cursor)?;
             running.step = state.step;
         }
         let yaml = running.job.config.resolved_yaml();
         atomic::write(&folder.path().join("training_args.yaml"), yaml.as_bytes())?;
-        let proof = json!({"train": running.job.encoded.proof, "eval": running.job.eval_encoded.as_ref().map(|e| &e.proof)});
-        atomic::write(&folder.path().join("data_proof.json"), format!("{proof:#}\n").as_bytes())?;
+        running.write_proof()?;
         Ok(running)
+    }
+
+    /// What was found to hold for the rows; of a stream, so far.
+    fn write_proof(&self) -> Result<(), TrainError> {
+        let job = &self.job;
+        let train = match &job.train {
+            Batches::Kept(_) => &job.encoded.proof,
+            Batches::Streamed(stream) => &stream.report().proof,
+        };
+        let proof = json!({"train": train, "eval": job.eval_encoded.as_ref().map(|e| &e.proof)});
+        atomic::write(&self.folder.path().join("data_proof.json"), format!("{proof:#}\n").as_bytes())?;
+        Ok(())
     }
 
     fn state(&self) -> TrainingState {
@@ -97,13 +109,13 @@ impl<'a> Running<'a> {
             step: self.step,
             cursor: self.job.train.cursor(),
             seed: self.job.config.seed,
-            steps_per_epoch: self.job.train.steps_per_epoch(),
+            steps_per_epoch: self.job.steps_per_epoch(),
             trained_elements: self.trainer.trained_elements,
         }
     }
 
     fn epoch(&self) -> f64 {
-        self.step as f64 / self.job.train.steps_per_epoch().max(1) as f64
+        self.step as f64 / self.job.steps_per_epoch() as f64
     }
 
     fn complete(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
@@ -147,13 +159,13 @@ impl<'a> Running<'a> {
         match strategy {
             IntervalStrategy::No => false,
             IntervalStrategy::Steps => self.step.is_multiple_of(self.job.every(every)),
-            IntervalStrategy::Epoch => self.step.is_multiple_of(self.job.train.steps_per_epoch().max(1)),
+            IntervalStrategy::Epoch => self.step.is_multiple_of(self.job.steps_per_epoch()),
         }
     }
 
     fn take_step(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let started = Instant::now();
-        let batch = self.job.train.next_step();
+        let batch = self.job.train.next_step()?;
         let outcome = self.trainer.step(&self.job, self.step, &batch)?;
         let learning_rate = self.job.schedule.rate(self.step);
         self.step += 1;
@@ -194,9 +206,8 @@ impl<'a> Running<'a> {
 
     fn non_finite(&self, loss: f64, batch: &sft_data::loader::StepBatch) -> TrainError {
         const SHOWN: usize = 8;
-        let rows = batch.micro_batches.iter().flat_map(|b| &b.rows);
-        let mut places: Vec<String> =
-            rows.map(|row| self.job.train.examples()[*row].origin.to_string()).collect();
+        let rows = self.job.train.origins(batch);
+        let mut places: Vec<String> = rows.iter().map(ToString::to_string).collect();
         if places.len() > SHOWN {
             let more = places.len() - SHOWN;
             places.truncate(SHOWN);
@@ -315,6 +326,7 @@ impl<'a> Running<'a> {
             observer.on(&Event::BestLoaded { step });
         }
         let mut results = serde_json::Map::new();
+        self.write_proof()?;
         if self.job.config.do_train {
             self.write_weights(self.folder.path(), Some(self.job.compute))?;
             let mut extra = serde_json::Map::new();

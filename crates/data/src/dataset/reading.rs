@@ -32,10 +32,10 @@ impl Reading {
     /// # Errors
     /// When it cannot be found or read, or has no row.
     pub fn open(name: &str, options: &DatasetOptions) -> Result<Self, DataError> {
-        let entry = dataset_info::find(name, &options.dataset_dir, options.stage)?;
+        let entry = dataset_info::find(name, &options.dataset_dir, options.stage, &options.hub)?;
         let mut sources = Vec::new();
         for part in &entry.split {
-            sources.push((Source::open(&entry.path, part.name.as_deref())?, part.clone()));
+            sources.push((part.source(&entry.path)?, part.clone()));
         }
         let first: Vec<_> = rows_of(name, &sources)?.take(DETECT_ROWS).collect::<Result<_, _>>()?;
         if first.is_empty() {

@@ -3,6 +3,10 @@
 //! The syntax and its rounding are those of Hugging Face's `load_dataset(…, split=…)`.
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::error::DataError;
+use crate::rows::Source;
 
 /// A part of `split`: the rows of one split, or a slice of them.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -13,6 +17,8 @@ pub struct SplitPart {
     pub from: Option<Boundary>,
     /// The row after the last.
     pub to: Option<Boundary>,
+    /// The files, where a hub or its data set's card says which they are.
+    pub files: Option<Vec<PathBuf>>,
 }
 
 /// A place in the rows of a split.
@@ -25,6 +31,17 @@ pub enum Boundary {
 }
 
 impl SplitPart {
+    /// The files of the part, of the data set at `path`.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub fn source(&self, path: &Path) -> Result<Source, DataError> {
+        match &self.files {
+            Some(files) => Source::of(path, files.clone()),
+            None => Source::open(path, self.name.as_deref()),
+        }
+    }
+
     /// Whether all rows count.
     pub fn is_whole(&self) -> bool {
         self.from.is_none() && self.to.is_none()
@@ -85,7 +102,7 @@ pub(super) fn parse(split: &str) -> Result<Vec<SplitPart>, String> {
         if name.is_empty() || name.contains([']', ':', '%']) {
             return Err(wrong());
         }
-        let mut part = SplitPart { name: Some(name.to_owned()), from: None, to: None };
+        let mut part = SplitPart { name: Some(name.to_owned()), ..SplitPart::default() };
         if let Some(slice) = slice {
             let (from, to) = slice.split_once(':').ok_or_else(wrong)?;
             (part.from, part.to) =

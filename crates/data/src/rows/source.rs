@@ -108,7 +108,19 @@ impl Source {
                 return Err(DataError::Io { path: path.to_owned(), source });
             }
         };
-        let kind = FileKind::of(&files[0])?;
+        Self::of(path, files)
+    }
+
+    /// These files, which are those of the data set at `path`; at least one.
+    ///
+    /// # Errors
+    /// Files of a type that is not read, or of several types.
+    pub fn of(path: &Path, files: Vec<PathBuf>) -> Result<Self, DataError> {
+        let Some(first) = files.first() else {
+            let (detail, help) = (String::new(), FileKind::READ.to_owned());
+            return Err(DataError::EmptyFolder { path: path.to_owned(), detail, help });
+        };
+        let kind = FileKind::of(first)?;
         for file in &files[1..] {
             if FileKind::of(file)? != kind {
                 return Err(DataError::FileType {
