@@ -11,7 +11,7 @@ The case folder OUT holds:
   grads.safetensors                d loss / d parameter, by transformers' parameter names
   full_losses.json                 loss at each AdamW step on all weights (lr 1e-3, betas 0.9/0.999, eps 1e-8,
                                    weight decay 0.01 on everything, no clipping), always the same batch
-  adapter/                         a PEFT LoRA adapter (B random), and lora_losses.json: the same steps on the adapter
+  adapter/                         a PEFT LoRA adapter (B random; not with --no-adapter), and lora_losses.json: the same steps on the adapter
 
 needs: torch, transformers, peft, safetensors
 """
@@ -47,6 +47,7 @@ def parse_arguments():
     p.add_argument("--tokens", type=int, default=17, help="tokens a row")
     p.add_argument("--steps", type=int, default=6, help="AdamW steps of the two training curves")
     p.add_argument("--lora-rank", type=int, default=4)
+    p.add_argument("--no-adapter", action="store_true", help="for models that PEFT cannot put an adapter on")
     p.add_argument("--seed", type=int, default=1234)
     return p.parse_args()
 
@@ -157,7 +158,8 @@ def main():
         model = AutoModelForCausalLM.from_pretrained(args.model, config=config, dtype=torch.float32, attn_implementation="eager")
     else:
         model = random_model(args.model_type, args.set, generator)
-    model.train()
+    # Not `train`: dropout is off, and a router that draws its choices in training would never give the same numbers.
+    model.eval()
     input_ids, labels = draw_batch(args, model, generator)
 
     if os.path.isdir(args.out):
@@ -177,7 +179,8 @@ def main():
     model.zero_grad()
     full_losses = train(copy.deepcopy(model), input_ids, labels, args.steps)
     json.dump(full_losses, open(os.path.join(args.out, "full_losses.json"), "w"))
-    write_adapter(model, args, input_ids, labels, generator)
+    if not args.no_adapter:
+        write_adapter(model, args, input_ids, labels, generator)
     print(f"{args.out}: loss {loss.item():.5f}, {sum(p.numel() for p in model.parameters())} parameters, logits {tuple(logits.shape)}")
 
 

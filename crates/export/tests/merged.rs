@@ -153,8 +153,8 @@ fn weights_of_another_type_are_halved_and_named_in_config_json() {
     let size = |folder: &Path| fs::metadata(folder.join("model.safetensors")).unwrap().len() as f64;
     assert!((size(&half) / size(&whole) - 0.5).abs() < 0.2);
     let again = read(&half, DType::BF16);
-    let expected = decoder.embed_tokens.tensor().to_dtype(DType::BF16);
-    assert_eq!(again.embed_tokens.tensor().view().bytes(), expected.view().bytes());
+    let expected = decoder.embed_tokens.value().to_dtype(DType::BF16);
+    assert_eq!(again.embed_tokens.value().bytes(), expected.view().bytes());
     assert!(again.lm_head.is_none(), "a tied head is stored once");
 }
 

@@ -196,8 +196,8 @@ impl<'a> Generator<'a> {
         Ok(EndOfRow { position: wanted.min(context), reason })
     }
 
-    /// Keeps of the cache what the prompt begins with, but for its last token, whose logits are needed; makes room
-    /// for a row of `end` tokens. Returns how many tokens are kept.
+    /// Keeps of the cache what the prompt begins with, but for its last token, whose logits are needed, or nothing where
+    /// layers cannot go back to there; makes room for a row of `end` tokens. Returns how many tokens are kept.
     fn reuse(&mut self, prompt_ids: &[u32], end: usize) -> usize {
         let common = self.cached_ids.iter().zip(prompt_ids).take_while(|(a, b)| a == b).count();
         let spec = &self.decoder.spec;
@@ -213,8 +213,8 @@ impl<'a> Generator<'a> {
     }
 
     fn keep(&mut self, tokens: usize) {
-        self.cache.truncate(tokens);
-        self.cached_ids.truncate(tokens);
+        let kept = self.cache.truncate(tokens);
+        self.cached_ids.truncate(kept);
     }
 
     /// Reads what the cache lacks of the prompt; the logits after it, or `None` if the caller broke off.

@@ -112,6 +112,27 @@ fn a_prompt_that_begins_like_the_last_row_is_not_read_again_and_gives_the_same_a
 }
 
 #[test]
+fn states_that_cannot_go_back_are_read_again_and_go_on_where_they_were_left() {
+    let dev = tiny::device();
+    let decoder = tiny::random_decoder(&dev, &tiny::hybrid_spec(512));
+    let options = GenerationOptions::greedy(10, &[]);
+    let mut generator = Generator::new(&dev, &decoder);
+    let mut ids = prompt(40);
+    let first = generator.generate(&ids, &options, go_on).unwrap();
+    assert_eq!(first.ids, continued_without_cache(&dev, &decoder, &ids, 10));
+    // A prompt that goes on behind all that was read keeps it.
+    ids.extend(&first.ids);
+    ids.extend([65, 66, 67]);
+    let second = generator.generate(&ids, &options, go_on).unwrap();
+    assert_eq!(second.reused, 49);
+    assert_eq!(second.ids, continued_without_cache(&dev, &decoder, &ids, 10));
+    // One that turns off before begins anew.
+    let third = generator.generate(&ids[..20], &options, go_on).unwrap();
+    assert_eq!(third.reused, 0);
+    assert_eq!(third.ids, continued_without_cache(&dev, &decoder, &ids[..20], 10));
+}
+
+#[test]
 fn the_cache_grows_with_the_conversation() {
     let dev = tiny::device();
     let decoder = tiny::random_decoder(&dev, &tiny::spec(8000));

@@ -23,7 +23,7 @@ write("rms_norm", y=y, dx=x.grad, dw=w.grad)
 
 x = torch.linspace(-6, 6, 25)
 write("gated", x=x, silu=F.silu(x), gelu_pytorch_tanh=F.gelu(x, approximate="tanh"),
-      relu2=F.relu(x).square(), gelu=F.gelu(x), relu=F.relu(x))
+      relu2=F.relu(x).square(), gelu=F.gelu(x), relu=F.relu(x), sigmoid=F.sigmoid(x), linear=x)
 
 z = torch.randn(3, 6, requires_grad=True)
 t = torch.tensor([5, 0, 3])

@@ -21,8 +21,8 @@ extern "C" __global__ void activation_forward_f32(ActivationForward p) { WITH_AC
 extern "C" __global__ void activation_forward_bf16(ActivationForward p) { WITH_ACTIVATION(forward, bf16, p) }
 
 struct ActivationBackward {
-    const void* dy;
-    // Replaced by dx.
+    // Replaced by y and dx.
+    void* dy;
     void* x;
     u64 elements;
     u32 activation;
@@ -35,7 +35,12 @@ template <class T, class Act> INLINE void backward(const ActivationBackward& p) 
     load_span(dy, (const T*)p.dy, span);
     load_span(x, (const T*)p.x, span);
 #pragma unroll
-    for (int i = 0; i < N; i++) x[i] = dy[i] * Act::slope(x[i], Act::sigmoid(x[i]));
+    for (int i = 0; i < N; i++) {
+        float s = Act::sigmoid(x[i]), y = Act::value(x[i], s);
+        x[i] = dy[i] * Act::slope(x[i], s);
+        dy[i] = y;
+    }
+    store_span((T*)p.dy, dy, span);
     store_span((T*)p.x, x, span);
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Formula: y = act(x), element by element, with the functions of [`crate::gated`]. Derivative: dx = dy · act′(x).
 //!
-//! Storage f32 or bf16 (one type for all), arithmetic f32. Saved for backward: x; y is computed again where it is
-//! needed. Memory-bound: 2 tensors forward, 3 backward.
+//! Storage f32 or bf16 (one type for all), arithmetic f32. Saved for backward: x; y is computed again with its
+//! gradient at hand. Memory-bound: 2 tensors forward, 4 backward.
 
 use crate::dtype::round;
 use crate::gated::{Activation, BLOCK, Gate, sigmoids, with_activation};
@@ -33,20 +33,20 @@ pub fn forward(dev: &Device, act: Activation, x: View<'_>, y: ViewMut<'_>) {
     });
 }
 
-/// Replaces x by dx.
+/// Replaces x by dx, and dy by y.
 ///
 /// # Panics
 /// If shapes or types do not fit.
-pub fn backward(dev: &Device, act: Activation, dy: View<'_>, x: ViewMut<'_>) {
-    let _timed = dev.pass("activation backward", 3 * dy.byte_len());
+pub fn backward(dev: &Device, act: Activation, dy: ViewMut<'_>, x: ViewMut<'_>) {
+    let _timed = dev.pass("activation backward", 4 * dy.byte_len());
     assert_eq!(x.shape(), dy.shape(), "activation: x and dy");
     if let Some(cuda) = dev.cuda() {
         return on_cuda::backward(cuda, act, dy, x);
     }
     with_dtype!(dy.dtype(), E => {
-        let dy = dy.as_slice::<E>();
-        dev.for_each_chunk(x.as_mut_slice::<E>(), CHUNK, |i, x| {
-            with_activation!(act, act => gradients(dev.isa(), act, &dy[i * CHUNK..], x));
+        let (dy, x) = (dy.as_mut_slice::<E>(), x.as_mut_slice::<E>());
+        dev.for_each_chunk_pair((dy, CHUNK), (x, CHUNK), |_, dy, x| {
+            with_activation!(act, act => gradients(dev.isa(), act, dy, x));
         });
     });
 }
@@ -61,13 +61,16 @@ fn values<E: Element, G: Gate>(isa: Isa, act: G, x: &[E], y: &mut [E]) {
     }
 }
 
-fn gradients<E: Element, G: Gate>(isa: Isa, act: G, dy: &[E], x: &mut [E]) {
-    let mut s = [0.0; BLOCK];
-    for (x, dy) in x.chunks_mut(BLOCK).zip(dy.chunks(BLOCK)) {
-        let s = &mut s[..x.len()];
+fn gradients<E: Element, G: Gate>(isa: Isa, act: G, dy: &mut [E], x: &mut [E]) {
+    let [mut s, mut y] = [[0.0; BLOCK]; 2];
+    for (x, dy) in x.chunks_mut(BLOCK).zip(dy.chunks_mut(BLOCK)) {
+        let (s, y) = (&mut s[..x.len()], &mut y[..x.len()]);
         sigmoids(isa, act, x, s);
+        y.copy_from_slice(s);
+        block_values(isa, act, x, y);
         block_gradients(isa, act, dy, x, s);
         round(isa, s, x);
+        round(isa, y, dy);
     }
 }
 
@@ -133,7 +136,7 @@ mod on_cuda {
     // SAFETY: `ActivationBackward` of activation.cu.
     unsafe impl Params for ActivationBackward {}
 
-    pub fn backward(cuda: &Cuda, act: Activation, dy: View<'_>, mut x: ViewMut<'_>) {
+    pub fn backward(cuda: &Cuda, act: Activation, mut dy: ViewMut<'_>, mut x: ViewMut<'_>) {
         assert_eq!(x.dtype(), dy.dtype(), "activation: one type");
         let elements = dy.elements();
         let params = ActivationBackward {
@@ -162,13 +165,14 @@ mod tests {
                 for act in [Activation::Silu, Activation::Gelu, Activation::Relu, Activation::Relu2] {
                     let mut random = Random::new(5);
                     let shape = [CHUNK + 77, 1];
-                    let [mut x, dy] = [0; 2].map(|_| random.tensor(dtype, &shape).on(&dev));
+                    let [mut x, mut dy] = [0; 2].map(|_| random.tensor(dtype, &shape).on(&dev));
                     let (xs, dys) = (to_f64(&x), to_f64(&dy));
                     let mut y = dev.zeros(dtype, &shape);
                     forward(&dev, act, x.view(), y.view_mut());
                     let expected: Vec<f64> = xs.iter().map(|x| reference::activation(act, *x)).collect();
                     assert_close("y", &to_f64(&y), &expected, tolerance);
-                    backward(&dev, act, dy.view(), x.view_mut());
+                    backward(&dev, act, dy.view_mut(), x.view_mut());
+                    assert_eq!(to_f64(&dy), to_f64(&y), "y once more");
                     let slopes = xs.iter().zip(&dys).map(|(x, dy)| dy * reference::slope(act, *x));
                     assert_close("dx", &to_f64(&x), &slopes.collect::<Vec<_>>(), tolerance);
                 }
@@ -179,7 +183,7 @@ mod tests {
     fn tensors_may_begin_anywhere() {
         for dev in devices() {
             let mut random = Random::new(6);
-            let [mut x, dy, mut y] = [0; 3].map(|_| random.tensor(DType::BF16, &[40, 1]).on(&dev));
+            let [mut x, mut dy, mut y] = [0; 3].map(|_| random.tensor(DType::BF16, &[40, 1]).on(&dev));
             let (xs, dys, ys) = (to_f64(&x), to_f64(&dy), to_f64(&y));
             let values = |range: std::ops::Range<usize>, f: fn(f64, f64) -> f64| -> Vec<f64> {
                 range.map(|i| f(xs[i], dys[i])).collect()
@@ -189,7 +193,8 @@ mod tests {
             expected.splice(0..0, [ys[0]]);
             expected.extend(&ys[38..]);
             assert_close("y", &to_f64(&y), &expected, 1e-2);
-            backward(&dev, Activation::Silu, dy.view().rows(3..40), x.view_mut().into_rows(3..40));
+            let dout = dy.view_mut().into_rows(3..40);
+            backward(&dev, Activation::Silu, dout, x.view_mut().into_rows(3..40));
             let mut expected = values(3..40, |x, dy| dy * reference::slope(Activation::Silu, x));
             expected.splice(0..0, xs[..3].iter().copied());
             assert_close("dx", &to_f64(&x), &expected, 1e-2);

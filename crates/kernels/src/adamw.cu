@@ -3,6 +3,8 @@
 
 constexpr u64 CHUNK = 8192;
 constexpr int LANES = 4;
+// Elements that an update handles at once: 16 bytes of a half.
+constexpr int TOGETHER = 8;
 
 // The tensor that a chunk is of: the last that begins at it or before.
 template <class Tensor> INLINE const Tensor& tensor_of(const Tensor* tensors, u32 count, u64 chunk) {
@@ -24,11 +26,11 @@ struct Trained {
     u64 first_chunk;
     u64 elements;
     const float* g;
-    float* p;
+    // float, or the high halves with the low ones in `low`.
+    void* p;
+    u16* low;
     float* m;
     float* v;
-    // Where p is written once more in bf16, or null.
-    bf16* rounded;
     double weight_decay;
 };
 
@@ -45,33 +47,53 @@ struct AdamWUpdate {
     u32 count;
 };
 
-template <int N> INLINE void update_at(const AdamWUpdate& f, const Trained& t, float decay, u64 i) {
-    Vector<float, N> g = *(const Vector<float, N>*)(t.g + i);
-    Vector<float, N> p = *(const Vector<float, N>*)(t.p + i);
-    Vector<float, N> m = *(const Vector<float, N>*)(t.m + i);
-    Vector<float, N> v = *(const Vector<float, N>*)(t.v + i);
-    Vector<bf16, N> rounded;
+template <int N> INLINE void load_master(float (&x)[N], const Trained& t, u64 i) {
+    if (!t.low) return load_floats(x, (const float*)t.p + i);
+    Vector<bf16, N> high = *(const Vector<bf16, N>*)((const bf16*)t.p + i);
+    Vector<u16, N> low = *(const Vector<u16, N>*)(t.low + i);
+#pragma unroll
+    for (int k = 0; k < N; k++) x[k] = whole_of(FloatHalves{high.at[k], low.at[k]});
+}
+
+template <int N> INLINE void store_master(const Trained& t, const float (&x)[N], u64 i) {
+    if (!t.low) return store_floats((float*)t.p + i, x);
+    Vector<bf16, N> high;
+    Vector<u16, N> low;
 #pragma unroll
     for (int k = 0; k < N; k++) {
-        float scaled = g.at[k] * f.grad_scale;
-        m.at[k] += (scaled - m.at[k]) * f.rest1;
-        v.at[k] = v.at[k] * f.b2 + scaled * scaled * f.rest2;
-        p.at[k] = p.at[k] * decay - f.step_size * (m.at[k] / (sqrtf(v.at[k]) / f.root2 + f.eps));
-        rounded.at[k] = from_f32<bf16>(p.at[k]);
+        FloatHalves halves = halves_of(x[k]);
+        high.at[k] = halves.high;
+        low.at[k] = halves.low;
     }
-    *(Vector<float, N>*)(t.p + i) = p;
-    *(Vector<float, N>*)(t.m + i) = m;
-    *(Vector<float, N>*)(t.v + i) = v;
-    if (t.rounded) *(Vector<bf16, N>*)(t.rounded + i) = rounded;
+    *(Vector<bf16, N>*)((bf16*)t.p + i) = high;
+    *(Vector<u16, N>*)(t.low + i) = low;
+}
+
+template <int N> INLINE void update_at(const AdamWUpdate& f, const Trained& t, float decay, u64 i) {
+    float p[N], g[N], m[N], v[N];
+    load_floats(g, t.g + i);
+    load_master(p, t, i);
+    load_floats(m, (const float*)t.m + i);
+    load_floats(v, (const float*)t.v + i);
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        float scaled = g[k] * f.grad_scale;
+        m[k] += (scaled - m[k]) * f.rest1;
+        v[k] = v[k] * f.b2 + scaled * scaled * f.rest2;
+        p[k] = p[k] * decay - f.step_size * (m[k] / (sqrtf(v[k]) / f.root2 + f.eps));
+    }
+    store_master(t, p, i);
+    store_floats(t.m + i, m);
+    store_floats(t.v + i, v);
 }
 
 extern "C" __global__ void adamw_update(AdamWUpdate p) {
     const Trained t = tensor_of(p.tensors, p.count, blockIdx.x);
     u64 start = (blockIdx.x - t.first_chunk) * CHUNK, end = smaller(start + CHUNK, t.elements);
     float decay = (float)(1.0 - p.learning_rate * t.weight_decay);
-    bool aligned = ((u64)t.g | (u64)t.p | (u64)t.m | (u64)t.v | (u64)t.rounded) % 16 == 0;
-    u64 whole = aligned ? start + (end - start) / LANES * LANES : start;
-    for (u64 i = start + threadIdx.x * LANES; i < whole; i += blockDim.x * LANES) update_at<LANES>(p, t, decay, i);
+    bool aligned = ((u64)t.g | (u64)t.p | (u64)t.low | (u64)t.m | (u64)t.v) % 16 == 0;
+    u64 whole = aligned ? start + (end - start) / TOGETHER * TOGETHER : start;
+    for (u64 i = start + threadIdx.x * TOGETHER; i < whole; i += blockDim.x * TOGETHER) update_at<TOGETHER>(p, t, decay, i);
     for (u64 i = whole + threadIdx.x; i < end; i += blockDim.x) update_at<1>(p, t, decay, i);
 }
 

@@ -6,15 +6,17 @@
 //! > p ← p − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + eps)
 //!
 //! Everything is f32; parameters, m and v are overwritten. Memory-bound: 16 bytes read and 12 written an element.
-//! Where products read a parameter in bf16, the update writes that copy too, for 2 bytes more.
+//! A parameter may be in halves ([`MasterWeight`]): the update joins them, and splits what it is afterwards.
 //!
 //! All tensors of a model come at once: an adapter's are small and many, and a GPU takes one launch for them.
 
+use half::bf16;
 use rayon::prelude::*;
 
+use crate::halves::{self, MasterWeight};
 use crate::isa::per_isa;
 use crate::lanes::sum_by;
-use crate::{DType, Device, View, ViewMut, dtype};
+use crate::{DType, Device, View, ViewMut};
 
 pub(crate) use on_cuda::SOURCE;
 
@@ -38,17 +40,15 @@ pub struct AdamWParams {
     pub grad_scale: f32,
 }
 
-/// What one update changes: f32 all, of one length, but for `rounded`.
+/// What one update changes: f32 all, of one length.
 #[derive(Debug)]
 pub struct AdamWState<'a> {
     /// Parameters.
-    pub p: ViewMut<'a>,
+    pub p: MasterWeight<'a>,
     /// First moment.
     pub m: ViewMut<'a>,
     /// Second moment.
     pub v: ViewMut<'a>,
-    /// Where the parameters are written once more, in bf16.
-    pub rounded: Option<ViewMut<'a>>,
 }
 
 /// The update of one tensor.
@@ -77,35 +77,48 @@ pub fn update_all<'a>(dev: &Device, params: &AdamWParams, updates: impl Iterator
 
 impl AdamWUpdate<'_> {
     fn check(&self) {
-        let AdamWState { p, m, v, rounded } = &self.state;
+        let AdamWState { p, m, v } = &self.state;
         let n = self.g.elements();
         assert_eq!((p.elements(), m.elements(), v.elements()), (n, n, n), "adamw: lengths");
-        let types = [self.g.dtype(), p.dtype(), m.dtype(), v.dtype()];
-        assert_eq!(types, [DType::F32; 4], "adamw: types");
-        if let Some(rounded) = rounded {
-            assert_eq!(
-                (rounded.elements(), rounded.dtype()),
-                (n, DType::BF16),
-                "adamw: the rounded parameters"
-            );
-        }
+        let types = match p {
+            MasterWeight::Whole(p) => [p.dtype(); 2],
+            MasterWeight::Halves { high, low } => {
+                assert_eq!([high.dtype(), low.dtype()], [DType::BF16; 2], "adamw: types of halves");
+                assert_eq!(low.elements(), n, "adamw: lengths of halves");
+                [DType::F32; 2]
+            }
+        };
+        assert_eq!([self.g.dtype(), m.dtype(), v.dtype()], [DType::F32; 3], "adamw: types");
+        assert_eq!(types, [DType::F32; 2], "adamw: types");
     }
 }
 
 fn update_on_cpu(dev: &Device, learning_rate: f64, factors: Factors, update: AdamWUpdate<'_>) {
     let _timed = dev.pass("adamw", 7 * update.g.byte_len());
-    let AdamWUpdate { g, state: AdamWState { p, m, v, rounded }, weight_decay } = update;
+    let AdamWUpdate { g, state: AdamWState { p, m, v }, weight_decay } = update;
     let decay = (1.0 - learning_rate * weight_decay) as f32;
-    let (g, p) = (g.as_slice::<f32>(), p.as_mut_slice::<f32>());
-    let (m, v) = (m.as_mut_slice::<f32>(), v.as_mut_slice::<f32>());
-    let chunks = p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
-    dev.for_each_item(chunks.enumerate(), |(i, ((p, m), v))| {
+    let g = g.as_slice::<f32>();
+    let moments =
+        m.as_mut_slice::<f32>().par_chunks_mut(CHUNK).zip(v.as_mut_slice::<f32>().par_chunks_mut(CHUNK));
+    let update = |i: usize, p: &mut [f32], (m, v): (&mut [f32], &mut [f32])| {
         update_chunk(dev.isa(), factors, decay, &g[i * CHUNK..], p, m, v);
-    });
-    if let Some(rounded) = rounded {
-        dev.for_each_chunk(rounded.as_mut_slice::<half::bf16>(), CHUNK, |i, rounded| {
-            dtype::round(dev.isa(), &p[i * CHUNK..][..rounded.len()], rounded);
-        });
+    };
+    match p {
+        MasterWeight::Whole(p) => {
+            let chunks = p.as_mut_slice::<f32>().par_chunks_mut(CHUNK).zip(moments);
+            dev.for_each_item(chunks.enumerate(), |(i, (p, moments))| update(i, p, moments));
+        }
+        MasterWeight::Halves { high, low } => {
+            let (high, low) = (high.as_mut_slice::<bf16>(), low.as_mut_slice::<bf16>());
+            let chunks = high.par_chunks_mut(CHUNK).zip(low.par_chunks_mut(CHUNK)).zip(moments);
+            dev.for_each_item(chunks.enumerate(), |(i, ((high, low), moments))| {
+                let mut whole = [0.0; CHUNK];
+                let p = &mut whole[..high.len()];
+                halves::join_into(high, low, p);
+                update(i, p, moments);
+                halves::split_into(p, high, low);
+            });
+        }
     }
 }
 
@@ -197,9 +210,13 @@ mod on_cuda {
 
     use super::{AdamWUpdate, Factors};
     use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
+    use crate::halves::MasterWeight;
     use crate::{Device, View, ViewMut};
 
-    pub(crate) static SOURCE: Source = Source::new("adamw", include_str!("adamw.cu"));
+    pub(crate) static SOURCE: Source = Source::new(
+        "adamw",
+        concat!(include_str!("halves.cuh"), "\n#line 1 \"adamw.cu\"\n", include_str!("adamw.cu")),
+    );
 
     /// Elements of one block.
     const CHUNK: usize = 8192;
@@ -252,10 +269,13 @@ mod on_cuda {
     ) {
         let mut table = Table::default();
         for AdamWUpdate { g, mut state, weight_decay } in updates {
-            let rounded = state.rounded.as_mut().map_or(DevicePtr::NULL, ViewMut::device);
-            let addresses = [g.device(), state.p.device(), state.m.device(), state.v.device(), rounded];
-            let [g, p, m, v, rounded] = addresses.map(DevicePtr::address);
-            table.push(state.p.elements(), [g, p, m, v, rounded, weight_decay.to_bits()]);
+            let (p, low) = match &mut state.p {
+                MasterWeight::Whole(p) => (p.device(), DevicePtr::NULL),
+                MasterWeight::Halves { high, low } => (high.device(), low.device()),
+            };
+            let addresses = [g.device(), p, low, state.m.device(), state.v.device()];
+            let [g, p, low, m, v] = addresses.map(DevicePtr::address);
+            table.push(state.p.elements(), [g, p, low, m, v, weight_decay.to_bits()]);
         }
         let _timed = dev.pass("adamw", 7 * table.bytes);
         let tensors = cuda.indices(&table.words);
@@ -328,6 +348,7 @@ mod on_cuda {
 mod tests {
     use super::*;
     use crate::Tensor;
+    use crate::halves::Halves;
     use crate::testing::{Random, assert_close, devices, to_f64};
 
     fn params(step: u64) -> AdamWParams {
@@ -342,17 +363,20 @@ mod tests {
             let start = read(&golden["start"]);
             let n = start.len();
             let mut p = Tensor::from_slice(&start, &[n]).on(&dev);
-            let [mut m, mut v] = [(); 2].map(|()| dev.zeros(DType::F32, &[n]));
-            let mut copy = dev.zeros(DType::BF16, &[n]);
+            let mut in_halves = Halves::of(p.to_dtype(DType::F32));
+            let [mut m, mut v, mut m2, mut v2] = [(); 4].map(|()| dev.zeros(DType::F32, &[n]));
             for (i, step) in golden["steps"].as_array().unwrap().iter().enumerate() {
                 let g = Tensor::from_slice(&read(&step["gradient"]), &[n]).on(&dev);
-                let rounded = Some(copy.view_mut());
-                let state = AdamWState { p: p.view_mut(), m: m.view_mut(), v: v.view_mut(), rounded };
-                let update = AdamWUpdate { g: g.view(), state, weight_decay: 0.1 };
-                update_all(&dev, &params(i as u64 + 1), std::iter::once(update));
+                let whole = MasterWeight::Whole(p.view_mut());
+                let states = [
+                    AdamWState { p: whole, m: m.view_mut(), v: v.view_mut() },
+                    AdamWState { p: in_halves.master(), m: m2.view_mut(), v: v2.view_mut() },
+                ];
+                let updates = states.map(|state| AdamWUpdate { g: g.view(), state, weight_decay: 0.1 });
+                update_all(&dev, &params(i as u64 + 1), updates.into_iter());
                 let expected: Vec<f64> = serde_json::from_value(step["parameter"].clone()).unwrap();
                 assert_close("parameter", &to_f64(&p), &expected, 1e-6);
-                assert_eq!(copy.to_f32_vec(), p.to_dtype(DType::BF16).to_f32_vec());
+                assert_eq!(in_halves.to_host().to_f32_vec(), p.to_f32_vec(), "in halves");
             }
         }
     }
@@ -374,7 +398,8 @@ mod tests {
             let moments = ms.iter_mut().zip(&mut vs);
             let all = ps.iter_mut().zip(moments).zip(&g).enumerate();
             let updates = all.map(|(i, ((p, (m, v)), g))| {
-                let state = AdamWState { p: p.view_mut(), m: m.view_mut(), v: v.view_mut(), rounded: None };
+                let p = MasterWeight::Whole(p.view_mut());
+                let state = AdamWState { p, m: m.view_mut(), v: v.view_mut() };
                 AdamWUpdate { g: g.view(), state, weight_decay: 0.1 * i as f64 }
             });
             update_all(&dev, &params(1), updates);

@@ -16,7 +16,7 @@ template <class T, class Act> INLINE void forward(const GatedForward& p) {
     load_span(g, (const T*)p.g, span);
     load_span(u, (const T*)p.u, span);
 #pragma unroll
-    for (int i = 0; i < N; i++) g[i] = Act::value(g[i], Act::sigmoid(g[i])) * u[i];
+    for (int i = 0; i < N; i++) g[i] = Act::value(g[i], Act::sigmoid(g[i])) * Act::factor(u[i]);
     store_span((T*)p.y, g, span);
 }
 
@@ -24,8 +24,8 @@ extern "C" __global__ void gated_forward_f32(GatedForward p) { WITH_ACTIVATION(f
 extern "C" __global__ void gated_forward_bf16(GatedForward p) { WITH_ACTIVATION(forward, bf16, p) }
 
 struct GatedBackward {
-    const void* dy;
-    // Replaced by dg and du.
+    // Replaced by y, dg and du.
+    void* dy;
     void* g;
     void* u;
     u64 elements;
@@ -42,10 +42,13 @@ template <class T, class Act> INLINE void backward(const GatedBackward& p) {
     load_span(u, (const T*)p.u, span);
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        float s = Act::sigmoid(g[i]), du = dy[i] * Act::value(g[i], s);
-        g[i] = dy[i] * u[i] * Act::slope(g[i], s);
+        float s = Act::sigmoid(g[i]), value = Act::value(g[i], s), factor = Act::factor(u[i]);
+        float du = dy[i] * value * Act::factor_slope(u[i]), y = value * factor;
+        g[i] = dy[i] * factor * Act::slope(g[i], s);
         u[i] = du;
+        dy[i] = y;
     }
+    store_span((T*)p.dy, dy, span);
     store_span((T*)p.g, g, span);
     store_span((T*)p.u, u, span);
 }

@@ -4,18 +4,23 @@
 //!
 //! > dg = dy · u · act′(g), du = dy · act(g)
 //!
+//! gpt-oss clamps: y = act(g) · (clamp(u, ±7) + 1) with act(g) = g'·σ(1.702·g'), g' = min(g, 7); beyond the limits the
+//! derivatives are 0.
+//!
 //! `silu(g) = g·σ(g)`, `silu′(g) = σ(g)·(1 + g·(1 − σ(g)))`;
 //! `relu2(g) = max(g, 0)²`; `gelu_tanh(g) = g·σ(2z)` with z = √(2/π)·(g + 0.044715·g³), since ½(1 + tanh z) = σ(2z);
 //! `gelu(g) = g·Φ(g)`, `gelu′(g) = Φ(g) + g·φ(g)` with the normal distribution Φ(g) = ½(1 + erf(g/√2)) and its
-//! density φ; `relu(g) = max(g, 0)`.
+//! density φ; `relu(g) = max(g, 0)`; σ and g themselves.
 //!
-//! Storage f32 or bf16 (one type for all), arithmetic f32. Saved for backward: g and u; y is computed again where
-//! it is needed rather than kept. Memory-bound: 3 tensors forward, 5 backward.
+//! Storage f32 or bf16 (one type for all), arithmetic f32. Saved for backward: g and u; y is computed again rather than
+//! kept, with its gradient at hand: what it went into needs it last. Memory-bound: 3 tensors forward, 6 backward.
 //!
 //! A block at a time goes through loops of one thing each, in `f32` that stays in the first-level cache: that lets σ
 //! and the rounding of results have loops of their own for an instruction set. On a GPU a thread has 16 bytes of each.
 
 use std::str::FromStr;
+
+use rayon::prelude::*;
 
 use crate::dtype::round;
 use crate::exp::{exp, sigmoid_all};
@@ -42,6 +47,12 @@ pub enum Activation {
     Relu,
     /// max(x, 0)² (So et al., 2021).
     Relu2,
+    /// 1/(1 + e⁻ˣ).
+    Sigmoid,
+    /// x: the gate alone is a product.
+    Identity,
+    /// x'·σ(1.702·x'), x' = min(x, 7), which multiplies a clamped u + 1 (gpt-oss).
+    ClampedSwish,
 }
 
 impl FromStr for Activation {
@@ -55,6 +66,8 @@ impl FromStr for Activation {
             "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
             "relu" => Ok(Activation::Relu),
             "relu2" => Ok(Activation::Relu2),
+            "sigmoid" => Ok(Activation::Sigmoid),
+            "linear" => Ok(Activation::Identity),
             other => Err(format!(
                 "the activation `{other}` is not known here; silu, gelu, gelu_pytorch_tanh, relu and relu2 are"
             )),
@@ -72,6 +85,16 @@ pub(crate) trait Gate: Copy + Send + Sync {
     fn value(self, x: f32, s: f32) -> f32;
     /// act′(x), from the same.
     fn slope(self, x: f32, s: f32) -> f32;
+    /// What multiplies act(g), from u.
+    #[inline(always)]
+    fn factor(self, u: f32) -> f32 {
+        u
+    }
+    /// Its derivative.
+    #[inline(always)]
+    fn factor_slope(self, _: f32) -> f32 {
+        1.0
+    }
 }
 
 /// Evaluates an expression with `$act` as the type of an activation.
@@ -96,6 +119,18 @@ macro_rules! with_activation {
             }
             $crate::gated::Activation::Relu2 => {
                 let $act = $crate::gated::Relu2;
+                $body
+            }
+            $crate::gated::Activation::Sigmoid => {
+                let $act = $crate::gated::Sigmoid;
+                $body
+            }
+            $crate::gated::Activation::Identity => {
+                let $act = $crate::gated::Identity;
+                $body
+            }
+            $crate::gated::Activation::ClampedSwish => {
+                let $act = $crate::gated::ClampedSwish;
                 $body
             }
         }
@@ -227,6 +262,74 @@ impl Gate for Relu2 {
     }
 }
 
+#[derive(Clone, Copy)]
+pub(crate) struct Sigmoid;
+
+impl Gate for Sigmoid {
+    #[inline(always)]
+    fn argument(self, x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    fn value(self, _: f32, s: f32) -> f32 {
+        s
+    }
+    #[inline(always)]
+    fn slope(self, _: f32, s: f32) -> f32 {
+        s * (1.0 - s)
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Identity;
+
+impl Gate for Identity {
+    const HAS_SIGMOID: bool = false;
+    #[inline(always)]
+    fn argument(self, x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    fn value(self, x: f32, _: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    fn slope(self, _: f32, _: f32) -> f32 {
+        1.0
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct ClampedSwish;
+
+/// α and the limit of gpt-oss.
+const SWISH_ALPHA: f32 = 1.702;
+const SWISH_LIMIT: f32 = 7.0;
+
+impl Gate for ClampedSwish {
+    #[inline(always)]
+    fn argument(self, x: f32) -> f32 {
+        SWISH_ALPHA * if x < SWISH_LIMIT { x } else { SWISH_LIMIT }
+    }
+    #[inline(always)]
+    fn value(self, x: f32, s: f32) -> f32 {
+        s * if x < SWISH_LIMIT { x } else { SWISH_LIMIT }
+    }
+    #[inline(always)]
+    fn slope(self, x: f32, s: f32) -> f32 {
+        let slope = s * (1.0 + SWISH_ALPHA * x * (1.0 - s));
+        if x <= SWISH_LIMIT { slope } else { 0.0 }
+    }
+    #[inline(always)]
+    fn factor(self, u: f32) -> f32 {
+        1.0 + u.clamp(-SWISH_LIMIT, SWISH_LIMIT)
+    }
+    #[inline(always)]
+    fn factor_slope(self, u: f32) -> f32 {
+        if u.abs() <= SWISH_LIMIT { 1.0 } else { 0.0 }
+    }
+}
+
 /// σ of the arguments of a block.
 pub(crate) fn sigmoids<E: Element, G: Gate>(isa: Isa, act: G, x: &[E], s: &mut [f32]) {
     if G::HAS_SIGMOID {
@@ -243,16 +346,20 @@ per_isa! {
     /// Replaces σ by y.
     fn products<E: Element, G: Gate>(act: G, g: &[E], u: &[E], s: &mut [f32]) {
         for (s, (g, u)) in s.iter_mut().zip(g.iter().zip(u)) {
-            *s = act.value(g.to_f32(), *s) * u.to_f32();
+            *s = act.value(g.to_f32(), *s) * act.factor(u.to_f32());
         }
     }
 
-    /// Replaces σ by dg, and fills in du.
-    fn gradients<E: Element, G: Gate>(act: G, dy: &[E], g: &[E], u: &[E], s: &mut [f32], du: &mut [f32]) {
-        for (((s, du), dy), (g, u)) in s.iter_mut().zip(du).zip(dy).zip(g.iter().zip(u)) {
-            let (g, dy) = (g.to_f32(), dy.to_f32());
-            *du = dy * act.value(g, *s);
-            *s = dy * u.to_f32() * act.slope(g, *s);
+    /// From dy, g and u: replaces σ by dg, and fills in du and y.
+    fn gradients<E: Element, G: Gate>(act: G, from: [&[E]; 3], s: &mut [f32], du: &mut [f32], y: &mut [f32]) {
+        let [dy, g, u] = from;
+        let out = s.iter_mut().zip(du).zip(y);
+        for (((s, du), y), (dy, (g, u))) in out.zip(dy.iter().zip(g.iter().zip(u))) {
+            let (g, u, dy) = (g.to_f32(), u.to_f32(), dy.to_f32());
+            let (value, factor) = (act.value(g, *s), act.factor(u));
+            *du = dy * value * act.factor_slope(u);
+            *y = value * factor;
+            *s = dy * factor * act.slope(g, *s);
         }
     }
 }
@@ -267,14 +374,15 @@ fn gate<E: Element, G: Gate>(isa: Isa, act: G, g: &[E], u: &[E], y: &mut [E]) {
     }
 }
 
-fn gate_backward<E: Element, G: Gate>(isa: Isa, act: G, dy: &[E], g: &mut [E], u: &mut [E]) {
-    let [mut s, mut du] = [[0.0; BLOCK]; 2];
-    for ((g, u), dy) in g.chunks_mut(BLOCK).zip(u.chunks_mut(BLOCK)).zip(dy.chunks(BLOCK)) {
-        let (s, du) = (&mut s[..g.len()], &mut du[..g.len()]);
+fn gate_backward<E: Element, G: Gate>(isa: Isa, act: G, dy: &mut [E], g: &mut [E], u: &mut [E]) {
+    let [mut s, mut du, mut y] = [[0.0; BLOCK]; 3];
+    for ((g, u), dy) in g.chunks_mut(BLOCK).zip(u.chunks_mut(BLOCK)).zip(dy.chunks_mut(BLOCK)) {
+        let (s, du, y) = (&mut s[..g.len()], &mut du[..g.len()], &mut y[..g.len()]);
         sigmoids(isa, act, g, s);
-        gradients(isa, act, dy, g, u, s, du);
+        gradients(isa, act, [dy, g, u], s, du, y);
         round(isa, s, g);
         round(isa, du, u);
+        round(isa, y, dy);
     }
 }
 
@@ -297,21 +405,21 @@ pub fn forward(dev: &Device, act: Activation, g: View<'_>, u: View<'_>, y: ViewM
     });
 }
 
-/// Replaces g by dg and u by du.
+/// Replaces g by dg, u by du, and dy by y.
 ///
 /// # Panics
 /// If shapes or types do not fit.
-pub fn backward(dev: &Device, act: Activation, dy: View<'_>, g: ViewMut<'_>, u: ViewMut<'_>) {
-    let _timed = dev.pass("gated activation backward", 5 * dy.byte_len());
+pub fn backward(dev: &Device, act: Activation, dy: ViewMut<'_>, g: ViewMut<'_>, u: ViewMut<'_>) {
+    let _timed = dev.pass("gated activation backward", 6 * dy.byte_len());
     assert_eq!((g.shape(), u.shape()), (dy.shape(), dy.shape()), "gated: g, u and dy");
     if let Some(cuda) = dev.cuda() {
         return on_cuda::backward(cuda, act, dy, g, u);
     }
     with_dtype!(dy.dtype(), E => {
-        let dy = dy.as_slice::<E>();
         let (g, u) = (g.as_mut_slice::<E>(), u.as_mut_slice::<E>());
-        dev.for_each_chunk_pair((g, CHUNK), (u, CHUNK), |i, g, u| {
-            let dy = &dy[i * CHUNK..];
+        let chunks = dy.as_mut_slice::<E>().par_chunks_mut(CHUNK);
+        let chunks = chunks.zip(g.par_chunks_mut(CHUNK).zip(u.par_chunks_mut(CHUNK)));
+        dev.for_each_item(chunks, |(dy, (g, u))| {
             with_activation!(act, act => gate_backward(dev.isa(), act, dy, g, u));
         });
     });
@@ -363,7 +471,13 @@ mod on_cuda {
     // SAFETY: `GatedBackward` of gated.cu.
     unsafe impl Params for GatedBackward {}
 
-    pub fn backward(cuda: &Cuda, act: Activation, dy: View<'_>, mut g: ViewMut<'_>, mut u: ViewMut<'_>) {
+    pub fn backward(
+        cuda: &Cuda,
+        act: Activation,
+        mut dy: ViewMut<'_>,
+        mut g: ViewMut<'_>,
+        mut u: ViewMut<'_>,
+    ) {
         assert_eq!((g.dtype(), u.dtype()), (dy.dtype(), dy.dtype()), "gated: one type");
         let (g, u, elements) = (g.device(), u.device(), dy.elements());
         let grid = Grid::element_wise(elements, dy.dtype());
@@ -387,6 +501,12 @@ pub(crate) mod reference {
             Activation::Gelu => x * distribution(x),
             Activation::Relu => x.max(0.0),
             Activation::Relu2 => x.max(0.0).powi(2),
+            Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            Activation::Identity => x,
+            Activation::ClampedSwish => {
+                let x = x.min(7.0);
+                x / (1.0 + (-1.702 * x).exp())
+            }
         }
     }
 
@@ -399,7 +519,16 @@ pub(crate) mod reference {
     }
 
     pub fn forward(act: Activation, g: &[f64], u: &[f64]) -> Vec<f64> {
-        g.iter().zip(u).map(|(g, u)| activation(act, *g) * u).collect()
+        g.iter().zip(u).map(|(g, u)| activation(act, *g) * factor(act, *u)).collect()
+    }
+
+    /// What multiplies the activation.
+    fn factor(act: Activation, u: f64) -> f64 {
+        if act == Activation::ClampedSwish { u.clamp(-7.0, 7.0) + 1.0 } else { u }
+    }
+
+    fn factor_slope(act: Activation, u: f64) -> f64 {
+        if act == Activation::ClampedSwish && u.abs() > 7.0 { 0.0 } else { 1.0 }
     }
 
     pub fn slope(act: Activation, x: f64) -> f64 {
@@ -416,13 +545,20 @@ pub(crate) mod reference {
             Activation::Gelu => distribution(x) + x * (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt(),
             Activation::Relu => f64::from(u8::from(x > 0.0)),
             Activation::Relu2 => 2.0 * x.max(0.0),
+            Activation::Sigmoid => (-x).exp() / (1.0 + (-x).exp()).powi(2),
+            Activation::Identity => 1.0,
+            Activation::ClampedSwish if x > 7.0 => 0.0,
+            Activation::ClampedSwish => {
+                let s = 1.0 / (1.0 + (-1.702 * x).exp());
+                s * (1.0 + 1.702 * x * (1.0 - s))
+            }
         }
     }
 
     /// (dg, du).
     pub fn backward(act: Activation, g: &[f64], u: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let dg = (0..g.len()).map(|i| dy[i] * u[i] * slope(act, g[i])).collect();
-        let du = (0..g.len()).map(|i| dy[i] * activation(act, g[i])).collect();
+        let dg = (0..g.len()).map(|i| dy[i] * factor(act, u[i]) * slope(act, g[i])).collect();
+        let du = (0..g.len()).map(|i| dy[i] * activation(act, g[i]) * factor_slope(act, u[i])).collect();
         (dg, du)
     }
 }
@@ -433,8 +569,22 @@ mod tests {
     use crate::DType;
     use crate::testing::{Random, assert_close, devices, gradcheck, to_f64};
 
-    const ALL: [Activation; 5] =
-        [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Relu2];
+    const ALL: [Activation; 8] = [
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Relu2,
+        Activation::Sigmoid,
+        Activation::Identity,
+        Activation::ClampedSwish,
+    ];
+
+    const CLAMPED: [[f64; 4]; 3] = [
+        [0.43798554575797516, 55.99962502642654, 1.201906791935106e-05, -0.4228978829664106],
+        [1.0990273899567677, 0.0, 1.912099705459455e-05, -0.533889803278167],
+        [0.35038843660638014, 0.0, 0.0, 0.8457957659328212],
+    ];
 
     #[test]
     fn gradcheck_of_the_reference() {
@@ -454,7 +604,9 @@ mod tests {
     fn matches_torch() {
         let golden: serde_json::Value = serde_json::from_str(include_str!("../goldens/gated.json")).unwrap();
         let x: Vec<f64> = serde_json::from_value(golden["x"].clone()).unwrap();
-        for (act, name) in ALL.into_iter().zip(["silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2"]) {
+        for (act, name) in
+            ALL.into_iter().zip(["silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2", "sigmoid", "linear"])
+        {
             assert_eq!(name.parse::<Activation>(), Ok(act));
             let y: Vec<f64> = x.iter().map(|x| reference::activation(act, *x)).collect();
             let expected: Vec<f64> = serde_json::from_value(golden[name].clone()).unwrap();
@@ -463,19 +615,44 @@ mod tests {
     }
 
     #[test]
+    fn gpt_oss_clamps_gate_and_up() {
+        // GptOssExperts._apply_gate of transformers 5.6 and its gradients for a gradient of 1, in float64.
+        let (g, u) = ([0.5, 8.0, -9.0, 1.0], [0.25, 7.5, -8.0, -1.5]);
+        let (dg, du) = reference::backward(Activation::ClampedSwish, &g, &u, &[1.0; 4]);
+        let y = reference::forward(Activation::ClampedSwish, &g, &u);
+        for (what, found, expected) in [("y", y, CLAMPED[0]), ("dg", dg, CLAMPED[1]), ("du", du, CLAMPED[2])]
+        {
+            assert_close(what, &found, &expected, 1e-12);
+        }
+        for dev in devices() {
+            let tensor = |x: &[f64]| {
+                crate::Tensor::from_slice(&x.iter().map(|x| *x as f32).collect::<Vec<_>>(), &[4, 1]).on(&dev)
+            };
+            let (mut g, mut u, mut dy) = (tensor(&g), tensor(&u), tensor(&[1.0; 4]));
+            let mut y = dev.zeros(DType::F32, &[4, 1]);
+            forward(&dev, Activation::ClampedSwish, g.view(), u.view(), y.view_mut());
+            assert_close("y", &to_f64(&y), &CLAMPED[0], 1e-6);
+            backward(&dev, Activation::ClampedSwish, dy.view_mut(), g.view_mut(), u.view_mut());
+            assert_close("dg", &to_f64(&g), &CLAMPED[1], 1e-6);
+            assert_close("du", &to_f64(&u), &CLAMPED[2], 1e-6);
+        }
+    }
+
+    #[test]
     fn device_matches_reference() {
         for dev in devices() {
             for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 1e-2)] {
-                for (act, n) in ALL.into_iter().zip([CHUNK + 77, 9, 5, 7, CHUNK + 3]) {
+                for (act, n) in ALL.into_iter().zip([CHUNK + 77, 9, 5, 7, CHUNK + 3, 700, 601, 11]) {
                     let mut random = Random::new(5);
                     let mut tensor = || random.tensor(dtype, &[n, 1]).on(&dev);
-                    let (mut g, mut u, dy) = (tensor(), tensor(), tensor());
+                    let (mut g, mut u, mut dy) = (tensor(), tensor(), tensor());
                     let mut y = dev.zeros(dtype, &[n, 1]);
                     let (gs, us) = (to_f64(&g), to_f64(&u));
                     forward(&dev, act, g.view(), u.view(), y.view_mut());
                     assert_close("y", &to_f64(&y), &reference::forward(act, &gs, &us), tolerance);
                     let (dg, du) = reference::backward(act, &gs, &us, &to_f64(&dy));
-                    backward(&dev, act, dy.view(), g.view_mut(), u.view_mut());
+                    backward(&dev, act, dy.view_mut(), g.view_mut(), u.view_mut());
+                    assert_eq!(to_f64(&dy), to_f64(&y), "y once more");
                     assert_close("dg", &to_f64(&g), &dg, tolerance);
                     assert_close("du", &to_f64(&u), &du, tolerance);
                 }
@@ -489,11 +666,11 @@ mod tests {
             for act in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
                 let [mut g, mut u] =
                     [[200.0f32, -200.0], [1.0; 2]].map(|x| crate::Tensor::from_slice(&x, &[2, 1]).on(&dev));
-                let dy = crate::Tensor::from_slice(&[1.0f32; 2], &[2, 1]).on(&dev);
+                let mut dy = crate::Tensor::from_slice(&[1.0f32; 2], &[2, 1]).on(&dev);
                 let mut y = dev.zeros(DType::F32, &[2, 1]);
                 forward(&dev, act, g.view(), u.view(), y.view_mut());
                 assert_eq!(y.to_f32_vec().iter().map(|y| y.abs()).collect::<Vec<_>>(), [200.0, 0.0]);
-                backward(&dev, act, dy.view(), g.view_mut(), u.view_mut());
+                backward(&dev, act, dy.view_mut(), g.view_mut(), u.view_mut());
                 assert_eq!(g.to_f32_vec().iter().map(|y| y.abs()).collect::<Vec<_>>(), [1.0, 0.0]);
             }
         }

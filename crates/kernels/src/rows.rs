@@ -1,7 +1,7 @@
 //! Moving rows: embedding, gathering the supervised positions, and sums of tensors (stages 9 to 11 of the walk).
 //!
 //! > gather: y[i] = scale · x[index[i]],  scatter-add: dx[index[i]] += scale · dy[i],  add: y += x,
-//! > sum: y = a + scale · b,  scale: y = scale · x,  scale_each: x[i] = scale[i] · x[i]
+//! > sum: y = a + scale · b,  scale: y = scale · x,  also in place,  scale_each: x[i] = scale[i] · x[i]
 //!
 //! The embedding is `gather` from its weight; its weight's gradient is `scatter_add` into f32, in token order within
 //! a column, so that equal ids add up in a fixed order. Memory-bound: each row is read and written once.
@@ -159,6 +159,17 @@ pub fn scale(dev: &Device, x: View<'_>, scale: f32, y: ViewMut<'_>) {
     });
 }
 
+/// x = scale · x, and so its own derivative.
+pub fn scale_in_place(dev: &Device, scale: f32, x: ViewMut<'_>) {
+    let _timed = dev.pass("scale", 2 * x.byte_len());
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::scale_in_place(cuda, scale, x);
+    }
+    with_dtype!(x.dtype(), E => {
+        dev.for_each_chunk(x.as_mut_slice::<E>(), CHUNK, |_, x| scaled_in_place(dev.isa(), scale, x));
+    });
+}
+
 /// x[i] = scale[i] · x[i], in place, and so its own derivative; x is [rows, …], scale is f32 [rows].
 ///
 /// # Panics
@@ -203,6 +214,10 @@ pub fn sum_rows(dev: &Device, dy: View<'_>, db: ViewMut<'_>) {
 per_isa! {
     fn scaled<X: Element, Y: Element>(x: &[X], scale: f32, y: &mut [Y]) {
         y.iter_mut().zip(x).for_each(|(y, x)| *y = Y::from_f32(x.to_f32() * scale));
+    }
+
+    fn scaled_in_place<X: Element>(scale: f32, x: &mut [X]) {
+        x.iter_mut().for_each(|x| *x = X::from_f32(x.to_f32() * scale));
     }
 
     fn scaled_and_added<X: Element>(x: &[X], scale: f32, y: &mut [f32]) {
@@ -387,6 +402,13 @@ mod on_cuda {
         sum_into(cuda, DevicePtr::NULL, (scale, x), y);
     }
 
+    pub fn scale_in_place(cuda: &Cuda, scale: f32, mut x: ViewMut<'_>) {
+        let (at, elements, dtype) = (x.device(), x.elements(), x.dtype());
+        let params = RowsSum { a: DevicePtr::NULL, b: at, y: at, elements: elements as u64, scale };
+        let grid = Grid::new(elements.div_ceil(THREADS * together(dtype, dtype)), THREADS);
+        cuda.launch(&SOURCE, "rows_sum", &[dtype, dtype], grid, params);
+    }
+
     #[derive(Clone, Copy)]
     #[repr(C)]
     struct RowsScaleEach {
@@ -552,6 +574,8 @@ mod tests {
             let factors = Tensor::from_slice(&[0.5f32, 2.0], &[2]).on(&dev);
             scale_each(&dev, factors.view(), z.view_mut());
             assert_eq!(z.to_f32_vec(), [-1.0, -2.0, -12.0, -16.0]);
+            scale_in_place(&dev, 0.5, z.view_mut());
+            assert_eq!(z.to_f32_vec(), [-0.5, -1.0, -6.0, -8.0]);
             let mut db = Tensor::from_slice(&[10.0f32, 20.0], &[2]).on(&dev);
             sum_rows(&dev, y.view(), db.view_mut());
             assert_eq!(db.to_f32_vec(), [15.0, 27.0]);

@@ -259,10 +259,7 @@ impl Tensor {
 
     /// A tensor of zeros where this one is.
     pub fn zeros_beside(&self, dtype: DType, shape: &[usize]) -> Self {
-        match &self.buffer {
-            Buffer::OnDevice(memory) => Self::zeros_in(memory.cuda(), dtype, shape),
-            Buffer::Owned(_) | Buffer::Mapped { .. } => Self::zeros(dtype, shape),
-        }
+        self.view().zeros_beside(dtype, shape)
     }
 
     /// The tensor where `dev` runs: itself, or a copy if it is elsewhere.
@@ -377,6 +374,16 @@ impl Tensor {
         self.view_mut().into_rows(0..rows)
     }
 
+    /// The same elements under another shape.
+    ///
+    /// # Panics
+    /// If the number of elements differs.
+    pub fn reshape(self, shape: &[usize]) -> Self {
+        let shape = Shape::new(shape);
+        assert_eq!(shape.elements(), self.shape.elements(), "{:?} as {shape:?}", self.shape);
+        Self { shape, ..self }
+    }
+
     /// A copy in another element type.
     pub fn to_dtype(&self, dtype: DType) -> Tensor {
         self.view().to_dtype(dtype)
@@ -455,6 +462,17 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The GPU that it is on.
+    ///
+    /// # Panics
+    /// If it is in the host's memory.
+    pub(crate) fn cuda(&self) -> &'a Arc<Cuda> {
+        match self.bytes {
+            Bytes::Device(bytes) => bytes.cuda,
+            Bytes::Host(_) => panic!("a tensor in the host's memory is on no GPU"),
+        }
+    }
+
     /// The same elements under another shape.
     ///
     /// # Panics
@@ -499,12 +517,17 @@ impl<'a> View<'a> {
         copy
     }
 
+    /// A tensor of zeros where this is.
+    pub fn zeros_beside(&self, dtype: DType, shape: &[usize]) -> Tensor {
+        match self.bytes {
+            Bytes::Device(bytes) => Tensor::zeros_in(bytes.cuda, dtype, shape),
+            Bytes::Host(_) => Tensor::zeros(dtype, shape),
+        }
+    }
+
     /// A copy in another element type, where this is.
     pub fn to_dtype(self, dtype: DType) -> Tensor {
-        let mut copy = match self.bytes {
-            Bytes::Device(bytes) => Tensor::zeros_in(bytes.cuda, dtype, self.shape()),
-            Bytes::Host(_) => Tensor::zeros(dtype, self.shape()),
-        };
+        let mut copy = self.zeros_beside(dtype, self.shape());
         copy.view_mut().copy_from(self);
         copy
     }

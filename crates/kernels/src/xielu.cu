@@ -34,8 +34,8 @@ extern "C" __global__ void xielu_forward_f32(XieluForward p) { forward<f32>(p); 
 extern "C" __global__ void xielu_forward_bf16(XieluForward p) { forward<bf16>(p); }
 
 struct XieluBackward {
-    const void* dy;
-    // Replaced by dx.
+    // Replaced by y and dx.
+    void* dy;
     void* x;
     // Two for each block, without σ(p) and σ(n): dp and dn.
     float* sums;
@@ -51,7 +51,7 @@ template <class T> INLINE void backward(const XieluBackward& p) {
     const Constants& c = p.constants;
     u64 start = (u64)blockIdx.x * p.chunk, left = p.elements - start;
     u32 elements = left < p.chunk ? (u32)left : p.chunk;
-    const T* dys = (const T*)p.dy + start;
+    T* dys = (T*)p.dy + start;
     T* xs = (T*)p.x + start;
     bool aligned = is_aligned<T, N>(dys) && is_aligned<T, N>(xs);
     float positive = 0.0f, negative = 0.0f;
@@ -63,16 +63,21 @@ template <class T> INLINE void backward(const XieluBackward& p) {
         load_span(x, xs, span);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            float v = x[i], slope;
+            float v = x[i], slope, curved;
             if (v > 0.0f) {
                 positive += dy[i] * (v * v);
                 slope = 2.0f * c.positive * v;
+                curved = c.positive * v * v;
             } else {
-                negative += dy[i] * (expm1f(fminf(v, c.eps)) - v);
+                float below = expm1f(fminf(v, c.eps)) - v;
+                negative += dy[i] * below;
                 slope = c.negative * ((v < c.eps ? expf(v) : 0.0f) - 1.0f);
+                curved = c.negative * below;
             }
             x[i] = dy[i] * (slope + c.beta);
+            dy[i] = curved + c.beta * v;
         }
+        store_span(dys, dy, span);
         store_span(xs, x, span);
     }
     positive = block_sum(positive, partial);

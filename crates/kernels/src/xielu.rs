@@ -12,6 +12,8 @@
 //! Storage f32 or bf16 (one type for x, y and gradients), arithmetic f32; p and n are f32. Saved for backward: x.
 //! Sums of dp and dn: over chunks of a fixed size, then over the chunks in order. 2 tensors forward, 3 backward.
 
+use rayon::prelude::*;
+
 use crate::exp::exp;
 use crate::isa::per_isa;
 use crate::{Device, Element, View, ViewMut, with_dtype};
@@ -91,18 +93,18 @@ pub fn scratch_len(elements: usize) -> usize {
     2 * elements.div_ceil(CHUNK)
 }
 
-/// Replaces x by dx; returns dp and dn. `scratch` is f32, at least [`scratch_len`] of it.
+/// Replaces x by dx and dy by y; returns dp and dn. `scratch` is f32, at least [`scratch_len`] of it.
 ///
 /// # Panics
 /// If shapes or types do not fit.
 pub fn backward(
     dev: &Device,
     params: XieluParams,
-    dy: View<'_>,
+    dy: ViewMut<'_>,
     x: ViewMut<'_>,
     scratch: ViewMut<'_>,
 ) -> [f32; 2] {
-    let _timed = dev.pass("xielu backward", 3 * dy.byte_len());
+    let _timed = dev.pass("xielu backward", 4 * dy.byte_len());
     assert_eq!(x.shape(), dy.shape(), "xielu: x and dy");
     if let Some(cuda) = dev.cuda() {
         let [positive, negative] = on_cuda::backward(cuda, params.constants(), dy, x, scratch);
@@ -110,9 +112,9 @@ pub fn backward(
     }
     let sums = &mut scratch.as_mut_slice::<f32>()[..scratch_len(x.elements())];
     with_dtype!(dy.dtype(), E => {
-        let dy = dy.as_slice::<E>();
-        dev.for_each_chunk_pair((x.as_mut_slice::<E>(), CHUNK), (&mut *sums, 2), |i, x, sums| {
-            gradients(dev.isa(), params.constants(), &dy[i * CHUNK..], x, sums);
+        let chunks = x.as_mut_slice::<E>().par_chunks_mut(CHUNK).zip(dy.as_mut_slice::<E>().par_chunks_mut(CHUNK));
+        dev.for_each_item(chunks.zip(sums.par_chunks_mut(2)), |((x, dy), sums)| {
+            gradients(dev.isa(), params.constants(), dy, x, sums);
         });
     });
     let sum = |which: usize| sums.iter().skip(which).step_by(2).sum::<f32>();
@@ -129,12 +131,12 @@ per_isa! {
         }
     }
 
-    fn gradients<E: Element>(c: Constants, dy: &[E], x: &mut [E], sums: &mut [f32]) {
+    fn gradients<E: Element>(c: Constants, dy: &mut [E], x: &mut [E], sums: &mut [f32]) {
         const LANES: usize = 16;
         let (mut positive, mut negative) = ([0.0; LANES], [0.0; LANES]);
-        for (x, dy) in x.chunks_mut(LANES).zip(dy.chunks(LANES)) {
-            for (i, (x, dy)) in x.iter_mut().zip(dy).enumerate() {
-                let (value, dy) = (x.to_f32(), dy.to_f32());
+        for (x, dy) in x.chunks_mut(LANES).zip(dy.chunks_mut(LANES)) {
+            for (i, (x, y)) in x.iter_mut().zip(dy).enumerate() {
+                let (value, dy) = (x.to_f32(), y.to_f32());
                 let (above, below) = (value * value, expm1(value.min(c.eps)) - value);
                 let is_positive = value > 0.0;
                 positive[i] += if is_positive { dy * above } else { 0.0 };
@@ -143,6 +145,8 @@ per_isa! {
                 let slope =
                     if is_positive { 2.0 * c.positive * value } else { c.negative * (inside - 1.0) };
                 *x = E::from_f32(dy * (slope + c.beta));
+                let curved = if is_positive { c.positive * above } else { c.negative * below };
+                *y = E::from_f32(curved + c.beta * value);
             }
         }
         sums[0] = positive.iter().sum();
@@ -205,7 +209,7 @@ mod on_cuda {
     pub fn backward(
         cuda: &Cuda,
         constants: Constants,
-        dy: View<'_>,
+        mut dy: ViewMut<'_>,
         mut x: ViewMut<'_>,
         mut scratch: ViewMut<'_>,
     ) -> [f32; 2] {
@@ -314,14 +318,15 @@ mod tests {
             for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 1e-2)] {
                 for n in [1, 5, 2 * CHUNK + 77] {
                     let mut random = Random::new(5);
-                    let [mut x, dy] = [0; 2].map(|_| random.tensor(dtype, &[n, 1]).on(&dev));
+                    let [mut x, mut dy] = [0; 2].map(|_| random.tensor(dtype, &[n, 1]).on(&dev));
                     let (xs, dys) = (to_f64(&x), to_f64(&dy));
                     let mut y = dev.zeros(dtype, &[n, 1]);
                     forward(&dev, PARAMS, x.view(), y.view_mut());
                     let expected = reference::forward(PARAMS, ALPHAS, &xs);
                     assert_close("y", &to_f64(&y), &expected, tolerance);
                     let mut scratch = dev.zeros(DType::F32, &[scratch_len(n)]);
-                    let found = backward(&dev, PARAMS, dy.view(), x.view_mut(), scratch.view_mut());
+                    let found = backward(&dev, PARAMS, dy.view_mut(), x.view_mut(), scratch.view_mut());
+                    assert_close("y once more", &to_f64(&dy), &expected, tolerance);
                     let (dx, dalphas) = reference::backward(PARAMS, ALPHAS, &xs, &dys);
                     assert_close("dx", &to_f64(&x), &dx, tolerance);
                     assert_close("dp, dn", &found.map(f64::from), &dalphas, 1e-5);
@@ -334,9 +339,9 @@ mod tests {
     fn edges_nothing_and_large_magnitudes() {
         for dev in devices() {
             let mut none = dev.zeros(DType::F32, &[0, 1]);
-            let dy = dev.zeros(DType::F32, &[0, 1]);
+            let mut dy = dev.zeros(DType::F32, &[0, 1]);
             let mut scratch = dev.zeros(DType::F32, &[2]);
-            assert_eq!(backward(&dev, PARAMS, dy.view(), none.view_mut(), scratch.view_mut()), [0.0; 2]);
+            assert_eq!(backward(&dev, PARAMS, dy.view_mut(), none.view_mut(), scratch.view_mut()), [0.0; 2]);
             let x = Tensor::from_slice(&[-1e30f32, 1e10], &[2, 1]).on(&dev);
             let mut y = dev.zeros(DType::F32, &[2, 1]);
             forward(&dev, PARAMS, x.view(), y.view_mut());

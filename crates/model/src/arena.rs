@@ -35,6 +35,14 @@ impl<'a> Arena<'a> {
         Tensor::zeros(dtype, &shape)
     }
 
+    /// Indices, which stay on the host; zeros.
+    pub fn indices(&mut self, len: usize) -> Vec<u32> {
+        if !self.on_card {
+            self.bytes += len * size_of::<u32>();
+        }
+        vec![0; if self.slab.is_some() { len } else { 0 }]
+    }
+
     /// Where tensors are really made; `None` if they are only counted.
     pub fn device(&self) -> Option<&'a Device> {
         self.slab.as_ref().map(Slab::device)

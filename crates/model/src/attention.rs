@@ -1,28 +1,35 @@
 //! The attention layer of a block (stages 9 and 11 of the walk).
 //!
 //! > q, k, v = projections of x; q, k normalised (some families) and rotated, or the other way round; q scaled by its
-//! > position, v normalised (few families); y = o_proj(attention(q, k, v))
+//! > position, v normalised (few families); y = o_proj(attention(q, k, v)), few times a gate's sigmoid before o_proj
 //!
-//! Saved for backward: q and k as attention saw them, v, its output and lse; before their norms q and k too.
+//! Saved for backward: q and k as attention saw them, v, its output and lse; before their norms q and k too; a gate, which
+//! backward overwrites by its gradient.
 
 use sft_kernels::attention::{self, AttentionParams};
-use sft_kernels::rope;
-use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows};
+use sft_kernels::gated::{self, Activation};
+use sft_kernels::{DType, Device, Tensor, View, ViewMut, columns, rows};
+use sft_kernels::{rope, sinks};
 
 use crate::arena::Arena;
 use crate::cache::LayerCache;
 use crate::inputs::{self, Inputs, in_rows, in_rows_mut};
+use crate::latent::{self, Latent};
 use crate::linear::{self, Linear};
 use crate::method::LayerAdapters;
+use crate::mixer::PartsMut;
 use crate::norm::Norm;
+use crate::parameter::Parameter;
 use crate::pass::Pass;
-use crate::spec::{AttentionSpec, DecoderSpec, NormSpec, QkScope};
+use crate::spec::{AttentionSpec, DecoderSpec, LayerSpec, NormSpec, QkScope};
 
 /// An attention layer.
 #[derive(Debug)]
 pub struct Attention {
-    /// To queries [H·D, C], keys and values [K·D, C].
+    /// To queries [H·D, C], keys and values [K·D, C]; none where `latent` makes them.
     pub qkv: Inputs,
+    /// Queries, keys and values from narrow ones.
+    pub latent: Option<Latent>,
     /// [C, H·D].
     pub o_proj: Linear,
     /// Norm of queries, see [`QkScope`].
@@ -31,6 +38,8 @@ pub struct Attention {
     pub k_norm: Option<Norm>,
     /// Norm of the values of each head.
     pub v_norm: Option<Norm>,
+    /// A column of each head's softmax without a value, f32 [H].
+    pub sinks: Option<Parameter>,
     /// Its sizes.
     pub spec: AttentionSpec,
 }
@@ -43,10 +52,13 @@ pub struct Saved {
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    /// Of the output, [N, H, D].
+    gate: Option<Tensor>,
     q_normed: Option<Normed>,
     k_normed: Option<Normed>,
     v_normed: Option<Normed>,
     qkv: inputs::Saved,
+    latent: Option<latent::Saved>,
     o_proj: linear::Saved,
 }
 
@@ -71,6 +83,7 @@ impl Saved {
         let mut heads = |heads: usize| arena.tensor(dtype, &[tokens, heads, d]);
         let (q, key, v, out) = (heads(h), heads(k), heads(k), heads(h));
         let lse = arena.tensor(DType::F32, &[tokens, h]);
+        let gate = spec.output_gate.then(|| arena.tensor(dtype, &[tokens, h, d]));
         let mut normed = |rows: usize, heads: usize, values: usize| Normed {
             x: arena.tensor(dtype, &[tokens, heads, d]),
             statistics: arena.tensor(DType::F32, &[tokens, rows, values]),
@@ -83,8 +96,10 @@ impl Saved {
         };
         let (q_normed, k_normed) = (qk_normed(h), qk_normed(k));
         let qkv = inputs::Saved::new(arena, dtype, tokens, spec.inputs, adapters);
+        let latent = spec.latent.as_ref();
+        let latent = latent.map(|spec| latent::Saved::new(arena, dtype, tokens, (spec, norm), adapters));
         let o_proj = linear::Saved::new(arena, dtype, tokens, adapters.rank_of(spec.output));
-        Self { q, k: key, v, out, lse, q_normed, k_normed, v_normed, qkv, o_proj }
+        Self { q, k: key, v, out, lse, gate, q_normed, k_normed, v_normed, qkv, latent, o_proj }
     }
 }
 
@@ -106,9 +121,10 @@ impl Scratch {
     /// Room for `tokens` tokens of the widest layer.
     pub fn new(arena: &mut Arena<'_>, dtype: DType, tokens: usize, spec: &DecoderSpec) -> Self {
         let widest = |width: fn(&AttentionSpec) -> usize| {
-            tokens * spec.layers.iter().map(|layer| width(&layer.attention)).max().unwrap_or(0)
+            tokens * spec.layers.iter().filter_map(LayerSpec::attends).map(width).max().unwrap_or(0)
         };
-        let any = |has: fn(&AttentionSpec) -> bool| spec.layers.iter().any(|layer| has(&layer.attention));
+        let any =
+            |has: fn(&AttentionSpec) -> bool| spec.layers.iter().filter_map(LayerSpec::attends).any(has);
         let (q, k) = (widest(|a| a.heads * a.head_dim), widest(|a| a.kv_heads * a.head_dim));
         let qk_norm = any(|a| a.qk_norm.is_some());
         let delta = arena.tensor(DType::F32, &[widest(|a| a.heads)]);
@@ -145,6 +161,13 @@ fn flat(x: View<'_>) -> View<'_> {
 fn flat_mut(x: ViewMut<'_>) -> ViewMut<'_> {
     let shape = [x.dim(0), x.dim(1) * x.dim(2)];
     x.reshape(&shape)
+}
+
+/// out·σ(gate) [N, H·D] in `buffer`.
+fn gated_output<'a>(dev: &Device, gate: View<'_>, out: View<'_>, buffer: &'a mut Tensor) -> View<'a> {
+    let shape = [out.dim(0), out.dim(1), out.dim(2)];
+    gated::forward(dev, Activation::Sigmoid, gate, out, shaped_mut(buffer, shape));
+    flat(shaped(buffer, shape))
 }
 
 impl Normed {
@@ -198,11 +221,7 @@ impl Attention {
     ) {
         let (n, dev, dropout) = (x.dim(0), pass.dev, pass.dropout);
         let s = saved;
-        let q = s.q_normed.as_mut().map_or(&mut s.q, |normed| &mut normed.x);
-        let k = s.k_normed.as_mut().map_or(&mut s.k, |normed| &mut normed.x);
-        let v = s.v_normed.as_mut().map_or(&mut s.v, |normed| &mut normed.x);
-        let outputs = [q.head_mut(n), k.head_mut(n), v.head_mut(n)];
-        self.qkv.forward(pass, x, outputs, &mut s.qkv, scratch);
+        self.project(pass, x, s, scratch);
         let after_rope = self.spec.qk_norm.is_some_and(|norm| norm.after_rope);
         let queries = (&self.q_norm, &mut s.q, &mut s.q_normed);
         let keys = (&self.k_norm, &mut s.k, &mut s.k_normed);
@@ -222,17 +241,27 @@ impl Attention {
         if let (Some(norm), Some(normed)) = (&self.v_norm, &mut s.v_normed) {
             normed.forward(dev, norm, s.v.head_mut(n));
         }
-        if let Some(scale) = pass.query_scale {
+        if let Some(scale) = pass.query_scale.filter(|_| self.spec.grows) {
             rows::scale_each(dev, scale, s.q.head_mut(n));
         }
         let (k, v) = match cache {
             None => (s.k.head(n), s.v.head(n)),
             Some(cache) => cache.append(s.k.head(n), s.v.head(n)),
         };
+        let (rows, keys) = pass.rows_of(self.spec.chunk, k.dim(0));
+        let (k, v) = (k.rows(keys.clone()), v.rows(keys));
         let io =
             attention::Forward { q: s.q.head(n), k, v, out: s.out.head_mut(n), lse: Some(s.lse.head_mut(n)) };
-        attention::forward(dev, &self.spec.params(), pass.rows, io);
-        self.o_proj.forward(dev, flat(s.out.head(n)), y, &mut s.o_proj, &mut scratch.linears, dropout);
+        attention::forward(dev, &self.spec.params(), rows, io);
+        if let Some(numbers) = &self.sinks {
+            sinks::forward(dev, numbers.value(), s.out.head_mut(n), s.lse.head_mut(n));
+        }
+        let out = match (&self.latent, &mut scratch.latent, &s.gate, &mut scratch.fused) {
+            (Some(latent), Some(w), ..) => latent.narrowed(pass, s.out.head(n), w).0,
+            (_, _, Some(gate), Some(fused)) => gated_output(dev, gate.head(n), s.out.head(n), fused),
+            _ => flat(s.out.head(n)),
+        };
+        self.o_proj.forward(dev, out, y, &mut s.o_proj, &mut scratch.linears, dropout);
     }
 
     /// The gradient of x (if wanted) from that of y.
@@ -242,16 +271,13 @@ impl Attention {
         x: View<'_>,
         dy: View<'_>,
         dx: Option<ViewMut<'_>>,
-        saved: &Saved,
+        saved: &mut Saved,
         (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
     ) {
-        let (n, dev, dropout) = (x.dim(0), pass.dev, pass.dropout);
-        let s = saved;
+        let (n, dev, s) = (x.dim(0), pass.dev, saved);
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
         let (of_q, of_k) = ([n, heads, head_dim], [n, kv_heads, head_dim]);
-        let dout = flat_mut(shaped_mut(&mut scratch.dout, of_q));
-        let (out, linears) = (flat(s.out.head(n)), &mut inputs.linears);
-        self.o_proj.backward(dev, out, dy, Some(dout), false, &s.o_proj, linears, dropout);
+        self.backward_output(pass, dy, s, (scratch, inputs));
         let io = attention::Backward {
             q: s.q.head(n),
             k: s.k.head(n),
@@ -264,9 +290,91 @@ impl Attention {
             dk: shaped_mut(&mut scratch.dk, of_k),
             dv: shaped_mut(&mut scratch.dv, of_k),
         };
-        attention::backward(dev, &self.spec.params(), pass.rows, io);
+        let (rows, _) = pass.rows_of(self.spec.chunk, n);
+        attention::backward(dev, &self.spec.params(), rows, io);
+        if let Some(numbers) = &mut self.sinks {
+            let delta = scratch.delta.head(n * heads).reshape(&[n, heads]);
+            if let (numbers, Some(d)) = numbers.value_and_gradient() {
+                sinks::backward(dev, numbers, s.lse.head(n), delta, d);
+            }
+        }
         let gradients = self.before_norms(pass, n, s, scratch);
-        self.qkv.backward(pass, x, gradients, dx, &s.qkv, inputs);
+        self.project_backward(pass, x, gradients, dx, s, inputs);
+    }
+
+    /// The gradient of what attention puts out, in `scratch.dout`, from that of y.
+    fn backward_output(
+        &mut self,
+        pass: &Pass<'_>,
+        dy: View<'_>,
+        s: &mut Saved,
+        (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
+    ) {
+        let (n, dev, dropout) = (dy.dim(0), pass.dev, pass.dropout);
+        let AttentionSpec { heads, head_dim, .. } = self.spec;
+        let shape = [n, heads, head_dim];
+        let (out, dout) = (s.out.head(n), shaped_mut(&mut scratch.dout, shape));
+        let inputs::Scratch { linears, fused, latent } = inputs;
+        if let (Some(latent), Some(w)) = (&self.latent, latent) {
+            let (out, narrow) = latent.narrowed(pass, out, w);
+            self.o_proj.backward(dev, out, dy, Some(narrow), false, &s.o_proj, linears, dropout);
+            return latent.widen(pass, w, dout);
+        }
+        let (Some(gate), Some(fused)) = (&mut s.gate, fused) else {
+            let (out, dout) = (flat(out), Some(flat_mut(dout)));
+            return self.o_proj.backward(dev, out, dy, dout, false, &s.o_proj, linears, dropout);
+        };
+        let gated_out = gated_output(dev, gate.head(n), out, fused);
+        self.o_proj.backward(dev, gated_out, dy, Some(flat_mut(dout)), false, &s.o_proj, linears, dropout);
+        // Its gradient takes the place of the output, which is needed once more.
+        let mut dout = shaped_mut(fused, shape);
+        dout.reborrow().copy_from(out);
+        let dy = shaped_mut(&mut scratch.dout, shape);
+        gated::backward(dev, Activation::Sigmoid, dy, gate.head_mut(n), dout);
+        shaped_mut(&mut scratch.dout, shape).copy_from(shaped(fused, shape));
+    }
+
+    /// Queries, keys and values before their norms, and a gate, from x.
+    fn project(&self, pass: &Pass<'_>, x: View<'_>, s: &mut Saved, scratch: &mut inputs::Scratch) {
+        let (n, dev) = (x.dim(0), pass.dev);
+        let q = s.q_normed.as_mut().map_or(&mut s.q, |normed| &mut normed.x).head_mut(n);
+        let k = s.k_normed.as_mut().map_or(&mut s.k, |normed| &mut normed.x).head_mut(n);
+        let v = s.v_normed.as_mut().map_or(&mut s.v, |normed| &mut normed.x).head_mut(n);
+        if let (Some(latent), Some(saved), Some(w)) = (&self.latent, &mut s.latent, &mut scratch.latent) {
+            return latent.forward(pass, x, [q, k, v], saved, (w, &mut scratch.linears));
+        }
+        let (Some(gate), Some(fused)) = (&mut s.gate, &mut scratch.fused) else {
+            return self.qkv.forward(pass, x, [q, k, v], &mut s.qkv, scratch);
+        };
+        let (rows, size) = (n * self.spec.heads, 2 * q.elements());
+        let outputs = [fused.head_mut(size), k, v];
+        self.qkv.forward_each(pass, x, outputs, &mut s.qkv, &mut scratch.linears);
+        let parts = [in_rows_mut(q, rows), in_rows_mut(gate.head_mut(n), rows)];
+        columns::split(dev, in_rows(fused.head(size), rows), parts);
+    }
+
+    /// The gradient of x from those of what [`Attention::project`] makes.
+    fn project_backward(
+        &mut self,
+        pass: &Pass<'_>,
+        x: View<'_>,
+        [dq, dk, dv]: [View<'_>; 3],
+        dx: Option<ViewMut<'_>>,
+        s: &Saved,
+        scratch: &mut inputs::Scratch,
+    ) {
+        let (n, dev) = (x.dim(0), pass.dev);
+        if let (Some(latent), Some(saved), Some(w)) = (&mut self.latent, &s.latent, &mut scratch.latent) {
+            return latent.backward(pass, x, [dq, dk, dv], dx, saved, (w, &mut scratch.linears));
+        }
+        let (Some(gate), Some(fused)) = (&s.gate, &mut scratch.fused) else {
+            return self.qkv.backward(pass, x, [dq, dk, dv], dx, &s.qkv, scratch);
+        };
+        let (rows, size) = (n * self.spec.heads, 2 * dq.elements());
+        let parts = [in_rows(dq, rows), in_rows(gate.head(n), rows)];
+        columns::join(dev, parts, in_rows_mut(fused.head_mut(size), rows));
+        let gradients = [fused.head(size), dk, dv];
+        self.qkv.backward_each(pass, x, gradients, (dx, false), &s.qkv, &mut scratch.linears);
     }
 
     /// From the gradients of what attention saw to those of the projections' outputs.
@@ -280,7 +388,7 @@ impl Attention {
         let (dev, rope) = (pass.dev, self.spec.rope);
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
         let (of_q, of_k) = ([n, heads, head_dim], [n, kv_heads, head_dim]);
-        if let Some(scale) = pass.query_scale {
+        if let Some(scale) = pass.query_scale.filter(|_| self.spec.grows) {
             rows::scale_each(dev, scale, shaped_mut(&mut scratch.dq, of_q));
         }
         let before = [&mut scratch.dq_before_norm, &mut scratch.dk_before_norm];
@@ -315,5 +423,26 @@ impl Attention {
             }
             _ => [dq, dk, dv],
         }
+    }
+
+    /// Its linear layers with their names inside the block.
+    pub fn linears(&self) -> impl Iterator<Item = (&'static str, &Linear)> {
+        let latent = self.latent.iter().flat_map(Latent::linears);
+        self.qkv.iter().chain(latent).chain([(self.spec.output, &self.o_proj)])
+    }
+
+    /// Its weights beside those of linear layers, in the order of [`Attention::parts_mut`].
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        let norms = [&self.q_norm, &self.k_norm].into_iter().flatten().flat_map(Norm::parameters);
+        norms.chain(self.latent.iter().flat_map(Latent::norm_parameters)).chain(&self.sinks)
+    }
+
+    /// Its weights beside those of linear layers, and its linear layers.
+    pub fn parts_mut(&mut self) -> PartsMut<'_> {
+        let Self { qkv, latent, o_proj, q_norm, k_norm, sinks, spec, .. } = self;
+        let norms = [q_norm, k_norm].into_iter().flatten().flat_map(Norm::parameters_mut);
+        let (of_latent, linears) = latent.as_mut().map(Latent::parts_mut).unwrap_or_default();
+        let linears = qkv.iter_mut().chain(linears).chain([(spec.output, o_proj)]);
+        (norms.chain(of_latent).chain(sinks).collect(), linears.collect())
     }
 }

@@ -1,9 +1,9 @@
 //! One block of the decoder (stages 9 and 11 of the walk).
 //!
-//! > m = of_sum(x + r·after(attention(before(x)))), y = of_sum(m + r·after(mlp(before(m))))
+//! > m = of_sum(x + r·after(mixer(before(x)))), y = of_sum(m + r·after(mlp(before(m))))
 //!
-//! before, after and of_sum are norms, or nothing; r is 1 in most families. In parallel blocks mlp reads before(x)
-//! instead, by a norm of its own or by attention's. Saved for backward: m, what the two layers saved, and what goes
+//! The mixer is attention in most families. before, after and of_sum are norms, or nothing; r is 1 in most families. In
+//! parallel blocks mlp reads before(x) instead, by a norm of its own or by attention's; few blocks have no mlp, and y is m. Saved for backward: m, what the two layers saved, and what goes
 //! into `after` and `of_sum`; the outputs of `before` are computed again from x and m.
 //!
 //! Few families end a block with a layer that takes in [`crate::per_layer`], and multiply y by a number.
@@ -11,30 +11,31 @@
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows};
 
 use crate::arena::Arena;
-use crate::attention::{self, Attention};
 use crate::cache::LayerCache;
+use crate::feed_forward::{self, FeedForward};
 use crate::inputs;
+use crate::latent;
 use crate::linear::{self, Linear};
 use crate::method::{Adapters, LayerAdapters};
-use crate::mlp::{self, Mlp};
+use crate::mixer::{self, Mixer};
 use crate::norm::Norm;
 use crate::norms::{Norms, SavedNorms};
 use crate::parameter::Parameter;
 use crate::pass::Pass;
 use crate::per_layer::{self, PerLayer};
-use crate::spec::{DecoderSpec, InputNames, LayerSpec};
+use crate::spec::{DecoderSpec, InputNames, LayerSpec, MixerSpec, Part, Projection};
 
 /// A block.
 #[derive(Debug)]
 pub struct Block {
-    /// Norms around the attention layer.
+    /// Norms around the mixer of tokens.
     pub attention_norms: Norms,
-    /// The attention layer.
-    pub self_attn: Attention,
+    /// Attention, or what stands in its place.
+    pub mixer: Mixer,
     /// Norms around the feed-forward layer.
     pub mlp_norms: Norms,
-    /// The feed-forward layer.
-    pub mlp: Mlp,
+    /// The feed-forward layer, or experts, if there are any.
+    pub mlp: Option<FeedForward>,
     /// Whether both layers read x.
     pub parallel: bool,
     /// At the end of the block.
@@ -49,11 +50,11 @@ pub struct Block {
 #[derive(Debug)]
 pub struct Saved {
     attention_norms: SavedNorms,
-    attention: attention::Saved,
+    mixer: mixer::Saved,
     /// Where mlp reads it.
     m: Option<Tensor>,
     mlp_norms: SavedNorms,
-    mlp: mlp::Saved,
+    mlp: Option<feed_forward::Saved>,
     per_layer: Option<per_layer::Saved>,
 }
 
@@ -70,10 +71,10 @@ impl Saved {
         let shape = (tokens, hidden);
         Self {
             attention_norms: SavedNorms::new(arena, dtype, shape, spec.attention_norms, norm),
-            attention: attention::Saved::new(arena, dtype, tokens, (&spec.attention, norm), adapters),
-            m: (!spec.parallel).then(|| arena.tensor(dtype, &[tokens, hidden])),
+            mixer: mixer::Saved::new(arena, dtype, tokens, (model, spec), adapters),
+            m: (spec.has_mlp && !spec.parallel).then(|| arena.tensor(dtype, &[tokens, hidden])),
             mlp_norms: SavedNorms::new(arena, dtype, shape, spec.mlp_norms, norm),
-            mlp: mlp::Saved::new(arena, dtype, tokens, &spec.mlp, adapters),
+            mlp: spec.has_mlp.then(|| feed_forward::Saved::new(arena, dtype, shape, spec, adapters)),
             per_layer: spec
                 .per_layer
                 .map(|layer| per_layer::Saved::new(arena, dtype, tokens, (model, layer), adapters)),
@@ -94,8 +95,8 @@ pub struct Scratch {
     parallel: Option<Tensor>,
     inputs: inputs::Scratch,
     pub(crate) per_layer: Option<per_layer::Inputs>,
-    mlp: mlp::Scratch,
-    attention: attention::Scratch,
+    pub(crate) mlp: feed_forward::Scratch,
+    mixer: mixer::Scratch,
 }
 
 impl Scratch {
@@ -107,23 +108,29 @@ impl Scratch {
         spec: &DecoderSpec,
         adapters: &Adapters,
     ) -> Self {
-        let (c, first) = (spec.hidden_size, &spec.layers[0]);
-        let widest = spec.layers.iter().map(|l| l.mlp.intermediate_size).max().unwrap_or(0);
-        let attention = spec.layers.iter().map(|l| l.attention.heads * l.attention.head_dim).max();
-        let inputs = widest.max(c).max(attention.unwrap_or(0));
+        let c = spec.hidden_size;
+        let dense = spec.layers.iter().filter_map(LayerSpec::dense);
+        let widest = dense.map(|mlp| mlp.intermediate_size).max().unwrap_or(0);
+        let attention = || spec.layers.iter().filter_map(LayerSpec::attends);
+        let latent = attention().filter_map(|a| a.latent).map(|latent| latent.widest_input());
+        let recurrent = spec.layers.iter().filter_map(|layer| layer.mixer.recurrent());
+        let mixers = attention().map(|a| a.heads * a.head_dim).chain(latent);
+        let mixers = mixers.chain(recurrent.map(|recurrent| recurrent.width(Part::V))).max();
+        let inputs = widest.max(c).max(mixers.unwrap_or(0));
         let changes_outputs = spec.layers.iter().any(LayerSpec::changes_outputs);
         let parallel = spec.layers.iter().any(|layer| layer.parallel);
         let (rank, dropout) = (adapters.largest_rank(), adapters.has_dropout());
         let linears = linear::Scratch::new(arena, dtype, backward_tokens, inputs, rank, dropout);
+        let latent = latent::Scratch::new(arena, dtype, tokens, spec);
         Self {
             h: arena.tensor(dtype, &[tokens, c]),
             t: arena.tensor(dtype, &[tokens, c]),
             dout: changes_outputs.then(|| arena.tensor(dtype, &[backward_tokens, c])),
             parallel: parallel.then(|| arena.tensor(dtype, &[tokens, c])),
-            inputs: inputs::Scratch::new(arena, dtype, tokens, widest_fused(spec), linears),
-            mlp: mlp::Scratch::new(arena, dtype, tokens, widest, first.mlp.activation),
+            inputs: inputs::Scratch::new(arena, dtype, tokens, widest_fused(spec), (linears, latent)),
+            mlp: feed_forward::Scratch::new(arena, dtype, (tokens, backward_tokens), spec),
             per_layer: per_layer::Inputs::new(arena, dtype, tokens, spec, adapters),
-            attention: attention::Scratch::new(arena, dtype, backward_tokens, spec),
+            mixer: mixer::Scratch::new(arena, dtype, (tokens, backward_tokens), spec),
         }
     }
 }
@@ -131,12 +138,25 @@ impl Scratch {
 /// The widest output of a linear layer that makes several things at once.
 fn widest_fused(spec: &DecoderSpec) -> Option<usize> {
     let widths = spec.layers.iter().flat_map(|layer| {
-        let (a, mlp) = (&layer.attention, &layer.mlp);
-        let qkv = (a.inputs, (a.heads + 2 * a.kv_heads) * a.head_dim);
-        [qkv, (mlp.inputs, mlp.intermediate_size * (1 + usize::from(mlp.gated)))]
+        let attention = layer.attends().into_iter().flat_map(|a| {
+            let qkv = (a.inputs, (a.heads + 2 * a.kv_heads) * a.head_dim);
+            // Queries and their gates.
+            let gate = a.output_gate.then_some((FUSED, 2 * a.heads * a.head_dim));
+            [qkv].into_iter().chain(gate)
+        });
+        let conv = matches!(layer.mixer, MixerSpec::ShortConv(_)).then_some((FUSED, 3 * spec.hidden_size));
+        let recurrent = layer.mixer.recurrent().into_iter().flat_map(|recurrent| {
+            let width = |p: &Projection| p.parts.iter().map(|part| recurrent.width(*part)).sum();
+            recurrent.inputs.iter().map(move |p| (p.input_names(recurrent.key_heads), width(p)))
+        });
+        let mlp = layer.dense().map(|mlp| (mlp.inputs, mlp.intermediate_size * (1 + usize::from(mlp.gated))));
+        attention.chain(conv).chain(recurrent).chain(mlp)
     });
     widths.filter(|(names, _)| matches!(names, InputNames::Fused { .. })).map(|(_, width)| width).max()
 }
+
+/// Outputs that are made at once.
+const FUSED: InputNames = InputNames::Fused { name: "", groups: 1 };
 
 impl Block {
     /// y [N, C] from x [N, C].
@@ -153,8 +173,12 @@ impl Block {
         let (s, w) = (saved, scratch);
         let h = self.attention_norms.input(dev, x, &mut w.h, &mut s.attention_norms);
         self.attention_norms.output(dev, &mut w.t, n, &mut s.attention_norms, |out| {
-            self.self_attn.forward(pass, h, out, &mut s.attention, &mut w.inputs, cache);
+            self.mixer.forward(pass, h, out, &mut s.mixer, (&mut w.mixer, &mut w.inputs), cache);
         });
+        let (Some(mlp), Some(of_mlp)) = (&self.mlp, &mut s.mlp) else {
+            self.attention_norms.sum(dev, x, (r, w.t.head(n)), y.reborrow(), &mut s.attention_norms);
+            return self.forward_end(pass, y, s, w);
+        };
         let m = s.m.as_mut().or(w.parallel.as_mut()).expect("saved, or scratch of a parallel block");
         self.attention_norms.sum(dev, x, (r, w.t.head(n)), m.head_mut(n), &mut s.attention_norms);
         let m = m.head(n);
@@ -165,13 +189,18 @@ impl Block {
             }
         };
         self.mlp_norms.output(dev, &mut w.t, n, &mut s.mlp_norms, |out| {
-            self.mlp.forward(pass, h, out, &mut s.mlp, (&mut w.mlp, &mut w.inputs));
+            mlp.forward(pass, h, out, of_mlp, (&mut w.mlp, &mut w.inputs));
         });
         self.mlp_norms.sum(dev, m, (r, w.t.head(n)), y.reborrow(), &mut s.mlp_norms);
+        self.forward_end(pass, y, s, w);
+    }
+
+    /// From the sum behind the last layer to y.
+    fn forward_end(&self, pass: &Pass<'_>, mut y: ViewMut<'_>, s: &mut Saved, w: &mut Scratch) {
         if let (Some(layer), Some(saved), Some(p)) = (&self.per_layer, &mut s.per_layer, &w.per_layer) {
             layer.forward(pass, y.reborrow(), &mut w.t, saved, (p, &mut w.inputs.linears));
         }
-        self.scale_output(dev, y, &mut w.t);
+        self.scale_output(pass.dev, y, &mut w.t);
     }
 
     /// Multiplies the block's output, or the gradient of it.
@@ -210,14 +239,15 @@ impl Block {
         let (s, w) = (saved, scratch);
 
         // y = of_sum(m + r·after(mlp(before(m))))
-        let m = s.m.as_ref().expect("saved where blocks are not parallel").head(n);
-        let norms = &mut self.mlp_norms;
-        norms.sum_gradient(dev, d.reborrow(), &mut w.t, &s.mlp_norms);
-        let dout = norms.output_gradient(dev, d.as_view(), r, &mut w.dout, &s.mlp_norms);
-        let h = norms.input(dev, m, &mut w.h, &mut s.mlp_norms);
-        let scratches = (&mut w.mlp, &mut w.inputs);
-        self.mlp.backward(pass, h, dout, w.t.head_mut(n), &mut s.mlp, scratches);
-        norms.input_gradient(dev, m, w.t.head(n), Some(d.reborrow()), &s.mlp_norms);
+        if let (Some(mlp), Some(of_mlp), Some(m)) = (&mut self.mlp, &mut s.mlp, &s.m) {
+            let (norms, m) = (&mut self.mlp_norms, m.head(n));
+            norms.sum_gradient(dev, d.reborrow(), &mut w.t, &s.mlp_norms);
+            let dout = norms.output_gradient(dev, d.as_view(), r, &mut w.dout, &s.mlp_norms);
+            let h = norms.input(dev, m, &mut w.h, &mut s.mlp_norms);
+            let scratches = (&mut w.mlp, &mut w.inputs);
+            mlp.backward(pass, h, dout, w.t.head_mut(n), of_mlp, scratches);
+            norms.input_gradient(dev, m, w.t.head(n), Some(d.reborrow()), &s.mlp_norms);
+        }
 
         // m = of_sum(x + r·after(attention(before(x))))
         let norms = &mut self.attention_norms;
@@ -226,7 +256,7 @@ impl Block {
         let h = norms.input(dev, x, &mut w.h, &mut s.attention_norms);
         let needs_dh = needs_dx || norms.before.as_ref().is_some_and(Norm::is_trained);
         let dh = needs_dh.then(|| w.t.head_mut(n));
-        self.self_attn.backward(pass, h, dout, dh, &s.attention, (&mut w.attention, &mut w.inputs));
+        self.mixer.backward(pass, h, dout, dh, &mut s.mixer, (&mut w.mixer, &mut w.inputs));
         if needs_dh {
             norms.input_gradient(dev, x, w.t.head(n), needs_dx.then_some(d), &s.attention_norms);
         }
@@ -248,15 +278,17 @@ impl Block {
         let norms = &mut self.attention_norms;
         let dout = norms.output_gradient(dev, d.as_view(), r, &mut w.dout, &s.attention_norms);
         let h = norms.input(dev, x, &mut w.h, &mut s.attention_norms);
-        let (dh, scratches) = (Some(dh_attention.head_mut(n)), (&mut w.attention, &mut w.inputs));
-        self.self_attn.backward(pass, h, dout, dh, &s.attention, scratches);
+        let (dh, scratches) = (Some(dh_attention.head_mut(n)), (&mut w.mixer, &mut w.inputs));
+        self.mixer.backward(pass, h, dout, dh, &mut s.mixer, scratches);
 
         let is_shared = self.mlp_norms.before.is_none();
         let norms = &mut self.mlp_norms;
         let dout = norms.output_gradient(dev, d.as_view(), r, &mut w.dout, &s.mlp_norms);
         let h = if is_shared { w.h.head(n) } else { norms.input(dev, x, &mut w.h, &mut s.mlp_norms) };
         let scratches = (&mut w.mlp, &mut w.inputs);
-        self.mlp.backward(pass, h, dout, w.t.head_mut(n), &mut s.mlp, scratches);
+        let (mlp, saved) = (self.mlp.as_mut(), s.mlp.as_mut());
+        let (mlp, saved) = mlp.zip(saved).expect("parallel blocks have both layers");
+        mlp.backward(pass, h, dout, w.t.head_mut(n), saved, scratches);
 
         // `d` is the gradient of y until both layers have read it.
         if is_shared {
@@ -271,29 +303,25 @@ impl Block {
 
     /// Every linear layer with its name inside the block.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Linear)> {
-        let Attention { qkv, o_proj, spec, .. } = &mut self.self_attn;
-        let Mlp { gate_up, down_proj, output, .. } = &mut self.mlp;
-        let attention = qkv.iter_mut().chain([(spec.output, o_proj)]);
+        let (_, mixer) = self.mixer.parts_mut();
         let per_layer = self.per_layer.iter_mut().flat_map(PerLayer::linears_mut);
-        attention.chain(gate_up.iter_mut()).chain([(*output, down_proj)]).chain(per_layer)
+        let mlp = self.mlp.iter_mut().flat_map(FeedForward::linears_mut);
+        mixer.into_iter().chain(mlp).chain(per_layer)
     }
 
     /// Every linear layer with its name inside the block.
     pub fn linears(&self) -> impl Iterator<Item = (&'static str, &Linear)> {
-        let Attention { qkv, o_proj, spec, .. } = &self.self_attn;
-        let Mlp { gate_up, down_proj, output, .. } = &self.mlp;
-        let attention = qkv.iter().chain([(spec.output, o_proj)]);
         let per_layer = self.per_layer.iter().flat_map(PerLayer::linears);
-        attention.chain(gate_up.iter()).chain([(*output, down_proj)]).chain(per_layer)
+        let mlp = self.mlp.iter().flat_map(FeedForward::linears);
+        self.mixer.linears().chain(mlp).chain(per_layer)
     }
 
     /// Every weight but the adapters', in the order of [`Block::parameters_mut`].
     pub fn base_parameters(&self) -> Vec<&Parameter> {
         let mut all: Vec<&Parameter> = self.attention_norms.parameters().collect();
-        let norms = [&self.self_attn.q_norm, &self.self_attn.k_norm];
-        all.extend(norms.into_iter().flatten().flat_map(Norm::parameters));
+        all.extend(self.mixer.parameters());
         all.extend(self.linears().flat_map(|(_, linear)| linear.base_parameters()));
-        all.extend(self.mlp.activation.parameters());
+        all.extend(self.mlp.iter().flat_map(FeedForward::other_parameters));
         all.extend(self.mlp_norms.parameters());
         all.extend(self.per_layer.iter().flat_map(|layer| layer.norm.parameters()));
         all.extend(&self.output_scalar);
@@ -303,19 +331,17 @@ impl Block {
     /// Every weight, adapters included, in a fixed order.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let mut all: Vec<&mut Parameter> = self.attention_norms.parameters_mut().collect();
-        let Attention { qkv, o_proj, q_norm, k_norm, .. } = &mut self.self_attn;
-        let Mlp { gate_up, down_proj, activation, .. } = &mut self.mlp;
-        all.extend([q_norm, k_norm].into_iter().flatten().flat_map(Norm::parameters_mut));
-        let attention = qkv.linears.iter_mut().chain([o_proj]);
-        for linear in attention.chain(&mut gate_up.linears).chain([down_proj]) {
-            all.extend(linear.parameters_mut());
-        }
+        let (parameters, linears) = self.mixer.parts_mut();
+        all.extend(parameters);
+        all.extend(linears.into_iter().flat_map(|(_, linear)| linear.parameters_mut()));
+        let [linears, others] = self.mlp.as_mut().map(FeedForward::parameters_mut).unwrap_or_default();
+        all.extend(linears);
         let per_layer =
             self.per_layer.as_mut().map(|layer| (&mut layer.gate, &mut layer.output, &mut layer.norm));
         let (per_layer, per_layer_norm) =
             per_layer.map_or((None, None), |(gate, output, norm)| (Some([gate, output]), Some(norm)));
         all.extend(per_layer.into_iter().flatten().flat_map(Linear::parameters_mut));
-        all.extend(activation.parameters_mut());
+        all.extend(others);
         all.extend(self.mlp_norms.parameters_mut());
         all.extend(per_layer_norm.into_iter().flat_map(Norm::parameters_mut));
         all.extend(&mut self.output_scalar);

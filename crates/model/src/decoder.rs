@@ -137,7 +137,9 @@ impl Decoder {
         let n = batch.input_ids.len();
         let rotary = work.take_rotary(dev, batch);
         let pass = training_pass(dev, &rotary, batch, dropout);
+        work.begin_forward();
         self.forward_blocks(&pass, batch, work, None);
+        work.finish_forward();
 
         let Self { embed_tokens, entry, blocks, norm, project_out, lm_head, head_bias, spec, .. } = self;
         let (hidden, head, d) = work.output_and_gradient(n);
@@ -211,6 +213,7 @@ impl Decoder {
         let rotary = work.take_rotary(dev, batch);
         let pass = pass_of(dev, &rotary, input_ids.len(), RowOffsets { q: &q, k: &k }, None);
         self.forward_blocks(&pass, batch, work, Some(cache));
+        cache.advance(input_ids.len());
         work.give_rotary(rotary);
         let last = input_ids.len() - 1;
         Ok(self.head_logits(dev, work, last..last + 1).to_f32_vec())
@@ -260,7 +263,7 @@ impl Decoder {
 
     /// Number of weights, adapters left out, a tied head counted once.
     pub fn parameters(&self) -> usize {
-        self.base_parameters().iter().map(|p| p.value().elements()).sum()
+        self.base_parameters().iter().map(|p| p.elements()).sum()
     }
 
     /// Every weight, adapters included, in a fixed order.
@@ -312,5 +315,6 @@ fn pass_of<'a>(
 ) -> Pass<'a> {
     let angles = |rope: &'a Option<Rotary>| rope.as_ref().map(|rope| rope.angles(tokens));
     let (rope, local_rope) = (angles(&rotary.rope), angles(&rotary.local_rope));
-    Pass { dev, rope, local_rope, query_scale: rotary.query_scale(tokens), rows, dropout }
+    let (query_scale, chunks) = (rotary.query_scale(tokens), rotary.chunks());
+    Pass { dev, rope, local_rope, query_scale, rows, chunks, dropout }
 }

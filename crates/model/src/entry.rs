@@ -162,7 +162,7 @@ impl Entry {
         }
         let d: View<'_> = d.as_view();
         if let Some(positions) = &mut self.positions {
-            positions.weight.accumulate(|_, dw| rows::scatter_add(dev, d, &s.index, 1.0, dw));
+            positions.weight.accumulate(|dw| rows::scatter_add(dev, d, &s.index, 1.0, dw));
         }
         let d = match (&mut self.project_in, &mut s.projection) {
             (Some(linear), Some(p)) => {
@@ -172,7 +172,7 @@ impl Entry {
             }
             _ => d,
         };
-        embedding.accumulate(|_, dw| rows::scatter_add(dev, d, ids, self.multiplier, dw));
+        embedding.accumulate(|dw| rows::scatter_add(dev, d, ids, self.multiplier, dw));
     }
 
     /// Its linear layers.

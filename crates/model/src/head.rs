@@ -9,7 +9,6 @@
 //! each other while its logits are there. The gradient of positions without a target is zero.
 
 use sft_kernels::cross_entropy;
-use sft_kernels::matmul::Matmul;
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows, softcap};
 
 use crate::arena::Arena;
@@ -297,14 +296,12 @@ pub fn loss_and_backward(
         cross_entropy::forward_backward(dev, logits, targets, positions, scale, params.softcap);
         let dlogits = w.logits.head(n);
         if let Some(bias) = &mut layers.bias {
-            bias.accumulate(|_, db| rows::sum_rows(dev, dlogits, db));
+            bias.accumulate(|db| rows::sum_rows(dev, dlogits, db));
         }
         // The gradient of s·z is s times that of z.
         let to = d.view_mut().into_rows(part);
         layers.weight.dy_w(dlogits, to).alpha(params.scale).run(dev);
-        layers.weight.accumulate(|_, dw| {
-            Matmul::dyt_x(dlogits, states, dw).alpha(params.scale).accumulate().run(dev);
-        });
+        layers.weight.add_dyt_x(dev, dlogits, states, params.scale);
     }
     if let (Some(linear), Some(p)) = (layers.project_out, &mut w.projection) {
         let (x, dy, dx) = (w.normed.head(s), p.dy.head(s), Some(w.d.head_mut(s)));

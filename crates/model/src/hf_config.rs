@@ -38,8 +38,7 @@ impl HfConfig {
         }
         let text = std::fs::read_to_string(&path)
             .map_err(|source| ModelError::File { path: path.clone(), source })?;
-        let values =
-            serde_json::from_str(&text).map_err(|source| ModelError::Json { path: path.clone(), source })?;
+        let values = parse(&text).map_err(|source| ModelError::Json { path: path.clone(), source })?;
         Ok(Self { path, values, problems: RefCell::default() })
     }
 
@@ -108,6 +107,15 @@ impl HfConfig {
         self.read_as(key, "a number above 0", |v| v.as_f64().filter(|number| *number > 0.0))
     }
 
+    /// A list of so many numbers, or ones if it is missing.
+    pub fn numbers<const N: usize>(&self, key: &str) -> [f64; N] {
+        let list = |v: &Value| {
+            let numbers: Option<Vec<f64>> = v.as_array()?.iter().map(Value::as_f64).collect();
+            <[f64; N]>::try_from(numbers?).ok()
+        };
+        self.read_as(key, &format!("a list of {N} numbers"), list).unwrap_or([1.0; N])
+    }
+
     /// A switch, or `default` if it is missing.
     pub fn flag_or(&self, key: &str, default: bool) -> bool {
         self.read_as(key, "true or false", Value::as_bool).unwrap_or(default)
@@ -126,23 +134,31 @@ impl HfConfig {
 
     /// `layer_types`: for each layer whether its attention slides. The rule of `default` where the key is missing.
     pub fn sliding_layers(&self, layers: usize, default: impl Fn(usize) -> bool) -> Vec<bool> {
+        self.layers_that(["sliding_attention", "full_attention"], layers, default)
+    }
+
+    /// `layer_types` of two kinds: for each layer whether it is of the first. The rule of `default` where the key is
+    /// missing.
+    pub fn layers_that(
+        &self,
+        [first, second]: [&str; 2],
+        layers: usize,
+        default: impl Fn(usize) -> bool,
+    ) -> Vec<bool> {
         let Some(Value::Array(types)) = self.get("layer_types") else {
             return (0..layers).map(default).collect();
         };
         if types.len() != layers {
             self.problem(format!("`layer_types` has {} entries for {layers} layers", types.len()));
         }
-        let sliding = types.iter().map(|t| match t.as_str() {
-            Some("sliding_attention") => true,
-            Some("full_attention") => false,
-            _ => {
-                self.problem(format!(
-                    "`layer_types` has {t}; known are full_attention and sliding_attention"
-                ));
-                false
+        let of_first = types.iter().map(|t| {
+            let kind = t.as_str().filter(|kind| *kind == first || *kind == second);
+            if kind.is_none() {
+                self.problem(format!("`layer_types` has {t}; known are {second} and {first}"));
             }
+            kind == Some(first)
         });
-        sliding.chain(std::iter::repeat(false)).take(layers).collect()
+        of_first.chain(std::iter::repeat(false)).take(layers).collect()
     }
 
     /// `rope_parameters`, or `rope_scaling` as older files have it.
@@ -286,5 +302,47 @@ fn yarn(nested: &Map<String, Value>, original: usize, max: usize) -> RopeScaling
         beta_slow: number("beta_slow").unwrap_or(1.0),
         attention_factor: number("attention_factor").unwrap_or(inferred),
         truncate: nested.get("truncate").and_then(Value::as_bool).unwrap_or(true),
+    }
+}
+
+/// A JSON object as Python's `json` writes it too: an infinite number stands there as `Infinity`, which no JSON has; it is
+/// read as transformers 5 writes it, as an object.
+///
+/// # Errors
+/// Where it is no JSON object.
+pub(crate) fn parse(text: &str) -> Result<Map<String, Value>, serde_json::Error> {
+    let read = serde_json::from_str(text);
+    let Err(error) = read else { return read };
+    let (mut replaced, mut in_string, mut rest) = (String::new(), false, text);
+    while let Some(c) = rest.chars().next() {
+        let word =
+            ["-Infinity", "Infinity", "NaN"].into_iter().find(|word| !in_string && rest.starts_with(word));
+        if let Some(word) = word {
+            replaced.push_str(&format!("{{\"__float__\": \"{word}\"}}"));
+            rest = &rest[word.len()..];
+            continue;
+        }
+        // A backslash and what it escapes stay together.
+        let len =
+            if c == '\\' { 1 + rest[1..].chars().next().map_or(0, char::len_utf8) } else { c.len_utf8() };
+        in_string ^= c == '"';
+        replaced.push_str(&rest[..len]);
+        rest = &rest[len..];
+    }
+    serde_json::from_str(&replaced).map_err(|_| error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_only_python_writes_are_read() {
+        let text = r#"{"time_step_limit": [0.0, Infinity], "a \" Infinity": -Infinity, "b": NaN}"#;
+        let values = parse(text).unwrap();
+        assert_eq!(values["time_step_limit"][1]["__float__"], "Infinity");
+        assert_eq!(values["a \" Infinity"]["__float__"], "-Infinity");
+        assert_eq!(values["b"]["__float__"], "NaN");
+        assert!(parse("{\"a\": Infinit}").is_err());
     }
 }

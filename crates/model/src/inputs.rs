@@ -10,6 +10,7 @@
 use sft_kernels::{DType, Tensor, View, ViewMut, columns};
 
 use crate::arena::Arena;
+use crate::latent;
 use crate::linear::{self, Linear};
 use crate::method::LayerAdapters;
 use crate::pass::Pass;
@@ -50,7 +51,9 @@ pub struct Scratch {
     /// Of each alone.
     pub linears: linear::Scratch,
     /// The output of one for all, or its gradient, [N · widest].
-    fused: Option<Tensor>,
+    pub fused: Option<Tensor>,
+    /// Of latent attention.
+    pub latent: Option<latent::Scratch>,
 }
 
 impl Scratch {
@@ -60,9 +63,9 @@ impl Scratch {
         dtype: DType,
         tokens: usize,
         widest: Option<usize>,
-        linears: linear::Scratch,
+        (linears, latent): (linear::Scratch, Option<latent::Scratch>),
     ) -> Self {
-        Self { linears, fused: widest.map(|width| arena.tensor(dtype, &[tokens * width])) }
+        Self { linears, latent, fused: widest.map(|width| arena.tensor(dtype, &[tokens * width])) }
     }
 }
 
@@ -110,8 +113,21 @@ impl Inputs {
                 outputs.map(|output| in_rows_mut(output, rows)),
             );
         }
+        self.forward_each(pass, x, outputs, saved, &mut scratch.linears);
+    }
+
+    /// The outputs where each has a linear layer.
+    pub fn forward_each<const P: usize>(
+        &self,
+        pass: &Pass<'_>,
+        x: View<'_>,
+        outputs: [ViewMut<'_>; P],
+        saved: &mut Saved,
+        scratch: &mut linear::Scratch,
+    ) {
+        let (n, dev) = (x.dim(0), pass.dev);
         let layers = self.linears.iter().zip(&mut saved.linears);
-        linear::down(dev, x, layers, &mut scratch.linears, pass.dropout);
+        linear::down(dev, x, layers, scratch, pass.dropout);
         for ((linear, output), saved) in self.linears.iter().zip(outputs).zip(&saved.linears) {
             linear.output(dev, x, in_rows_mut(output, n), saved);
         }
@@ -127,6 +143,19 @@ impl Inputs {
         saved: &Saved,
         scratch: &mut Scratch,
     ) {
+        self.backward_to(pass, x, gradients, (dx, false), saved, scratch);
+    }
+
+    /// The same, added to what is in `dx` if it says so: other layers read x too.
+    pub fn backward_to<const P: usize>(
+        &mut self,
+        pass: &Pass<'_>,
+        x: View<'_>,
+        gradients: [View<'_>; P],
+        (dx, accumulate): (Option<ViewMut<'_>>, bool),
+        saved: &Saved,
+        scratch: &mut Scratch,
+    ) {
         let (n, dev, dropout) = (x.dim(0), pass.dev, pass.dropout);
         if let (InputNames::Fused { groups, .. }, Some(fused)) = (self.names, &mut scratch.fused) {
             let (linear, saved) = (&mut self.linears[0], &saved.linears[0]);
@@ -134,9 +163,23 @@ impl Inputs {
             let parts = gradients.map(|gradient| in_rows(gradient, rows));
             columns::join(dev, parts, in_rows_mut(fused.head_mut(size), rows));
             let dy = in_rows(fused.head(size), n);
-            return linear.backward(dev, x, dy, dx, false, saved, &mut scratch.linears, dropout);
+            return linear.backward(dev, x, dy, dx, accumulate, saved, &mut scratch.linears, dropout);
         }
-        let (dy, linears) = (gradients.map(|gradient| in_rows(gradient, n)), &mut scratch.linears);
-        linear::backward(dev, &mut self.linears, x, dy, dx, false, &saved.linears, linears, dropout);
+        self.backward_each(pass, x, gradients, (dx, accumulate), saved, &mut scratch.linears);
+    }
+
+    /// [`Inputs::backward_to`] where each output has a linear layer.
+    pub fn backward_each<const P: usize>(
+        &mut self,
+        pass: &Pass<'_>,
+        x: View<'_>,
+        gradients: [View<'_>; P],
+        (dx, accumulate): (Option<ViewMut<'_>>, bool),
+        saved: &Saved,
+        scratch: &mut linear::Scratch,
+    ) {
+        let (n, dev, dropout) = (x.dim(0), pass.dev, pass.dropout);
+        let dy = gradients.map(|gradient| in_rows(gradient, n));
+        linear::backward(dev, &mut self.linears, x, dy, dx, accumulate, &saved.linears, scratch, dropout);
     }
 }

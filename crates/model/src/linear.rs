@@ -102,7 +102,7 @@ fn matrix(buffer: &mut Tensor, rows: usize, columns: usize) -> ViewMut<'_> {
 impl Linear {
     /// Width of the output.
     pub fn outputs(&self) -> usize {
-        self.weight.value().dim(0)
+        self.weight.shape()[0]
     }
 
     /// Weight and bias.
@@ -136,7 +136,7 @@ impl Linear {
         let product = self.weight.x_wt(x, y).bias(self.bias.as_ref().map(Parameter::value));
         match &self.lora {
             None => product.run(dev),
-            Some(lora) => product.plus(saved.xa(x.dim(0), lora.rank()), lora.b.operand()).run(dev),
+            Some(lora) => product.plus(saved.xa(x.dim(0), lora.rank()), lora.b.value()).run(dev),
         }
     }
 
@@ -161,31 +161,47 @@ impl Linear {
         backward(dev, layer, x, [dy], dx, accumulate, saved, scratch, dropout);
     }
 
-    /// The gradients of weight and bias, dxa, and the gradient of B.
-    fn backward_output(
+    /// The first half of [`Linear::backward`]: what needs no x, and dx with it.
+    pub fn backward_to_input(
+        &mut self,
+        dev: &Device,
+        dy: View<'_>,
+        dx: ViewMut<'_>,
+        saved: &Saved,
+        scratch: &mut Scratch,
+        dropout: Option<u64>,
+    ) {
+        let (layer, saved) = (std::slice::from_mut(self), std::slice::from_ref(saved));
+        backward_to_input(dev, layer, [dy], Some((dx, false)), saved, scratch, dropout);
+    }
+
+    /// The other half: the gradients of the matrices that x went through.
+    pub fn backward_of_input(
         &mut self,
         dev: &Device,
         x: View<'_>,
         dy: View<'_>,
-        saved: &Saved,
-        dxa: Option<&mut Tensor>,
+        scratch: &mut Scratch,
+        dropout: Option<u64>,
     ) {
-        if let Some(dw) = self.weight.gradient_mut() {
-            Matmul::dyt_x(dy, x, dw).accumulate().run(dev);
-        }
+        backward_of_input(dev, std::slice::from_mut(self), x, [dy], scratch, dropout);
+    }
+
+    /// The gradient of the bias, dxa, and the gradient of B.
+    fn backward_output(&mut self, dev: &Device, dy: View<'_>, saved: &Saved, dxa: Option<&mut Tensor>) {
         if let Some(db) = self.bias.as_mut().and_then(Parameter::gradient_mut) {
             rows::sum_rows(dev, dy, db);
         }
         if let (Some(lora), Some(dxa)) = (&mut self.lora, dxa) {
-            let (n, rank, scale) = (x.dim(0), lora.rank(), lora.scale);
-            let (b, db) = lora.b.operand_and_gradient();
+            let (n, rank, scale) = (dy.dim(0), lora.rank(), lora.scale);
+            let (b, db) = lora.b.value_and_gradient();
             let (xa, dxa) = (saved.xa(n, rank), matrix(dxa, n, rank));
             lora::backward_output(dev, BackwardOutput { dy, b, xa, scale, dxa, db });
         }
     }
 
     /// The gradient of the input, `dropped` being workspace.
-    fn backward_input(
+    fn input_gradient(
         &self,
         dev: &Device,
         dy: View<'_>,
@@ -196,13 +212,13 @@ impl Linear {
     ) {
         let product = self.weight.dy_w(dy, dx.reborrow()).accumulate_if(accumulate);
         let Some((lora, dxa)) = self.lora.as_ref().zip(dxa) else { return product.run(dev) };
-        let (n, rank, inputs) = (dy.dim(0), lora.rank(), lora.a.value().dim(1));
+        let (n, rank, inputs) = (dy.dim(0), lora.rank(), lora.a.shape()[1]);
         let dxa = dxa.head(n * rank).reshape(&[n, rank]);
         match lora.dropout_key(dropout).zip(dropped.as_mut()) {
-            None => product.plus(dxa, lora.a.operand()).run(dev),
+            None => product.plus(dxa, lora.a.value()).run(dev),
             Some((key, buffer)) => {
                 product.run(dev);
-                Matmul::dy_w(dxa, lora.a.operand(), matrix(buffer, n, inputs)).run(dev);
+                Matmul::dy_w(dxa, lora.a.value(), matrix(buffer, n, inputs)).run(dev);
                 let through = buffer.head(n * inputs).reshape(&[n, inputs]);
                 dropout::apply(dev, lora.dropout, key, through, dx, true);
             }
@@ -222,7 +238,7 @@ pub fn down<'a>(
         let lora = layer.lora.as_ref()?;
         let xa = saved.xa.as_mut().expect("the workspace was made for the adapters on this model");
         let xa = matrix(xa, x.dim(0), lora.rank());
-        let adapter = Down { a: lora.a.operand(), scale: lora.scale, xa };
+        let adapter = Down { a: lora.a.value(), scale: lora.scale, xa };
         if lora.dropout_key(dropout).is_none() {
             return Some(adapter);
         }
@@ -249,10 +265,44 @@ pub fn backward<const P: usize>(
     scratch: &mut Scratch,
     dropout: Option<u64>,
 ) {
+    backward_to_input(dev, layers, gradients, dx.map(|dx| (dx, accumulate)), saved, scratch, dropout);
+    backward_of_input(dev, layers, x, gradients, scratch, dropout);
+}
+
+/// The gradients of biases, dxa, those of B, and dx, which is overwritten or, with `true`, added to.
+fn backward_to_input<const P: usize>(
+    dev: &Device,
+    layers: &mut [Linear],
+    gradients: [View<'_>; P],
+    dx: Option<(ViewMut<'_>, bool)>,
+    saved: &[Saved],
+    scratch: &mut Scratch,
+    dropout: Option<u64>,
+) {
     assert!(layers.len() <= MOST_OF_ONE_INPUT, "{} linear layers of one input", layers.len());
     let Scratch { dropped, dxa } = scratch;
     for (i, ((layer, dy), saved)) in layers.iter_mut().zip(gradients).zip(saved).enumerate() {
-        layer.backward_output(dev, x, dy, saved, dxa.as_mut().map(|dxa| &mut dxa[i]));
+        layer.backward_output(dev, dy, saved, dxa.as_mut().map(|dxa| &mut dxa[i]));
+    }
+    let Some((mut dx, accumulate)) = dx else { return };
+    for (i, (layer, dy)) in layers.iter().zip(gradients).enumerate() {
+        let to = (dx.reborrow(), accumulate || i > 0);
+        layer.input_gradient(dev, dy, to, dxa.as_ref().map(|dxa| &dxa[i]), dropped, dropout);
+    }
+}
+
+/// The gradients of weights and of A, dxa being there.
+fn backward_of_input<const P: usize>(
+    dev: &Device,
+    layers: &mut [Linear],
+    x: View<'_>,
+    gradients: [View<'_>; P],
+    scratch: &mut Scratch,
+    dropout: Option<u64>,
+) {
+    let Scratch { dropped, dxa } = scratch;
+    for (layer, dy) in layers.iter_mut().zip(gradients) {
+        layer.weight.add_dyt_x(dev, dy, x, 1.0);
     }
     if let Some(dxa) = dxa {
         let sharing = layers
@@ -261,17 +311,12 @@ pub fn backward<const P: usize>(
             .filter_map(|(layer, dxa)| layer.lora.as_mut()?.backward_input(dev, x, dxa, dropped, dropout));
         lora::backward_input(dev, x, sharing);
     }
-    let Some(mut dx) = dx else { return };
-    for (i, (layer, dy)) in layers.iter().zip(gradients).enumerate() {
-        let to = (dx.reborrow(), accumulate || i > 0);
-        layer.backward_input(dev, dy, to, dxa.as_ref().map(|dxa| &dxa[i]), dropped, dropout);
-    }
 }
 
 impl Lora {
     /// R.
     fn rank(&self) -> usize {
-        self.a.value().dim(0)
+        self.a.shape()[0]
     }
 
     /// drop(x), in workspace; or x itself where nothing is dropped.

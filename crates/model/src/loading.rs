@@ -9,16 +9,24 @@ use crate::attention::Attention;
 use crate::block::Block;
 use crate::decoder::Decoder;
 use crate::entry::{Entry, Positions};
+use crate::feed_forward::FeedForward;
 use crate::inputs::Inputs;
+use crate::latent::Latent;
 use crate::linear::{Linear, Lora};
 use crate::method::{Adapters, LayerAdapters, Method};
+use crate::mixer::Mixer;
 use crate::mlp::{Act, Mlp, Xielu};
+use crate::moe::{Experts, Moe};
 use crate::norm::Norm;
 use crate::norms::Norms;
 use crate::parameter::{Parameter, Stored};
 use crate::per_layer::{PerLayer, PerLayerInputs};
+use crate::recurrent::Recurrent;
+use crate::short_conv::ShortConv;
 use crate::spec::{
-    ActivationSpec, AttentionSpec, DecoderSpec, InputNames, MlpSpec, NormNames, NormSpec, QkNorm, QkScope,
+    ActivationSpec, AttentionSpec, DecoderSpec, ExpertNames, GateSpec, InputNames, LatentQueries, LatentSpec,
+    MixerSpec, MlpSpec, MoeSpec, NormNames, NormSpec, Part, QkNorm, QkScope, RecurrentSpec, RuleSpec,
+    ShortConvSpec,
 };
 use crate::weights::{WeightFiles, first_non_finite};
 
@@ -43,8 +51,6 @@ pub struct WeightCounts {
     pub frozen: usize,
     /// Elements that training changes.
     pub trained: usize,
-    /// Of those that training changes, the ones that products take.
-    pub multiplied: usize,
     /// Elements that packing frozen weights adds: two copies in place of the one in a file, which stays only where the
     /// embedding is the head's weight too and rows are looked up in it.
     pub packing_adds: usize,
@@ -108,8 +114,6 @@ struct Loading<'a> {
     compute: DType,
     seed: u64,
     initializer_range: f64,
-    /// The embedding, where it is not tied to the head.
-    looked_up: Option<String>,
     counts: WeightCounts,
     problems: Vec<String>,
     non_finite: Option<(String, usize)>,
@@ -131,7 +135,6 @@ impl<'a> Loading<'a> {
             compute,
             seed,
             initializer_range: f64::from(spec.initializer_range),
-            looked_up: (!spec.tie_word_embeddings).then(|| spec.names.embedding()),
             counts: WeightCounts::default(),
             problems: Vec::new(),
             non_finite: None,
@@ -234,9 +237,9 @@ impl<'a> Loading<'a> {
         };
         Block {
             attention_norms: norms(self, layer.attention_norms),
-            self_attn: self.attention(spec, i, &layer.attention, adapters),
+            mixer: self.mixer(spec, i, adapters),
             mlp_norms: norms(self, layer.mlp_norms),
-            mlp: self.mlp(spec, i, &layer.mlp, adapters),
+            mlp: layer.has_mlp.then(|| self.feed_forward(spec, i, adapters)),
             parallel: layer.parallel,
             per_layer: self.per_layer(spec, i, adapters),
             output_scalar: layer
@@ -244,6 +247,89 @@ impl<'a> Loading<'a> {
                 .map(|name| self.constant(&spec.names.in_block(i, name), &[1], 1.0)),
             residual_multiplier: layer.residual_multiplier,
         }
+    }
+
+    fn mixer(&mut self, spec: &DecoderSpec, i: usize, adapters: &LayerAdapters) -> Mixer {
+        let layer = &spec.layers[i];
+        let attention = layer.attends().map(|a| Box::new(self.attention(spec, i, a, adapters)));
+        let recurrent = layer.mixer.recurrent().map(|r| Box::new(self.recurrent(spec, i, r, adapters)));
+        match (&layer.mixer, attention, recurrent) {
+            (MixerSpec::ShortConv(conv), ..) => {
+                Mixer::ShortConv(Box::new(self.short_conv(spec, i, *conv, adapters)))
+            }
+            (
+                MixerSpec::Both { attention_multiplier, recurrent_multiplier, .. },
+                Some(attention),
+                Some(recurrent),
+            ) => {
+                let multipliers = [*attention_multiplier, *recurrent_multiplier];
+                Mixer::Both { attention, recurrent, multipliers }
+            }
+            (_, Some(attention), None) => Mixer::Attention(attention),
+            (_, _, Some(recurrent)) => Mixer::Recurrent(recurrent),
+            (_, None, None) => unreachable!("a mixer is one of these"),
+        }
+    }
+
+    fn short_conv(
+        &mut self,
+        spec: &DecoderSpec,
+        i: usize,
+        conv: ShortConvSpec,
+        adapters: &LayerAdapters,
+    ) -> ShortConv {
+        let c = spec.hidden_size;
+        let in_proj = self.inputs(spec, i, (conv.inputs(), conv.bias), &[c, c, c], adapters);
+        let (weight, bias) = self.convolution(&spec.names.in_block(i, conv.conv), [c, conv.taps], conv.bias);
+        let out_proj = self.in_block(spec, i, (conv.output, conv.bias), [c, c], adapters);
+        ShortConv { in_proj, conv: weight, conv_bias: bias, out_proj, spec: conv }
+    }
+
+    /// The weight [channels, 1, W] of a convolution, and its bias.
+    fn convolution(
+        &mut self,
+        path: &str,
+        [channels, taps]: [usize; 2],
+        bias: bool,
+    ) -> (Parameter, Option<Parameter>) {
+        let weight = self.parameter(&format!("{path}.weight"), &[channels, 1, taps], Start::Normal);
+        (weight, bias.then(|| self.parameter(&format!("{path}.bias"), &[channels], Start::All(0.0))))
+    }
+
+    fn recurrent(
+        &mut self,
+        spec: &DecoderSpec,
+        i: usize,
+        r: &RecurrentSpec,
+        adapters: &LayerAdapters,
+    ) -> Recurrent {
+        let (c, values) = (spec.hidden_size, r.width(Part::V));
+        let mut inputs = Vec::new();
+        for projection in r.inputs {
+            let widths: Vec<usize> = projection.parts.iter().map(|part| r.width(*part)).collect();
+            let names = (projection.input_names(r.key_heads), r.input_bias);
+            inputs.push(self.inputs(spec, i, names, &widths, adapters));
+        }
+        let channels = r.conv_widths().iter().sum();
+        let (conv, conv_bias) =
+            self.convolution(&spec.names.in_block(i, r.conv), [channels, r.taps], r.conv_bias);
+        let norm = r.gate.norm().map(|name| {
+            let width = if let GateSpec::NormOfHeads(_) = r.gate { r.value_dim } else { values };
+            self.norm(NormSpec::rms(spec.norm.eps), &spec.names.in_block(i, name), &[width])
+        });
+        let out_proj = self.in_block(spec, i, (r.output, r.output_bias), [c, values], adapters);
+        // Of the precision of what they make: a decay is multiplied with itself from token to token.
+        let compute = std::mem::replace(&mut self.compute, DType::F32);
+        let mut of_heads = |name: &str, start: f32| {
+            self.parameter(&spec.names.in_block(i, name), &[r.heads], Start::All(start))
+        };
+        let (a_log, dt_bias) = (of_heads(r.a_log, 0.0), of_heads(r.dt_bias, 1.0));
+        let skip = match r.rule {
+            RuleSpec::StateSpace { skip } => Some(of_heads(skip, 1.0)),
+            RuleSpec::Delta => None,
+        };
+        self.compute = compute;
+        Recurrent { inputs, conv, conv_bias, a_log, dt_bias, skip, norm, out_proj, spec: r.clone() }
     }
 
     fn attention(
@@ -254,8 +340,18 @@ impl<'a> Loading<'a> {
         adapters: &LayerAdapters,
     ) -> Attention {
         let (c, q, kv) = (spec.hidden_size, a.heads * a.head_dim, a.kv_heads * a.head_dim);
-        let qkv = self.inputs(spec, i, (a.inputs, a.qkv_bias), &[q, kv, kv], adapters);
-        let o_proj = self.in_block(spec, i, (a.output, a.o_bias), [c, q], adapters);
+        let of_queries = if a.output_gate { 2 * q } else { q };
+        let qkv = self.inputs(spec, i, (a.inputs, a.qkv_bias), &[of_queries, kv, kv], adapters);
+        let latent = a.latent.as_ref().map(|latent| self.latent(spec, i, (a.heads, latent), adapters));
+        let values = a.latent.map_or(a.head_dim, |latent| latent.columns.value);
+        let o_proj = self.in_block(spec, i, (a.output, a.o_bias), [c, a.heads * values], adapters);
+        let sinks = a.sinks.map(|name| {
+            // Of the precision of the softmax that they are a part of.
+            let compute = std::mem::replace(&mut self.compute, DType::F32);
+            let sinks = self.parameter(&spec.names.in_block(i, name), &[a.heads], Start::Normal);
+            self.compute = compute;
+            sinks
+        });
         let mut qk_norm = |QkNorm { names, norm, scope, .. }: QkNorm, which: usize, heads: usize| {
             let (shape, stored): (&[usize], _) = match scope {
                 QkScope::Head => (&[a.head_dim], Stored::Plain),
@@ -269,7 +365,90 @@ impl<'a> Loading<'a> {
         let k_norm = a.qk_norm.map(|norm| qk_norm(norm, 1, a.kv_heads));
         let v_norm = NormSpec { weight: false, bias: false, ..spec.norm };
         let v_norm = a.v_norm.then_some(Norm { weight: None, bias: None, spec: v_norm });
-        Attention { qkv, o_proj, q_norm, k_norm, v_norm, spec: a.clone() }
+        Attention { qkv, latent, o_proj, q_norm, k_norm, v_norm, sinks, spec: a.clone() }
+    }
+
+    fn latent(
+        &mut self,
+        spec: &DecoderSpec,
+        i: usize,
+        (heads, latent): (usize, &LatentSpec),
+        adapters: &LayerAdapters,
+    ) -> Latent {
+        let (c, columns, rank) = (spec.hidden_size, latent.columns, latent.kv_rank);
+        let q = heads * columns.width();
+        let norm = |l: &mut Self, name: &str, width: usize| {
+            l.norm(spec.norm, &spec.names.in_block(i, name), &[width])
+        };
+        let (q_a, q_b) = match latent.queries {
+            LatentQueries::Direct(name) => (None, self.in_block(spec, i, (name, false), [q, c], adapters)),
+            LatentQueries::Narrow { rank, a, norm: name, b } => {
+                let linear = self.in_block(spec, i, (a, latent.bias), [rank, c], adapters);
+                let norm = norm(self, name, rank);
+                (Some((linear, norm)), self.in_block(spec, i, (b, false), [q, rank], adapters))
+            }
+        };
+        let kv_a = (latent.kv_a, latent.bias);
+        let kv_b = [heads * (columns.passed + columns.value), rank];
+        Latent {
+            q_a,
+            q_b,
+            kv_a: self.in_block(spec, i, kv_a, [rank + columns.rotated, c], adapters),
+            kv_a_norm: norm(self, latent.kv_a_norm, rank),
+            kv_b: self.in_block(spec, i, (latent.kv_b, false), kv_b, adapters),
+            spec: *latent,
+        }
+    }
+
+    fn feed_forward(&mut self, spec: &DecoderSpec, i: usize, adapters: &LayerAdapters) -> FeedForward {
+        let layer = &spec.layers[i];
+        let mlp = layer.dense().map(|mlp| self.mlp(spec, i, mlp, adapters));
+        let gate = layer.moe.as_ref().and_then(|moe| moe.shared_gate);
+        let shared_gate =
+            gate.map(|name| self.in_block(spec, i, (name, false), [1, spec.hidden_size], adapters));
+        let moe = layer.moe.as_ref().map(|moe| self.moe(spec, i, moe, adapters));
+        FeedForward { mlp, shared_gate, moe }
+    }
+
+    fn moe(&mut self, spec: &DecoderSpec, i: usize, moe: &MoeSpec, adapters: &LayerAdapters) -> Moe {
+        let (e, c, f) = (moe.experts, spec.hidden_size, moe.intermediate_size);
+        let path = |name: &str| spec.names.in_block(i, name);
+        let router = path(moe.router.name);
+        let weight = format!("{router}.weight");
+        let stored = self.stored_in(&weight, moe.router.stored, &[e, c]);
+        let packing_adds = self.counts.packing_adds;
+        let rank = adapters.rank_of(moe.router.name);
+        let router = self.linear(&router, [e, c], (moe.router.bias, stored), rank);
+        if !moe.router.is_linear {
+            // Only the layers that a block names as linear are packed.
+            self.counts.packing_adds = packing_adds;
+        }
+        let correction = moe.router.correction.map(|correction| {
+            let shape = if correction.is_row { &[1, e][..] } else { &[e] };
+            // Of the precision of scores: in bf16 it would choose other experts.
+            let compute = std::mem::replace(&mut self.compute, DType::F32);
+            let correction = self.constant_in(&path(correction.name), correction.stored, shape, 0.0);
+            self.compute = compute;
+            correction
+        });
+        let mut experts = |names: ExpertNames, [outputs, inputs]: [usize; 2]| {
+            let shape = if moe.transposed { [e, inputs, outputs] } else { [e, outputs, inputs] };
+            let weight = path(names.weight);
+            let stored = self.stored_in(&weight, names.stored, &shape);
+            let bias = names.bias.map(|bias| self.parameter(&path(bias), &[e, outputs], Start::All(0.0)));
+            let weight = self.parameter_in(&weight, stored, &shape, Start::Normal);
+            Experts { weight, bias, transposed: moe.transposed }
+        };
+        let (gate_up, down) = (experts(moe.gate_up, [2 * f, c]), experts(moe.down, [c, f]));
+        Moe { router, correction, gate_up, down, spec: moe.clone() }
+    }
+
+    /// The form that a weight has in the source: the first whose tensors are there, or the first.
+    fn stored_in(&self, name: &str, forms: &[Stored], shape: &[usize]) -> Stored {
+        let Source::Files(files) = self.source else { return forms.first().copied().unwrap_or_default() };
+        let is_there =
+            |form: &&Stored| form.shapes(name, shape).first().is_some_and(|(name, _)| files.contains(name));
+        forms.iter().find(is_there).or(forms.first()).copied().unwrap_or_default()
     }
 
     fn mlp(&mut self, spec: &DecoderSpec, i: usize, mlp: &MlpSpec, adapters: &LayerAdapters) -> Mlp {
@@ -285,6 +464,7 @@ impl<'a> Loading<'a> {
             down_proj: self.in_block(spec, i, (mlp.output, mlp.bias), [c, f], adapters),
             output: mlp.output,
             activation,
+            multipliers: [mlp.gate_multiplier, mlp.inner_multiplier],
         }
     }
 
@@ -302,8 +482,12 @@ impl<'a> Loading<'a> {
 
     /// A number that is stored with the weights and never trained.
     fn constant(&mut self, name: &str, shape: &[usize], start: f32) -> Parameter {
+        self.constant_in(name, Stored::Plain, shape, start)
+    }
+
+    fn constant_in(&mut self, name: &str, stored: Stored, shape: &[usize], start: f32) -> Parameter {
         let method = std::mem::replace(&mut self.method, &Method::Inference);
-        let constant = self.parameter(name, shape, Start::All(start));
+        let constant = self.parameter_in(name, stored, shape, Start::All(start));
         self.method = method;
         constant
     }
@@ -362,9 +546,10 @@ impl<'a> Loading<'a> {
         if !self.method.trains(&weight) {
             self.counts.packing_adds += shape[0] * shape[1];
         }
+        let bias = bias.then(|| self.parameter(&format!("{path}.bias"), &shape[..1], Start::All(0.0)));
         Linear {
             weight: self.parameter_in(&weight, stored, &shape, Start::Normal),
-            bias: bias.then(|| self.parameter(&format!("{path}.bias"), &shape[..1], Start::All(0.0))),
+            bias: bias.map(|bias| bias.as_bias(self.compute)),
             lora: rank.and_then(|rank| self.lora(path, shape, rank)),
         }
     }
@@ -373,7 +558,6 @@ impl<'a> Loading<'a> {
     fn lora(&mut self, path: &str, [outputs, inputs]: [usize; 2], rank: usize) -> Option<Lora> {
         let Method::Lora(options) = self.method else { return None };
         self.counts.trained += rank * (inputs + outputs);
-        self.counts.multiplied += rank * (inputs + outputs);
         let counting = matches!(self.source, Source::Counting);
         let (inputs, outputs, rank) = if counting { (0, 0, 0) } else { (inputs, outputs, rank) };
         let bound = 1.0 / (inputs as f64).sqrt();
@@ -412,11 +596,6 @@ impl<'a> Loading<'a> {
         let trained = self.method.trains(name);
         let elements = shape.iter().product::<usize>();
         *if trained { &mut self.counts.trained } else { &mut self.counts.frozen } += elements;
-        // An embedding that is not the head as well is looked up, never multiplied.
-        let multiplied = shape.len() > 1 && Some(name) != self.looked_up.as_deref();
-        if trained && multiplied {
-            self.counts.multiplied += elements;
-        }
         let value = match self.source {
             Source::Counting => return Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0])),
             Source::Random { seed } => {
@@ -436,7 +615,7 @@ impl<'a> Loading<'a> {
             self.non_finite = found.map(|element| (stored.to_owned(), element));
         }
         let parameter = if trained {
-            Parameter::trained(name, self.placed(value), if multiplied { self.compute } else { DType::F32 })
+            self.trained(name, value)
         } else {
             let value = if value.dtype() == self.compute { value } else { value.to_dtype(self.compute) };
             Parameter::frozen(name, self.placed(value))

@@ -218,7 +218,8 @@ fn block_parts(layer: &LayerSpec) -> Vec<&'static str> {
     let per_layer = layer.per_layer.map(|layer| layer.output_norm);
     let norms = layer.attention_norms.iter().chain(layer.mlp_norms.iter()).chain(per_layer);
     let mut parts = Vec::new();
-    for name in layer.linear_names().chain(norms) {
+    let experts = layer.moe.iter().flat_map(|moe| [moe.router.name, moe.gate_up.weight]);
+    for name in layer.linear_names().chain(experts).chain(norms) {
         let part = name.split('.').next().unwrap_or(name);
         if !parts.contains(&part) {
             parts.push(part);
@@ -234,8 +235,11 @@ fn modules(spec: &DecoderSpec) -> Vec<String> {
         let name = |part: &str| spec.names.in_block(i, part);
         all.push(format!("{}.{i}", spec.names.layers));
         all.extend(block_parts(layer).into_iter().chain(layer.linear_names()).map(name));
-        let norms = layer.attention.qk_norm.map(|norm| norm.names);
-        all.extend(norms.into_iter().flatten().map(name));
+        let norms = layer.attends().and_then(|attention| attention.qk_norm).map(|norm| norm.names);
+        let latent = layer.attends().and_then(|attention| attention.latent.as_ref());
+        let latent = latent.into_iter().flat_map(|latent| latent.norm_names());
+        all.extend(norms.into_iter().flatten().chain(latent).map(name));
+        all.extend(layer.mixer.other_modules().map(name));
     }
     all
 }

@@ -2,12 +2,12 @@
 //!
 //! > y = down_proj(act(gate_proj(x)) · up_proj(x)), or without a gate y = down_proj(act(up_proj(x)))
 //!
-//! Saved for backward: the outputs of `gate_proj` and `up_proj`, which backward overwrites by their gradients;
-//! what goes into `down_proj` is computed again.
+//! Saved for backward: the outputs of `gate_proj` and `up_proj`, which backward overwrites by their gradients; what
+//! goes into `down_proj` is computed again with them, in the place of its own gradient.
 
 use sft_kernels::gated::{self, Activation};
 use sft_kernels::xielu::{self, XieluParams};
-use sft_kernels::{DType, Device, Tensor, View, ViewMut, activation};
+use sft_kernels::{DType, Device, Tensor, View, ViewMut, activation, rows};
 
 use crate::arena::Arena;
 use crate::inputs::{self, Inputs};
@@ -28,6 +28,8 @@ pub struct Mlp {
     pub output: &'static str,
     /// On the gate, or on what there is without one.
     pub activation: Act,
+    /// Of the gate, and of what goes into `down_proj`.
+    pub multipliers: [f32; 2],
 }
 
 /// An activation with its weights, if it has any.
@@ -62,7 +64,7 @@ impl Xielu {
     /// Adds to the gradients of the two numbers.
     fn accumulate(&mut self, gradients: [f32; 2]) {
         for (parameter, gradient) in [&mut self.alpha_p, &mut self.alpha_n].into_iter().zip(gradients) {
-            parameter.accumulate(|_, d| {
+            parameter.accumulate(|d| {
                 let sum = d.as_view().to_f32_vec()[0] + gradient;
                 d.copy_from(View::of(&[sum], &[1]));
             });
@@ -115,15 +117,25 @@ impl Saved {
         let down_proj = linear::Saved::new(arena, dtype, tokens, adapters.rank_of(spec.output));
         Self { gate, up, gate_up, down_proj }
     }
+
+    /// The first elements of a flat buffer as [n, F].
+    fn shaped<'a>(&self, buffer: &'a Tensor, n: usize) -> View<'a> {
+        let f = self.up.shape()[1];
+        buffer.head(n * f).reshape(&[n, f])
+    }
+
+    /// The same, to write.
+    fn shaped_mut<'a>(&self, buffer: &'a mut Tensor, n: usize) -> ViewMut<'a> {
+        let f = self.up.shape()[1];
+        buffer.head_mut(n * f).reshape(&[n, f])
+    }
 }
 
 /// Workspace that all feed-forward layers share.
 #[derive(Debug)]
 pub struct Scratch {
-    /// What goes into `down_proj`, [N, F].
+    /// What goes into `down_proj`, or its gradient, [N · widest F].
     inner: Tensor,
-    /// Its gradient, [N, F].
-    dinner: Tensor,
     /// Sums over parts of the gradients of an activation's weights.
     sums: Option<Tensor>,
 }
@@ -135,13 +147,12 @@ impl Scratch {
         dtype: DType,
         tokens: usize,
         f: usize,
-        activation: ActivationSpec,
+        activation: Option<ActivationSpec>,
     ) -> Self {
-        let has_weights = !matches!(activation, ActivationSpec::Fixed(_));
+        let has_weights = matches!(activation, Some(ActivationSpec::Xielu(_)));
         let sums = xielu::scratch_len(tokens * f);
         Self {
-            inner: arena.tensor(dtype, &[tokens, f]),
-            dinner: arena.tensor(dtype, &[tokens, f]),
+            inner: arena.tensor(dtype, &[tokens * f]),
             sums: has_weights.then(|| arena.tensor(DType::F32, &[sums])),
         }
     }
@@ -163,19 +174,18 @@ impl Mlp {
             Some(gate) => self.gate_up.forward(pass, x, [gate.head_mut(n), up], &mut s.gate_up, inputs),
             None => self.gate_up.forward(pass, x, [up], &mut s.gate_up, inputs),
         }
-        self.activate(dev, n, s, scratch);
-        let (inner, linears) = (scratch.inner.head(n), &mut inputs.linears);
-        self.down_proj.forward(dev, inner, y, &mut s.down_proj, linears, pass.dropout);
-    }
-
-    /// What goes into `down_proj`, from what is saved.
-    fn activate(&self, dev: &Device, n: usize, saved: &Saved, scratch: &mut Scratch) {
-        let (up, inner) = (saved.up.head(n), scratch.inner.head_mut(n));
-        match (&self.activation, &saved.gate) {
+        if let Some(gate) = &mut s.gate {
+            scale(dev, self.multipliers[0], gate.head_mut(n));
+        }
+        let (up, inner) = (s.up.head(n), s.shaped_mut(&mut scratch.inner, n));
+        match (&self.activation, &s.gate) {
             (Act::Fixed(act), Some(gate)) => gated::forward(dev, *act, gate.head(n), up, inner),
             (Act::Fixed(act), None) => activation::forward(dev, *act, up, inner),
             (Act::Xielu(xielu), _) => xielu::forward(dev, xielu.params(), up, inner),
         }
+        scale(dev, self.multipliers[1], s.shaped_mut(&mut scratch.inner, n));
+        let (inner, linears) = (s.shaped(&scratch.inner, n), &mut inputs.linears);
+        self.down_proj.forward(dev, inner, y, &mut s.down_proj, linears, pass.dropout);
     }
 
     /// The gradient of x from that of y; `saved` is used up.
@@ -189,11 +199,11 @@ impl Mlp {
         (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
     ) {
         let (n, dev, s, dropout) = (x.dim(0), pass.dev, saved, pass.dropout);
-        self.activate(dev, n, s, scratch);
-        let (inner, dinner) = (scratch.inner.head(n), Some(scratch.dinner.head_mut(n)));
-        let linears = &mut inputs.linears;
-        self.down_proj.backward(dev, inner, dy, dinner, false, &s.down_proj, linears, dropout);
-        let (dinner, up) = (scratch.dinner.head(n), s.up.head_mut(n));
+        let (inner, linears) = (s.shaped_mut(&mut scratch.inner, n), &mut inputs.linears);
+        self.down_proj.backward_to_input(dev, dy, inner, &s.down_proj, linears, dropout);
+        scale(dev, self.multipliers[1], s.shaped_mut(&mut scratch.inner, n));
+        let dinner = s.shaped_mut(&mut scratch.inner, n);
+        let up = s.up.head_mut(n);
         match (&mut self.activation, &mut s.gate) {
             (Act::Fixed(act), Some(gate)) => gated::backward(dev, *act, dinner, gate.head_mut(n), up),
             (Act::Fixed(act), None) => activation::backward(dev, *act, dinner, up),
@@ -202,10 +212,21 @@ impl Mlp {
                 xielu.accumulate(xielu::backward(dev, xielu.params(), dinner, up, sums.view_mut()));
             }
         }
+        scale(dev, self.multipliers[1], s.shaped_mut(&mut scratch.inner, n));
+        self.down_proj.backward_of_input(dev, s.shaped(&scratch.inner, n), dy, linears, dropout);
+        if let Some(gate) = &mut s.gate {
+            scale(dev, self.multipliers[0], gate.head_mut(n));
+        }
         let (up, dx) = (s.up.head(n), Some(dx));
         match &s.gate {
             Some(gate) => self.gate_up.backward(pass, x, [gate.head(n), up], dx, &s.gate_up, inputs),
             None => self.gate_up.backward(pass, x, [up], dx, &s.gate_up, inputs),
         }
+    }
+}
+
+fn scale(dev: &Device, by: f32, x: ViewMut<'_>) {
+    if by != 1.0 {
+        rows::scale_in_place(dev, by, x);
     }
 }

@@ -106,7 +106,7 @@ impl Norm {
                     rms_norm::backward_input(dev, self.spec.rms_params(), w, dy, saved, dx, accumulate);
                 }
                 if let Some(weight) = &mut self.weight {
-                    weight.accumulate(|_, dw| rms_norm::backward_weight(dev, dy, saved, dw));
+                    weight.accumulate(|dw| rms_norm::backward_weight(dev, dy, saved, dw));
                 }
             }
             NormKind::Layer => {
@@ -115,12 +115,12 @@ impl Norm {
                     layer_norm::backward_input(dev, self.spec.layer_params(), w, dy, saved, dx, accumulate);
                 }
                 if let Some(weight) = &mut self.weight {
-                    weight.accumulate(|_, dw| layer_norm::backward_weight(dev, dy, saved, dw));
+                    weight.accumulate(|dw| layer_norm::backward_weight(dev, dy, saved, dw));
                 }
             }
         }
         if let Some(bias) = &mut self.bias {
-            bias.accumulate(|_, db| rows::sum_rows(dev, dy, db));
+            bias.accumulate(|db| rows::sum_rows(dev, dy, db));
         }
     }
 }

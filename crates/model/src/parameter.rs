@@ -1,9 +1,10 @@
 //! A named weight, and its gradient if it is trained.
 //!
 //! A frozen weight keeps the compute dtype (and stays in its file, mapped, where that is possible). A trained weight
-//! is f32, whatever the compute dtype is: products on a CPU round it to bf16 as they read it, those on a GPU read a copy
-//! that the update rounds; updates do not lose small steps.
+//! is f32, whatever the compute dtype is, so that updates do not lose small steps: products on a CPU round it to bf16 as
+//! they read it; on a GPU a matrix is in halves ([`Halves`]), of which products read one.
 
+use sft_kernels::halves::{Halves, MasterWeight};
 use sft_kernels::matmul::{Matmul, PackedWeight, Reads};
 use sft_kernels::{DType, Device, Slab, Tensor, View, ViewMut};
 
@@ -19,6 +20,18 @@ pub enum Stored {
     Transposed,
     /// Each row as a tensor of its own, whose name has the row's number for `*`.
     Rows,
+    /// In other modules than the model has.
+    Elsewhere(Elsewhere),
+}
+
+/// A weight whose name ends in `own`, in files under names that end in one of `files` instead. One without a `*` is the
+/// whole weight. Those with a `*` stand once for each row, by its number: a row is what they are one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// In the model.
+    pub own: &'static str,
+    /// In files.
+    pub files: &'static [&'static str],
 }
 
 /// A weight of the model or of an adapter.
@@ -26,11 +39,36 @@ pub enum Stored {
 pub struct Parameter {
     name: String,
     stored: Stored,
-    value: Tensor,
-    gradient: Option<Tensor>,
-    /// The value of a trained matrix in the type that a GPU multiplies.
-    rounded: Option<Tensor>,
+    value: Value,
+    gradient: Option<Gradient>,
     packed: Option<Packed>,
+}
+
+#[derive(Debug)]
+enum Value {
+    Whole(Tensor),
+    Halves(Halves),
+}
+
+/// The sum of a step's gradients, f32.
+#[derive(Debug)]
+struct Gradient {
+    sum: Tensor,
+    state: Summed,
+    /// What came first in the last step was a product: that overwrites as well as it adds, and so nothing has to clear
+    /// what is there.
+    product_comes_first: bool,
+}
+
+/// What is in a sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Summed {
+    /// Zeros.
+    Nothing,
+    /// The sum of the step before, which counts as zeros.
+    Old,
+    /// What was added in this step.
+    Some,
 }
 
 /// A frozen weight of a linear layer, packed for its two products.
@@ -43,20 +81,38 @@ struct Packed {
 impl Parameter {
     /// A weight that does not change.
     pub fn frozen(name: impl Into<String>, value: Tensor) -> Self {
-        Self { name: name.into(), stored: Stored::Plain, value, gradient: None, rounded: None, packed: None }
+        Self {
+            name: name.into(),
+            stored: Stored::Plain,
+            value: Value::Whole(value),
+            gradient: None,
+            packed: None,
+        }
     }
 
-    /// A weight that training changes: converted to f32, with a gradient of zeros. Products are of type `compute`.
+    /// A weight that training changes: converted to f32, with a gradient of zeros. Ops compute in `compute`.
     pub fn trained(name: impl Into<String>, value: Tensor, compute: DType) -> Self {
-        let value = if value.dtype() == DType::F32 && value.owned_bytes() > 0 {
-            value
+        let sum = value.zeros_beside(DType::F32, value.shape());
+        let gradient = Some(Gradient { sum, state: Summed::Nothing, product_comes_first: false });
+        let is_matrix = value.shape().len() > 1;
+        let value = if is_matrix && are_in_halves(compute, value.view()) {
+            Value::Halves(Halves::of(value))
+        } else if value.dtype() == DType::F32 && value.owned_bytes() > 0 {
+            Value::Whole(value)
         } else {
-            value.to_dtype(DType::F32)
+            Value::Whole(value.to_dtype(DType::F32))
         };
-        let gradient = Some(value.zeros_beside(DType::F32, value.shape()));
-        let is_multiplied = value.shape().len() > 1 && compute != DType::F32 && !value.is_on_host();
-        let rounded = is_multiplied.then(|| value.to_dtype(compute));
-        Self { name: name.into(), stored: Stored::Plain, value, gradient, rounded, packed: None }
+        Self { name: name.into(), stored: Stored::Plain, value, gradient, packed: None }
+    }
+
+    /// The same weight as the bias of a linear layer, which a product reads as it reads its matrices.
+    pub fn as_bias(self, compute: DType) -> Self {
+        match self.value {
+            Value::Whole(value) if self.gradient.is_some() && are_in_halves(compute, value.view()) => {
+                Self { value: Value::Halves(Halves::of(value)), ..self }
+            }
+            value => Self { value, ..self },
+        }
     }
 
     /// The same weight, in files as it is said here.
@@ -71,18 +127,24 @@ impl Parameter {
 
     /// The tensors that it is in files, by name.
     pub fn in_files(&self) -> Vec<(String, StoredTensor<'_>)> {
-        self.stored.parts(&self.name, &self.value)
+        let value = match &self.value {
+            Value::Whole(value) => value.into(),
+            Value::Halves(value) => value.into(),
+        };
+        self.stored.parts(&self.name, value)
     }
 
-    /// Its gradient in the same form; nothing if the weight is frozen.
-    pub fn gradient_in_files(&self) -> Vec<(String, StoredTensor<'_>)> {
-        self.gradient.as_ref().map_or_else(Vec::new, |gradient| self.stored.parts(&self.name, gradient))
+    /// Its gradient as transformers' modules have the weight; nothing if it is frozen.
+    pub fn gradient_in_modules(&self) -> Vec<(String, StoredTensor<'_>)> {
+        let form = if let Stored::Elsewhere(_) = self.stored { Stored::Plain } else { self.stored };
+        let gradient = self.gradient.as_ref();
+        gradient.map_or_else(Vec::new, |gradient| form.parts(&self.name, StoredTensor::from(&gradient.sum)))
     }
 
     /// The same weight with another value of the same shape, trained or frozen as before.
     pub fn with_value(&self, value: Tensor) -> Self {
         let name = self.name.clone();
-        let compute = self.rounded.as_ref().map_or(DType::F32, Tensor::dtype);
+        let compute = if matches!(self.value, Value::Halves(_)) { DType::BF16 } else { DType::F32 };
         let new =
             if self.is_trained() { Self::trained(name, value, compute) } else { Self::frozen(name, value) };
         new.stored(self.stored)
@@ -90,22 +152,20 @@ impl Parameter {
 
     /// Packs a frozen matrix for the products of a linear layer, in memory of `slab`; its pages in a file are released.
     pub fn pack(&mut self, dev: &Device, slab: &mut Slab<'_>) {
-        if self.is_trained() {
-            return;
-        }
-        let mut pack = |reads| PackedWeight::pack(dev, slab, self.value.view(), reads);
+        let (Value::Whole(value), None) = (&self.value, &self.gradient) else { return };
+        let mut pack = |reads| PackedWeight::pack(dev, slab, value.view(), reads);
         self.packed = Some(Packed { x_wt: pack(Reads::XWt), dy_w: pack(Reads::DyW) });
-        self.value.release_pages();
+        value.release_pages();
     }
 
     /// y = x·Wᵀ of a linear layer's weight [out, in], x [N, in], y [N, out].
     pub fn x_wt<'a>(&'a self, x: View<'a>, y: ViewMut<'a>) -> Matmul<'a> {
-        Matmul::x_wt(x, self.operand(), y).packed(self.packed.as_ref().map(|packed| &packed.x_wt))
+        Matmul::x_wt(x, self.value(), y).packed(self.packed.as_ref().map(|packed| &packed.x_wt))
     }
 
     /// dx = dy·W of a linear layer's weight [out, in], dy [N, out], dx [N, in].
     pub fn dy_w<'a>(&'a self, dy: View<'a>, dx: ViewMut<'a>) -> Matmul<'a> {
-        Matmul::dy_w(dy, self.operand(), dx).packed(self.packed.as_ref().map(|packed| &packed.dy_w))
+        Matmul::dy_w(dy, self.value(), dx).packed(self.packed.as_ref().map(|packed| &packed.dy_w))
     }
 
     /// Hugging Face's name, or PEFT's for an adapter's weight.
@@ -121,28 +181,47 @@ impl Parameter {
     /// Whether weight decay applies to it: not to biases and norms, which are the weights of one dimension
     /// (the rule of Hugging Face's Trainer).
     pub fn decays(&self) -> bool {
-        self.value.shape().len() > 1 && self.stored != Stored::Rows
+        let is_bias = self.name.ends_with("_bias");
+        self.shape().len() > 1 && self.stored != Stored::Rows && !is_bias
     }
 
-    /// The weight.
+    /// The dimensions.
+    pub fn shape(&self) -> &[usize] {
+        match &self.value {
+            Value::Whole(value) => value.shape(),
+            Value::Halves(value) => value.shape(),
+        }
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape().iter().product()
+    }
+
+    /// The type that it is kept and saved in.
+    pub fn dtype(&self) -> DType {
+        match &self.value {
+            Value::Whole(value) => value.dtype(),
+            Value::Halves(_) => DType::F32,
+        }
+    }
+
+    /// The weight as ops read it: of one in halves the upper one.
     pub fn value(&self) -> View<'_> {
         self.value.view()
     }
 
-    /// The weight as products take it.
-    pub fn operand(&self) -> View<'_> {
-        self.rounded.as_ref().unwrap_or(&self.value).view()
+    /// The weight in its own type, in the host's memory.
+    pub fn to_host(&self) -> Tensor {
+        match &self.value {
+            Value::Whole(value) => value.to_host(),
+            Value::Halves(value) => value.to_host(),
+        }
     }
 
-    /// The weight as products take it, and the gradient to add to, `None` if it is frozen.
-    pub fn operand_and_gradient(&mut self) -> (View<'_>, Option<ViewMut<'_>>) {
-        let operand = self.rounded.as_ref().unwrap_or(&self.value).view();
-        (operand, self.gradient.as_mut().map(Tensor::view_mut))
-    }
-
-    /// The weight as a tensor, to write it to a file.
-    pub fn tensor(&self) -> &Tensor {
-        &self.value
+    /// Zeros of its shape, f32, where it is.
+    pub fn zeros(&self) -> Tensor {
+        self.value().zeros_beside(DType::F32, self.shape())
     }
 
     /// Overwrites the weight.
@@ -150,34 +229,97 @@ impl Parameter {
     /// # Panics
     /// If it is frozen in a mapped file.
     pub fn set(&mut self, value: View<'_>) {
-        self.value.view_mut().copy_from(value);
-        if let Some(rounded) = &mut self.rounded {
-            rounded.view_mut().copy_from(self.value.view());
+        match &mut self.value {
+            Value::Whole(whole) => whole.view_mut().copy_from(value),
+            Value::Halves(halves) => halves.set(value),
         }
     }
 
     /// The gradient, to read.
     pub fn gradient(&self) -> Option<View<'_>> {
-        self.gradient.as_ref().map(Tensor::view)
+        self.gradient.as_ref().map(|gradient| gradient.sum.view())
+    }
+
+    /// Begins a step: the gradient counts as zeros, and is returned if it has to be made so.
+    pub fn begin_gradient(&mut self) -> Option<ViewMut<'_>> {
+        let gradient = self.gradient.as_mut()?;
+        if gradient.product_comes_first {
+            gradient.state = Summed::Old;
+            return None;
+        }
+        gradient.state = Summed::Nothing;
+        Some(gradient.sum.view_mut())
+    }
+
+    /// Ends a step: the gradient if nothing was added to it and it has to be made zeros.
+    pub fn end_gradient(&mut self) -> Option<ViewMut<'_>> {
+        let gradient = self.gradient.as_mut()?;
+        if gradient.state != Summed::Old {
+            return None;
+        }
+        gradient.state = Summed::Nothing;
+        Some(gradient.sum.view_mut())
     }
 
     /// The gradient, to add to; `None` if the weight is frozen.
     pub fn gradient_mut(&mut self) -> Option<ViewMut<'_>> {
-        self.gradient.as_mut().map(Tensor::view_mut)
+        self.gradient.as_mut().map(Gradient::to_add_to)
     }
 
-    /// Calls `add(weight, gradient)` if the weight is trained.
-    pub fn accumulate(&mut self, add: impl FnOnce(View<'_>, ViewMut<'_>)) {
-        if let Some(gradient) = &mut self.gradient {
-            add(self.value.view(), gradient.view_mut());
+    /// The weight as ops read it, and the gradient to add to, `None` if it is frozen.
+    pub fn value_and_gradient(&mut self) -> (View<'_>, Option<ViewMut<'_>>) {
+        (self.value.view(), self.gradient.as_mut().map(Gradient::to_add_to))
+    }
+
+    /// Adds alpha·dyᵀ·x [out, in] to the gradient, if the weight is trained. dy is [N, out], x is [N, in].
+    pub fn add_dyt_x(&mut self, dev: &Device, dy: View<'_>, x: View<'_>, alpha: f32) {
+        let Some(gradient) = &mut self.gradient else { return };
+        gradient.product_comes_first |= gradient.state == Summed::Nothing;
+        let adds = gradient.state != Summed::Old;
+        gradient.state = Summed::Some;
+        Matmul::dyt_x(dy, x, gradient.sum.view_mut()).alpha(alpha).accumulate_if(adds).run(dev);
+    }
+
+    /// Calls `add(gradient)` if the weight is trained.
+    pub fn accumulate(&mut self, add: impl FnOnce(ViewMut<'_>)) {
+        if let Some(gradient) = self.gradient_mut() {
+            add(gradient);
         }
     }
 
     /// What an update reads and writes; `None` if the weight is frozen.
     pub fn for_update(&mut self) -> Option<ForUpdate<'_>> {
-        let gradient = self.gradient.as_ref()?.view();
-        let rounded = self.rounded.as_mut().map(Tensor::view_mut);
-        Some(ForUpdate { value: self.value.view_mut(), rounded, gradient })
+        let gradient = self.gradient.as_ref()?.sum.view();
+        let weight = match &mut self.value {
+            Value::Whole(value) => MasterWeight::Whole(value.view_mut()),
+            Value::Halves(value) => value.master(),
+        };
+        Some(ForUpdate { weight, gradient })
+    }
+}
+
+/// Whether trained weights that products read are in halves: where these have no type for f32.
+fn are_in_halves(compute: DType, value: View<'_>) -> bool {
+    compute == DType::BF16 && !value.is_on_host()
+}
+
+impl Value {
+    fn view(&self) -> View<'_> {
+        match self {
+            Value::Whole(value) => value.view(),
+            Value::Halves(value) => value.high(),
+        }
+    }
+}
+
+impl Gradient {
+    fn to_add_to(&mut self) -> ViewMut<'_> {
+        if self.state == Summed::Old {
+            self.product_comes_first = false;
+            self.sum.view_mut().zero();
+        }
+        self.state = Summed::Some;
+        self.sum.view_mut()
     }
 }
 
@@ -185,9 +327,7 @@ impl Parameter {
 #[derive(Debug)]
 pub struct ForUpdate<'a> {
     /// f32.
-    pub value: ViewMut<'a>,
-    /// The copy of the value that products read, where there is one.
-    pub rounded: Option<ViewMut<'a>>,
+    pub weight: MasterWeight<'a>,
     /// f32.
     pub gradient: View<'a>,
 }
@@ -201,15 +341,30 @@ impl Stored {
             Stored::Rows => {
                 (0..shape[0]).map(|row| (name.replace('*', &row.to_string()), shape[1..].to_vec())).collect()
             }
+            Stored::Elsewhere(Elsewhere { own, files }) => {
+                let start = name.strip_suffix(own).unwrap_or(name);
+                if let [whole] = files
+                    && !whole.contains('*')
+                {
+                    return vec![(format!("{start}{whole}"), shape.to_vec())];
+                }
+                let part = [&[shape[1] / files.len()], &shape[2..]].concat();
+                let of_row = |row: usize| {
+                    let named = move |file: &&str| format!("{start}{}", file.replace('*', &row.to_string()));
+                    files.iter().map(named)
+                };
+                (0..shape[0]).flat_map(of_row).map(|name| (name, part.clone())).collect()
+            }
         }
     }
 
-    fn parts<'a>(self, name: &str, value: &'a Tensor) -> Vec<(String, StoredTensor<'a>)> {
-        let shapes = self.shapes(name, value.shape()).into_iter().enumerate();
-        let part = |(row, (name, shape)): (usize, (String, Vec<usize>))| {
-            let row = (self == Stored::Rows).then_some(row);
-            (name, StoredTensor::new(value, shape, row, self == Stored::Transposed))
+    fn parts<'a>(self, name: &str, value: StoredTensor<'a>) -> Vec<(String, StoredTensor<'a>)> {
+        let shapes = self.shapes(name, value.shape());
+        let count = shapes.len();
+        let part = |(i, (name, shape)): (usize, (String, Vec<usize>))| {
+            let part = (count > 1).then_some((i, count));
+            (name, value.clone().part(shape, part, self == Stored::Transposed))
         };
-        shapes.map(part).collect()
+        shapes.into_iter().enumerate().map(part).collect()
     }
 }

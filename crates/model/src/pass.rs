@@ -43,11 +43,30 @@ pub struct Pass<'a> {
     pub query_scale: Option<View<'a>>,
     /// Row boundaries of queries and of keys.
     pub rows: RowOffsets<'a>,
+    /// The same in chunks, for the layers that see their own chunk alone.
+    pub chunks: Option<Chunks<'a>>,
     /// Key of the dropout masks of this micro-batch; `None` when nothing is trained.
     pub dropout: Option<u64>,
 }
 
+/// Rows cut where positions come to a multiple of a chunk's size.
+#[derive(Debug, Clone, Copy)]
+pub struct Chunks<'a> {
+    /// Boundaries of queries, and of keys from `first_key` on.
+    pub rows: RowOffsets<'a>,
+    /// Keys before it, of a cache, are of chunks that no query is in.
+    pub first_key: usize,
+}
+
 impl<'a> Pass<'a> {
+    /// Row boundaries for a layer with such chunks, or without, and which of `keys` keys they are of.
+    pub fn rows_of(&self, chunk: Option<usize>, keys: usize) -> (RowOffsets<'a>, std::ops::Range<usize>) {
+        match (chunk, self.chunks) {
+            (Some(_), Some(chunks)) => (chunks.rows, chunks.first_key..keys),
+            _ => (self.rows, 0..keys),
+        }
+    }
+
     /// The angles that a layer rotates by.
     pub fn angles(&self, rope: LayerRope) -> Option<Angles<'a>> {
         match rope {

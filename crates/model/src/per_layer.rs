@@ -102,7 +102,7 @@ impl PerLayerInputs {
         let rows = n * i.p.shape()[1] / self.spec.width;
         let (half, width) = (std::f32::consts::FRAC_1_SQRT_2, self.spec.width as f32);
         let dp = i.dp.head(n);
-        self.embedding.accumulate(|_, dw| rows::scatter_add(dev, dp, ids, width.sqrt() * half, dw));
+        self.embedding.accumulate(|dw| rows::scatter_add(dev, dp, ids, width.sqrt() * half, dw));
         rows::scale(dev, dp, half, i.t.head_mut(n));
         let saved = (in_rows(i.projected.head(n), rows), in_rows(i.statistics.head(n), rows));
         let (dy, to) = (in_rows(i.t.head(n), rows), in_rows_mut(i.dp.head_mut(n), rows));
@@ -153,7 +153,6 @@ pub struct Saved {
     output: linear::Saved,
     /// What goes into `output`, and its gradient.
     inner: Tensor,
-    dinner: Tensor,
 }
 
 impl Saved {
@@ -177,7 +176,6 @@ impl Saved {
             gate,
             output,
             inner: arena.tensor(dtype, &p),
-            dinner: arena.tensor(dtype, &p),
         }
     }
 }
@@ -214,10 +212,10 @@ impl PerLayer {
     ) {
         let (n, dev, s, dropout) = (d.dim(0), pass.dev, saved, pass.dropout);
         self.norm.backward_over(dev, (s.y.head(n), s.statistics.head(n)), d.as_view(), t.head_mut(n));
-        let (inner, dinner) = (s.inner.head(n), Some(s.dinner.head_mut(n)));
-        self.output.backward(dev, inner, t.head(n), dinner, false, &s.output, linears, dropout);
+        self.output.backward_to_input(dev, t.head(n), s.inner.head_mut(n), &s.output, linears, dropout);
         let (g, p) = (s.g.head_mut(n), s.p.head_mut(n));
-        gated::backward(dev, self.activation, s.dinner.head(n), g, p);
+        gated::backward(dev, self.activation, s.inner.head_mut(n), g, p);
+        self.output.backward_of_input(dev, s.inner.head(n), t.head(n), linears, dropout);
         columns::put(dev, s.p.head(n), inputs.dp.head_mut(n), self.layer * inputs.width);
         let dg = s.g.head(n);
         self.gate.backward(dev, s.x.head(n), dg, Some(d), true, &s.gate, linears, dropout);

@@ -7,9 +7,10 @@
 
 use std::f64::consts::TAU;
 
+use sft_kernels::attention::RowOffsets;
 use sft_kernels::{DType, Device, Tensor, View};
 
-use crate::pass::Angles;
+use crate::pass::{Angles, Chunks};
 use crate::spec::{DecoderSpec, QueryGrowth, RopeScaling, RopeSpec};
 
 /// Tokens whose angles one task computes.
@@ -24,6 +25,40 @@ pub struct Rotaries {
     pub local_rope: Option<Rotary>,
     /// How queries grow, and what each token's are multiplied by, f32 [N].
     query_scale: Option<(QueryGrowth, Column)>,
+    /// Rows in chunks, for the layers that have them.
+    chunks: Option<ChunkRows>,
+}
+
+/// Rows cut at the multiples of a chunk's size.
+#[derive(Debug)]
+struct ChunkRows {
+    size: u32,
+    q: Vec<u32>,
+    k: Vec<u32>,
+    first_key: usize,
+}
+
+impl ChunkRows {
+    fn new(size: usize) -> Self {
+        Self { size: u32::try_from(size).unwrap_or(u32::MAX), q: Vec::new(), k: Vec::new(), first_key: 0 }
+    }
+
+    /// Of rows `rows[r]..rows[r + 1]`, each at consecutive positions; one whose first is not 0 has keys before them in
+    /// a cache, and is alone.
+    fn fill(&mut self, position_ids: &[u32], rows: &[u32]) {
+        (self.q, self.k, self.first_key) = (vec![0], vec![0], 0);
+        for row in rows.windows(2).filter(|row| row[0] < row[1]) {
+            let (first, end) = (position_ids[row[0] as usize], position_ids[row[1] as usize - 1] + 1);
+            let mut start = first / self.size * self.size;
+            self.first_key += start as usize;
+            while start < end {
+                let stop = end.min(start.saturating_add(self.size));
+                self.q.push(self.q.last().copied().unwrap_or(0) + stop - start.max(first));
+                self.k.push(self.k.last().copied().unwrap_or(0) + stop - start);
+                start = stop;
+            }
+        }
+    }
 }
 
 impl Rotaries {
@@ -31,7 +66,9 @@ impl Rotaries {
     pub fn new(dev: &Device, spec: &DecoderSpec, max_tokens: usize) -> Self {
         let rotary = |rope: &Option<RopeSpec>| rope.as_ref().map(|rope| Rotary::new(dev, rope, max_tokens));
         let scale = spec.query_growth.map(|growth| (growth, Column::new(dev, &[max_tokens])));
-        Self { rope: rotary(&spec.rope), local_rope: rotary(&spec.local_rope), query_scale: scale }
+        let chunk = spec.layers.iter().find_map(|layer| layer.attention.chunk);
+        let chunks = chunk.map(ChunkRows::new);
+        Self { rope: rotary(&spec.rope), local_rope: rotary(&spec.local_rope), query_scale: scale, chunks }
     }
 
     /// As [`Rotary::fill`].
@@ -39,12 +76,20 @@ impl Rotaries {
         for rope in self.rope.iter_mut().chain(&mut self.local_rope) {
             rope.fill(dev, position_ids, rows);
         }
+        if let Some(chunks) = &mut self.chunks {
+            chunks.fill(position_ids, rows);
+        }
         if let Some((growth, scale)) = &mut self.query_scale {
             let n = position_ids.len();
             let values = scale.values(n).iter_mut().zip(position_ids);
             values.for_each(|(scale, position)| *scale = growth.at(*position));
             scale.send(n);
         }
+    }
+
+    /// Rows in chunks.
+    pub fn chunks(&self) -> Option<Chunks<'_>> {
+        self.chunks.as_ref().map(|c| Chunks { rows: RowOffsets { q: &c.q, k: &c.k }, first_key: c.first_key })
     }
 
     /// What the queries of the first `tokens` tokens are multiplied by.
@@ -63,7 +108,7 @@ impl Rotaries {
 impl QueryGrowth {
     /// What queries at this position are multiplied by.
     fn at(&self, position: u32) -> f32 {
-        (1.0 + self.beta * (1.0 + (position as usize / self.span) as f64).ln()) as f32
+        (1.0 + self.beta * (1.0 + ((position as usize + self.offset) / self.span) as f64).ln()) as f32
     }
 }
 
@@ -319,10 +364,22 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_cut_where_chunks_begin() {
+        let mut chunks = ChunkRows::new(4);
+        // Two rows of 5 and 3 tokens.
+        chunks.fill(&[0, 1, 2, 3, 4, 0, 1, 2], &[0, 5, 8]);
+        assert_eq!((&chunks.q, &chunks.k, chunks.first_key), (&vec![0, 4, 5, 8], &vec![0, 4, 5, 8], 0));
+        // Behind six tokens of a cache, of which the last two are of the first query's chunk.
+        chunks.fill(&[6, 7, 8], &[0, 3]);
+        assert_eq!((&chunks.q, &chunks.k, chunks.first_key), (&vec![0, 2, 3], &vec![0, 4, 5], 4));
+    }
+
+    #[test]
     fn queries_grow_with_the_logarithm_of_whole_spans() {
-        let growth = QueryGrowth { beta: 0.5, span: 4 };
+        let growth = QueryGrowth { beta: 0.5, span: 4, offset: 0 };
         assert_eq!([growth.at(0), growth.at(3)], [1.0, 1.0]);
         assert_eq!(growth.at(11), (1.0 + 0.5 * 3f64.ln()) as f32);
+        assert_eq!(QueryGrowth { offset: 1, ..growth }.at(3), growth.at(4));
     }
 
     const YARN: [f32; 4] = [1.00000000e+00, 7.90569466e-03, 2.50000012e-04, 7.90569356e-06];

@@ -13,6 +13,7 @@ use sft_kernels::DType;
 use crate::ModelError;
 use crate::decoder::Decoder;
 use crate::families;
+use crate::hf_config::parse;
 use crate::spec::{DecoderSpec, RopeScaling};
 use crate::weights;
 
@@ -53,8 +54,8 @@ impl SaveOptions {
     /// Bytes that the weights will take.
     pub fn weight_bytes(&self, decoder: &Decoder) -> u64 {
         let bytes = |p: &crate::parameter::Parameter| {
-            let dtype = self.dtype.unwrap_or(p.tensor().dtype());
-            (p.tensor().elements() * dtype.bytes()) as u64
+            let dtype = self.dtype.unwrap_or(p.dtype());
+            (p.elements() * dtype.bytes()) as u64
         };
         decoder.base_parameters().into_iter().map(bytes).sum()
     }
@@ -116,8 +117,7 @@ pub fn copy_model_files(from: &Path, to: &Path) -> Result<Vec<String>, ModelErro
 fn config_of(decoder: &Decoder, source: &Path, dtype: Option<DType>) -> Result<Value, ModelError> {
     let path = source.join("config.json");
     let text = fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
-    let mut config: Map<String, Value> =
-        serde_json::from_str(&text).map_err(|source| ModelError::Json { path, source })?;
+    let mut config: Map<String, Value> = parse(&text).map_err(|source| ModelError::Json { path, source })?;
     let before = families::read_spec(source)?;
     let stored = dtype.unwrap_or_else(|| widest(decoder)).name();
     // transformers 4 reads and writes `torch_dtype`, transformers 5 writes `dtype` and reads both.
@@ -148,7 +148,7 @@ fn config_of(decoder: &Decoder, source: &Path, dtype: Option<DType>) -> Result<V
 /// The type in which a decoder's widest weights are.
 fn widest(decoder: &Decoder) -> DType {
     let parameters = decoder.base_parameters();
-    parameters.iter().map(|p| p.tensor().dtype()).max_by_key(|dtype| dtype.bytes()).unwrap_or(decoder.compute)
+    parameters.iter().map(|p| p.dtype()).max_by_key(|dtype| dtype.bytes()).unwrap_or(decoder.compute)
 }
 
 /// RoPE scaling in the style of the file: `rope_parameters`, or `rope_scaling` beside `rope_theta`.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::json;
+use sft_kernels::halves::Halves;
 use sft_kernels::{DType, Device, MappedFile, Tensor, View, map_file};
 
 use crate::ModelError;
@@ -188,13 +189,15 @@ impl WeightFiles {
         }
         Ok(match (stored, tensors.pop()) {
             (Stored::Plain, Some(whole)) => whole,
+            (Stored::Elsewhere(_), Some(whole)) if tensors.is_empty() => whole,
             (Stored::Transposed, Some(whole)) => transposed(&whole),
             (_, last) => {
                 tensors.extend(last);
                 let dtype = tensors.first().map_or(DType::F32, Tensor::dtype);
                 let mut whole = Tensor::zeros(dtype, shape);
-                for (row, tensor) in tensors.iter().enumerate() {
-                    whole.view_mut().into_rows(row..row + 1).copy_from(tensor.view());
+                let parts = [tensors.len(), whole.elements() / tensors.len().max(1)];
+                for (i, tensor) in tensors.iter().enumerate() {
+                    whole.view_mut().reshape(&parts).into_rows(i..i + 1).copy_from(tensor.view());
                 }
                 whole
             }
@@ -339,26 +342,41 @@ fn write<'a>(
     fs::set_permissions(path, permissions).map_err(at)
 }
 
-/// A tensor, or a row of it, in the type and the form that a file has it in.
+/// A tensor, or one of the equal parts that follow each other in it, in the type and the form that a file has it in.
 #[derive(Debug, Clone)]
 pub struct StoredTensor<'a> {
-    tensor: &'a Tensor,
+    whole: Whole<'a>,
     dtype: DType,
     shape: Vec<usize>,
-    row: Option<usize>,
+    /// Its number, and how many there are.
+    part: Option<(usize, usize)>,
     transposed: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Whole<'a> {
+    Tensor(&'a Tensor),
+    Halves(&'a Halves),
 }
 
 impl<'a> From<&'a Tensor> for StoredTensor<'a> {
     fn from(tensor: &'a Tensor) -> Self {
-        Self::new(tensor, tensor.shape().to_vec(), None, false)
+        let (whole, dtype, shape) = (Whole::Tensor(tensor), tensor.dtype(), tensor.shape().to_vec());
+        Self { whole, dtype, shape, part: None, transposed: false }
     }
 }
 
-impl<'a> StoredTensor<'a> {
-    /// A tensor in its own type: whole or one row, straight or with rows for columns.
-    pub(crate) fn new(tensor: &'a Tensor, shape: Vec<usize>, row: Option<usize>, transposed: bool) -> Self {
-        Self { tensor, dtype: tensor.dtype(), shape, row, transposed }
+impl<'a> From<&'a Halves> for StoredTensor<'a> {
+    fn from(halves: &'a Halves) -> Self {
+        let (whole, dtype, shape) = (Whole::Halves(halves), DType::F32, halves.shape().to_vec());
+        Self { whole, dtype, shape, part: None, transposed: false }
+    }
+}
+
+impl StoredTensor<'_> {
+    /// It or a part of it, straight or with rows for columns.
+    pub(crate) fn part(self, shape: Vec<usize>, part: Option<(usize, usize)>, transposed: bool) -> Self {
+        Self { shape, part, transposed, ..self }
     }
 
     /// The dimensions in the file.
@@ -372,9 +390,17 @@ impl<'a> StoredTensor<'a> {
 
     /// It as a tensor of its own.
     pub fn to_tensor(&self) -> Tensor {
-        let whole = self.tensor.view();
-        let part = self.row.map_or(whole, |row| whole.rows(row..row + 1)).reshape(&self.shape_read());
-        let copy = part.to_dtype(self.dtype).to_host();
+        let (i, count) = self.part.unwrap_or((0, 1));
+        let part = |whole: View<'_>| {
+            whole.reshape(&[count, whole.elements() / count.max(1)]).rows(i..i + 1).to_host()
+        };
+        // Moved as it is, since a full card has no room for a copy.
+        let copy = match self.whole {
+            Whole::Tensor(tensor) => part(tensor.view()),
+            Whole::Halves(halves) => halves.to_host_by(part),
+        };
+        let copy = if copy.dtype() == self.dtype { copy } else { copy.to_dtype(self.dtype) };
+        let copy = copy.reshape(&self.shape_read());
         if self.transposed { transposed(&copy) } else { copy }
     }
 
@@ -414,9 +440,11 @@ impl safetensors::View for StoredTensor<'_> {
         &self.shape
     }
     fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        let is_whole = self.row.is_none() && !self.transposed && self.tensor.is_on_host();
-        if is_whole && self.dtype == self.tensor.dtype() {
-            return self.tensor.view().bytes().into();
+        if let (Whole::Tensor(tensor), None, false) = (self.whole, self.part, self.transposed)
+            && tensor.is_on_host()
+            && tensor.dtype() == self.dtype
+        {
+            return tensor.view().bytes().into();
         }
         self.to_tensor().view().bytes().to_vec().into()
     }

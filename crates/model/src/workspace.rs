@@ -3,6 +3,7 @@
 use sft_kernels::{DType, Device, Tensor, View, ViewMut};
 
 use crate::arena::Arena;
+use crate::balance::Balance;
 use crate::block;
 use crate::entry;
 use crate::head;
@@ -133,6 +134,25 @@ impl Workspace {
         let head_bytes = arena.bytes() - activations - scratch_bytes;
         let bytes = WorkspaceBytes { activations, scratch: scratch_bytes, head: head_bytes };
         (Self { hidden, saved, saved_of, scratch, entry, head, d, rotary, max_tokens }, bytes)
+    }
+
+    /// The micro-batches to come have this part of their step's tokens: how much their balance among experts counts.
+    pub fn set_share(&mut self, share: f32) {
+        self.balance().for_each(|balance| balance.set_share(share));
+    }
+
+    /// Experts are counted anew.
+    pub(crate) fn begin_forward(&mut self) {
+        self.balance().for_each(Balance::begin);
+    }
+
+    /// All blocks have chosen their experts.
+    pub(crate) fn finish_forward(&mut self) {
+        self.balance().for_each(Balance::finish);
+    }
+
+    fn balance(&mut self) -> impl Iterator<Item = &mut Balance> {
+        self.scratch.mlp.moe.iter_mut().map(|moe| &mut moe.balance)
     }
 
     /// Forgets the loss of all micro-batches.

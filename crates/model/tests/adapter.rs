@@ -145,8 +145,8 @@ fn merging_into_bf16_rounds_the_sum_once() {
     let config: Value =
         serde_json::from_str(&fs::read_to_string(folder.join("adapter_config.json")).unwrap()).unwrap();
     let scale = config["lora_alpha"].as_f64().unwrap() / config["r"].as_f64().unwrap();
-    let w = linear(&before, path).weight.tensor().to_f32_vec();
-    let found = linear(&merged, path).weight.tensor();
+    let w = linear(&before, path).weight.value().to_f32_vec();
+    let found = linear(&merged, path).weight.value();
     assert_eq!(found.dtype(), DType::BF16);
     for (i, found) in found.to_f32_vec().iter().enumerate() {
         let (o, n) = (i / inputs, i % inputs);

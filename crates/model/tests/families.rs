@@ -5,6 +5,7 @@
 
 use serde_json::{Value, json};
 use sft_kernels::rope::RopeStyle;
+use sft_kernels::routing::{Groups, Scoring};
 use sft_kernels::{CpuOptions, DType, Device};
 use sft_model::cache::KvCache;
 use sft_model::loading::{self, Source};
@@ -225,26 +226,105 @@ fn multipliers_and_caps_are_those_of_the_file() {
     assert!(seed.layers[0].attention.qkv_bias && !seed.layers[0].attention.o_bias);
 }
 
+#[test]
+fn experts_stand_in_the_layers_and_sizes_of_their_family() {
+    let sparse = |keys: Value| -> Vec<bool> { spec(keys).layers.iter().map(|l| l.moe.is_some()).collect() };
+    assert_eq!(sparse(json!({"model_type": "mixtral"})), [true; 4]);
+    assert_eq!(
+        sparse(json!({"model_type": "deepseek_v3", "first_k_dense_replace": 3})),
+        [false, false, false, true]
+    );
+    let mixed = json!({"model_type": "qwen3_moe", "mlp_only_layers": [3], "decoder_sparse_step": 2});
+    assert_eq!(sparse(mixed), [false, true, false, false]);
+    let ernie = json!({"model_type": "ernie4_5_moe", "moe_layer_start_index": 1, "moe_layer_end_index": 2});
+    assert_eq!(sparse(ernie), [false, true, true, false]);
+    assert_eq!(sparse(small::keys("llama4_text")), [false, true, false, true]);
+    // Shared experts are one of their widths together, beside the others.
+    let glm = spec(json!({"model_type": "glm4_moe", "n_shared_experts": 2}));
+    let widths = |layer: usize| glm.layers[layer].dense().map(|mlp| mlp.intermediate_size);
+    assert_eq!((widths(0), widths(1)), (Some(20), Some(24)));
+    assert!(spec(json!({"model_type": "mixtral"})).layers[0].dense().is_none());
+}
+
+#[test]
+fn routers_have_the_rule_of_their_family() {
+    let rule = |keys: Value| spec(keys).layers[3].moe.as_ref().unwrap().rule;
+    let mixtral = rule(json!({"model_type": "mixtral"}));
+    assert_eq!((mixtral.scoring, mixtral.top_k, mixtral.normalised), (Scoring::Softmax, 2, true));
+    assert!(!rule(json!({"model_type": "olmoe"})).normalised);
+    let deepseek =
+        json!({"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5});
+    let of = |family: &str, keys: &[(&str, Value)]| {
+        let mut all = deepseek.clone();
+        all["model_type"] = family.into();
+        keys.iter().for_each(|(key, value)| all[*key] = value.clone());
+        rule(all)
+    };
+    let v3 = of("deepseek_v3", &[]);
+    assert_eq!(
+        (v3.scoring, v3.scale, v3.groups),
+        (Scoring::Sigmoid, 2.5, Some(Groups { count: 4, chosen: 2, best: 2 }))
+    );
+    assert_eq!(of("deepseek_v2", &[]).groups, None);
+    let limited = of("deepseek_v2", &[("topk_method", "group_limited_greedy".into())]);
+    assert_eq!(limited.groups, Some(Groups { count: 4, chosen: 2, best: 1 }));
+    let phi = rule(json!({"model_type": "phimoe"}));
+    assert_eq!(phi.scoring, Scoring::SparseMixer { tolerance: 0.02 });
+}
+
+#[test]
+fn experts_that_cannot_be_are_refused() {
+    let problems = |keys: Value| families::read_spec(small::folder(keys).path()).unwrap_err().to_string();
+    let many = problems(json!({"model_type": "mixtral", "num_experts_per_tok": 5}));
+    assert!(many.contains("5 of 4 experts"), "{many}");
+    let groups = problems(json!({"model_type": "deepseek_v3", "n_group": 3}));
+    assert!(groups.contains("`n_group` 3"), "{groups}");
+    let method = problems(json!({"model_type": "deepseek_v2", "topk_method": "noaux_tc"}));
+    assert!(method.contains("noaux_tc"), "{method}");
+    let wide = problems(json!({"model_type": "deepseek_v3", "v_head_dim": 9}));
+    assert!(wide.contains("wider than keys"), "{wide}");
+}
+
 /// Models of all families, and of the switches that change how a block is computed.
 fn all() -> Vec<(String, Value)> {
+    let falcon_h1 = |more: Value| {
+        let mut keys = small::keys("falcon_h1");
+        keys.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        keys
+    };
+    let norm = json!({"mamba_rms_norm": true, "mamba_n_groups": 1});
+    let last = json!({"mamba_rms_norm": true, "mamba_n_groups": 1, "mamba_norm_before_gate": false});
     let switches = [
+        json!({"model_type": "lfm2", "full_attn_idxs": [1], "conv_bias": true, "block_auto_adjust_ff_dim": false}),
+        falcon_h1(norm),
+        falcon_h1(last),
         json!({"model_type": "stablelm", "qk_layernorm": true, "use_parallel_residual": true}),
         json!({"model_type": "cohere", "use_qk_norm": true}),
         json!({"model_type": "phi", "qk_layernorm": true}),
         json!({"model_type": "gpt_neox", "use_parallel_residual": false}),
         json!({"model_type": "opt", "do_layer_norm_before": false, "word_embed_proj_dim": 8}),
         json!({"model_type": "falcon", "new_decoder_architecture": true, "num_kv_heads": 2}),
+        json!({"model_type": "deepseek_v3", "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "q_lora_rank": null}),
+        json!({"model_type": "qwen3_moe", "mlp_only_layers": [1], "decoder_sparse_step": 2}),
         json!({"model_type": "falcon", "alibi": true, "parallel_attn": false, "multi_query": false}),
     ];
     let families = families::supported().map(|family| (family.to_owned(), small::keys(family)));
     families.chain(switches.map(|keys| (keys.to_string(), keys))).collect()
 }
 
+/// The same with every token going to all experts: a choice that changes makes a loss jump.
+fn with_all_experts(mut spec: DecoderSpec) -> DecoderSpec {
+    for moe in spec.layers.iter_mut().filter_map(|layer| layer.moe.as_mut()) {
+        (moe.rule.top_k, moe.rule.groups) = (moe.experts, None);
+    }
+    spec
+}
+
 #[test]
 fn gradients_of_every_family_are_the_slopes_of_its_loss() {
     let dev = Device::cpu(CpuOptions::default()).unwrap();
     for (name, keys) in all() {
-        let spec = spec(keys);
+        let spec = with_all_experts(spec(keys));
         let source = Source::Random { seed: 3 };
         let mut decoder = loading::load(&dev, &spec, &source, &Method::Full, DType::F32, 3).unwrap();
         let mut work = Workspace::new(
@@ -307,6 +387,52 @@ fn blocks_that_are_computed_again_give_the_same_gradients() {
         });
         assert!(kept == some && kept == all, "{name}");
     }
+}
+
+#[test]
+fn rows_that_lie_side_by_side_do_not_see_each_other() {
+    let dev = Device::cpu(CpuOptions::default()).unwrap();
+    let ids = [3, 1, 4, 1, 5, 9, 2];
+    for (name, keys) in all() {
+        let spec = spec(keys);
+        let source = Source::Random { seed: 3 };
+        let decoder = loading::load(&dev, &spec, &source, &Method::Inference, DType::F32, 3).unwrap();
+        let mut work = Workspace::new(&dev, &spec, decoder.adapters(), DType::F32, 7, Purpose::Forward);
+        let mut logits = |range: std::ops::Range<usize>, cu_seqlens: &[u32]| {
+            let position = |i: usize| {
+                let i = i as u32;
+                i - cu_seqlens.iter().copied().filter(|start| *start <= i).max().unwrap()
+            };
+            let position_ids: Vec<u32> = (0..range.len()).map(position).collect();
+            let batch =
+                Batch { input_ids: &ids[range], position_ids: &position_ids, cu_seqlens, targets: &[] };
+            decoder.logits(&dev, batch, &mut work).unwrap().to_f32_vec()
+        };
+        let together = logits(0..7, &[0, 4, 7]);
+        compare(&name, &together[..4 * 24], &logits(0..4, &[0, 4]));
+        compare(&name, &together[4 * 24..], &logits(4..7, &[0, 3]));
+    }
+}
+
+#[test]
+fn mixers_stand_where_their_family_has_them() {
+    let attends = |keys: Value| -> Vec<bool> {
+        spec(keys).layers.iter().map(|layer| layer.attends().is_some()).collect()
+    };
+    assert_eq!(attends(small::keys("lfm2")), [false, true, false, true]);
+    assert_eq!(attends(json!({"model_type": "lfm2", "full_attn_idxs": [2]})), [false, false, true, false]);
+    let qwen = json!({"model_type": "qwen3_5_text", "head_dim": 8});
+    assert_eq!(attends(qwen), [false, false, false, true]);
+    assert_eq!(attends(small::keys("falcon_h1")), [true; 4]);
+    assert!(
+        spec(small::keys("mamba2")).layers.iter().all(|layer| !layer.has_mlp && layer.attends().is_none())
+    );
+    // LFM2-1.2B: two thirds of 12288, up to the next multiple of 256.
+    let lfm2 = json!({"model_type": "lfm2", "block_ff_dim": 12288, "intermediate_size": 1});
+    assert_eq!(spec(lfm2).layers[0].mlp.intermediate_size, 8192);
+    let limited = json!({"model_type": "mamba2", "num_heads": 4, "time_step_limit": [0.0, 0.1]});
+    let error = families::read_spec(small::folder(limited).path()).unwrap_err().to_string();
+    assert!(error.contains("`time_step_limit` is [0.0,0.1] and not supported"), "{error}");
 }
 
 #[test]

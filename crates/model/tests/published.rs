@@ -71,8 +71,47 @@ fn weights_lie_in_files_as_their_family_publishes_them() {
     assert_eq!(shape(heads, "model.layers.0.self_attn.k_layernorm.norms.1.weight"), [4]);
     let heads = json!({"model_type": "cohere", "use_qk_norm": true});
     assert_eq!(shape(heads, "model.layers.0.self_attn.k_norm.weight"), [2, 4]);
+    // Channels of values 16, keys and queries 2 groups of 6, and the steps of 4 heads.
+    assert_eq!(fused("falcon_h1", "model.layers.0.mamba.in_proj.weight"), [60, 16]);
+    assert_eq!(fused("mamba2", "backbone.layers.0.mixer.conv1d.weight"), [56, 1, 3]);
+    assert_eq!(fused("qwen3_next", "model.layers.0.linear_attn.in_proj_ba.weight"), [8, 16]);
+    assert_eq!(fused("qwen3_5_text", "model.layers.0.linear_attn.A_log"), [4]);
+    assert_eq!(fused("lfm2", "model.layers.0.conv.conv.weight"), [16, 1, 3]);
+    let mixtral = |name: &str| fused("mixtral", &format!("model.layers.1.block_sparse_moe.{name}"));
+    assert_eq!(mixtral("gate.weight"), [4, 16]);
+    assert_eq!([mixtral("experts.3.w1.weight"), mixtral("experts.3.w2.weight")], [[20, 16], [16, 20]]);
+    assert_eq!(fused("qwen3_moe", "model.layers.1.mlp.experts.2.up_proj.weight"), [12, 16]);
+    assert_eq!(fused("phimoe", "model.layers.1.block_sparse_moe.gate.weight"), [4, 16]);
+    assert_eq!(fused("granitemoe", "model.layers.1.block_sparse_moe.input_linear.weight"), [4, 40, 16]);
+    assert_eq!(fused("gpt_oss", "model.layers.1.mlp.experts.gate_up_proj"), [4, 16, 40]);
+    assert_eq!(fused("ernie4_5_moe", "model.layers.1.mlp.moe_statics.e_score_correction_bias"), [1, 4]);
+    assert_eq!(fused("deepseek_v3", "model.layers.1.self_attn.kv_a_proj_with_mqa.weight"), [7, 16]);
     let narrow = json!({"model_type": "opt", "word_embed_proj_dim": 8, "do_layer_norm_before": false});
     assert_eq!(shape(narrow, "model.decoder.project_out.weight"), [8, 16]);
+}
+
+#[test]
+fn experts_that_lie_together_in_files_are_read_and_written_so() {
+    let each = folder(small::keys("mixtral"));
+    let read =
+        |path: &std::path::Path| Decoder::read(&device(), path, &Method::Inference, DType::F32, 0).unwrap();
+    let decoder = read(each.path());
+    // As transformers 5 holds them: under the parameters' own names.
+    let weights: Vec<_> =
+        decoder.base_parameters().into_iter().map(|p| (p.name().to_owned(), p.to_host())).collect();
+    let whole: Vec<_> = weights.iter().map(|(name, tensor)| (name.clone(), tensor.into())).collect();
+    let together = small::folder(small::keys("mixtral"));
+    sft_model::weights::write_model(together.path(), &whole, None, SaveOptions::GB).unwrap();
+    let names = tensors(together.path());
+    assert_eq!(names["model.layers.0.mlp.experts.gate_up_proj"].0, [4, 40, 16]);
+    let again = read(together.path());
+    for (a, b) in decoder.base_parameters().into_iter().zip(again.base_parameters()) {
+        assert_eq!((a.name(), a.value().bytes()), (b.name(), b.value().bytes()));
+    }
+    let options = SaveOptions { dtype: None, shard_bytes: SaveOptions::GB };
+    let out = tempfile::tempdir().unwrap();
+    saving::save(&again, together.path(), out.path(), options).unwrap();
+    assert!(tensors(together.path()) == tensors(out.path()));
 }
 
 #[test]
@@ -109,6 +148,16 @@ fn an_adapter_sits_on_the_modules_that_the_file_has() {
         ("phi3", json!(["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]), false),
         ("gpt_neox", json!(["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]), false),
         ("mpt", json!(["Wqkv", "out_proj", "up_proj", "down_proj"]), false),
+        ("mamba2", json!(["in_proj", "out_proj"]), false),
+        ("lfm2", json!(["in_proj", "out_proj", "w1", "w3", "w2", "q_proj", "k_proj", "v_proj"]), false),
+        // Experts are no linear layers, routers are where transformers makes them so.
+        ("mixtral", json!(["q_proj", "k_proj", "v_proj", "o_proj"]), false),
+        ("granitemoe", json!(["q_proj", "k_proj", "v_proj", "o_proj", "layer"]), false),
+        (
+            "hunyuan_v1_moe",
+            json!(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "wg"]),
+            false,
+        ),
     ] {
         let (base, out) = (folder(small::keys(family)), tempfile::tempdir().unwrap());
         let method = Method::Lora(options.clone());

@@ -96,7 +96,7 @@ pub fn read_weights(folder: &Path, decoder: &mut Decoder, method: &Method) -> Re
     let mut problems = Vec::new();
     for parameter in decoder.trained_mut() {
         let stored = if lora { adapter::stored_name(parameter.name()) } else { parameter.name().to_owned() };
-        let shape = parameter.value().shape().to_vec();
+        let shape = parameter.shape().to_vec();
         match files.tensor(&stored, &shape) {
             Ok(tensor) => parameter.set(tensor.view()),
             Err(problem) => problems.push(problem),

@@ -8,7 +8,7 @@ pub fn digest(decoder: &mut Decoder) -> String {
     let mut hash = Sha256::new();
     for parameter in decoder.trained_mut() {
         hash.update(parameter.name().as_bytes());
-        hash.update(parameter.tensor().to_host().view().bytes());
+        hash.update(parameter.to_host().view().bytes());
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -40,10 +40,8 @@ pub struct MemoryPlan {
     pub recomputed: usize,
     /// Whether frozen weights are packed for their products before the first step.
     pub pack: bool,
-    /// Whether it is a GPU's memory, where products read trained weights from a copy in the compute dtype.
+    /// Whether it is a GPU's memory.
     pub on_card: bool,
-    /// Trained weights as products read them.
-    pub rounded: usize,
 }
 
 /// What a plan depends on.
@@ -129,11 +127,6 @@ impl MemoryPlan {
             recomputed,
             pack,
             on_card: inputs.on_card,
-            rounded: if inputs.on_card && inputs.compute != DType::F32 {
-                counts.multiplied * inputs.compute.bytes()
-            } else {
-                0
-            },
         })
     }
 
@@ -149,10 +142,9 @@ impl MemoryPlan {
             ("logits and loss", self.work.head),
         ];
         if self.on_card {
-            let tensors = all.iter().map(|(_, bytes)| bytes).sum::<usize>() + self.rounded;
+            let tensors = all.iter().map(|(_, bytes)| bytes).sum::<usize>();
             // The driver hands out whole pages of 2 MiB, about 1 % more than what large models ask for.
-            let other = CARD_BYTES + tensors / 100;
-            all.extend([("trained weights, rounded", self.rounded), ("workspace and libraries", other)]);
+            all.push(("workspace and libraries", CARD_BYTES + tensors / 100));
         } else {
             all.extend([("tokenised rows", self.rows), ("program", PROGRAM_BYTES)]);
         }

@@ -174,10 +174,11 @@ pub fn named_pipeline(config: &RunConfig) -> Result<Option<Pipeline>, DataError>
     }
 }
 
-/// The decoder that the model folder describes, with `rope_scaling` for rows longer than it was made for.
+/// The decoder that the model folder describes, with `rope_scaling` for rows longer than it was made for, and
+/// `moe_aux_loss_coef`.
 ///
 /// # Errors
-/// As [`families::read_spec`].
+/// As [`families::read_spec`]; a coefficient for a model without experts.
 pub fn spec(config: &RunConfig) -> Result<DecoderSpec, ModelError> {
     let mut spec = families::read_spec(Path::new(&config.model_name_or_path))?;
     let rule: Option<fn(f64, usize) -> RopeScaling> = config.rope_scaling.map(|rule| match rule {
@@ -202,6 +203,16 @@ pub fn spec(config: &RunConfig) -> Result<DecoderSpec, ModelError> {
     });
     if let Some(rule) = rule {
         spec.enlarge(config.cutoff_len, rule);
+    }
+    if let Some(coefficient) = config.moe_aux_loss_coef {
+        if !spec.has_experts() {
+            return Err(ModelError::Method {
+                key: "moe_aux_loss_coef",
+                reason: format!("a {} model has no experts to balance", spec.model_type),
+                help: "leave it out".into(),
+            });
+        }
+        spec.moe_aux_loss_coef = coefficient as f32;
     }
     Ok(spec)
 }

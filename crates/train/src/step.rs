@@ -58,13 +58,16 @@ pub fn gradients(
     work: &mut Workspace,
 ) -> Result<LossSums, ModelError> {
     let trained = decoder.trained_mut();
-    adamw::zero_all(dev, trained.into_iter().filter_map(Parameter::gradient_mut));
+    adamw::zero_all(dev, trained.into_iter().filter_map(Parameter::begin_gradient));
     let scale = 1.0 / step.supervised().max(1) as f32;
     work.clear_loss();
     for (i, packed) in step.micro_batches.iter().enumerate() {
         let key = random::key(dropout, &[i as u64]);
+        work.set_share(packed.tokens() as f32 / step.tokens().max(1) as f32);
         decoder.loss_and_gradients(dev, as_batch(packed), scale, Some(key), work)?;
     }
+    let trained = decoder.trained_mut();
+    adamw::zero_all(dev, trained.into_iter().filter_map(Parameter::end_gradient));
     Ok(work.loss_sums(dev))
 }
 

@@ -53,7 +53,7 @@ impl<'a> Trainer<'a> {
             decoder.pack_frozen(dev);
         }
         let trained = decoder.trained_mut();
-        let trained_elements = trained.iter().map(|p| p.value().elements() as u64).sum();
+        let trained_elements = trained.iter().map(|p| p.elements() as u64).sum();
         let optimizer: Box<dyn Optimizer> = Box::new(AdamW::new(options, &trained));
         drop(trained);
         let purpose = Purpose::Training { recomputed: job.plan.recomputed };

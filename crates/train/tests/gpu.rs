@@ -37,15 +37,7 @@ fn cpu() -> Device {
 
 /// Losses and norms of gradients of the first steps of a run with these keys.
 fn steps_of(dev: &Device, keys: &[&str]) -> Vec<[f64; 2]> {
-    let text = format!(
-        "model_name_or_path: {QUICKSTART}/base\ndataset_dir: {QUICKSTART}/data\ndataset: quickstart_train\n\
-         max_samples: 24\ncutoff_len: 64\noutput_dir: unused\nper_device_train_batch_size: 2\n\
-         gradient_accumulation_steps: 2\nmax_steps: 4\nlearning_rate: 1e-3\ndevice: cpu\n"
-    );
-    let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
-    let mut job = Job::prepare(load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap()).unwrap();
-    // It is a choice of the CPU's plan.
-    job.plan.pack = false;
+    let mut job = job(keys);
     dev.install(|| {
         let mut trainer = Trainer::new(dev, &job).unwrap();
         let steps = 0..job.total_steps;
@@ -57,6 +49,19 @@ fn steps_of(dev: &Device, keys: &[&str]) -> Vec<[f64; 2]> {
             })
             .collect()
     })
+}
+
+fn job(keys: &[&str]) -> Job {
+    let text = format!(
+        "model_name_or_path: {QUICKSTART}/base\ndataset_dir: {QUICKSTART}/data\ndataset: quickstart_train\n\
+         max_samples: 24\ncutoff_len: 64\noutput_dir: unused\nper_device_train_batch_size: 2\n\
+         gradient_accumulation_steps: 2\nmax_steps: 4\nlearning_rate: 1e-3\ndevice: cpu\n"
+    );
+    let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+    let mut job = Job::prepare(load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap()).unwrap();
+    // It is a choice of the CPU's plan.
+    job.plan.pack = false;
+    job
 }
 
 #[test]
@@ -89,7 +94,21 @@ fn a_run_on_a_gpu_repeats_to_the_bit() {
 fn a_gpu_computes_models_as_transformers_and_peft_compute_them() {
     let Some(gpu) = gpu() else { return };
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/parity");
-    for case in ["bloom", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"] {
+    for case in [
+        "bloom",
+        "deepseek_v3",
+        "falcon_h1",
+        "gpt2",
+        "gpt_neox",
+        "gpt_oss",
+        "lfm2",
+        "llama",
+        "llama4_text",
+        "mistral",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+    ] {
         let found = compare(&gpu, &cases.join(case)).unwrap();
         assert!(found.holds(&Limits::FLOAT32), "{case}: {found:?}");
     }

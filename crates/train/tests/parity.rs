@@ -10,9 +10,28 @@ fn models_are_computed_as_transformers_and_peft_compute_them() {
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/parity");
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
         let dev = Device::cpu(CpuOptions { threads: None, isa: Some(isa) }).unwrap();
-        for case in ["bloom", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"] {
+        for case in [
+            "bloom",
+            "deepseek_v3",
+            "falcon_h1",
+            "gpt2",
+            "gpt_neox",
+            "gpt_oss",
+            "lfm2",
+            "llama",
+            "llama4_text",
+            "mamba2",
+            "mistral",
+            "qwen2",
+            "qwen2_moe",
+            "qwen3",
+            "qwen3_5_text",
+            "qwen3_next",
+        ] {
             let found = compare(&dev, &cases.join(case)).unwrap();
-            assert!(found.lora.is_some(), "{case} has an adapter");
+            // PEFT cannot wrap a router that returns two things, and puts no adapter on Mamba's kind.
+            let without = ["falcon_h1", "llama4_text", "mamba2"];
+            assert_eq!(found.lora.is_some(), !without.contains(&case), "{case} has an adapter");
             assert!(found.holds(&Limits::FLOAT32), "{case} on {isa}: {found:?}");
         }
     }

@@ -9,6 +9,9 @@ macro_rules! model_keys {
         adapter_name_or_path: Vec<String> { read_by: "model::adapter" }
         /// Reach longer texts than the model was trained on; null leaves the model's own way.
         rope_scaling: Option<RopeScaling> { read_by: "model::rotary" }
+        /// Models with experts: weight of the auxiliary loss that spreads tokens evenly over them, whose gradient the
+        /// routers get; null for none. The logged loss is without it.
+        moe_aux_loss_coef: Option<f64> { range: Range::at_least(0.0), read_by: "model::balance" }
         /// Recomputing each layer in the backward pass saves memory and costs time. true never does it,
         /// false always; null for as many layers as it takes to make the memory plan fit. (LLaMA-Factory's default
         /// is false; the null is deliberate, results are the same.)
@@ -101,7 +104,6 @@ pub(super) const NOT_YET: &[super::NotYetKey] = &[
     ("new_special_tokens_config", "null", "leave it out, or add the tokens to the model folder beforehand"),
     ("shift_attn", "false", "leave it out: attention is exact at any length"),
     ("mixture_of_depths", "null", "leave it out"),
-    ("moe_aux_loss_coef", "null", "leave it out"),
     ("quantization_bit", "null", "leave it out: LoRA then trains beside the model's own weights"),
     ("use_kt", "false", "leave it out"),
 ];

@@ -17,8 +17,9 @@ use sft_model::loading::{self, Source};
 use sft_model::method::Method;
 use sft_model::parameter::{Parameter, Stored};
 use sft_model::spec::{
-    ActivationSpec, AttentionSpec, DecoderSpec, InputNames, LayerRope, LayerSpec, MlpSpec, ModuleNames,
-    NormNames, NormSpec, RopeScaling, RopeSpec,
+    ActivationSpec, AttentionSpec, DecoderSpec, GateSpec, InputNames, LayerRope, LayerSpec, MixerSpec,
+    MlpSpec, ModuleNames, NormNames, NormSpec, Part, Projection, RecurrentSpec, RopeScaling, RopeSpec,
+    RuleSpec, ShortConvSpec,
 };
 
 /// Beginning of a row.
@@ -35,6 +36,7 @@ pub fn device() -> Device {
 /// Two layers, the second with a window, grouped queries, rows of up to `longest` tokens.
 pub fn spec(longest: usize) -> DecoderSpec {
     let layer = |window| LayerSpec {
+        mixer: MixerSpec::Attention,
         attention: AttentionSpec {
             heads: 4,
             kv_heads: 2,
@@ -43,6 +45,7 @@ pub fn spec(longest: usize) -> DecoderSpec {
             qkv_bias: false,
             output: "self_attn.o_proj",
             o_bias: false,
+            output_gate: false,
             qk_norm: None,
             v_norm: false,
             rope: LayerRope::Global,
@@ -50,6 +53,10 @@ pub fn spec(longest: usize) -> DecoderSpec {
             softcap: None,
             window,
             alibi: None,
+            latent: None,
+            sinks: None,
+            chunk: None,
+            grows: false,
         },
         attention_norms: NormNames::before("input_layernorm"),
         mlp: MlpSpec {
@@ -59,7 +66,11 @@ pub fn spec(longest: usize) -> DecoderSpec {
             activation: ActivationSpec::Fixed(Activation::Silu),
             output: "mlp.down_proj",
             bias: false,
+            gate_multiplier: 1.0,
+            inner_multiplier: 1.0,
         },
+        has_mlp: true,
+        moe: None,
         mlp_norms: NormNames::before("post_attention_layernorm"),
         parallel: false,
         residual_multiplier: 1.0,
@@ -94,7 +105,46 @@ pub fn spec(longest: usize) -> DecoderSpec {
         head_bias: false,
         max_position_embeddings: longest,
         initializer_range: 0.2,
+        moe_aux_loss_coef: 0.0,
     }
+}
+
+/// The same with a gated convolution and a recurrence by the delta rule before its two layers.
+pub fn hybrid_spec(longest: usize) -> DecoderSpec {
+    const INPUTS: &[Projection] = &[
+        Projection { names: &["in_proj_qkv"], parts: &[Part::Q, Part::K, Part::V], by_key_head: false },
+        Projection {
+            names: &["in_proj_z", "in_proj_b", "in_proj_a"],
+            parts: &[Part::Z, Part::B, Part::A],
+            by_key_head: false,
+        },
+    ];
+    let mut spec = spec(longest);
+    let (input, conv, output) = ("conv.in_proj", "conv.conv", "conv.out_proj");
+    let short = MixerSpec::ShortConv(ShortConvSpec { input, conv, output, taps: 3, bias: false });
+    let recurrent = MixerSpec::Recurrent(RecurrentSpec {
+        rule: RuleSpec::Delta,
+        key_heads: 2,
+        heads: 4,
+        key_dim: 8,
+        value_dim: 6,
+        inputs: INPUTS,
+        input_bias: false,
+        multipliers: [1.0; 6],
+        conv: "conv1d",
+        conv_order: [Part::Q, Part::K, Part::V],
+        taps: 4,
+        conv_bias: false,
+        a_log: "A_log",
+        dt_bias: "dt_bias",
+        gate: GateSpec::NormOfHeads("norm"),
+        output: "out_proj",
+        output_bias: false,
+    });
+    let other = |mixer| LayerSpec { mixer, ..spec.layers[0].clone() };
+    let before = [other(short), other(recurrent)];
+    spec.layers.splice(0..0, before);
+    spec
 }
 
 /// A decoder with random weights.

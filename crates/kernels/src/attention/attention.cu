@@ -365,7 +365,8 @@ extern "C" __global__ void __launch_bounds__(32 * DKDV_WARPS) attention_dkdv_bf1
     float* delta = exponent + QUERIES;
 
     const int key_heads = p.heads / p.group, window = p.scores.window;
-    const int parts = p.parts, part = blockIdx.x % parts, part_heads = p.group / parts;
+    const int parts = p.parts, part = blockIdx.x % parts;
+    const int first_of_part = part * p.group / parts, part_heads = (part + 1) * p.group / parts - first_of_part;
     const Tile tile = p.key_tiles[blockIdx.x / (key_heads * parts)];
     const int kv = blockIdx.x / parts % key_heads, warp = threadIdx.x / 32;
     const int own_row = warp % KEY_WARPS * OWN, own_chunk = warp / KEY_WARPS * OWN_CHUNKS;
@@ -397,7 +398,7 @@ extern "C" __global__ void __launch_bounds__(32 * DKDV_WARPS) attention_dkdv_bf1
         next_delta = valid ? p.delta[at] : 0.0f;
     };
 
-    const int first_head = kv * p.group + part * part_heads;
+    const int first_head = kv * p.group + first_of_part;
     int head = first_head, query = first_query;
     bool more = first_query < end_query;
     if (more) {

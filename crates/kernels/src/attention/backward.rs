@@ -12,11 +12,11 @@ use super::panels::{
 };
 use super::parts::{Join, Part, Task, multiply, parts, tasks};
 use super::product::{Left, Right, Size, Sum, product};
-use super::scratch::{Disjoint, Line, Pool, take, with_tile};
 use super::simd::{Job, Simd, run};
 use super::softmax::{Block, Pairs, Statistics, cap, derivative, tilt};
 use super::tiling::{Heads, KEYS, Lanes, Row, Sight, key_rows};
 use super::{AttentionParams, RowOffsets, share_out};
+use crate::scratch::{Disjoint, Line, Pool, take, with_tile};
 use crate::{Device, Element};
 
 /// Keys of a chunk; a multiple of [`KEYS`].

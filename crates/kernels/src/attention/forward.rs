@@ -7,11 +7,11 @@ use super::panels::{
     LANES, ROWS, Widths, dimension_words, lane_words, padded, row_words, transpose, write_values,
 };
 use super::product::{Left, Right, Size, Sum, product};
-use super::scratch::{Borrowed, Disjoint, Line, Pool, take, with_tile};
 use super::simd::{Job, Simd, prefetch, run};
 use super::softmax::{Block, LEAST, Running, cap, online, tilt};
 use super::tiling::{Heads, KEYS, Lanes, Row, key_rows};
 use super::{AttentionParams, RowOffsets, share_out};
+use crate::scratch::{Borrowed, Disjoint, Line, Pool, take, with_tile};
 use crate::{Device, Element};
 
 /// Tiles of a task: they share the packed keys and values.

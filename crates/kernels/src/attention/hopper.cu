@@ -289,7 +289,8 @@ extern "C" __global__ void __launch_bounds__(128 * DKDV_GROUPS, 1) attention_dkd
     float* deltas = exponents + 2 * QUERIES;
 
     const int key_heads = p.heads / p.group, window = p.scores.window;
-    const int parts = p.parts, part = blockIdx.x % parts, part_heads = p.group / parts;
+    const int parts = p.parts, part = blockIdx.x % parts;
+    const int first_of_part = part * p.group / parts, part_heads = (part + 1) * p.group / parts - first_of_part;
     const Tile tile = p.key_tiles[blockIdx.x / (key_heads * parts)];
     const int kv = blockIdx.x / parts % key_heads;
     const int warp = warp_number(), own_row = warp * 16, lane = threadIdx.x % 32;
@@ -376,7 +377,7 @@ extern "C" __global__ void __launch_bounds__(128 * DKDV_GROUPS, 1) attention_dkd
     };
 
     if (tiles > 0) {
-        At next = {kv * p.group + part * part_heads, first_query}, last;
+        At next = {kv * p.group + first_of_part, first_query}, last;
         // Starts to copy tile `number`, if there is one, and fetches the statistics of that behind it.
         auto prepare = [&](int number) {
             if (number < tiles) {

@@ -40,7 +40,6 @@ mod parts;
 mod product;
 #[cfg(test)]
 mod reference;
-mod scratch;
 mod simd;
 mod softmax;
 #[cfg(test)]
@@ -50,10 +49,10 @@ mod tiling;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub(crate) use self::on_cuda::sources;
-use self::scratch::Disjoint;
 use self::tiling::Heads;
 use crate::isa::per_isa;
 use crate::lanes::dot;
+use crate::scratch::Disjoint;
 use crate::{Device, Element, View, ViewMut, with_dtype};
 
 /// Rows of dout·out that one task computes.

@@ -435,12 +435,11 @@ pub(super) fn backward(
 /// there are some only where few key heads with large groups would leave most of a card idle. It depends on nothing but
 /// the model, so that a row's bits do not depend on what lies beside it.
 fn parts(heads: Heads) -> usize {
-    let group = heads.query / heads.key;
-    match (heads.key, group) {
-        (5.., _) | (_, ..=2) => 1,
-        (_, group) if group.is_multiple_of(2) => group / 2,
-        (_, group) => group,
-    }
+    /// Of a tile of keys: with this many, two rows of 2,048 tokens are three blocks for each of 132 multiprocessors.
+    const BLOCKS: usize = 12;
+    /// With more key heads than this, theirs are enough.
+    const FEW: usize = 4;
+    if heads.key > FEW { 1 } else { (BLOCKS / heads.key).min(heads.query / heads.key) }
 }
 
 /// Entries of `plain.cu`: forward, dq, dk and dv.

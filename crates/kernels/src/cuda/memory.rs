@@ -33,6 +33,14 @@ impl DevicePtr {
 /// Bytes that this process has on cards, and the most that it had.
 static TAKEN: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 
+/// How often this process took memory of cards.
+static TIMES: AtomicUsize = AtomicUsize::new(0);
+
+/// See [`TIMES`].
+pub(super) fn allocations() -> usize {
+    TIMES.load(Ordering::Relaxed)
+}
+
 /// The most bytes that this process had at a time.
 pub(super) fn peak_bytes() -> usize {
     TAKEN[1].load(Ordering::Relaxed)
@@ -58,6 +66,7 @@ impl Allocation {
             let free = result::mem_get_info().map_or(0, |(free, _)| free);
             panic!("no GPU memory for {len} bytes, {free} are free: {error}")
         });
+        TIMES.fetch_add(1, Ordering::Relaxed);
         let taken = TAKEN[0].fetch_add(len, Ordering::Relaxed) + len;
         TAKEN[1].fetch_max(taken, Ordering::Relaxed);
         Self { start: DevicePtr(start), len }
@@ -202,8 +211,10 @@ struct SentArray {
     used: u64,
 }
 
-/// Arrays that are kept: more than the ops of one micro-batch ask for.
+/// Arrays that are kept: more than the ops of one micro-batch ask for. There may be more for want of a large one.
 const KEPT: usize = 32;
+/// Bytes of the smallest, so that almost all do for almost all.
+const SMALLEST: usize = 64 << 10;
 
 /// Workspace of one op, between its launches.
 pub(crate) struct Scratch<'a>(MutexGuard<'a, Option<Allocation>>);
@@ -229,11 +240,12 @@ impl Cuda {
             return array.memory.start;
         }
         let bytes = size_of_val(values);
-        let oldest = (0..sent.arrays.len()).min_by_key(|i| sent.arrays[*i].used);
-        let reused = oldest.filter(|_| sent.arrays.len() >= KEPT).map(|i| sent.arrays.swap_remove(i));
-        let memory = match reused.map(|array| array.memory).filter(|memory| memory.len >= bytes) {
+        let is_full = sent.arrays.len() >= KEPT;
+        let fits = |i: &usize| is_full && sent.arrays[*i].memory.len >= bytes;
+        let oldest = (0..sent.arrays.len()).filter(fits).min_by_key(|i| sent.arrays[*i].used);
+        let memory = match oldest.map(|i| sent.arrays.swap_remove(i).memory) {
             Some(memory) => memory,
-            None => Allocation::new(bytes.next_power_of_two()),
+            None => Allocation::new(bytes.next_power_of_two().max(SMALLEST)),
         };
         let start = memory.start;
         // SAFETY: any words are bytes.

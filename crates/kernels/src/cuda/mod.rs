@@ -288,6 +288,11 @@ impl Cuda {
         memory::peak_bytes()
     }
 
+    /// How often this process took memory of cards. Giving it back waits for all that runs there, so that no step does.
+    pub fn allocations(&self) -> usize {
+        memory::allocations()
+    }
+
     fn arc(&self) -> Arc<Cuda> {
         self.this.upgrade().expect("whoever calls has it")
     }

@@ -79,20 +79,29 @@ impl Source {
 
 /// All files of kernels. One that is not listed here cannot be launched.
 pub fn all() -> Vec<&'static Source> {
-    let ops: [&Source; 15] = [
+    let ops: [&Source; 24] = [
         &crate::activation::SOURCE,
         &crate::adamw::SOURCE,
         &crate::columns::SOURCE,
+        &crate::conv1d::SOURCE,
         &crate::convert::SOURCE,
         &crate::cross_entropy::SOURCE,
+        &crate::decay::SOURCE,
         &crate::dropout::SOURCE,
+        &crate::experts::SOURCE,
         &crate::gated::SOURCE,
+        &crate::halves::SOURCE,
+        &crate::latent::SOURCE,
         &crate::layer_norm::SOURCE,
+        &crate::linear_attention::SOURCE,
         &crate::lora::SOURCE,
         &crate::random::SOURCE,
         &crate::rms_norm::SOURCE,
         &crate::rope::SOURCE,
+        &crate::routing::SOURCE,
+        &crate::row_gate::SOURCE,
         &crate::rows::SOURCE,
+        &crate::sinks::SOURCE,
         &crate::softcap::SOURCE,
         &crate::xielu::SOURCE,
     ];

@@ -18,9 +18,13 @@ pub(super) fn run(cuda: &Arc<Cuda>, mut args: Matmul<'_>, (m, n): (usize, usize)
     }
     let mut bias = args.bias.map(|bias| Operand::of(bias, args.c.dtype()));
     let mut accumulate = args.accumulate;
-    let pairs = [Some((args.a, args.b)), args.second];
-    for (a, b) in pairs.into_iter().flatten().filter(|(a, _)| a.elements() > 0) {
-        let (a, b, bias) = (Operand::of(a, dtype), Operand::of(b, dtype), bias.take());
+    // The thin product first: a product of great depth reads what is there almost for nothing, a thin one takes as long
+    // for that as for its own sum.
+    let pairs = [args.second, Some((args.a, args.b))].into_iter().flatten();
+    let mut pairs = pairs.filter(|(a, _)| a.elements() > 0).peekable();
+    while let Some((a, b)) = pairs.next() {
+        let (a, b) = (Operand::of(a, dtype), Operand::of(b, dtype));
+        let bias = if pairs.peek().is_none() { bias.take() } else { None };
         cuda.product(&Product {
             m,
             n,

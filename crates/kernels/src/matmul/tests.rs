@@ -2,7 +2,7 @@ use serde::Deserialize;
 
 use super::{Matmul, PackedWeight, Reads, reference};
 use crate::testing::{Random, cpus, devices};
-use crate::{CpuOptions, DType, Device, Slab, Tensor};
+use crate::{CpuOptions, DType, Device, Slab, Tensor, View};
 
 /// One product to check.
 #[derive(Debug, Clone, Copy)]
@@ -87,22 +87,30 @@ impl Case {
     fn check(&self, dev: &Device) {
         let mut operands = self.operands();
         let expected: Vec<f64> = reference::product(&self.product(&mut operands));
-        // A thin first product is rounded before the second is added.
-        let first = reference::product::<f64>(&Matmul { second: None, ..self.product(&mut operands) });
-        let unbiased = reference::product::<f64>(&Matmul { bias: None, ..self.product(&mut operands) });
+        // What lies in C before the last product is added is rounded: one of the two, with or without the bias.
+        let alone = |which: Option<(View<'_>, View<'_>)>, operands: &mut Operands| -> Vec<f64> {
+            let product = self.product(operands);
+            let (a, b) = which.unwrap_or((product.a, product.b));
+            reference::product(&Matmul { a, b, bias: None, second: None, ..product })
+        };
+        let first = alone(None, &mut operands);
+        let copies = self.operands().second;
+        let second = copies.as_ref().map(|(a, b)| alone(Some((a.view(), b.view())), &mut operands));
+        let bias = self.bias.map(|_| operands.bias.as_ref().map_or_else(Vec::new, Tensor::to_f32_vec));
         let mut operands = operands.on(dev);
         self.product(&mut operands).run(dev);
         // Values below 1: `k` roundings of a sum of about √k in `f32`, then one to `C`'s type.
         let last = if self.types.2 == DType::BF16 { 1.0 / 256.0 } else { 1.2e-7 };
         for (i, (got, expected)) in operands.c.to_f32_vec().iter().zip(&expected).enumerate() {
-            let rounded = if self.second.is_some() { first[i].abs() } else { 0.0 } + expected.abs();
+            let bias = bias.as_ref().map_or(0.0, |bias| f64::from(bias[i % self.size.1]).abs());
+            let mut rounded = expected.abs();
+            if let Some(second) = &second {
+                rounded += first[i].abs().max(second[i].abs()) + bias;
+            }
             // cuBLASLt adds a bias of C's type, and where sizes are odd to a product that is rounded already.
-            let on_card = if dev.cuda().is_some() && self.bias.is_some() {
-                unbiased[i].abs() + (expected - unbiased[i]).abs()
-            } else {
-                0.0
-            };
-            let rounded = rounded + on_card;
+            if dev.cuda().is_some() {
+                rounded += if bias > 0.0 { expected.abs() + bias } else { 0.0 };
+            }
             let allowed = 2.4e-7 * (self.size.2 as f64 + 4.0) + last * rounded;
             assert!(
                 (f64::from(*got) - expected).abs() <= allowed,

@@ -8,6 +8,7 @@ use super::{PREFIX, PeftAdapter, is_saved, path_of};
 use crate::ModelError;
 use crate::decoder::Decoder;
 use crate::parameter::Stored;
+use crate::spec::DecoderSpec;
 use crate::weights::first_non_finite;
 
 /// The tensors of one layer, f32.
@@ -38,6 +39,8 @@ struct Fitting<'a> {
     placed: BTreeSet<String>,
     /// Names of embedding and head.
     outside: [&'static str; 2],
+    /// Routers whose adapters have no effect.
+    ignored: Vec<String>,
     problems: Vec<String>,
 }
 
@@ -52,6 +55,7 @@ impl Fit {
             adapter,
             placed: BTreeSet::new(),
             outside: [decoder.spec.names.embed_tokens, decoder.spec.names.lm_head],
+            ignored: ignored_routers(&decoder.spec),
             problems: Vec::new(),
         };
         let layers = fitting.layers(decoder);
@@ -74,6 +78,13 @@ impl Fit {
         }
         Ok(Self { layers, saved })
     }
+}
+
+/// Full names of the routers that adapters have no effect on.
+fn ignored_routers(spec: &DecoderSpec) -> Vec<String> {
+    let layers = spec.layers.iter().enumerate();
+    let routers = layers.filter_map(|(i, layer)| Some((i, layer.moe.as_ref()?.router)));
+    routers.filter(|(_, r)| r.ignores_adapters).map(|(i, r)| spec.names.in_block(i, r.name)).collect()
 }
 
 impl Fitting<'_> {
@@ -107,9 +118,9 @@ impl Fitting<'_> {
         let (config, tensors) = (&self.adapter.config, &self.adapter.tensors);
         let head = decoder.spec.names.head();
         let mut weights: Vec<(&str, &[usize], Stored)> =
-            decoder.base_parameters().iter().map(|p| (p.name(), p.tensor().shape(), p.stored_as())).collect();
+            decoder.base_parameters().iter().map(|p| (p.name(), p.shape(), p.stored_as())).collect();
         if decoder.lm_head.is_none() {
-            weights.push((&head, decoder.embed_tokens.tensor().shape(), Stored::Plain));
+            weights.push((&head, decoder.embed_tokens.shape(), Stored::Plain));
         }
         for module in &config.modules_to_save {
             if !weights.iter().any(|(name, ..)| is_saved(std::slice::from_ref(module), name)) {
@@ -149,7 +160,8 @@ impl Fitting<'_> {
     fn leftovers(&mut self) {
         let tensors = &self.adapter.tensors;
         for name in tensors.names() {
-            if self.placed.contains(name) {
+            let is_ignored = |router: &String| name.starts_with(&format!("{PREFIX}{router}.lora_"));
+            if self.placed.contains(name) || self.ignored.iter().any(is_ignored) {
                 continue;
             }
             let shape = tensors.shape(name).unwrap_or_default();

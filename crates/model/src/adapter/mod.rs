@@ -169,7 +169,7 @@ impl PeftAdapter {
             let path = path_of(linear).to_owned();
             let Some(LayerTensors { a, b, scale }) = layers.remove(&path) else { continue };
             // A copy of the same type: `Matmul` adds to it in f32 and rounds the sum once.
-            let mut merged = linear.weight.tensor().to_dtype(linear.weight.value().dtype());
+            let mut merged = linear.weight.value().to_dtype(linear.weight.value().dtype());
             Matmul::new(b.view(), a.view(), merged.view_mut()).alpha(scale).accumulate().run(dev);
             if let Some(element) = crate::weights::first_non_finite(dev, merged.view()) {
                 let name = format!("{path}.weight with the adapter merged");
@@ -215,7 +215,7 @@ fn path_of(linear: &Linear) -> &str {
 fn separate_head(decoder: &mut Decoder, options: &LoraOptions) {
     let names = decoder.spec.names;
     if decoder.lm_head.is_none() && options.separates_head(&names) {
-        let copy = decoder.embed_tokens.tensor().to_dtype(decoder.compute);
+        let copy = decoder.embed_tokens.value().to_dtype(decoder.compute);
         decoder.lm_head = Some(Parameter::frozen(names.head(), copy));
         decoder.spec.tie_word_embeddings = false;
     }

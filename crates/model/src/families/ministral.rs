@@ -18,6 +18,8 @@ pub(super) fn ministral3(config: &HfConfig) -> DecoderSpec {
     spec.layers.iter_mut().for_each(|layer| layer.attention.window = window);
     let number = |key| config.rope_number(key).filter(|number| *number > 0.0);
     let growth = number("llama_4_scaling_beta").zip(number("original_max_position_embeddings"));
-    spec.query_growth = growth.map(|(beta, span)| QueryGrowth { beta, span: (span as usize).max(1) });
+    spec.query_growth =
+        growth.map(|(beta, span)| QueryGrowth { beta, span: (span as usize).max(1), offset: 0 });
+    spec.layers.iter_mut().for_each(|layer| layer.attention.grows = true);
     spec
 }

@@ -5,34 +5,52 @@ mod arcee;
 mod bloom;
 mod cohere;
 mod cwm;
+mod deepseek;
+mod dots1;
 mod ernie4_5;
+mod ernie4_5_moe;
 mod exaone4;
+mod experts;
 mod falcon;
+mod falcon_h1;
 mod gemma;
 mod gemma4;
 mod glm;
+mod glm4_moe;
 mod gpt2;
 mod gpt_bigcode;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod granite;
+mod granitemoe;
 mod helium;
 mod hunyuan_v1_dense;
+mod hunyuan_v1_moe;
 mod jais2;
+mod lfm2;
 mod llama;
+mod llama4;
+mod mamba2;
+mod minimax_m2;
 mod ministral;
 mod mistral;
+mod mixtral;
 mod mpt;
 mod nanochat;
 mod nemotron;
 mod olmo;
 mod olmo2;
+mod olmoe;
 mod opt;
 mod persimmon;
 mod phi;
 mod phi3;
+mod phimoe;
 mod qwen2;
 mod qwen3;
+mod qwen3_next;
+mod qwen_moe;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
@@ -44,11 +62,13 @@ use crate::ModelError;
 use crate::hf_config::HfConfig;
 use crate::parameter::Stored;
 use crate::spec::{
-    ActivationSpec, AttentionSpec, DecoderSpec, InputNames, LayerRope, LayerSpec, MlpSpec, ModuleNames,
-    NormNames, NormSpec,
+    ActivationSpec, AttentionSpec, DecoderSpec, InputNames, LayerRope, LayerSpec, MixerSpec, MlpSpec,
+    ModuleNames, NormNames, NormSpec, RecurrentSpec,
 };
 use serde_json::Value;
+use sft_kernels::conv1d::MOST_TAPS;
 use sft_kernels::gated::Activation;
+use sft_kernels::linear_attention::MOST_KEY_DIM;
 use sft_kernels::rope::RopeStyle;
 
 /// Reads a family's configuration.
@@ -62,39 +82,59 @@ const FAMILIES: &[(&str, ReadSpec)] = &[
     ("cohere", cohere::cohere),
     ("cohere2", cohere::cohere2),
     ("cwm", cwm::spec),
+    ("deepseek_v2", deepseek::deepseek_v2),
+    ("deepseek_v3", deepseek::deepseek_v3),
+    ("dots1", dots1::spec),
     ("ernie4_5", ernie4_5::spec),
+    ("ernie4_5_moe", ernie4_5_moe::spec),
     ("exaone4", exaone4::spec),
     ("falcon", falcon::spec),
+    ("falcon_h1", falcon_h1::spec),
     ("gemma", gemma::gemma),
     ("gemma2", gemma::gemma2),
     ("gemma3_text", gemma::gemma3),
     ("gemma4_text", gemma4::spec),
     ("glm", glm::glm),
     ("glm4", glm::glm4),
+    ("glm4_moe", glm4_moe::spec),
     ("gpt2", gpt2::spec),
     ("gpt_bigcode", gpt_bigcode::spec),
     ("gpt_neox", gpt_neox::spec),
+    ("gpt_oss", gpt_oss::spec),
     ("gptj", gptj::spec),
     ("granite", granite::spec),
+    ("granitemoe", granitemoe::spec),
     ("helium", helium::spec),
     ("hunyuan_v1_dense", hunyuan_v1_dense::spec),
+    ("hunyuan_v1_moe", hunyuan_v1_moe::spec),
     ("jais2", jais2::spec),
+    ("lfm2", lfm2::spec),
     ("llama", llama::spec),
+    ("llama4_text", llama4::spec),
+    ("mamba2", mamba2::spec),
+    ("minimax_m2", minimax_m2::spec),
     ("ministral", ministral::spec),
     ("ministral3", ministral::ministral3),
     ("mistral", mistral::spec),
+    ("mixtral", mixtral::spec),
     ("mpt", mpt::spec),
     ("nanochat", nanochat::spec),
     ("nemotron", nemotron::spec),
     ("olmo", olmo::spec),
     ("olmo2", olmo2::spec),
     ("olmo3", olmo2::olmo3),
+    ("olmoe", olmoe::spec),
     ("opt", opt::spec),
     ("persimmon", persimmon::spec),
     ("phi", phi::spec),
     ("phi3", phi3::spec),
+    ("phimoe", phimoe::spec),
     ("qwen2", qwen2::spec),
+    ("qwen2_moe", qwen_moe::qwen2_moe),
     ("qwen3", qwen3::spec),
+    ("qwen3_5_text", qwen3_next::qwen3_5),
+    ("qwen3_moe", qwen_moe::qwen3_moe),
+    ("qwen3_next", qwen3_next::qwen3_next),
     ("seed_oss", seed_oss::spec),
     ("smollm3", smollm3::spec),
     ("stablelm", stablelm::spec),
@@ -133,9 +173,14 @@ pub fn read_spec(folder: &Path) -> Result<DecoderSpec, ModelError> {
 /// The Llama shape: RMS norms before the layers, rotary positions, grouped-query attention, gated feed-forward
 /// layers, no biases. Families begin with it and change what differs.
 fn llama_shaped(config: &HfConfig) -> DecoderSpec {
-    let mut spec = shaped(config, &Keys::LLAMA);
+    llama_keyed(config, &Keys::LLAMA, 10_000.0)
+}
+
+/// The Llama shape with its sizes under other keys, and another base of the rotation where the file has none.
+fn llama_keyed(config: &HfConfig, keys: &Keys, theta: f64) -> DecoderSpec {
+    let mut spec = shaped(config, keys);
     let head_dim = spec.layers.first().map_or(2, |layer| layer.attention.head_dim);
-    spec.rope = Some(config.rope(head_dim, 10_000.0));
+    spec.rope = Some(config.rope(head_dim, theta));
     spec.layers.iter_mut().for_each(|layer| layer.attention.rope = LayerRope::Global);
     spec
 }
@@ -191,6 +236,7 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
         None => config.size(keys.intermediate_size),
     };
     let layer = LayerSpec {
+        mixer: MixerSpec::Attention,
         attention: AttentionSpec {
             heads,
             kv_heads: keys.kv_heads.map_or(heads, |key| config.size_or(key, heads)),
@@ -199,6 +245,7 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
             qkv_bias: false,
             output: "self_attn.o_proj",
             o_bias: false,
+            output_gate: false,
             qk_norm: None,
             v_norm: false,
             rope: LayerRope::None,
@@ -206,6 +253,10 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
             softcap: None,
             window: None,
             alibi: None,
+            latent: None,
+            sinks: None,
+            chunk: None,
+            grows: false,
         },
         attention_norms: NormNames::before("input_layernorm"),
         mlp: MlpSpec {
@@ -215,7 +266,11 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
             activation: activation(config, keys.activation),
             output: "mlp.down_proj",
             bias: false,
+            gate_multiplier: 1.0,
+            inner_multiplier: 1.0,
         },
+        has_mlp: true,
+        moe: None,
         mlp_norms: NormNames::before("post_attention_layernorm"),
         parallel: false,
         residual_multiplier: 1.0,
@@ -244,6 +299,7 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
         head_bias: false,
         max_position_embeddings: config.size_or(keys.positions, 2048),
         initializer_range: config.number_or("initializer_range", 0.02) as f32,
+        moe_aux_loss_coef: 0.0,
     }
 }
 
@@ -348,17 +404,32 @@ fn check(config: &HfConfig, spec: &DecoderSpec) {
     if spec.layers.len() > MOST_LAYERS {
         config.problem(format!("{} layers are more than {MOST_LAYERS}", spec.layers.len()));
     }
-    let Some(AttentionSpec { heads, kv_heads, .. }) = spec.layers.first().map(|layer| &layer.attention)
-    else {
-        return;
-    };
     let gated_xielu =
         |layer: &LayerSpec| layer.mlp.gated && !matches!(layer.mlp.activation, ActivationSpec::Fixed(_));
     if spec.layers.iter().any(gated_xielu) {
         config.problem("xielu with a gate is not supported");
     }
-    if heads % kv_heads != 0 {
+    if let Some(AttentionSpec { heads, kv_heads, .. }) = spec.layers.iter().find_map(LayerSpec::attends)
+        && heads % kv_heads != 0
+    {
         config.problem(format!("{heads} attention heads are no multiple of {kv_heads} key/value heads"));
+    }
+    let taps = spec.layers.iter().find_map(|layer| match &layer.mixer {
+        MixerSpec::ShortConv(conv) => Some(conv.taps),
+        mixer => mixer.recurrent().map(|recurrent| recurrent.taps),
+    });
+    if let Some(taps) = taps.filter(|taps| *taps > MOST_TAPS) {
+        config.problem(format!("convolutions over {taps} tokens are supported up to {MOST_TAPS}"));
+    }
+    if let Some(RecurrentSpec { heads, key_heads, key_dim, .. }) =
+        spec.layers.iter().find_map(|layer| layer.mixer.recurrent())
+    {
+        if heads % key_heads != 0 {
+            config.problem(format!("{heads} heads of values are no multiple of {key_heads} heads of keys"));
+        }
+        if *key_dim > MOST_KEY_DIM {
+            config.problem(format!("states of {key_dim} keys are supported up to {MOST_KEY_DIM}"));
+        }
     }
 }
 

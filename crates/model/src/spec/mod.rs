@@ -4,9 +4,15 @@ use sft_kernels::gated::Activation;
 
 use crate::parameter::Stored;
 
+mod latent;
+mod mixer;
+mod moe;
 mod norm;
 mod rope;
 
+pub use latent::{LatentQueries, LatentSpec};
+pub use mixer::{GateSpec, MixerSpec, Part, Projection, RecurrentSpec, RuleSpec, ShortConvSpec};
+pub use moe::{Correction, ExpertNames, MoeSpec, RouterSpec};
 pub use norm::{NormKind, NormNames, NormSpec, QkNorm, QkScope};
 pub use rope::{RopeScaling, RopeSpec};
 
@@ -55,6 +61,8 @@ pub struct DecoderSpec {
     pub max_position_embeddings: usize,
     /// Standard deviation of freshly drawn weights.
     pub initializer_range: f32,
+    /// What the auxiliary loss of balance among experts is multiplied by; 0 for none.
+    pub moe_aux_loss_coef: f32,
 }
 
 /// Names of the modules outside of the blocks.
@@ -106,13 +114,15 @@ pub struct PositionsSpec {
     pub offset: usize,
 }
 
-/// Queries at position p multiplied by 1 + beta·ln(1 + ⌊p / span⌋) (Llama 4).
+/// Queries at position p multiplied by 1 + beta·ln(1 + ⌊(p + offset) / span⌋) (Llama 4), in the layers that say so.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QueryGrowth {
     /// How fast they grow.
     pub beta: f64,
     /// Positions up to which nothing changes.
     pub span: usize,
+    /// What the first position counts as.
+    pub offset: usize,
 }
 
 /// Linear layers between the width of the embedding and C.
@@ -148,15 +158,21 @@ pub struct PerLayerSpec {
     pub output_norm: &'static str,
 }
 
-/// One block: attention, then a feed-forward layer, each between norms and added to its input.
+/// One block: attention or another mixer of tokens, then a feed-forward layer, each between norms and added to its input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerSpec {
-    /// Attention.
+    /// What mixes tokens.
+    pub mixer: MixerSpec,
+    /// Attention, where `mixer` has it.
     pub attention: AttentionSpec,
-    /// Norms around it.
+    /// Norms around the mixer.
     pub attention_norms: NormNames,
-    /// Feed-forward layer.
+    /// Whether there is a second layer: a feed-forward layer or experts.
+    pub has_mlp: bool,
+    /// Feed-forward layer; in a block with experts the one that all tokens go to, if [`MoeSpec::shared`].
     pub mlp: MlpSpec,
+    /// Experts in its place, or beside it.
+    pub moe: Option<MoeSpec>,
     /// Norms around it.
     pub mlp_norms: NormNames,
     /// Both layers read the block's input; where `mlp_norms` has no norm before, both read the same norm's output.
@@ -216,6 +232,9 @@ pub struct AttentionSpec {
     pub output: &'static str,
     /// Whether it has a bias.
     pub o_bias: bool,
+    /// Whether the queries' linear layer makes of each head a gate as well, behind its queries: what goes into the
+    /// output's linear layer is multiplied by the gate's sigmoid.
+    pub output_gate: bool,
     /// Norm of queries and keys.
     pub qk_norm: Option<QkNorm>,
     /// Whether the values of each head are normalised, by a norm without a weight.
@@ -230,6 +249,14 @@ pub struct AttentionSpec {
     pub window: Option<usize>,
     /// What a score loses for each key between query and key, one a head (ALiBi: Press et al., 2021).
     pub alibi: Option<Vec<f32>>,
+    /// Queries, keys and values from narrow ones, in place of `inputs`.
+    pub latent: Option<LatentSpec>,
+    /// The name of numbers, one a head, that join every softmax of it without a value.
+    pub sinks: Option<&'static str>,
+    /// Positions in chunks of so many: a query sees the keys of its own chunk alone.
+    pub chunk: Option<usize>,
+    /// Whether [`DecoderSpec::query_growth`] is this layer's.
+    pub grows: bool,
 }
 
 /// Which positions a layer knows.
@@ -258,6 +285,10 @@ pub struct MlpSpec {
     pub output: &'static str,
     /// Whether the linear layers have biases.
     pub bias: bool,
+    /// Multiplies the gate before its activation.
+    pub gate_multiplier: f32,
+    /// Multiplies what goes into the output's linear layer.
+    pub inner_multiplier: f32,
 }
 
 impl MlpSpec {
@@ -277,23 +308,53 @@ pub enum ActivationSpec {
 }
 
 impl LayerSpec {
+    /// Attention, if the block has it.
+    pub fn attends(&self) -> Option<&AttentionSpec> {
+        matches!(self.mixer, MixerSpec::Attention | MixerSpec::Both { .. }).then_some(&self.attention)
+    }
+
+    /// The feed-forward layer that all tokens go through, if there is one.
+    pub fn dense(&self) -> Option<&MlpSpec> {
+        let is_there = self.has_mlp && self.moe.as_ref().is_none_or(|moe| moe.shared);
+        is_there.then_some(&self.mlp)
+    }
+
     /// The linear layers by their names inside the block, in the model's order.
     pub fn linear_names(&self) -> impl Iterator<Item = &'static str> {
-        let (attention, mlp) = (&self.attention, &self.mlp);
-        let attention = attention.inputs.names().iter().copied().chain([attention.output]);
+        let attention = self.attends().into_iter().flat_map(|attention| {
+            let latent = attention.latent.iter().flat_map(LatentSpec::linear_names);
+            attention.inputs.names().iter().copied().chain(latent).chain([attention.output])
+        });
+        let short_conv = match self.mixer {
+            MixerSpec::ShortConv(conv) => Some([conv.input, conv.output]),
+            _ => None,
+        };
+        let recurrent = self.mixer.recurrent().into_iter().flat_map(RecurrentSpec::linear_names);
+        let mixer = attention.chain(short_conv.into_iter().flatten()).chain(recurrent);
         let per_layer = self.per_layer.iter().flat_map(|layer| [layer.gate, layer.output]);
-        attention.chain(mlp.inputs.names().iter().copied()).chain([mlp.output]).chain(per_layer)
+        let mlp = self.dense().into_iter();
+        let mlp = mlp.flat_map(|mlp| mlp.inputs.names().iter().copied().chain([mlp.output]));
+        let moe = self.moe.iter().flat_map(MoeSpec::linear_names);
+        mixer.chain(mlp).chain(moe).chain(per_layer)
     }
 
     /// Whether what this block saves and needs for scratch has the same shapes as another's.
     pub fn is_shaped_as(&self, other: &Self) -> bool {
         let shape = |layer: &Self| {
-            let AttentionSpec { heads, kv_heads, head_dim, qk_norm, v_norm, .. } = layer.attention;
-            let mlp = (layer.mlp.intermediate_size, layer.mlp.gated);
-            (heads, kv_heads, head_dim, qk_norm, v_norm, mlp, layer.linear_names().collect::<Vec<_>>())
+            let attention = layer.attends().map(|a| {
+                let AttentionSpec { heads, kv_heads, head_dim, qk_norm, v_norm, output_gate, latent, .. } =
+                    *a;
+                (heads, kv_heads, head_dim, qk_norm, v_norm, output_gate, latent)
+            });
+            let mlp = layer.dense().map(|mlp| (mlp.intermediate_size, mlp.gated));
+            (attention, mlp, layer.linear_names().collect::<Vec<_>>())
         };
         let norms = |layer: &Self| (layer.attention_norms, layer.mlp_norms, layer.parallel);
-        shape(self) == shape(other) && norms(self) == norms(other)
+        let experts = match (&self.moe, &other.moe) {
+            (Some(one), Some(other)) => one.is_shaped_as(other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        shape(self) == shape(other) && self.mixer == other.mixer && norms(self) == norms(other) && experts
     }
 
     /// Whether something happens to what a layer puts out before it is added.
@@ -305,6 +366,11 @@ impl LayerSpec {
 }
 
 impl DecoderSpec {
+    /// Whether any block has experts.
+    pub fn has_experts(&self) -> bool {
+        self.layers.iter().any(|layer| layer.moe.is_some())
+    }
+
     /// Makes room for rows of `length` tokens as LLaMA-Factory's `rope_scaling` does: where the model was made for
     /// fewer, positions are scaled by the next whole factor. Returns whether anything changed.
     pub fn enlarge(&mut self, length: usize, rule: fn(factor: f64, original: usize) -> RopeScaling) -> bool {

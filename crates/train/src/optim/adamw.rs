@@ -1,7 +1,7 @@
 //! AdamW with Hugging Face's parameter groups: weight decay on matrices, none on biases and norms.
 
 use sft_kernels::adamw::{self, AdamWParams, AdamWState, AdamWUpdate};
-use sft_kernels::{DType, Device, Tensor};
+use sft_kernels::{Device, Tensor};
 use sft_model::parameter::{ForUpdate, Parameter};
 use sft_model::weights::WeightFiles;
 
@@ -43,11 +43,7 @@ impl AdamW {
 
     /// Moments of zero for the given parameters.
     pub fn new(options: AdamWOptions, parameters: &[&mut Parameter]) -> Self {
-        let moments = |p: &&mut Parameter| {
-            let shape = p.value().shape().to_vec();
-            let zeros = || p.tensor().zeros_beside(DType::F32, &shape);
-            Moments { name: p.name().to_owned(), m: zeros(), v: zeros() }
-        };
+        let moments = |p: &&mut Parameter| Moments { name: p.name().to_owned(), m: p.zeros(), v: p.zeros() };
         Self { options, moments: parameters.iter().map(moments).collect(), updates: 0 }
     }
 }
@@ -67,8 +63,8 @@ impl Optimizer for AdamW {
         let pairs = parameters.iter_mut().zip(&mut self.moments);
         let updates = pairs.filter_map(|(parameter, moments)| {
             let decays = decay_all || parameter.decays();
-            let ForUpdate { value: p, rounded, gradient: g } = parameter.for_update()?;
-            let state = AdamWState { p, m: moments.m.view_mut(), v: moments.v.view_mut(), rounded };
+            let ForUpdate { weight: p, gradient: g } = parameter.for_update()?;
+            let state = AdamWState { p, m: moments.m.view_mut(), v: moments.v.view_mut() };
             Some(AdamWUpdate { g, state, weight_decay: if decays { weight_decay } else { 0.0 } })
         });
         adamw::update_all(dev, &params, updates);

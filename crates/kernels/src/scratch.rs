@@ -1,4 +1,4 @@
-//! Memory that attention uses inside a call: kept from call to call, so that a steady step allocates nothing.
+//! Memory that an op uses inside a call: kept from call to call, so that a steady step allocates nothing.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 /// A cache line of `f32`.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct Line {
+pub(crate) struct Line {
     _values: [f32; Line::LEN],
 }
 
@@ -30,7 +30,7 @@ thread_local! {
 ///
 /// # Panics
 /// If `f` calls it again.
-pub(super) fn with_tile<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+pub(crate) fn with_tile<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     TILE.with_borrow_mut(|lines| {
         let needed = len.div_ceil(Line::LEN);
         if lines.len() < needed {
@@ -42,14 +42,14 @@ pub(super) fn with_tile<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
 
 /// Splits off the first `len` values, aligned to a cache line if `rest` is.
 #[inline(always)]
-pub(super) fn take<'a>(rest: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+pub(crate) fn take<'a>(rest: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
     let (taken, left) = std::mem::take(rest).split_at_mut(len.next_multiple_of(Line::LEN));
     *rest = left;
     &mut taken[..len]
 }
 
 /// Vectors that calls borrow and give back.
-pub(super) struct Pool<T>(Mutex<Vec<Vec<T>>>);
+pub(crate) struct Pool<T>(Mutex<Vec<Vec<T>>>);
 
 impl<T> Pool<T> {
     pub const fn new() -> Self {
@@ -76,7 +76,7 @@ impl Pool<Line> {
 }
 
 /// A vector on loan.
-pub(super) struct Borrowed<'a, T> {
+pub(crate) struct Borrowed<'a, T> {
     pool: &'a Pool<T>,
     vec: Vec<T>,
 }
@@ -102,7 +102,7 @@ impl<T> Drop for Borrowed<'_, T> {
 }
 
 /// Values on loan, aligned to a cache line.
-pub(super) struct Values<'a> {
+pub(crate) struct Values<'a> {
     lines: Borrowed<'a, Line>,
     len: usize,
 }
@@ -115,7 +115,7 @@ impl Values<'_> {
 
 /// A slice of which tasks on several threads write disjoint parts.
 #[derive(Clone, Copy)]
-pub(super) struct Disjoint<'a, T> {
+pub(crate) struct Disjoint<'a, T> {
     start: *mut T,
     len: usize,
     life: std::marker::PhantomData<&'a mut [T]>,
