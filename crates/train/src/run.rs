@@ -109,7 +109,8 @@ impl<'a> Running<'a> {
             step: self.step,
             cursor: self.job.train.cursor(),
             seed: self.job.config.seed,
-            steps_per_epoch: self.job.steps_per_epoch(),
+            // Of a stream nobody knows; more steps than before are no other run.
+            steps_per_epoch: self.job.train.steps_per_epoch().unwrap_or(0),
             trained_elements: self.trainer.trained_elements,
         }
     }
