@@ -46,7 +46,7 @@ fn steps_of(dev: &Device, keys: &[&str]) -> Vec<[f64; 2]> {
         let steps = 0..job.total_steps;
         steps
             .map(|step| {
-                let batch = job.train.next_step();
+                let batch = job.train.next_step().unwrap();
                 let outcome = trainer.step(&job, step, &batch).unwrap();
                 [outcome.loss, outcome.grad_norm]
             })
