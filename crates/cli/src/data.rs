@@ -11,6 +11,7 @@ use serde_json::json;
 use sft_config::{Purpose, RunConfig, Stage};
 use sft_data::conversation::Conversation;
 use sft_data::dataset;
+use sft_data::dataset::stream::Stream;
 use sft_data::error::DataError;
 use sft_data::labels::Reason;
 use sft_data::pipeline::{ExplainedToken, Pipeline};
@@ -55,12 +56,33 @@ fn show(args: Show) -> anyhow::Result<ExitCode> {
     let config = args.recipe.read(Purpose::Data)?;
     let default = if args.json { ".." } else { "0..3" };
     let rows = parse_range(args.rows.as_deref().unwrap_or(default))?;
-    let data = dataset::load(&setup::dataset_options(&config))?;
+    // A stream is read as far as it is shown.
+    let options = setup::dataset_options(&config);
+    let (all, problems) = match options.streaming {
+        None => {
+            let data = dataset::load(&options)?;
+            (data.train, data.problems)
+        }
+        Some(_) => {
+            let stream = Stream::open(&options, false)?;
+            let (mut good, mut problems) = (Vec::new(), Vec::new());
+            for row in stream.epoch(0) {
+                match row? {
+                    Ok(row) => good.push(row),
+                    Err(problem) => problems.push(problem),
+                }
+                if good.len() == rows.end {
+                    break;
+                }
+            }
+            (good, problems)
+        }
+    };
     let explain = explainer(&config)?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let mut refused = 0;
-    let selected = data.train.iter().skip(rows.start).take(rows.len());
+    let selected = all.iter().skip(rows.start).take(rows.len());
     for conversation in selected {
         match explain(conversation) {
             Ok(examples) => {
@@ -78,7 +100,7 @@ fn show(args: Show) -> anyhow::Result<ExitCode> {
         }
     }
     out.flush()?;
-    for problem in &data.problems {
+    for problem in &problems {
         eprintln!("dropped {problem}");
     }
     Ok(if refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -26,7 +26,7 @@ pub fn device(dev: &Device) {
 /// Everything known of a job.
 pub fn job(job: &Job) {
     data(job);
-    encoded("training rows", &job.encoded);
+    encoded(if job.config.streaming { "training rows so far" } else { "training rows" }, &job.encoded);
     if let Some(report) = &job.eval_encoded {
         encoded("evaluation rows", report);
     }
@@ -36,21 +36,22 @@ pub fn job(job: &Job) {
 
 fn data(job: &Job) {
     println!("data:");
-    for set in &job.datasets {
+    let streamed = if job.config.streaming { job.config.dataset.len() } else { 0 };
+    for (at, set) in job.datasets.iter().enumerate() {
         let detected = if set.detected { ", told from its columns" } else { "" };
-        println!(
-            "  {}: {} rows of {} ({}{detected}), {} malformed",
-            set.name,
-            set.rows_used,
-            set.rows_read,
-            set.format.name(),
-            set.rows_dropped
-        );
+        let format = set.format.name();
+        if at < streamed {
+            println!("  {}: a stream ({format}{detected})", set.name);
+        } else {
+            let (used, read, dropped) = (set.rows_used, set.rows_read, set.rows_dropped);
+            println!("  {}: {used} rows of {read} ({format}{detected}), {dropped} malformed", set.name);
+        }
         if !set.unread_columns.is_empty() {
             println!("    columns that are not read: {}", set.unread_columns.join(", "));
         }
         set.notes.iter().for_each(|note| println!("    {note}"));
     }
+    job.rows_note.iter().for_each(|note| println!("  {note}"));
     const SHOWN: usize = 5;
     job.problems.iter().take(SHOWN).for_each(|problem| println!("  dropped {problem}"));
     if job.problems.len() > SHOWN {
@@ -106,13 +107,13 @@ fn encoded(what: &str, report: &EncodeReport) {
 fn steps(job: &Job) {
     let c = &job.config;
     let fill = job.train.fill().map_or(String::new(), |fill| format!(", packed {:.1} % full", fill * 100.0));
+    let epochs = match job.train.steps_per_epoch() {
+        Some(steps) => format!("{steps} an epoch, {} epochs", (job.epochs * 100.0).round() / 100.0),
+        None => format!("of a stream, mixed by a buffer of {} rows", c.buffer_size),
+    };
     println!(
-        "steps: {} ({} an epoch, {} epochs), {} × {} rows{fill}",
-        job.total_steps,
-        job.train.steps_per_epoch(),
-        (job.epochs * 100.0).round() / 100.0,
-        c.gradient_accumulation_steps,
-        c.per_device_train_batch_size
+        "steps: {} ({epochs}), {} × {} rows{fill}",
+        job.total_steps, c.gradient_accumulation_steps, c.per_device_train_batch_size
     );
 }
 

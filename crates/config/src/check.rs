@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::choices::{ComputeDtype, FinetuningType, IntervalStrategy, LrSchedulerType, Stage};
+use crate::choices::{ComputeDtype, FinetuningType, IntervalStrategy, LrSchedulerType, MixStrategy, Stage};
 use crate::keys::RunConfig;
 use crate::problem::{ConfigError, NoEffect, Place, Problem};
 use crate::resolve::Purpose;
@@ -93,7 +93,7 @@ impl Checks<'_> {
 
     fn data(&mut self, c: &RunConfig) {
         let folder = c.dataset_dir.to_string_lossy();
-        if folder == "ONLINE" || folder.starts_with("REMOTE:") {
+        if folder.starts_with("REMOTE:") {
             let place = self.given.get("dataset_dir").map_or(self.home, |(place, _)| place);
             let error = ConfigError::NotYet { key: "dataset_dir".into(), value: folder.into_owned() };
             self.problems.push(Problem::new(place, error).help("download the data and name its folder"));
@@ -104,6 +104,8 @@ impl Checks<'_> {
             "`val_size` holds rows out for evaluation, but `eval_dataset` names them",
             "keep one of the two",
         );
+        self.mixing(c);
+        self.streaming(c);
         self.refuse_if(
             c.mask_history && c.train_on_prompt,
             &["mask_history", "train_on_prompt"],
@@ -115,6 +117,54 @@ impl Checks<'_> {
             &["stage", "train_on_prompt", "mask_history"],
             "`stage: pt` knows no prompts, so `train_on_prompt` and `mask_history` cannot hold",
             "remove them, or use `stage: sft`",
+        );
+    }
+
+    fn mixing(&mut self, c: &RunConfig) {
+        let shares = c.interleave_probs.0.len();
+        self.refuse_if(
+            shares > 0 && c.mix_strategy == MixStrategy::Concat,
+            &["interleave_probs", "mix_strategy"],
+            "`interleave_probs` needs an interleaving `mix_strategy`, and it is `concat`",
+            "set `mix_strategy: interleave_under`, or remove `interleave_probs`",
+        );
+        for (key, sets) in [("dataset", &c.dataset), ("eval_dataset", &c.eval_dataset)] {
+            self.refuse_if(
+                shares > 0 && !sets.is_empty() && sets.len() != shares,
+                &["interleave_probs", key],
+                &format!("`interleave_probs` has {shares} numbers, and `{key}` names {}", sets.len()),
+                "give one number for each data set",
+            );
+        }
+    }
+
+    fn streaming(&mut self, c: &RunConfig) {
+        if !c.streaming {
+            return;
+        }
+        self.refuse_if(
+            c.max_steps <= 0,
+            &["streaming", "max_steps"],
+            "`streaming` needs `max_steps`: the number of rows is not known",
+            "set `max_steps`",
+        );
+        self.refuse_if(
+            matches!(c.val_size, Amount::Fraction(_)),
+            &["val_size", "streaming"],
+            "`val_size` is a fraction, and the number of rows of a stream is not known",
+            "give a number of rows",
+        );
+        self.refuse_if(
+            c.max_samples.is_some(),
+            &["max_samples", "streaming"],
+            "`max_samples` cannot be set together with `streaming`",
+            "remove it: `max_steps` ends the run",
+        );
+        self.refuse_if(
+            c.tokenized_path.is_some(),
+            &["tokenized_path", "streaming"],
+            "`tokenized_path` keeps all tokenised rows, which `streaming` never has",
+            "remove one of the two",
         );
     }
 
@@ -289,6 +339,10 @@ fn idle_keys(c: &RunConfig, given: &Given) -> Vec<NoEffect> {
         &freeze,
         format!("read only with `finetuning_type: freeze`, and it is `{}`", c.finetuning_type),
     );
+    list(!c.streaming, &["buffer_size"], "read only with `streaming: true`".to_string());
+    list(c.streaming, &["overwrite_cache"], "rows of a stream are not kept".to_string());
+    let no_eval_sets = c.eval_dataset.is_empty();
+    list(no_eval_sets, &["eval_on_each_dataset"], "read only with `eval_dataset`".to_string());
     let not_eval = c.eval_strategy != IntervalStrategy::Steps;
     list(
         not_eval,

@@ -195,9 +195,12 @@ choices! {
         /// One after the other (then shuffled).
         #[default]
         Concat = "concat",
-    }
-    not_yet {
-        "interleave_under" | "interleave_over" | "interleave_once" => "use `concat`, and `num_samples` in dataset_info.json for the proportions",
+        /// By turns until one of them ends.
+        InterleaveUnder = "interleave_under",
+        /// By turns until all have ended once; shorter ones begin anew.
+        InterleaveOver = "interleave_over",
+        /// By turns until all have ended; each row once.
+        InterleaveOnce = "interleave_once",
     }
 
     /// The rule that turns gradients into updates.

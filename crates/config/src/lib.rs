@@ -29,4 +29,4 @@ pub use keys::RunConfig;
 pub use problem::{ConfigError, ConfigErrors, NoEffect, Place, Problem};
 pub use resolve::{Purpose, load, load_text};
 pub use schedule::{LrSchedule, SchedulerKwargs};
-pub use value::{Amount, Resume, Targets};
+pub use value::{Amount, Probabilities, Resume, Secret, Targets};

@@ -406,6 +406,80 @@ impl KeyType for Amount {
     }
 }
 
+/// A token that lets the program in somewhere. It is not shown and not written down.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Secret(Option<String>);
+
+impl Secret {
+    /// The token itself.
+    pub fn reveal(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "…" } else { "null" })
+    }
+}
+
+impl KeyType for Secret {
+    fn parse(node: &Node) -> Result<Self, Reject> {
+        Option::<String>::parse(node).map(|text| Self(text.filter(|text| !text.is_empty())))
+    }
+    fn to_json(&self) -> Json {
+        Json::Null
+    }
+    fn takes() -> String {
+        "a text or null".into()
+    }
+    fn schema() -> Json {
+        json!({"type": ["string", "null"]})
+    }
+}
+
+/// Probabilities that sum to 1; none for null.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Probabilities(pub Vec<f64>);
+
+impl Probabilities {
+    /// How far the sum may be from 1: NumPy's tolerance, the root of the machine's precision.
+    const TOLERANCE: f64 = 1.5e-8;
+}
+
+impl KeyType for Probabilities {
+    fn parse(node: &Node) -> Result<Self, Reject> {
+        let words = Vec::<String>::parse(node)?;
+        let numbers: Option<Vec<f64>> = words.iter().map(|word| number(word)).collect();
+        let numbers = numbers.ok_or(Reject::Type)?;
+        let (sum, help) =
+            (numbers.iter().sum::<f64>(), "give one number from 0 to 1 for each data set, 1 in all");
+        if numbers.iter().any(|share| !(0.0..=1.0).contains(share)) {
+            return Err(Reject::because(format!("{} has a number outside of 0 to 1", node.shown()), help));
+        }
+        if !numbers.is_empty() && (sum - 1.0).abs() > Self::TOLERANCE {
+            return Err(Reject::because(format!("the numbers sum to {sum}, not to 1"), help));
+        }
+        Ok(Self(numbers))
+    }
+    fn to_json(&self) -> Json {
+        match self.0.is_empty() {
+            true => Json::Null,
+            false => json!(self.0),
+        }
+    }
+    fn takes() -> String {
+        "probabilities, as a comma list or a YAML list, or null".into()
+    }
+    fn schema() -> Json {
+        json!({"anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 1}},
+            {"type": "null"},
+        ]})
+    }
+}
+
 /// Where training begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resume {

@@ -41,6 +41,33 @@ fn evaluation_needs_data() {
 }
 
 #[test]
+fn probabilities_are_for_interleaved_mixes_and_one_for_each_data_set() {
+    refused("interleave_probs: [1.0]", "needs an interleaving `mix_strategy`");
+    refused(
+        "mix_strategy: interleave_over; interleave_probs: 0.5,0.5",
+        "has 2 numbers, and `dataset` names 1",
+    );
+    refused("mix_strategy: interleave_over; interleave_probs: 0.5", "sum to 0.5, not to 1");
+    refused(
+        "mix_strategy: interleave_over; interleave_probs: 1.5,-0.5; eval_dataset: a,b",
+        "outside of 0 to 1",
+    );
+    let two = "mix_strategy: interleave_under; interleave_probs: 0.7,0.3; eval_dataset: a,b";
+    let text = format!("{GOOD}{}\n", two.replace("; ", "\n"));
+    let c = load_text(&text, "c.yaml", &["dataset=a,b".to_owned()], Purpose::Train).unwrap();
+    assert_eq!(c.interleave_probs.0, [0.7, 0.3]);
+}
+
+#[test]
+fn a_stream_ends_by_steps_and_counts_no_rows() {
+    refused("streaming: true", "needs `max_steps`");
+    refused("streaming: true; max_steps: 5; val_size: 0.1", "c.yaml:6: `val_size` is a fraction");
+    refused("streaming: true; max_steps: 5; max_samples: 9", "cannot be set together with `streaming`");
+    refused("streaming: true; max_steps: 5; tokenized_path: t", "never has");
+    assert_eq!(accepted("streaming: true; max_steps: 5; val_size: 100").buffer_size, 16384);
+}
+
+#[test]
 fn mask_history_excludes_train_on_prompt() {
     refused("mask_history: true; train_on_prompt: true", "last answer only");
 }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use serde_json::Value;
 use sft_data::conversation::Conversation;
-use sft_data::dataset::{self, DatasetOptions, ProblemLimit, Stage};
+use sft_data::dataset::{self, DatasetOptions, Mix, ProblemLimit, Stage};
 use sft_data::labels::Policy;
 use sft_data::pipeline::Pipeline;
 use sft_data::template::TemplateOptions;
@@ -110,10 +110,14 @@ fn load(dataset: &str, data: &Path, rows: usize) -> Result<Vec<Conversation>, Pr
         dataset: vec![dataset.to_owned()],
         eval_dataset: Vec::new(),
         dataset_dir: data.to_owned(),
+        hub: sft_data::hub::HubOptions::default(),
         stage: Stage::Sft,
         max_samples: Some(rows),
         val_size: None,
         seed: 42,
+        mix: Mix::default(),
+        eval_on_each_dataset: false,
+        streaming: None,
         problem_limit: ProblemLimit::Rows(0),
     })?;
     let mut rows = loaded.train;

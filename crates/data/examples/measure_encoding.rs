@@ -1,16 +1,18 @@
-//! Measures how fast rows are encoded, and how full packed bins are.
+//! Measures how fast rows are encoded, how fast they are read again where they are kept, and how full packed bins are.
 //!
 //! usage: measure_encoding MODEL_DIR TEMPLATE DATASET_DIR DATASET [REPEAT]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use sft_data::dataset::{self, DatasetOptions, ProblemLimit, Stage};
-use sft_data::labels::Policy;
+use sft_data::cache::{Found, Key, KeyInputs, Place, Tokenised};
+use sft_data::dataset::{self, DatasetOptions, Mix, ProblemLimit, Stage};
+use sft_data::labels::{Example, Policy};
 use sft_data::loader::{Loader, LoaderOptions};
 use sft_data::pipeline::Pipeline;
 use sft_data::template::TemplateOptions;
+use sft_data::template::clock::Clock;
 use sft_data::tokenize::Tokenizer;
 
 fn main() -> ExitCode {
@@ -37,17 +39,21 @@ fn measure(
     repeat: usize,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let begun = Instant::now();
-    let rows = dataset::load(&DatasetOptions {
+    let dataset_options = DatasetOptions {
         dataset: vec![dataset.to_owned()],
         eval_dataset: Vec::new(),
         dataset_dir: PathBuf::from(data),
+        hub: sft_data::hub::HubOptions::default(),
         stage: Stage::Sft,
         max_samples: None,
         val_size: None,
         seed: 42,
+        mix: Mix::default(),
+        eval_on_each_dataset: false,
+        streaming: None,
         problem_limit: ProblemLimit::Fraction(1.0),
-    })?
-    .train;
+    };
+    let rows = dataset::load(&dataset_options)?.train;
     let rows: Vec<_> = std::iter::repeat_n(rows, repeat).flatten().collect();
     println!("{} rows read in {:.2} s", rows.len(), begun.elapsed().as_secs_f64());
     let begun = Instant::now();
@@ -71,6 +77,7 @@ fn measure(
         rows.len() as f64 / seconds,
         report.tokens as f64 / seconds / 1e6
     );
+    let examples = kept(&dataset_options, model, template, &policy, examples)?;
     let begun = Instant::now();
     let options = LoaderOptions {
         batch_size: 1,
@@ -88,4 +95,40 @@ fn measure(
         begun.elapsed().as_secs_f64()
     );
     Ok(())
+}
+
+/// Keeps examples as a run does, and times a second start: the key of all inputs, the file, its check sum.
+fn kept(
+    dataset: &DatasetOptions,
+    model: &str,
+    template: &str,
+    policy: &Policy,
+    train: Vec<Example>,
+) -> Result<Vec<Example>, Box<dyn std::error::Error>> {
+    let folder = tempfile::tempdir()?;
+    let place = Place::Named(folder.path().to_owned());
+    let (template_options, model, packing) = (&TemplateOptions::default(), Path::new(model), false);
+    let inputs = KeyInputs { dataset, model, template, template_options, policy, packing };
+    let key = Key::new(&inputs)?;
+    let begun = Instant::now();
+    place.keep(&key, &Tokenised { train, ..Tokenised::default() }, &Clock::today())?;
+    println!(
+        "kept in {:.3} s: {} MiB",
+        begun.elapsed().as_secs_f64(),
+        place.file(&key).metadata()?.len() >> 20
+    );
+    let begun = Instant::now();
+    let key = Key::new(&inputs)?;
+    let keyed = begun.elapsed();
+    match place.find(&key)? {
+        Found::Rows(rows) => {
+            let (all, keyed) = (begun.elapsed().as_secs_f64(), keyed.as_secs_f64());
+            println!(
+                "{} examples of a second start in {all:.3} s ({keyed:.3} s of it for the key)",
+                rows.train.len()
+            );
+            Ok(rows.train)
+        }
+        other => Err(format!("not found again: {other:?}").into()),
+    }
 }

@@ -7,10 +7,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Where a row was read: every message about data names it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Origin {
     /// Name of the data set in the configuration (`alpaca_en_demo`, or the path it was given as).
     pub dataset: Arc<str>,
@@ -29,7 +30,7 @@ impl fmt::Display for Origin {
 }
 
 /// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// Instructions that hold for the whole conversation.
     System,
@@ -42,7 +43,7 @@ pub enum Role {
 }
 
 /// A call of a tool by the assistant.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ToolCall {
     /// Identifier that the tool's answer refers to, if the data has one.
     pub id: Option<String>,
@@ -53,7 +54,7 @@ pub struct ToolCall {
 }
 
 /// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Message {
     /// Who speaks.
     pub role: Role,
@@ -87,7 +88,7 @@ impl Message {
 }
 
 /// A row of instruction data, whatever format it was written in.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Conversation {
     /// The turns; a system message, if any, is the first.
     pub messages: Vec<Message>,

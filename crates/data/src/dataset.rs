@@ -1,27 +1,35 @@
 //! Assembly: the data sets of a run → conversations to train on and to evaluate on.
 //!
 //! In: names and the options of the configuration. Out: [`LoadedData`] with every dropped row counted
-//! and kept with its reason. Data sets are concatenated in the order of their names; the order of an
-//! epoch is the loader's business.
+//! and kept with its reason. Several data sets become one by [`Mix`]; the order of an epoch is the
+//! loader's business.
 
+mod buffer;
+mod mix;
+mod reading;
+pub mod stream;
+
+use std::ops::Range;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::conversation::Conversation;
-use crate::dataset_info::{self, Entry};
+use crate::dataset_info;
 use crate::error::DataError;
-use crate::formats::{Format, detect};
-use crate::rows::{FileKind, Row, RowProblem, Rows, Source};
+use crate::formats::Format;
+use crate::hub::HubOptions;
+use crate::rows::RowProblem;
 use crate::shuffle::Pcg64;
 
-/// How many first rows tell the format of a plain path.
-const DETECT_ROWS: usize = 32;
+pub use mix::{Mix, MixStrategy};
+use reading::Reading;
+
 /// How many malformed rows an error lists.
 const LISTED_PROBLEMS: usize = 5;
 /// What to do when no row is good: the rows are rarely to blame.
 const NONE_FITS: &str =
     "check `formatting`, `columns` and `tags` of the data set's entry, and that `stage` is the right one";
-/// How many names of unread columns are kept.
-const UNREAD_COLUMNS: usize = 32;
 
 /// What the rows are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,13 +86,21 @@ pub struct DatasetOptions {
     pub eval_dataset: Vec<String>,
     /// The folder of `dataset_info.json` and of the files it names.
     pub dataset_dir: PathBuf,
+    /// Where data sets on hubs are, and how to be let in.
+    pub hub: HubOptions,
     /// What the rows are for.
     pub stage: Stage,
     /// Only the first so many rows of each data set.
     pub max_samples: Option<usize>,
     /// What is held out of the training data; not together with `eval_dataset`.
     pub val_size: Option<ValSize>,
-    /// Seed of the held-out choice and of `num_samples`.
+    /// How several data sets become one.
+    pub mix: Mix,
+    /// Evaluate each data set of `eval_dataset` by itself too.
+    pub eval_on_each_dataset: bool,
+    /// Rows are read as they are trained, through a buffer of so many that mixes their order; `None`: all are read first.
+    pub streaming: Option<usize>,
+    /// Seed of the mix, of the held-out choice and of `num_samples`.
     pub seed: u64,
     /// When dropped rows are an error.
     pub problem_limit: ProblemLimit,
@@ -97,14 +113,25 @@ pub struct LoadedData {
     pub train: Vec<Conversation>,
     /// Rows to evaluate on: held out of the training data, or of `eval_dataset`.
     pub eval: Vec<Conversation>,
+    /// Which rows of `eval` are which data set's, where each is evaluated by itself; else empty.
+    pub eval_sets: Vec<EvalSet>,
     /// How each data set was read, those of `dataset` first.
     pub reports: Vec<DatasetReport>,
     /// Every row that was dropped, and why.
     pub problems: Vec<RowProblem>,
 }
 
+/// The rows of one data set to evaluate on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EvalSet {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its rows in [`LoadedData::eval`].
+    pub rows: Range<usize>,
+}
+
 /// How a data set was read.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DatasetReport {
     /// Its name in the configuration.
     pub name: String,
@@ -118,7 +145,7 @@ pub struct DatasetReport {
     pub rows_read: u64,
     /// Records dropped as malformed.
     pub rows_dropped: u64,
-    /// Rows given to the run (with `num_samples` not the difference of the two).
+    /// Rows given to the run: with `num_samples` or an interleaved mix not the difference of the two.
     pub rows_used: u64,
     /// Columns that rows have and the format does not read, the first 32 met.
     pub unread_columns: Vec<String>,
@@ -146,19 +173,73 @@ pub fn load(options: &DatasetOptions) -> Result<LoadedData, DataError> {
             help: "remove one of the two".to_owned(),
         });
     }
-    let mut loaded =
-        LoadedData { train: Vec::new(), eval: Vec::new(), reports: Vec::new(), problems: Vec::new() };
-    for name in &options.dataset {
-        loaded.train.extend(read_dataset(name, options, &mut loaded.reports, &mut loaded.problems)?);
+    options.mix.check(options.dataset.len())?;
+    options.mix.check(options.eval_dataset.len())?;
+    let mut loaded = LoadedData {
+        train: Vec::new(),
+        eval: Vec::new(),
+        eval_sets: Vec::new(),
+        reports: Vec::new(),
+        problems: Vec::new(),
+    };
+    match options.streaming {
+        None => loaded.train = read_mixed(&options.dataset, options, &mut loaded)?,
+        Some(_) => loaded.eval = stream::held_out(options)?,
     }
-    for name in &options.eval_dataset {
-        loaded.eval.extend(read_dataset(name, options, &mut loaded.reports, &mut loaded.problems)?);
+    if options.eval_on_each_dataset {
+        for name in &options.eval_dataset {
+            let from = loaded.eval.len();
+            let rows = read_mixed(std::slice::from_ref(name), options, &mut loaded)?;
+            loaded.eval.extend(rows);
+            loaded.eval_sets.push(EvalSet { name: name.clone(), rows: from..loaded.eval.len() });
+        }
+    } else if !options.eval_dataset.is_empty() {
+        loaded.eval = read_mixed(&options.eval_dataset, options, &mut loaded)?;
     }
     check_limit(options.problem_limit, &loaded)?;
-    if let Some(size) = options.val_size {
+    if let (Some(size), None) = (options.val_size, options.streaming) {
         (loaded.train, loaded.eval) = split(loaded.train, size, options.seed)?;
     }
     Ok(loaded)
+}
+
+/// What is read for `options`: of each data set how, and its files.
+///
+/// # Errors
+/// A data set that cannot be found.
+pub fn inputs(options: &DatasetOptions) -> Result<Vec<(String, Vec<PathBuf>)>, DataError> {
+    let names = options.dataset.iter().chain(&options.eval_dataset);
+    let input = |name: &String| {
+        let entry = dataset_info::find(name, &options.dataset_dir, options.stage, &options.hub)?;
+        let mut files = Vec::new();
+        for part in &entry.split {
+            files.extend(part.source(&entry.path)?.files);
+        }
+        Ok((format!("{entry:?}"), files))
+    };
+    names.map(input).collect()
+}
+
+/// The rows of several data sets, mixed; `loaded` gets their reports and problems.
+fn read_mixed(
+    names: &[String],
+    options: &DatasetOptions,
+    loaded: &mut LoadedData,
+) -> Result<Vec<Conversation>, DataError> {
+    let mut sets = Vec::with_capacity(names.len());
+    for name in names {
+        sets.push(read_dataset(name, options, &mut loaded.reports, &mut loaded.problems)?);
+    }
+    let lengths: Vec<usize> = sets.iter().map(Vec::len).collect();
+    let order = mix::order(&lengths, &options.mix, options.seed);
+    let first_report = loaded.reports.len() - names.len();
+    for (set, report) in loaded.reports[first_report..].iter_mut().enumerate() {
+        report.rows_used = order.iter().filter(|(of, _)| *of == set).count() as u64;
+    }
+    if options.mix.strategy == MixStrategy::Concat || sets.len() < 2 {
+        return Ok(sets.into_iter().flatten().collect());
+    }
+    Ok(order.into_iter().map(|(set, row)| sets[set][row].clone()).collect())
 }
 
 /// The rows of one data set that count.
@@ -168,108 +249,31 @@ fn read_dataset(
     reports: &mut Vec<DatasetReport>,
     problems: &mut Vec<RowProblem>,
 ) -> Result<Vec<Conversation>, DataError> {
-    let entry = dataset_info::find(name, &options.dataset_dir, options.stage)?;
-    let source = Source::open(&entry.path, entry.split.as_deref())?;
-    // Rows are drawn from all of them (`num_samples`) before the first ones are taken.
+    let mut reading = Reading::open(name, options)?;
     let limit = options.max_samples.unwrap_or(usize::MAX);
-    let mut rows =
-        Rows::open(name, &source).take(if entry.num_samples.is_some() { usize::MAX } else { limit });
-    let first: Vec<_> = rows.by_ref().take(DETECT_ROWS).collect::<Result<_, _>>()?;
-    if first.is_empty() {
-        return Err(DataError::Empty {
-            dataset: name.to_owned(),
-            help: format!("check `{}`", entry.path.display()),
-        });
-    }
-    let detected = entry.format.is_none();
-    let format = format_of(&entry, &source, &first, options.stage)?;
-    let mut report = DatasetReport {
-        name: name.to_owned(),
-        files: source.files,
-        format,
-        detected,
-        rows_read: 0,
-        rows_dropped: 0,
-        rows_used: 0,
-        unread_columns: Vec::new(),
-        notes: entry.notes,
-    };
+    // Rows are drawn from all of them (`num_samples`) before the first ones are taken.
+    let rows = reading.rows()?.take(if reading.entry.num_samples.is_some() { usize::MAX } else { limit });
     let mut conversations = Vec::new();
     let dropped_before = problems.len();
-    for row in first.into_iter().map(Ok).chain(rows) {
-        report.rows_read += 1;
-        let converted = row?.and_then(|row| {
-            report.note_unread(&row);
-            report.format.convert(row)
-        });
-        match converted {
+    for row in rows {
+        match reading.convert(row?) {
             Ok(conversation) => conversations.push(conversation),
             Err(problem) => problems.push(problem),
         }
     }
-    let dropped = &problems[dropped_before..];
-    report.rows_dropped = dropped.len() as u64;
     if conversations.is_empty() {
         return Err(too_many(
-            format!("data set `{name}`: all {} rows are malformed", report.rows_read),
-            dropped,
+            format!("data set `{name}`: all {} rows are malformed", reading.report.rows_read),
+            &problems[dropped_before..],
             NONE_FITS,
         ));
     }
-    if let Some(count) = entry.num_samples {
+    if let Some(count) = reading.entry.num_samples {
         conversations = draw(conversations, count, options.seed);
         conversations.truncate(limit);
     }
-    report.rows_used = conversations.len() as u64;
-    reports.push(report);
+    reports.push(reading.report);
     Ok(conversations)
-}
-
-/// The format of an entry, or of the first rows of a plain path.
-fn format_of(
-    entry: &Entry,
-    source: &Source,
-    first: &[Result<Row, RowProblem>],
-    stage: Stage,
-) -> Result<Format, DataError> {
-    let unfit = |reason: String, help: &str| {
-        Err(DataError::Format { dataset: entry.name.clone(), reason, help: help.to_owned() })
-    };
-    const PLAIN: &str = "set `stage: pt` to train on plain text, or name a data set of questions and answers";
-    if source.kind == FileKind::Text && stage == Stage::Sft {
-        return unfit("a `.txt` file holds plain text, without questions and answers".to_owned(), PLAIN);
-    }
-    if let Some(format) = &entry.format {
-        return Ok(format.clone());
-    }
-    let good: Vec<Row> = first.iter().filter_map(|row| row.as_ref().ok().cloned()).collect();
-    if good.is_empty() {
-        let problems: Vec<RowProblem> = first.iter().filter_map(|row| row.as_ref().err().cloned()).collect();
-        let summary = format!("data set `{}`: the first {} rows are malformed", entry.name, first.len());
-        return Err(too_many(summary, &problems, NONE_FITS));
-    }
-    match detect(&good) {
-        Ok(Format::Plain(_)) => unfit("its rows hold plain text in the column `text`".to_owned(), PLAIN),
-        Ok(format) => Ok(format),
-        Err(reason) => unfit(
-            reason,
-            "make an entry in dataset_info.json whose `columns` say what the columns are, or rename them",
-        ),
-    }
-}
-
-impl DatasetReport {
-    fn note_unread(&mut self, row: &Row) {
-        let read = self.format.columns();
-        for name in row.columns.keys() {
-            if self.unread_columns.len() < UNREAD_COLUMNS
-                && !read.contains(&name.as_str())
-                && !self.unread_columns.contains(name)
-            {
-                self.unread_columns.push(name.clone());
-            }
-        }
-    }
 }
 
 /// `count` rows in random order: each at most once while there are enough, then every row once and
@@ -358,9 +362,13 @@ mod tests {
             dataset: dataset.iter().map(|name| (*name).to_owned()).collect(),
             eval_dataset: Vec::new(),
             dataset_dir: folder.path().to_owned(),
+            hub: HubOptions::default(),
             stage: Stage::Sft,
             max_samples: None,
             val_size: None,
+            mix: Mix::default(),
+            eval_on_each_dataset: false,
+            streaming: None,
             seed: 42,
             problem_limit: ProblemLimit::Rows(0),
         }
@@ -380,6 +388,50 @@ mod tests {
         assert_eq!((&*origin.dataset, origin.line, origin.row), ("ten.jsonl", 2, 1));
         assert!(loaded.reports.iter().all(|report| report.detected && report.rows_dropped == 0));
         assert!(loaded.eval.is_empty());
+    }
+
+    #[test]
+    fn data_sets_are_mixed_by_turns() {
+        let folder = folder();
+        let mix = Mix { strategy: MixStrategy::InterleaveUnder, probabilities: Vec::new() };
+        let options = DatasetOptions {
+            mix,
+            eval_dataset: vec!["five.jsonl".to_owned(), "ten.jsonl".to_owned()],
+            ..options(&folder, &["ten.jsonl", "five.jsonl"])
+        };
+        let loaded = load(&options).expect("good data");
+        assert_eq!(questions(&loaded.train), [0, 10, 1, 11, 2, 12, 3, 13, 4, 14]);
+        assert_eq!(questions(&loaded.eval), [10, 0, 11, 1, 12, 2, 13, 3, 14, 4], "evaluation sets too");
+        let used: Vec<u64> = loaded.reports.iter().map(|report| report.rows_used).collect();
+        assert_eq!(used, [5, 5, 5, 5]);
+    }
+
+    #[test]
+    fn each_data_set_to_evaluate_on_can_stand_for_itself() {
+        let folder = folder();
+        let options = DatasetOptions {
+            eval_on_each_dataset: true,
+            mix: Mix { strategy: MixStrategy::InterleaveUnder, probabilities: Vec::new() },
+            eval_dataset: vec!["five.jsonl".to_owned(), "ten.jsonl".to_owned()],
+            ..options(&folder, &["ten.jsonl", "five.jsonl"])
+        };
+        let loaded = load(&options).expect("good data");
+        let sets: Vec<_> = loaded.eval_sets.iter().map(|set| (set.name.as_str(), set.rows.clone())).collect();
+        assert_eq!(sets, [("five.jsonl", 0..5), ("ten.jsonl", 5..15)]);
+        assert_eq!(questions(&loaded.eval)[4..7], [14, 0, 1]);
+    }
+
+    #[test]
+    fn a_split_may_be_a_slice_or_several() {
+        let folder = folder();
+        fs::create_dir(folder.path().join("both")).expect("room for the folder");
+        for (name, rows) in [("train.jsonl", 0..10), ("test.jsonl", 20..24)] {
+            fs::write(folder.path().join("both").join(name), alpaca(rows)).expect("room for the file");
+        }
+        let info = r#"{"a": {"file_name": "both", "split": "train[-20%:]+test[:1]"}, "b": {"file_name": "ten.jsonl", "split": "train[2:4]"}}"#;
+        fs::write(folder.path().join("dataset_info.json"), info).expect("room for the file");
+        let loaded = load(&options(&folder, &["a", "b"])).expect("good data");
+        assert_eq!(questions(&loaded.train), [8, 9, 20, 2, 3]);
     }
 
     #[test]

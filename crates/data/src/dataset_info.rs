@@ -1,9 +1,11 @@
 //! `dataset_info.json`: the names of data sets, where their files are and how they are written.
 //!
 //! In: a name of the configuration. Out: an [`Entry`] with a path and a format. The file is
-//! LLaMA-Factory's; what is not supported (hubs, scripts, clouds, preference data, media) is refused
+//! LLaMA-Factory's; what is not supported (scripts, clouds, preference data, media) is refused
 //! by name. Unlike there, a column or tag that is not listed keeps its default name when others are
 //! listed.
+
+mod split;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,12 +15,18 @@ use serde_json::{Map, Value};
 use crate::dataset::Stage;
 use crate::error::{DataError, nearby};
 use crate::formats::{AlpacaColumns, Format, PlainColumns, Tags, TurnColumns};
-use crate::rows::{FileKind, kind_of};
+use crate::hub::{self, HubDataset, HubOptions, Site};
+use crate::rows::{FileKind, Source, is_of_split, kind_of};
+
+pub use split::{Boundary, SplitPart};
 
 /// Name of the file in `dataset_dir`.
 pub const DATASET_INFO: &str = "dataset_info.json";
 
-const HUBS: [&str; 3] = ["hf_hub_url", "ms_hub_url", "om_hub_url"];
+const HUBS: [(&str, Option<Site>); 3] =
+    [("hf_hub_url", Some(Site::HuggingFace)), ("ms_hub_url", Some(Site::ModelScope)), ("om_hub_url", None)];
+/// The `dataset_dir` with which every name is one of a hub.
+const ONLINE: &str = "ONLINE";
 const KEYS: [&str; 14] = [
     "file_name",
     "hf_hub_url",
@@ -35,9 +43,9 @@ const KEYS: [&str; 14] = [
     "columns",
     "tags",
 ];
-const COLUMNS: [&str; 13] = [
+const COLUMNS: [&str; 14] = [
     "prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios",
-    "chosen", "rejected", "kto_tag",
+    "chosen", "rejected", "kto_tag", "loss",
 ];
 const TAGS: [&str; 7] =
     ["role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"];
@@ -49,8 +57,8 @@ pub struct Entry {
     pub name: String,
     /// File or folder.
     pub path: PathBuf,
-    /// Only the files of a folder that belong to this split.
-    pub split: Option<String>,
+    /// Which of the files and of their rows count; never empty.
+    pub split: Vec<SplitPart>,
     /// How the rows are written; `None`: to be told from their columns.
     pub format: Option<Format>,
     /// How many rows to draw, if not each once.
@@ -64,18 +72,33 @@ pub struct Entry {
 ///
 /// # Errors
 /// When there is no such entry or path, or the entry is wrong or needs what is not supported.
-pub fn find(name: &str, dataset_dir: &Path, stage: Stage) -> Result<Entry, DataError> {
+pub fn find(name: &str, dataset_dir: &Path, stage: Stage, hub: &HubOptions) -> Result<Entry, DataError> {
+    if dataset_dir == Path::new(ONLINE) {
+        let reader = EntryReader { path: dataset_dir, name, dataset_dir, hub };
+        let site = if hub.prefer_modelscope { Site::ModelScope } else { Site::HuggingFace };
+        let (path, split) = reader.fetched(&Map::new(), site, name)?;
+        let format = (stage == Stage::Pt).then(|| Format::Plain(PlainColumns::default()));
+        return Ok(Entry {
+            name: name.to_owned(),
+            path,
+            split,
+            format,
+            num_samples: None,
+            notes: Vec::new(),
+        });
+    }
     let info = read_info(dataset_dir)?;
     if let Some((path, entries)) = &info
         && let Some(entry) = entries.get(name)
     {
-        return EntryReader { path, name, dataset_dir }.read(entry, stage);
+        return EntryReader { path, name, dataset_dir, hub }.read(entry, stage);
     }
     for path in [PathBuf::from(name), dataset_dir.join(name)] {
         if path.exists() && !name.is_empty() {
             let format = (stage == Stage::Pt).then(|| Format::Plain(PlainColumns::default()));
             let (name, notes) = (name.to_owned(), Vec::new());
-            return Ok(Entry { name, path, split: None, format, num_samples: None, notes });
+            let split = vec![SplitPart::default()];
+            return Ok(Entry { name, path, split, format, num_samples: None, notes });
         }
     }
     Err(unknown(name, dataset_dir, info.as_ref().map(|(_, entries)| entries)))
@@ -87,11 +110,11 @@ type Info = (PathBuf, Map<String, Value>);
 /// `dataset_info.json` of a folder; `None` when the folder has none.
 fn read_info(dataset_dir: &Path) -> Result<Option<Info>, DataError> {
     let given = dataset_dir.to_string_lossy();
-    if given == "ONLINE" || given.starts_with("REMOTE:") {
+    if given.starts_with("REMOTE:") {
         return Err(DataError::Option {
             key: "dataset_dir",
-            reason: format!("`{given}` names a hub, and data sets are read from local files only"),
-            help: format!("download the data set, and name a folder with a {DATASET_INFO}"),
+            reason: format!("`{given}` names a {DATASET_INFO} on a hub, which is not read"),
+            help: format!("download it, and name the folder; or name data sets of a hub with `{ONLINE}`"),
         });
     }
     let path = dataset_dir.join(DATASET_INFO);
@@ -149,11 +172,18 @@ fn unknown(name: &str, dataset_dir: &Path, entries: Option<&Map<String, Value>>)
     }
 }
 
+/// Where a data set is.
+enum Location<'a> {
+    Local(PathBuf),
+    Hub(Site, &'a str),
+}
+
 /// Reads one entry; knows what to name in a message.
 struct EntryReader<'a> {
     path: &'a Path,
     name: &'a str,
     dataset_dir: &'a Path,
+    hub: &'a HubOptions,
 }
 
 impl EntryReader<'_> {
@@ -166,8 +196,13 @@ impl EntryReader<'_> {
             return Err(self.preference("ranking"));
         }
         let mut notes = Vec::new();
-        let path = self.local_path(entry, &mut notes)?;
-        let split = self.split(entry, &path)?;
+        let (path, split) = match self.location(entry, &mut notes)? {
+            Location::Local(path) => {
+                let split = self.split(entry, &path)?;
+                (path, split)
+            }
+            Location::Hub(site, repo) => self.fetched(entry, site, repo)?,
+        };
         let columns = self.names(entry, "columns", &COLUMNS)?;
         let tags = self.names(entry, "tags", &TAGS)?;
         let format = self.format(entry, &columns, &tags, stage, &mut notes)?;
@@ -183,30 +218,52 @@ impl EntryReader<'_> {
         Ok(Entry { name: self.name.to_owned(), path, split, format: Some(format), num_samples, notes })
     }
 
-    /// The file or folder of an entry; hubs, scripts and clouds are refused.
-    fn local_path(&self, entry: &Map<String, Value>, notes: &mut Vec<String>) -> Result<PathBuf, DataError> {
+    /// The data set of an entry that is on a hub, fetched: a name for it, and its files.
+    fn fetched(
+        &self,
+        entry: &Map<String, Value>,
+        site: Site,
+        repo: &str,
+    ) -> Result<(PathBuf, Vec<SplitPart>), DataError> {
+        let (subset, folder) = (self.text(entry, "subset")?, self.text(entry, "folder")?);
+        let mut parts = self.parts(self.text(entry, "split")?.unwrap_or("train"))?;
+        let splits: Vec<&str> = parts.iter().map(|part| part.name.as_deref().unwrap_or("train")).collect();
+        let files = hub::files(self.hub, HubDataset { site, repo, subset, folder }, &splits)?;
+        for (part, files) in parts.iter_mut().zip(files) {
+            part.files = Some(files);
+        }
+        Ok((PathBuf::from(repo), parts))
+    }
+
+    /// Where the data set of an entry is; scripts and clouds are refused.
+    fn location<'e>(
+        &self,
+        entry: &'e Map<String, Value>,
+        notes: &mut Vec<String>,
+    ) -> Result<Location<'e>, DataError> {
         let file_name = self.text(entry, "file_name")?.map(|name| self.dataset_dir.join(name));
-        for key in HUBS {
-            let Some(hub) = self.text(entry, key)? else {
-                continue;
+        let mut hubs = Vec::new();
+        for (key, site) in HUBS {
+            hubs.extend(self.text(entry, key)?.map(|repo| (key, site, repo)));
+        }
+        if let (Some((key, ..)), Some(path)) = (hubs.first(), file_name.as_ref().filter(|path| path.exists()))
+        {
+            notes.push(format!("`{key}` is not used: `{}` is read", path.display()));
+        } else if let Some((key, _, repo)) = hubs.first().copied() {
+            let wanted = if self.hub.prefer_modelscope { Site::ModelScope } else { Site::HuggingFace };
+            let known = || hubs.iter().filter_map(|(_, site, repo)| Some(((*site)?, *repo)));
+            return match known().find(|(site, _)| *site == wanted).or(known().next()) {
+                Some((site, repo)) => Ok(Location::Hub(site, repo)),
+                None => Err(DataError::Unsupported {
+                    dataset: self.name.to_owned(),
+                    key: key.to_owned(),
+                    reason: format!("`{repo}` is on a hub that is not known here"),
+                    help: format!(
+                        "download it and set `file_name` to the file or folder in {}",
+                        self.path.display()
+                    ),
+                }),
             };
-            match file_name.as_ref().filter(|path| path.exists()) {
-                Some(path) => {
-                    notes.push(format!("`{key}` is not used: `{}` is read", path.display()));
-                    break;
-                }
-                None => {
-                    return Err(DataError::Unsupported {
-                        dataset: self.name.to_owned(),
-                        key: key.to_owned(),
-                        reason: format!("`{hub}` is on a hub, and data sets are read from local files only"),
-                        help: format!(
-                            "download it (for example `hf download --repo-type dataset {hub} --local-dir FOLDER`) and set `file_name` to the file or folder in {}",
-                            self.path.display()
-                        ),
-                    });
-                }
-            }
         }
         for (key, what) in
             [("script_url", "a loading script would be run"), ("cloud_file_name", "it is in a cloud's store")]
@@ -231,36 +288,36 @@ impl EntryReader<'_> {
                 path.push(below);
             }
         }
-        Ok(path)
+        Ok(Location::Local(path))
     }
 
-    /// The split whose files count; `None`: all files.
-    fn split(&self, entry: &Map<String, Value>, path: &Path) -> Result<Option<String>, DataError> {
+    /// The parts of a `split`.
+    fn parts(&self, split: &str) -> Result<Vec<SplitPart>, DataError> {
+        split::parse(split).map_err(|reason| {
+            let help = "(`train`, `train[:10%]`, `train[100:]+test`)";
+            self.wrong("split", format!("is `{split}`: {reason} {help}"))
+        })
+    }
+
+    /// Which of the files and rows below `path` count.
+    fn split(&self, entry: &Map<String, Value>, path: &Path) -> Result<Vec<SplitPart>, DataError> {
         let Some(split) = self.text(entry, "split")? else {
-            return Ok(None);
+            return Ok(vec![SplitPart::default()]);
         };
-        if split.contains(['[', '+']) {
-            return Err(DataError::Unsupported {
-                dataset: self.name.to_owned(),
-                key: "split".to_owned(),
-                reason: format!("`{split}` is more than the name of a split"),
-                help: "use `max_samples` for the first rows, or `num_samples` for a random choice".to_owned(),
-            });
-        }
-        let starts = |file: &Path| {
-            let file = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            file.strip_prefix(split).is_some_and(|rest| rest.starts_with(['-', '_', '.']))
-        };
-        if path.is_dir() {
-            let mut files = fs::read_dir(path).into_iter().flatten().flatten();
+        let mut parts = self.parts(split)?;
+        for part in &mut parts {
+            let Some(name) = part.name.clone() else { continue };
+            if path.is_file()
+                && name != "train"
+                && !is_of_split(path.file_name().map_or(path, Path::new), &name)
+            {
+                return Err(self.wrong("split", format!("is `{split}`, but `file_name` is a single file")));
+            }
             // Files that do not tell their split are all `train`, as in Hugging Face's loaders.
-            let told = split != "train" || files.any(|file| starts(&file.path()));
-            return Ok(told.then(|| split.to_owned()));
+            let told = name != "train" || Source::open(path, Some(&name)).is_ok();
+            part.name = part.name.take().filter(|_| path.is_dir() && told);
         }
-        if path.is_file() && split != "train" && !starts(path) {
-            return Err(self.wrong("split", format!("is `{split}`, but `file_name` is a single file")));
-        }
-        Ok(None)
+        Ok(parts)
     }
 
     fn format(
@@ -293,7 +350,7 @@ impl EntryReader<'_> {
                 (Format::Plain(PlainColumns { text }), &["prompt"], false)
             }
             ("alpaca", Stage::Sft) => {
-                let reads = &["prompt", "query", "response", "history", "system", "tools"];
+                let reads = &["prompt", "query", "response", "history", "system", "tools", "loss"];
                 (Format::Alpaca(self.alpaca(columns)?), reads, false)
             }
             ("sharegpt" | "openai", Stage::Pt) => {
@@ -351,6 +408,7 @@ impl EntryReader<'_> {
             ("history", &mut names.history),
             ("system", &mut names.system),
             ("tools", &mut names.tools),
+            ("loss", &mut names.loss),
         ] {
             if let Some(column) = columns.get(key) {
                 *name = column.as_str().map(str::to_owned);
@@ -464,7 +522,7 @@ mod tests {
         fs::write(folder.path().join("x.json"), "[]").expect("room for the file");
         let info = json!({"x": entry}).to_string();
         fs::write(folder.path().join(DATASET_INFO), info).expect("room for the file");
-        find("x", folder.path(), stage)
+        find("x", folder.path(), stage, &HubOptions::default())
     }
 
     fn format_of(entry: Value, stage: Stage) -> Format {
@@ -525,8 +583,7 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
         for (entry, expected) in [
-            (json!({"hf_hub_url": "a/b"}), "`hf_hub_url` is not supported: `a/b` is on a hub"),
-            (json!({"ms_hub_url": "a/b", "file_name": "gone.json"}), "`ms_hub_url` is not supported"),
+            (json!({"om_hub_url": "a/b"}), "`om_hub_url` is not supported: `a/b` is on a hub"),
             (json!({"script_url": "a"}), "`script_url` is not supported"),
             (json!({"cloud_file_name": "s3://a"}), "`cloud_file_name` is not supported"),
             (json!({"file_name": "x.json", "ranking": true}), "`ranking` is not supported: preference data"),
@@ -535,7 +592,6 @@ mod tests {
                 "`columns.kto_tag` is not supported",
             ),
             (json!({"file_name": "x.json", "columns": {"images": "i"}}), "`columns.images` is not supported"),
-            (json!({"file_name": "x.json", "split": "train[:10]"}), "`split` is not supported"),
         ] {
             let message = refusal(entry);
             assert!(message.contains(expected) && message.contains("\nhelp: "), "{message}");
@@ -578,6 +634,10 @@ mod tests {
                 "`x`: `split` is `test`, but `file_name` is a single file",
             ),
             (
+                json!({"file_name": "x.json", "split": "train[3]"}),
+                "`x`: `split` is `train[3]`: `train[3]` is no split (`train`, `train[:10%]`, `train[100:]+test`)",
+            ),
+            (
                 json!({"file_name": "x.json", "subset": "en"}),
                 "`x`: `subset` is `en`, but `file_name` is a single file",
             ),
@@ -591,7 +651,9 @@ mod tests {
     fn a_name_that_is_nowhere_lists_what_resembles_it() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         fs::write(folder.path().join("alpaca.json"), "[]").expect("room for the file");
-        let message = |name: &str| find(name, folder.path(), Stage::Sft).expect_err("nowhere").to_string();
+        let message = |name: &str| {
+            find(name, folder.path(), Stage::Sft, &HubOptions::default()).expect_err("nowhere").to_string()
+        };
         assert!(message("alpaka.json").contains("(did you mean `alpaca.json`?)"));
         assert!(message("alpaka.json").contains("dataset_info.json` does not exist"));
         fs::write(folder.path().join(DATASET_INFO), r#"{"identity": {}}"#).expect("room for the file");

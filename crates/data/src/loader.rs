@@ -168,7 +168,10 @@ impl Loader {
 
     fn batch(&self, items: &[usize]) -> PackedBatch {
         let rows = items.iter().flat_map(|&item| self.items[item].iter().copied());
-        PackedBatch::new(&self.examples, rows)
+        let batch = PackedBatch::new(&self.examples, rows);
+        let checked = batch.check(&self.examples);
+        assert!(checked.is_ok(), "a batch is its rows end to end: {checked:?}");
+        batch
     }
 
     fn epoch_order(&self, epoch: u64) -> Vec<usize> {

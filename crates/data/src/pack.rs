@@ -48,6 +48,39 @@ impl PackedBatch {
         batch
     }
 
+    /// What of the batch is not as the examples have it: rows that see each other, positions that run on, targets that
+    /// are not the next label of the same row.
+    ///
+    /// # Errors
+    /// The first fault, in words.
+    pub fn check(&self, examples: &[Example]) -> Result<(), String> {
+        let tokens = self.input_ids.len();
+        if self.cu_seqlens.first() != Some(&0)
+            || self.cu_seqlens.last() != Some(&(tokens as u32))
+            || self.cu_seqlens.len() != self.rows.len() + 1
+            || self.targets.len() != tokens
+            || self.position_ids.len() != tokens
+        {
+            return Err("its parts have different lengths".to_owned());
+        }
+        for (bounds, row) in self.cu_seqlens.windows(2).zip(&self.rows) {
+            let Some(example) = examples.get(*row) else { return Err(format!("there is no row {row}")) };
+            let range = bounds[0] as usize..bounds[1] as usize;
+            if self.input_ids.get(range.clone()) != Some(&example.input_ids[..]) {
+                return Err(format!("row {row} does not stand where it is said to"));
+            }
+            if !self.position_ids[range.clone()].iter().copied().eq(0..range.len() as u32) {
+                return Err(format!("the positions of row {row} do not begin at 0"));
+            }
+            let targets = &self.targets[range];
+            let (last, inner) = targets.split_last().ok_or_else(|| format!("row {row} is empty"))?;
+            if *last != IGNORE_INDEX || inner != &example.labels[1..] {
+                return Err(format!("the targets of row {row} are not its next labels"));
+            }
+        }
+        Ok(())
+    }
+
     /// Number of tokens, N.
     pub fn tokens(&self) -> usize {
         self.input_ids.len()
@@ -124,6 +157,33 @@ mod tests {
         assert_eq!(batch.cu_seqlens, [0, 4, 6]);
         assert_eq!((batch.tokens(), batch.supervised()), (6, 3));
         assert_eq!(batch.longest_row(), 4);
+    }
+
+    #[test]
+    fn known_faults_of_packing_are_found() {
+        let rows = [example(&[5, 6, 7], &[-100, 6, 7]), example(&[9, 10], &[9, 10])];
+        let fault = |mutate: fn(&mut PackedBatch)| {
+            let mut batch = PackedBatch::new(&rows, [0, 1]);
+            mutate(&mut batch);
+            batch.check(&rows).expect_err("a fault")
+        };
+        assert_eq!(PackedBatch::new(&rows, [0, 1]).check(&rows), Ok(()));
+        let leak = fault(|batch| {
+            batch.cu_seqlens = vec![0, 5];
+            batch.rows = vec![0];
+        });
+        assert_eq!(leak, "row 0 does not stand where it is said to", "rows that see each other");
+        let positions = fault(|batch| batch.position_ids = (0..5).collect());
+        assert_eq!(positions, "the positions of row 1 do not begin at 0");
+        let across = fault(|batch| batch.targets[2] = 9);
+        assert_eq!(
+            across, "the targets of row 0 are not its next labels",
+            "a row's end predicts the next row"
+        );
+        let unshifted = fault(|batch| batch.targets = vec![-100, 6, 7, 9, 10]);
+        assert_eq!(unshifted, "the targets of row 0 are not its next labels");
+        let zeros = fault(|batch| batch.targets.fill(IGNORE_INDEX));
+        assert_eq!(zeros, "the targets of row 0 are not its next labels", "masks that packing lost");
     }
 
     #[test]

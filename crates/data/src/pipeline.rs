@@ -7,6 +7,7 @@ mod split;
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::conversation::{Conversation, Message, Origin, Role};
@@ -41,7 +42,7 @@ pub struct ExplainedToken {
 }
 
 /// What became of the rows.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct EncodeReport {
     /// Rows given.
     pub rows: usize,
@@ -91,7 +92,7 @@ pub struct EncodeReport {
 }
 
 /// A row that `cutoff_len` shortened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CutRow {
     /// The row.
     pub origin: Origin,
@@ -453,6 +454,33 @@ impl EncodeReport {
         self.proof.add(encoded.proved);
         encoded.examples.iter().for_each(|example| self.count(example));
         encoded.examples
+    }
+
+    /// Adds what became of further rows.
+    pub fn merge(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.examples += other.examples;
+        self.tokens += other.tokens;
+        self.supervised += other.supervised;
+        self.refused.extend(other.refused);
+        self.untrained.extend(other.untrained);
+        self.too_long.extend(other.too_long);
+        self.split_rows += other.split_rows;
+        self.cut.extend(other.cut);
+        self.cut_rows += other.cut_rows;
+        self.cut_tokens += other.cut_tokens;
+        self.cut_ends += other.cut_ends;
+        self.border_rows += other.border_rows;
+        self.parted_rows += other.parted_rows;
+        self.parted.extend(other.parted);
+        self.rewritten_rows += other.rewritten_rows;
+        self.hidden_rows += other.hidden_rows;
+        self.shortest_prompt = self.shortest_prompt.into_iter().chain(other.shortest_prompt).min();
+        self.proof.merge(other.proof);
+        self.longest = self.longest.max(other.longest);
+        for (length, count) in other.lengths {
+            *self.lengths.entry(length).or_default() += count;
+        }
     }
 
     pub(crate) fn count(&mut self, example: &Example) {

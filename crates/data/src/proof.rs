@@ -11,7 +11,7 @@ mod answer;
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::conversation::{Conversation, Message, Origin, Role};
 use crate::error::DataError;
@@ -23,7 +23,7 @@ use crate::tokenize::Which;
 const KEPT: usize = 10;
 
 /// What holds for every row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
     /// The prompt that inference renders is a token prefix of what is trained.
@@ -43,7 +43,7 @@ pub enum Rule {
 }
 
 /// What was found to hold for all rows; stored with the run.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Proof {
     /// Rows checked.
     pub rows: usize,
@@ -77,7 +77,7 @@ pub struct RowProof {
 }
 
 /// A row that breaks a rule.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Violation {
     /// Which rule.
     pub rule: Rule,
@@ -142,6 +142,20 @@ impl Proof {
             true => Ok(()),
             false => Err(DataError::Unproved { proof: Box::new(self.clone()) }),
         }
+    }
+
+    /// Adds what was found of further rows.
+    pub fn merge(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.examples += other.examples;
+        self.answers += other.answers;
+        self.supervised += other.supervised;
+        self.cut_rows += other.cut_rows;
+        self.answers_without_stop += other.answers_without_stop;
+        self.typed_rows += other.typed_rows;
+        self.violated_rows += other.violated_rows;
+        let room = KEPT.saturating_sub(self.violations.len());
+        self.violations.extend(other.violations.into_iter().take(room));
     }
 
     /// Counts a row.

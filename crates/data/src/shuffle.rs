@@ -130,6 +130,11 @@ impl Pcg64 {
         }
     }
 
+    /// A number from 0 up to 1: NumPy's `Generator.random()`.
+    pub fn random(&mut self) -> f64 {
+        (self.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
     /// `0..n` in random order: NumPy's `Generator.permutation(n)`.
     pub fn permutation(&mut self, n: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..n).collect();

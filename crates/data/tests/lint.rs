@@ -4,7 +4,7 @@ mod byte_tokenizer;
 
 use std::fs;
 
-use sft_data::dataset::{self, DatasetOptions, LoadedData, ProblemLimit, Stage};
+use sft_data::dataset::{self, DatasetOptions, LoadedData, Mix, ProblemLimit, Stage};
 use sft_data::labels::{OverLength, Policy};
 use sft_data::lint::{Kind, Limit, Lint, lint};
 use sft_data::pipeline::{EncodeReport, Pipeline};
@@ -32,10 +32,14 @@ fn load(train: &str) -> LoadedData {
         dataset: vec!["train.jsonl".into()],
         eval_dataset: vec!["eval.jsonl".into()],
         dataset_dir: folder.path().to_owned(),
+        hub: sft_data::hub::HubOptions::default(),
         stage: Stage::Sft,
         max_samples: None,
         val_size: None,
         seed: 42,
+        mix: Mix::default(),
+        eval_on_each_dataset: false,
+        streaming: None,
         problem_limit: ProblemLimit::Fraction(1.0),
     })
     .unwrap()

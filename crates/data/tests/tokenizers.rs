@@ -58,9 +58,71 @@ fn ranges_are_the_bytes_of_the_text() {
 #[test]
 fn a_missing_tokenizer_is_said_to_be_missing() {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("tokenizer.model"), "").unwrap();
+    fs::write(folder.path().join("vocab.txt"), "").unwrap();
     let error = Tokenizer::load(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("only tokenizer.model, which is not read") && error.contains("help:"), "{error}");
+    assert!(error.contains("only vocab.txt, which is not read") && error.contains("help:"), "{error}");
     fs::write(folder.path().join("tokenizer.json"), "{").unwrap();
     assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("tokenizer.json"));
+}
+
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+
+/// A folder with nothing but this file, under the name that models give it, and a configuration.
+fn folder_of(file: &str, config: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let name = if file.ends_with(".model") { "tokenizer.model" } else { file };
+    fs::copy(format!("{DATA}/{file}"), folder.path().join(name)).unwrap();
+    fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+    folder
+}
+
+// The ids were printed by sentencepiece 0.2 and tiktoken; `make_tokenizer_files.py` made files and ids.
+#[test]
+fn files_without_tokenizer_json_give_the_ids_of_their_own_libraries() {
+    let goldens = include_str!("tokenizer_files.json");
+    let goldens: serde_json::Map<String, serde_json::Value> = serde_json::from_str(goldens).unwrap();
+    assert_eq!(goldens.len(), 3);
+    for (file, cases) in &goldens {
+        let folder = folder_of(file, "{}");
+        let tokenizer = Tokenizer::load(folder.path()).unwrap();
+        for case in cases.as_array().unwrap() {
+            let (text, ids): (String, Vec<u32>) = serde_json::from_value(case.clone()).unwrap();
+            assert_eq!(tokenizer.encode(&text).unwrap(), ids, "{file}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn such_files_have_the_special_tokens_of_their_configuration() {
+    let config = r#"{"added_tokens_decoder": {"420": {"content": "<|im_end|>", "special": true}},
+        "eos_token": "<|im_end|>", "bos_token": "<s>"}"#;
+    let pieces = |folder: &tempfile::TempDir| Tokenizer::load(folder.path()).unwrap().vocab_size();
+    let size = pieces(&folder_of("bpe.model", "{}"));
+    let config = config.replace("420", &size.to_string());
+    let folder = folder_of("bpe.model", &config);
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(1), Some(size as u32)));
+    let ids = tokenizer.encode("the cat<|im_end|><mark>").unwrap();
+    assert_eq!(ids[ids.len() - 2..], [size as u32, 3]);
+    assert!(tokenizer.is_special(size as u32) && !tokenizer.is_special(3));
+    let gap = config.replace(&format!("\"{size}\""), &format!("\"{}\"", size + 5));
+    let error = Tokenizer::load(folder_of("bpe.model", &gap).path()).unwrap_err().to_string();
+    assert!(error.contains("leaves a gap"), "{error}");
+}
+
+#[test]
+fn a_broken_model_file_is_an_error_and_never_a_panic() {
+    for file in ["unigram.model", "bpe.model", "bytes.tiktoken"] {
+        let good = fs::read(format!("{DATA}/{file}")).unwrap();
+        for at in (0..good.len()).step_by(good.len() / 97) {
+            let folder = folder_of(file, "{}");
+            let name = if file.ends_with(".model") { "tokenizer.model" } else { file };
+            let mut bytes = good.clone();
+            bytes[at] ^= 0x55;
+            fs::write(folder.path().join(name), &bytes[..]).unwrap();
+            let _ = Tokenizer::load(folder.path()).map(|tokenizer| tokenizer.encode("the cat"));
+            fs::write(folder.path().join(name), &good[..at]).unwrap();
+            let _ = Tokenizer::load(folder.path());
+        }
+    }
 }

@@ -299,7 +299,9 @@ impl<'a> Loading<'a> {
         bias: bool,
     ) -> (Parameter, Option<Parameter>) {
         let weight = self.parameter(&format!("{path}.weight"), &[channels, 1, taps], Start::Normal);
-        (weight, bias.then(|| self.parameter(&format!("{path}.bias"), &[channels], Start::All(0.0))))
+        let bias = bias.then(|| self.parameter(&format!("{path}.bias"), &[channels], Start::All(0.0)));
+        // Read together, and so of one type.
+        (weight, bias.map(|bias| bias.as_bias(self.compute)))
     }
 
     fn recurrent(

@@ -25,13 +25,14 @@ pub fn save(output_dir: &Path, split: &str, metrics: &Map<String, Value>) -> Res
     write_sorted(&output_dir.join(ALL_RESULTS), &all)
 }
 
-/// Writes `eval_results.json` of an evaluation after training or without any, and merges it into `all_results.json`.
+/// Writes `eval_results.json` of an evaluation after training or without any (a record for each data set that was
+/// evaluated by itself), and merges it into `all_results.json`.
 ///
 /// # Errors
 /// As [`save`].
-pub fn save_eval(output_dir: &Path, record: &EvalRecord) -> Result<()> {
-    let mut metrics = record.metrics();
-    metrics.insert("epoch".into(), record.epoch.into());
+pub fn save_eval(output_dir: &Path, records: &[EvalRecord]) -> Result<()> {
+    let mut metrics: Map<String, Value> = records.iter().flat_map(EvalRecord::metrics).collect();
+    metrics.extend(records.iter().map(|record| ("epoch".to_owned(), record.epoch.into())));
     save(output_dir, "eval", &metrics)
 }
 
@@ -94,7 +95,7 @@ mod tests {
             batches: 4,
             ..EvalRecord::default()
         };
-        save_eval(folder.path(), &record).unwrap();
+        save_eval(folder.path(), &[record]).unwrap();
         let written = load(&folder.path().join("eval_results.json")).unwrap();
         let expected = r#"{"epoch": 0.0, "eval_accuracy": 0.5, "eval_loss": 0.0, "eval_perplexity": 1.0,
             "eval_runtime": 2.0, "eval_samples_per_second": 4.0, "eval_steps_per_second": 2.0}"#;

@@ -116,7 +116,7 @@ pub fn bench(mut job: Job, warm_up: u64, steps: u64) -> Result<Report, TrainErro
             if step == first_profiled {
                 dev.profile().start();
             }
-            let batch = job.train.next_step();
+            let batch = job.train.next_step()?;
             let started = Instant::now();
             let outcome = trainer.step(&job, step, &batch)?;
             let seconds = started.elapsed().as_secs_f64();

@@ -9,7 +9,7 @@ use sft_model::{Decoder, ModelError};
 use crate::step::as_batch;
 
 /// What an evaluation came to.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Evaluation {
     /// Sums over all rows.
     pub sums: LossSums,
@@ -31,6 +31,15 @@ impl Evaluation {
     }
 }
 
+impl std::ops::AddAssign for Evaluation {
+    /// Further rows of the same evaluation.
+    fn add_assign(&mut self, further: Self) {
+        self.sums += further.sums;
+        self.batches += further.batches;
+        self.stopped |= further.stopped;
+    }
+}
+
 /// Evaluates every row of `rows` once; `stop` is asked before every micro-batch.
 ///
 /// # Errors
@@ -42,7 +51,7 @@ pub fn evaluate(
     work: &mut Workspace,
     mut stop: impl FnMut() -> bool,
 ) -> Result<Evaluation, ModelError> {
-    let mut evaluation = Evaluation { sums: LossSums::default(), batches: 0, stopped: false };
+    let mut evaluation = Evaluation::default();
     for packed in rows.pass() {
         if stop() {
             evaluation.stopped = true;

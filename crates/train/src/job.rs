@@ -2,21 +2,23 @@
 
 use std::path::PathBuf;
 
-use sft_config::{Amount, IntervalStrategy, RunConfig, Stage};
+use sft_config::{Amount, IntervalStrategy, RunConfig};
+use sft_data::batches::{Batches, StreamLoader};
+use sft_data::cache::Tokenised;
 use sft_data::conversation::Conversation;
-use sft_data::dataset::{self, DatasetReport};
+use sft_data::dataset::DatasetReport;
+use sft_data::dataset::stream::Stream;
 use sft_data::labels::Example;
 use sft_data::loader::{Loader, LoaderOptions};
-use sft_data::pipeline::{EncodeReport, Pipeline};
-use sft_data::pretrain::Pretrain;
+use sft_data::pipeline::EncodeReport;
 use sft_data::rows::RowProblem;
-use sft_data::tokenize::Tokenizer;
 use sft_kernels::{DType, DeviceError, cuda};
 use sft_model::method::Method;
 use sft_model::spec::DecoderSpec;
 
 use crate::memory_plan::{self, MemoryPlan, PlanInputs};
 use crate::optim::AdamW;
+use crate::rows::{Rows, check_prompts};
 use crate::schedule::Schedule;
 use crate::{TrainError, setup};
 
@@ -37,14 +39,16 @@ pub struct Job {
     pub datasets: Vec<DatasetReport>,
     /// Rows that were dropped as malformed.
     pub problems: Vec<RowProblem>,
-    /// What became of the training rows.
+    /// Where tokenised rows were read from, or why those that were kept are not used.
+    pub rows_note: Option<String>,
+    /// What became of the training rows; of a stream, so far.
     pub encoded: EncodeReport,
     /// What became of the evaluation rows.
     pub eval_encoded: Option<EncodeReport>,
     /// The training rows in batches.
-    pub train: Loader,
-    /// The evaluation rows in batches.
-    pub eval: Option<Loader>,
+    pub train: Batches,
+    /// The evaluation rows in batches: of each data set with `eval_on_each_dataset`, else all as one.
+    pub eval: Vec<EvalRows>,
     /// The evaluation rows as they were read.
     pub eval_rows: Vec<Conversation>,
     /// Updates of the whole run.
@@ -61,6 +65,15 @@ pub struct Job {
     pub random_weights: bool,
 }
 
+/// Rows that are evaluated together.
+#[derive(Debug)]
+pub struct EvalRows {
+    /// The data set they are of, where each is evaluated by itself.
+    pub dataset: Option<String>,
+    /// The rows in batches.
+    pub rows: Loader,
+}
+
 /// Steps from which on packing frozen weights before the first of them pays: it costs about as much as it saves in eight.
 const PACKING_PAYS: u64 = 16;
 
@@ -74,22 +87,11 @@ impl Job {
         let spec = setup::spec(&config)?;
         let method = setup::method(&config, &spec)?;
         let compute = setup::compute_dtype(&config);
-        let encoder = Encoder::new(&config)?;
-        let data = dataset::load(&setup::dataset_options(&config))?;
-        let (examples, encoded) = encoder.encode(&data.train);
-        encoded.proof.require()?;
-        check_prompts(&encoded, config.cutoff_len)?;
-        if examples.is_empty() {
-            return Err(nothing_left("training", &encoded));
-        }
-        let limit = setup::dataset_options(&config).problem_limit;
-        limit.check(&encoded.refused, encoded.rows as u64, "refused by the template")?;
-        let (eval_examples, eval_encoded) = encoder.encode(&data.eval);
-        eval_encoded.proof.require()?;
-        if eval_examples.is_empty() && !data.eval.is_empty() {
-            return Err(nothing_left("evaluation", &eval_encoded));
-        }
-        check_vocabulary(&base, &spec, examples.iter().chain(&eval_examples))?;
+        let Rows { tokenised, note } = Rows::prepare(&config)?;
+        let Tokenised { train: examples, eval: eval_sets, eval_rows, .. } = tokenised;
+        let Tokenised { mut reports, mut problems, mut encoded, eval_encoded, .. } = tokenised;
+        let eval_examples = || eval_sets.iter().flat_map(|(_, examples)| examples);
+        check_vocabulary(&base, &spec, examples.iter().chain(eval_examples()))?;
 
         let pack_to = config.packing.then_some(config.cutoff_len);
         let train = LoaderOptions {
@@ -106,11 +108,28 @@ impl Job {
             in_order: true,
             seed: config.data_seed,
         };
-        let max_tokens = largest_batch(&examples, &train).max(largest_batch(&eval_examples, &eval));
-        let rows = examples.iter().chain(&eval_examples).map(|e| e.len() * 8).sum();
-        let train = Loader::new(examples, train)?;
-        let has_eval = !eval_examples.is_empty();
-        let eval = if has_eval { Some(Loader::new(eval_examples, eval)?) } else { None };
+        let largest_eval = eval_sets.iter().map(|(_, examples)| largest_batch(examples, &eval)).max();
+        let largest_train = match config.streaming {
+            // A stream has no largest row that is known: any may be as long as rows may be.
+            true => config.cutoff_len * config.per_device_train_batch_size,
+            false => largest_batch(&examples, &train),
+        };
+        let max_tokens = largest_train.max(largest_eval.unwrap_or(0));
+        let rows = examples.iter().chain(eval_examples()).map(|e| e.len() * 8).sum();
+        let train = match config.streaming {
+            false => Batches::Kept(Loader::new(examples, train)?),
+            true => {
+                let stream = stream(&config, train)?;
+                check_prompts(stream.report(), config.cutoff_len)?;
+                (encoded, problems) = (stream.report().clone(), stream.problems().to_vec());
+                reports.splice(0..0, stream.reports());
+                Batches::Streamed(Box::new(stream))
+            }
+        };
+        let eval = eval_sets
+            .into_iter()
+            .map(|(dataset, examples)| Ok(EvalRows { dataset, rows: Loader::new(examples, eval.clone())? }));
+        let eval = eval.collect::<Result<Vec<_>, TrainError>>()?;
         let (total_steps, epochs) = length(&config, train.steps_per_epoch());
         let schedule = Schedule::new(
             config.lr_schedule(),
@@ -139,13 +158,14 @@ impl Job {
             spec,
             method,
             compute,
-            datasets: data.reports,
-            problems: data.problems,
+            datasets: reports,
+            problems,
+            rows_note: note,
             encoded,
-            eval_encoded: has_eval.then_some(eval_encoded),
+            eval_encoded: (!eval.is_empty()).then_some(eval_encoded),
             train,
             eval,
-            eval_rows: data.eval,
+            eval_rows,
             total_steps,
             epochs,
             schedule,
@@ -154,6 +174,11 @@ impl Job {
             random_weights: false,
             config,
         })
+    }
+
+    /// Steps of an epoch; of a stream all of the run, as transformers counts them where a length is not known.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.train.steps_per_epoch().unwrap_or(self.total_steps).max(1)
     }
 
     /// Every how many steps something of this amount is due.
@@ -183,7 +208,7 @@ impl Job {
         let due = match c.save_strategy {
             IntervalStrategy::No => false,
             IntervalStrategy::Steps => self.every(c.save_steps) <= self.total_steps,
-            IntervalStrategy::Epoch => self.train.steps_per_epoch() <= self.total_steps,
+            IntervalStrategy::Epoch => self.steps_per_epoch() <= self.total_steps,
         };
         let state = if c.save_only_model { 0 } else { counts.trained * AdamW::STATE_BYTES };
         let checkpoint = if due { frozen + counts.trained * DType::F32.bytes() + state } else { 0 };
@@ -222,64 +247,6 @@ impl Job {
     }
 }
 
-/// Rows → examples: conversations with a template, or plain text.
-enum Encoder {
-    Conversations(Box<Pipeline>),
-    Text(Box<Pretrain>),
-}
-
-impl Encoder {
-    fn new(config: &RunConfig) -> Result<Self, TrainError> {
-        Ok(match config.stage {
-            Stage::Sft => Encoder::Conversations(Box::new(setup::pipeline(config)?)),
-            Stage::Pt => {
-                let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
-                Encoder::Text(Box::new(Pretrain::new(
-                    tokenizer,
-                    Some(&config.template),
-                    config.cutoff_len,
-                    config.packing,
-                )?))
-            }
-        })
-    }
-
-    fn encode(&self, rows: &[Conversation]) -> (Vec<Example>, EncodeReport) {
-        match self {
-            Encoder::Conversations(pipeline) => pipeline.encode_all(rows),
-            Encoder::Text(text) => text.encode_all(rows),
-        }
-    }
-}
-
-/// Refuses a `cutoff_len` that leaves no prompt whole: every row would teach the model to answer a part of its question.
-fn check_prompts(encoded: &EncodeReport, cutoff_len: usize) -> Result<(), TrainError> {
-    match encoded.shortest_prompt {
-        Some(shortest) if shortest >= cutoff_len => Err(TrainError::NothingToTrain {
-            what: format!(
-                "cutoff_len: {cutoff_len} leaves no prompt whole: the shortest has {shortest} tokens"
-            ),
-            help: format!("raise cutoff_len above {shortest}, or take a shorter template or system message"),
-        }),
-        _ => Ok(()),
-    }
-}
-
-fn nothing_left(kind: &str, encoded: &EncodeReport) -> TrainError {
-    let first = encoded.refused.iter().chain(&encoded.untrained).next();
-    let example = first.map_or(String::new(), |problem| format!("; the first: {problem}"));
-    TrainError::NothingToTrain {
-        what: format!(
-            "none of {} {kind} rows is left: {} were refused by the template, {} have no supervised token{example}",
-            encoded.rows,
-            encoded.refused.len(),
-            encoded.untrained.len()
-        ),
-        help: "raise cutoff_len if it is shorter than the prompts; look at the rows with `sft data show`"
-            .into(),
-    }
-}
-
 fn check_vocabulary<'a>(
     base: &std::path::Path,
     spec: &DecoderSpec,
@@ -303,9 +270,17 @@ fn largest_batch(examples: &[Example], options: &LoaderOptions) -> usize {
     }
 }
 
+/// The training rows as they are read.
+fn stream(config: &RunConfig, batches: LoaderOptions) -> Result<StreamLoader, TrainError> {
+    let options = setup::dataset_options(config);
+    let stream = Stream::open(&options, !config.disable_shuffling)?;
+    Ok(StreamLoader::new(stream, setup::encoder(config)?, batches, options.problem_limit)?)
+}
+
 /// (updates, epochs) of the run.
-fn length(config: &RunConfig, steps_per_epoch: u64) -> (u64, f64) {
-    let per_epoch = steps_per_epoch.max(1) as f64;
+fn length(config: &RunConfig, steps_per_epoch: Option<u64>) -> (u64, f64) {
+    let per_epoch = steps_per_epoch.map(|steps| steps.max(1) as f64);
+    let per_epoch = per_epoch.unwrap_or(config.max_steps.max(1) as f64);
     match u64::try_from(config.max_steps) {
         Ok(steps) if steps > 0 => (steps, steps as f64 / per_epoch),
         _ => ((config.num_train_epochs * per_epoch).ceil() as u64, config.num_train_epochs),

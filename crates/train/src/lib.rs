@@ -14,6 +14,7 @@ pub mod memory_plan;
 mod model_card;
 pub mod optim;
 pub mod parity;
+pub mod rows;
 pub mod run;
 pub mod schedule;
 pub mod setup;

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use sft_config::{IntervalStrategy, Reporter, Resume};
+use sft_data::batches::Batches;
 use sft_data::pipeline::Pipeline;
 use sft_data::template::saved;
 use sft_kernels::{DType, Device};
@@ -82,14 +83,25 @@ impl<'a> Running<'a> {
         if let Start::Resume(from) = folder.start() {
             let expected = running.state();
             let state = running.trainer.restore(&from.path, &running.job.method, &expected)?;
-            running.job.train.seek(state.cursor);
+            running.job.train.seek(state.cursor)?;
             running.step = state.step;
         }
         let yaml = running.job.config.resolved_yaml();
         atomic::write(&folder.path().join("training_args.yaml"), yaml.as_bytes())?;
-        let proof = json!({"train": running.job.encoded.proof, "eval": running.job.eval_encoded.as_ref().map(|e| &e.proof)});
-        atomic::write(&folder.path().join("data_proof.json"), format!("{proof:#}\n").as_bytes())?;
+        running.write_proof()?;
         Ok(running)
+    }
+
+    /// What was found to hold for the rows; of a stream, so far.
+    fn write_proof(&self) -> Result<(), TrainError> {
+        let job = &self.job;
+        let train = match &job.train {
+            Batches::Kept(_) => &job.encoded.proof,
+            Batches::Streamed(stream) => &stream.report().proof,
+        };
+        let proof = json!({"train": train, "eval": job.eval_encoded.as_ref().map(|e| &e.proof)});
+        atomic::write(&self.folder.path().join("data_proof.json"), format!("{proof:#}\n").as_bytes())?;
+        Ok(())
     }
 
     fn state(&self) -> TrainingState {
@@ -97,13 +109,14 @@ impl<'a> Running<'a> {
             step: self.step,
             cursor: self.job.train.cursor(),
             seed: self.job.config.seed,
-            steps_per_epoch: self.job.train.steps_per_epoch(),
+            // Of a stream nobody knows; more steps than before are no other run.
+            steps_per_epoch: self.job.train.steps_per_epoch().unwrap_or(0),
             trained_elements: self.trainer.trained_elements,
         }
     }
 
     fn epoch(&self) -> f64 {
-        self.step as f64 / self.job.train.steps_per_epoch().max(1) as f64
+        self.step as f64 / self.job.steps_per_epoch() as f64
     }
 
     fn complete(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
@@ -147,13 +160,13 @@ impl<'a> Running<'a> {
         match strategy {
             IntervalStrategy::No => false,
             IntervalStrategy::Steps => self.step.is_multiple_of(self.job.every(every)),
-            IntervalStrategy::Epoch => self.step.is_multiple_of(self.job.train.steps_per_epoch().max(1)),
+            IntervalStrategy::Epoch => self.step.is_multiple_of(self.job.steps_per_epoch()),
         }
     }
 
     fn take_step(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let started = Instant::now();
-        let batch = self.job.train.next_step();
+        let batch = self.job.train.next_step()?;
         let outcome = self.trainer.step(&self.job, self.step, &batch)?;
         let learning_rate = self.job.schedule.rate(self.step);
         self.step += 1;
@@ -194,9 +207,8 @@ impl<'a> Running<'a> {
 
     fn non_finite(&self, loss: f64, batch: &sft_data::loader::StepBatch) -> TrainError {
         const SHOWN: usize = 8;
-        let rows = batch.micro_batches.iter().flat_map(|b| &b.rows);
-        let mut places: Vec<String> =
-            rows.map(|row| self.job.train.examples()[*row].origin.to_string()).collect();
+        let rows = self.job.train.origins(batch);
+        let mut places: Vec<String> = rows.iter().map(ToString::to_string).collect();
         if places.len() > SHOWN {
             let more = places.len() - SHOWN;
             places.truncate(SHOWN);
@@ -215,35 +227,57 @@ impl<'a> Running<'a> {
 
     /// Evaluates and records; whether training should stop because it does not get better.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
-        let Some(record) = self.eval_record(observer)? else { return Ok(false) };
-        let outcome = self.recorder.record_eval(&record)?;
-        observer.on(&Event::Evaluated { line: &outcome.line, is_best: outcome.is_best });
+        let Some(records) = self.eval_records(observer)? else { return Ok(false) };
+        let mut evals_since_best = 0;
+        for record in &records {
+            let outcome = self.recorder.record_eval(record)?;
+            observer.on(&Event::Evaluated { line: &outcome.line, is_best: outcome.is_best });
+            evals_since_best = outcome.evals_since_best;
+        }
         let patience = self.job.config.early_stopping_steps;
-        let stop = patience.is_some_and(|patience| outcome.evals_since_best >= patience);
+        let stop = patience.is_some_and(|patience| evals_since_best >= patience);
         if stop {
-            observer.on(&Event::StoppedEarly { evaluations: outcome.evals_since_best });
+            observer.on(&Event::StoppedEarly { evaluations: evals_since_best });
         }
         Ok(stop)
     }
 
-    /// The current evaluation; `None` without evaluation rows, or when it was interrupted.
-    fn eval_record(&mut self, observer: &dyn Observer) -> Result<Option<EvalRecord>, TrainError> {
-        let Some(rows) = &self.job.eval else { return Ok(None) };
-        let started = Instant::now();
-        let evaluation: Evaluation =
-            evaluate(self.trainer.dev, &self.trainer.decoder, rows, &mut self.trainer.work, || {
-                observer.interrupted()
-            })?;
-        Ok((!evaluation.stopped).then(|| EvalRecord {
-            step: self.step,
-            epoch: self.epoch(),
-            dataset: None,
-            loss: evaluation.loss(),
-            accuracy: Some(evaluation.accuracy()),
-            runtime_s: started.elapsed().as_secs_f64(),
-            samples: rows.examples().len() as u64,
-            batches: evaluation.batches,
-        }))
+    /// The current evaluation: of each data set where they stand for themselves, and last of all rows. `None` without
+    /// evaluation rows, or when it was interrupted.
+    fn eval_records(&mut self, observer: &dyn Observer) -> Result<Option<Vec<EvalRecord>>, TrainError> {
+        let (step, epoch) = (self.step, self.epoch());
+        let record =
+            |dataset: Option<String>, evaluation: &Evaluation, seconds: f64, samples: u64| EvalRecord {
+                step,
+                epoch,
+                dataset,
+                loss: evaluation.loss(),
+                accuracy: Some(evaluation.accuracy()),
+                runtime_s: seconds,
+                samples,
+                batches: evaluation.batches,
+            };
+        let (mut records, mut all, mut all_seconds, mut all_samples) =
+            (Vec::new(), Evaluation::default(), 0.0, 0);
+        for set in &self.job.eval {
+            let started = Instant::now();
+            let (dev, decoder, work) = (self.trainer.dev, &self.trainer.decoder, &mut self.trainer.work);
+            let evaluation = evaluate(dev, decoder, &set.rows, work, || observer.interrupted())?;
+            if evaluation.stopped {
+                return Ok(None);
+            }
+            let (seconds, samples) = (started.elapsed().as_secs_f64(), set.rows.examples().len() as u64);
+            all += evaluation;
+            (all_seconds, all_samples) = (all_seconds + seconds, all_samples + samples);
+            if set.dataset.is_some() {
+                records.push(record(set.dataset.clone(), &evaluation, seconds, samples));
+            }
+        }
+        if self.job.eval.is_empty() {
+            return Ok(None);
+        }
+        records.push(record(None, &all, all_seconds, all_samples));
+        Ok(Some(records))
     }
 
     /// Writes a checkpoint of the current step, unless it is there already.
@@ -293,6 +327,7 @@ impl<'a> Running<'a> {
             observer.on(&Event::BestLoaded { step });
         }
         let mut results = serde_json::Map::new();
+        self.write_proof()?;
         if self.job.config.do_train {
             self.write_weights(self.folder.path(), Some(self.job.compute))?;
             let mut extra = serde_json::Map::new();
@@ -300,10 +335,10 @@ impl<'a> Running<'a> {
             results = self.recorder.finish(&Summary { peak_bytes: peak_rss_bytes(), extra })?;
         }
         if self.job.config.do_eval
-            && let Some(record) = self.eval_record(observer)?
+            && let Some(records) = self.eval_records(observer)?
         {
-            results::save_eval(self.folder.path(), &record)?;
-            results.extend(record.metrics());
+            results::save_eval(self.folder.path(), &records)?;
+            results.extend(records.iter().flat_map(EvalRecord::metrics));
         }
         if self.job.config.do_train {
             model_card::write(&self.job, self.folder.path(), self.recorder.state())?;

@@ -5,10 +5,14 @@ use std::path::{Path, PathBuf};
 use sft_config::{
     Amount, ComputeDtype, FinetuningType, InferDtype, RopeScaling as RopeRule, RunConfig, Stage, Targets,
 };
-use sft_data::dataset::{DatasetOptions, ProblemLimit, Stage as DataStage, ValSize};
+use sft_data::cache;
+use sft_data::dataset::{DatasetOptions, Mix, MixStrategy, ProblemLimit, Stage as DataStage, ValSize};
+use sft_data::encoder::Encoder;
 use sft_data::error::DataError;
+use sft_data::hub::{HubKeys, HubOptions};
 use sft_data::labels::{OverLength, Policy};
 use sft_data::pipeline::Pipeline;
+use sft_data::pretrain::Pretrain;
 use sft_data::template::TemplateOptions;
 use sft_data::tokenize::Tokenizer;
 use sft_kernels::{CpuOptions, DType, Device, DeviceError, cuda};
@@ -60,6 +64,11 @@ pub fn dataset_options(config: &RunConfig) -> DatasetOptions {
         dataset: config.dataset.clone(),
         eval_dataset: config.eval_dataset.clone(),
         dataset_dir: config.dataset_dir.clone(),
+        hub: HubOptions::from_env(&HubKeys {
+            hf_hub_token: config.hf_hub_token.reveal().map(str::to_owned),
+            ms_hub_token: config.ms_hub_token.reveal().map(str::to_owned),
+            cache_dir: config.cache_dir.clone(),
+        }),
         stage: match config.stage {
             Stage::Pt => DataStage::Pt,
             Stage::Sft => DataStage::Sft,
@@ -70,6 +79,17 @@ pub fn dataset_options(config: &RunConfig) -> DatasetOptions {
             Amount::Count(rows) => Some(ValSize::Rows(usize::try_from(rows).unwrap_or(usize::MAX))),
             Amount::Fraction(share) => Some(ValSize::Fraction(share)),
         },
+        mix: Mix {
+            strategy: match config.mix_strategy {
+                sft_config::MixStrategy::Concat => MixStrategy::Concat,
+                sft_config::MixStrategy::InterleaveUnder => MixStrategy::InterleaveUnder,
+                sft_config::MixStrategy::InterleaveOver => MixStrategy::InterleaveOver,
+                sft_config::MixStrategy::InterleaveOnce => MixStrategy::InterleaveOnce,
+            },
+            probabilities: config.interleave_probs.0.clone(),
+        },
+        eval_on_each_dataset: config.eval_on_each_dataset,
+        streaming: config.streaming.then_some(config.buffer_size),
         seed: config.seed,
         problem_limit: match config.max_malformed {
             Amount::Count(rows) => ProblemLimit::Rows(rows),
@@ -84,14 +104,51 @@ pub fn dataset_options(config: &RunConfig) -> DatasetOptions {
 /// No tokenizer or no template; contradictions between them and the policy.
 pub fn pipeline(config: &RunConfig) -> Result<Pipeline, DataError> {
     let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
-    let options = TemplateOptions {
+    Pipeline::new(tokenizer, Some(&config.template), &template_options(config), policy(config))
+}
+
+/// What makes examples of rows.
+///
+/// # Errors
+/// As [`pipeline`].
+pub fn encoder(config: &RunConfig) -> Result<Encoder, DataError> {
+    Ok(match config.stage {
+        Stage::Sft => Encoder::Conversations(Box::new(pipeline(config)?)),
+        Stage::Pt => {
+            let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
+            let (template, cutoff_len) = (Some(config.template.as_str()), config.cutoff_len);
+            Encoder::Text(Box::new(Pretrain::new(tokenizer, template, cutoff_len, config.packing)?))
+        }
+    })
+}
+
+/// What decides the ids and labels of a run.
+///
+/// # Errors
+/// A data set or a file that cannot be found or read.
+pub fn cache_key(config: &RunConfig) -> Result<cache::Key, DataError> {
+    cache::Key::new(&cache::KeyInputs {
+        dataset: &dataset_options(config),
+        model: Path::new(&config.model_name_or_path),
+        template: &config.template,
+        template_options: &template_options(config),
+        policy: &policy(config),
+        packing: config.packing && config.stage == Stage::Pt,
+    })
+}
+
+fn template_options(config: &RunConfig) -> TemplateOptions {
+    TemplateOptions {
         default_system: config.default_system.clone(),
         enable_thinking: config.enable_thinking,
         preserve_thinking: config.preserve_thinking,
         tool_format: config.tool_format.clone(),
         ..TemplateOptions::default()
-    };
-    let policy = Policy {
+    }
+}
+
+fn policy(config: &RunConfig) -> Policy {
+    Policy {
         cutoff_len: config.cutoff_len,
         train_on_prompt: config.train_on_prompt,
         mask_history: config.mask_history,
@@ -101,8 +158,7 @@ pub fn pipeline(config: &RunConfig) -> Result<Pipeline, DataError> {
             sft_config::OverLength::Split => OverLength::Split,
             sft_config::OverLength::Refuse => OverLength::Refuse,
         },
-    };
-    Pipeline::new(tokenizer, Some(&config.template), &options, policy)
+    }
 }
 
 /// The pipeline of a named template, which the folder of a trained model has to be told; `None` for the model's own

@@ -27,7 +27,7 @@ fn of_a_step(keys: &[&str]) -> (usize, usize) {
     let dev = setup::device(&job.config).unwrap();
     dev.install(|| {
         let mut trainer = Trainer::new(&dev, &job).unwrap();
-        let batches: Vec<_> = (0..3).map(|_| job.train.next_step()).collect();
+        let batches: Vec<_> = (0..3).map(|_| job.train.next_step().unwrap()).collect();
         for step in 0..2 {
             trainer.step(&job, step, &batches[step as usize]).unwrap();
         }

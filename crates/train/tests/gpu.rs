@@ -5,7 +5,10 @@ use std::io::Write;
 use std::path::Path;
 
 use sft_config::{Purpose, load_text};
-use sft_kernels::{CpuOptions, Device};
+use sft_kernels::{CpuOptions, DType, Device};
+use sft_model::method::Method;
+use sft_model::workspace::{self, Workspace};
+use sft_model::{Batch, Decoder};
 use sft_train::Job;
 use sft_train::parity::{Limits, compare};
 use sft_train::trainer::Trainer;
@@ -43,7 +46,7 @@ fn steps_of(dev: &Device, keys: &[&str]) -> Vec<[f64; 2]> {
         let steps = 0..job.total_steps;
         steps
             .map(|step| {
-                let batch = job.train.next_step();
+                let batch = job.train.next_step().unwrap();
                 let outcome = trainer.step(&job, step, &batch).unwrap();
                 [outcome.loss, outcome.grad_norm]
             })
@@ -111,5 +114,42 @@ fn a_gpu_computes_models_as_transformers_and_peft_compute_them() {
     ] {
         let found = compare(&gpu, &cases.join(case)).unwrap();
         assert!(found.holds(&Limits::FLOAT32), "{case}: {found:?}");
+    }
+}
+
+/// The loss of two rows with all weights trained in bfloat16, and the norm of each gradient.
+fn in_bf16(dev: &Device, folder: &Path) -> (f64, Vec<(String, f32)>) {
+    let mut decoder = Decoder::read(dev, folder, &Method::Full, DType::BF16, 0).unwrap();
+    let purpose = workspace::Purpose::Training { recomputed: 0 };
+    let (spec, adapters) = (decoder.spec.clone(), decoder.adapters().clone());
+    let mut work = Workspace::new(dev, &spec, &adapters, DType::BF16, 40, purpose);
+    let input_ids: Vec<u32> = (0..40).map(|i| 3 + i * i * 7 % 41).collect();
+    let position_ids: Vec<u32> = (0..33).chain(0..7).collect();
+    let targets: Vec<i32> = input_ids.iter().map(|id| *id as i32 + 1).collect();
+    let batch = Batch {
+        input_ids: &input_ids,
+        position_ids: &position_ids,
+        cu_seqlens: &[0, 33, 40],
+        targets: &targets,
+    };
+    decoder.loss_and_gradients(dev, batch, 1.0, None, &mut work).unwrap();
+    let norm = |values: Vec<f32>| values.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let norms = decoder.trained_mut();
+    let norms = norms.iter().map(|p| (p.name().to_owned(), norm(p.gradient().unwrap().to_f32_vec())));
+    (work.loss_sums(dev).nll, norms.collect())
+}
+
+#[test]
+fn a_gpu_trains_all_weights_of_a_hybrid_in_bf16_as_the_cpu_does() {
+    let Some(gpu) = gpu() else { return };
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/parity");
+    for case in ["falcon_h1", "lfm2", "qwen3_5_text"] {
+        let (found, expected) = (in_bf16(&gpu, &cases.join(case)), in_bf16(&cpu(), &cases.join(case)));
+        assert!((found.0 / expected.0 - 1.0).abs() < 5e-3, "{case}: {} and not {}", found.0, expected.0);
+        let largest = expected.1.iter().fold(0.0f32, |m, (_, norm)| m.max(*norm));
+        for ((name, found), (_, expected)) in found.1.iter().zip(&expected.1) {
+            let tolerance = 0.05 * expected + 2e-3 * largest;
+            assert!((found - expected).abs() < tolerance, "{case} {name}: {found} and not {expected}");
+        }
     }
 }

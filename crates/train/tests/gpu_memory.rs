@@ -39,7 +39,7 @@ fn steps_take_no_memory_of_the_gpu() {
             let mut trainer = Trainer::new(&gpu, &job).unwrap();
             let steps = 0..job.total_steps;
             let step = |step| {
-                let batch = job.train.next_step();
+                let batch = job.train.next_step().unwrap();
                 trainer.step(&job, step, &batch).unwrap();
                 gpu.cuda().unwrap().allocations()
             };

@@ -67,6 +67,22 @@ fn four_steps_and_five_more_equal_nine_of_lora_with_dropout() {
 }
 
 #[test]
+fn four_steps_and_five_more_of_a_stream_equal_nine() {
+    let folder = tempfile::tempdir().unwrap();
+    let slices = r#"{"some": {"file_name": "train.json", "split": "train[:26]"}}"#;
+    std::fs::write(folder.path().join("dataset_info.json"), slices).unwrap();
+    let data = format!("{QUICKSTART}/data/train.json");
+    std::fs::copy(data, folder.path().join("train.json")).unwrap();
+    let base = format!("model_name_or_path={QUICKSTART}/base");
+    let place = format!("dataset_dir={}", folder.path().display());
+    let keys = ["dataset=some", "max_samples=null", "streaming=true", "buffer_size=5", "val_size=2"];
+    let keys =
+        [&[base.as_str(), &place, "finetuning_type=full", "train_from_scratch=true"], &keys[..]].concat();
+    let (whole, parts) = both_ways(&keys);
+    assert_eq!(whole, parts);
+}
+
+#[test]
 fn one_thread_and_recomputation_give_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let base = format!("model_name_or_path={QUICKSTART}/base");

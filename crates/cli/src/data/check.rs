@@ -52,8 +52,11 @@ pub fn run(args: Check) -> anyhow::Result<ExitCode> {
         limits.push((kind, limit));
     }
     // Malformed rows are findings here, whatever the run's limit.
-    let data =
-        dataset::load(&dataset::DatasetOptions { problem_limit: ProblemLimit::Fraction(1.0), ..options })?;
+    let data = dataset::load(&dataset::DatasetOptions {
+        problem_limit: ProblemLimit::Fraction(1.0),
+        streaming: None,
+        ..options
+    })?;
     let (train, eval, tokenizer) = match config.stage {
         Stage::Sft => {
             let pipeline = setup::pipeline(&config)?;

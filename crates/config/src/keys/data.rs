@@ -12,8 +12,14 @@ macro_rules! data_keys {
         dataset: Vec<String> { required: [Train, Data], read_by: "data::dataset" }
         /// Data sets to evaluate on, named like `dataset`.
         eval_dataset: Vec<String> { read_by: "data::dataset" }
-        /// Folder that holds `dataset_info.json` and the files it names.
+        /// Folder that holds `dataset_info.json` and the files it names; `ONLINE` takes every name for one of a hub.
         dataset_dir: PathBuf { default: PathBuf::from("data"), read_by: "data::dataset_info" }
+        /// Folder that keeps what is fetched from hubs; null is that of the hubs' own libraries (`HF_HOME`, `MODELSCOPE_CACHE`).
+        cache_dir: Option<PathBuf> { read_by: "data::hub" }
+        /// Token for Hugging Face's hub; null takes HF_TOKEN, or the one that `hf auth login` has left. It is never written down.
+        hf_hub_token: Secret { read_by: "data::hub" }
+        /// Token for ModelScope's hub; null takes MODELSCOPE_API_TOKEN. It is never written down.
+        ms_hub_token: Secret { read_by: "data::hub" }
         /// Longest row in tokens; `over_length` says what becomes of a longer one.
         cutoff_len: usize { default: 2048, range: Range::at_least(1.0), read_by: "data::labels" }
         /// Rows longer than `cutoff_len`: cut (as LLaMA-Factory does), left out, parted between turns, or an
@@ -44,24 +50,33 @@ macro_rules! data_keys {
         preserve_thinking: bool { read_by: "data::template" }
         /// How tools and their calls are written; null is the template's own way.
         tool_format: Option<String> { read_by: "data::template" }
-        /// How several data sets become one.
+        /// How several data sets become one: one after the other, or by turns until the first has ended, until all
+        /// have ended once (shorter ones begin anew), or until all have ended with each row once.
         mix_strategy: MixStrategy { read_by: "data::dataset" }
+        /// How likely each data set is to give the next row of an interleaved mix, in the order of their names; null
+        /// takes them in turn. Evaluation sets are mixed the same way.
+        interleave_probs: Probabilities { read_by: "data::dataset" }
+        /// Evaluate each data set of `eval_dataset` by itself too, as `eval_NAME_loss` and so on beside the `eval_loss`
+        /// of all of them.
+        eval_on_each_dataset: bool { read_by: "data::dataset" }
+        /// Read rows as they are trained, not all of them before: memory does not grow with the data. Needs `max_steps`.
+        streaming: bool { read_by: "data::batches" }
+        /// With `streaming`: rows that wait in the buffer that mixes their order.
+        buffer_size: usize { default: 16384, range: Range::between(1.0, 4294967295.0), read_by: "data::dataset" }
+        /// Make tokenised rows anew, whatever is kept of an earlier start.
+        overwrite_cache: bool { read_by: "data::cache" }
+        /// Folder that keeps the tokenised rows of this run: written if it is not there, read if it is. null keeps them
+        /// in `$XDG_CACHE_HOME/sft/rows` where making them takes more than a second.
+        tokenized_path: Option<PathBuf> { read_by: "data::cache" }
     } } };
 }
 
 pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
-    (&["overwrite_cache"], "nothing stale can be read: rows are tokenised anew at each start"),
     (&["preprocessing_num_workers", "preprocessing_batch_size"], "rows are tokenised on all `threads`"),
     (&["data_shared_file_system"], "each machine reads its own files"),
     (&["ignore_pad_token_for_loss"], "batches hold no padding"),
-    (&["buffer_size"], "read only with `streaming`, which is not built yet"),
     (&["eval_num_beams"], "read only by generation during evaluation, which is not built yet"),
     (&["media_dir"], "only text is trained on"),
 ];
 
-pub(super) const NOT_YET: &[super::NotYetKey] = &[
-    ("streaming", "false", "leave it out: all rows are read before training"),
-    ("interleave_probs", "null", "leave it out and use `mix_strategy: concat`"),
-    ("eval_on_each_dataset", "false", "leave it out: the evaluation sets are evaluated as one"),
-    ("tokenized_path", "null", "leave it out: rows are tokenised at each start"),
-];
+pub(super) const NOT_YET: &[super::NotYetKey] = &[];

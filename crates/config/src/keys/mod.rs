@@ -16,7 +16,7 @@ use crate::device::Device;
 use crate::problem::NoEffect;
 use crate::schedule::SchedulerKwargs;
 use crate::source::Node;
-use crate::value::{Amount, KeyType, Range, Reject, Resume, Targets};
+use crate::value::{Amount, KeyType, Probabilities, Range, Reject, Resume, Secret, Targets};
 
 #[macro_use]
 mod data;

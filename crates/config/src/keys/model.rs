@@ -28,10 +28,7 @@ macro_rules! model_keys {
 }
 
 pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
-    (
-        &["cache_dir", "model_revision", "hf_hub_token", "ms_hub_token", "om_hub_token"],
-        "models are read from folders, nothing is downloaded",
-    ),
+    (&["model_revision", "om_hub_token"], "models are read from folders, nothing is downloaded"),
     (&["trust_remote_code"], "no code from a model folder is ever run"),
     (&["use_fast_tokenizer"], "there is one tokenizer, the fast one"),
     (&["low_cpu_mem_usage", "offload_folder"], "weights are mapped from their files"),

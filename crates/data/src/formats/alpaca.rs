@@ -4,15 +4,17 @@
 //! instruction and the input, whichever are not empty, joined by a line break; the pairs of `history`
 //! come before it.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::calls::take_tools;
+use super::turns::switch;
 use super::{Talk, missing, take_array, take_optional, take_text};
 use crate::conversation::{Message, Role};
 use crate::rows::kind_of;
 
 /// The columns of the alpaca format.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AlpacaColumns {
     /// The instruction.
     pub prompt: String,
@@ -26,6 +28,8 @@ pub struct AlpacaColumns {
     pub system: Option<String>,
     /// Descriptions of tools.
     pub tools: Option<String>,
+    /// Which answers are trained: a switch for the last one, or a list with one for each, `history` first.
+    pub loss: Option<String>,
 }
 
 impl Default for AlpacaColumns {
@@ -38,13 +42,14 @@ impl Default for AlpacaColumns {
             history: None,
             system: None,
             tools: None,
+            loss: None,
         }
     }
 }
 
 impl AlpacaColumns {
     pub(super) fn read(&self) -> Vec<&str> {
-        let optional = [&self.query, &self.history, &self.system, &self.tools];
+        let optional = [&self.query, &self.history, &self.system, &self.tools, &self.loss];
         let mut names = vec![self.prompt.as_str(), &self.response];
         names.extend(optional.into_iter().flatten().map(String::as_str));
         names
@@ -79,8 +84,28 @@ pub(super) fn convert(names: &AlpacaColumns, columns: &mut Map<String, Value>) -
     };
     messages.push(Message::text(Role::User, question.join("\n")));
     messages.push(Message::text(Role::Assistant, answer));
+    if let Some(name) = &names.loss {
+        switch_answers(&mut messages, name, columns.get(name).unwrap_or(&Value::Null))?;
+    }
     let tools = take_tools(columns, names.tools.as_deref())?;
     Ok(Talk { messages, tools })
+}
+
+/// Switches answers on and off: the last by a value, or each by one of a list.
+fn switch_answers(messages: &mut [Message], name: &str, value: &Value) -> Result<(), String> {
+    let mut answers: Vec<&mut Message> =
+        messages.iter_mut().filter(|message| message.role == Role::Assistant).collect();
+    let values = match value {
+        Value::Array(values) if values.len() != answers.len() => {
+            return Err(format!("`{name}` has {} values for {} answers", values.len(), answers.len()));
+        }
+        Value::Array(values) => values.as_slice(),
+        value => std::slice::from_ref(value),
+    };
+    for (message, value) in answers.iter_mut().rev().zip(values.iter().rev()) {
+        message.supervised = switch(name, value)?;
+    }
+    Ok(())
 }
 
 /// The two texts of an item of `history`.
@@ -134,6 +159,30 @@ mod tests {
         let json = r#"{"instruction": "c", "output": "d", "system": "s", "history": [["a", "b"]]}"#;
         let texts: Vec<String> = talk(&all_columns(), json).into_iter().map(|(_, text)| text).collect();
         assert_eq!(texts, ["s", "a", "b", "c", "d"]);
+    }
+
+    #[test]
+    fn a_column_switches_answers_on_and_off() {
+        let format = Format::Alpaca(AlpacaColumns {
+            history: Some("history".to_owned()),
+            loss: Some("loss".to_owned()),
+            ..AlpacaColumns::default()
+        });
+        let row_of = |loss: &str| {
+            format!(r#"{{"instruction": "c", "output": "d", "history": [["a", "b"]], "loss": {loss}}}"#)
+        };
+        for (loss, expected) in [
+            ("null", [None, None]),
+            ("false", [None, Some(false)]),
+            ("1", [None, Some(true)]),
+            ("[0, 1]", [Some(false), Some(true)]),
+            ("[true, null]", [Some(true), None]),
+        ] {
+            let talk = format.convert(row(&row_of(loss))).expect("a good row");
+            assert_eq!([talk.messages[1].supervised, talk.messages[3].supervised], expected, "{loss}");
+        }
+        assert_eq!(reason(&format, &row_of("[1]")), "`loss` has 1 values for 2 answers");
+        assert!(reason(&format, &row_of("0.5")).starts_with("`loss` is 0.5: only 0, 1, true and false"));
     }
 
     #[test]

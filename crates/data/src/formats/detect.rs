@@ -46,6 +46,7 @@ pub fn detect(rows: &[Row]) -> Result<Format, String> {
             history: present("history"),
             system: present("system"),
             tools: present("tools"),
+            loss: None,
         }));
     }
     if has("text") {

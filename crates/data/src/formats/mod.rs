@@ -16,6 +16,7 @@ pub mod plain;
 pub mod sharegpt;
 pub mod turns;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use alpaca::AlpacaColumns;
@@ -27,7 +28,7 @@ use crate::conversation::{Conversation, Message};
 use crate::rows::{Row, RowProblem, kind_of};
 
 /// The format of a data set with the names of its columns.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Format {
     /// Text without roles, for `stage: pt`.
     Plain(PlainColumns),

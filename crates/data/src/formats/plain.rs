@@ -2,6 +2,7 @@
 //!
 //! The conversation is a single assistant message that holds the text, and nothing else.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Talk, quoted, take_text};
@@ -11,7 +12,7 @@ use crate::conversation::{Message, Role};
 const TEXT_COLUMNS: [&str; 3] = ["text", "prompt", "content"];
 
 /// The column that holds the text.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PlainColumns {
     /// Its name (`columns: {prompt: …}` in `dataset_info.json`); `None`: `text`, `prompt` or
     /// `content`, whichever a row has first.

@@ -1,5 +1,6 @@
 //! What sharegpt and OpenAI messages share: columns, tags, the system message, the order of turns.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::calls::take_tools;
@@ -8,7 +9,7 @@ use crate::conversation::{Message, Role};
 use crate::rows::kind_of;
 
 /// The columns of a format whose rows hold a list of turns.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TurnColumns {
     /// The list of turns.
     pub messages: String,
@@ -21,7 +22,7 @@ pub struct TurnColumns {
 }
 
 /// The keys of a turn, and the words that name who speaks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tags {
     /// Key: who speaks.
     pub role: String,
@@ -163,18 +164,25 @@ fn whose(role: Role) -> &'static str {
     }
 }
 
-/// The per-message switch: OpenAI's `weight`, and `loss`, `loss_weight`, `train` of other trainers.
+/// The per-message switch: OpenAI's `weight`, ms-swift's `loss`, `loss_weight`, Axolotl's `train` and `training`, and
+/// torchtune's `masked`, which says the opposite.
 pub(super) fn supervised(turn: &Map<String, Value>) -> Result<Option<bool>, String> {
-    for key in ["weight", "loss", "loss_weight", "train"] {
-        match turn.get(key) {
-            None | Some(Value::Null) => {}
-            Some(Value::Bool(on)) => return Ok(Some(*on)),
-            Some(Value::Number(weight)) if weight.as_f64() == Some(0.0) => return Ok(Some(false)),
-            Some(Value::Number(weight)) if weight.as_f64() == Some(1.0) => return Ok(Some(true)),
-            Some(other) => {
-                return Err(format!("`{key}` is {other}: only 0, 1, true and false are supported"));
-            }
+    for key in ["weight", "loss", "loss_weight", "train", "training"] {
+        if let Some(on) = turn.get(key).map_or(Ok(None), |value| switch(key, value))? {
+            return Ok(Some(on));
         }
     }
-    Ok(None)
+    let masked = turn.get("masked").map_or(Ok(None), |value| switch("masked", value))?;
+    Ok(masked.map(|masked| !masked))
+}
+
+/// On, off, or nothing said. Weights between are refused: a token counts in the loss or it does not.
+pub(super) fn switch(key: &str, value: &Value) -> Result<Option<bool>, String> {
+    match value {
+        Value::Null => Ok(None),
+        Value::Bool(on) => Ok(Some(*on)),
+        Value::Number(weight) if weight.as_f64() == Some(0.0) => Ok(Some(false)),
+        Value::Number(weight) if weight.as_f64() == Some(1.0) => Ok(Some(true)),
+        other => Err(format!("`{key}` is {other}: only 0, 1, true and false are supported")),
+    }
 }

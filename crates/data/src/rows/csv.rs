@@ -5,14 +5,13 @@
 //! a library so that their lines are exact and a missing quote cannot take more memory than
 //! [`MAX_ROW_BYTES`].
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::text::{breaks, open_checked, too_long};
-use super::{MAX_ROW_BYTES, Record, Records};
+use super::{MAX_ROW_BYTES, Record, Records, compressed};
 use crate::error::DataError;
 
 /// The rows of a file whose cells are separated by `separator`.
@@ -40,7 +39,7 @@ pub(super) fn open(path: &Path, separator: u8) -> Result<Records, DataError> {
 
 struct CsvRows {
     path: PathBuf,
-    reader: BufReader<File>,
+    reader: compressed::Reader,
     separator: u8,
     /// Line that is read next.
     line: u64,
@@ -87,7 +86,7 @@ impl CsvRows {
         loop {
             let chunk = match self.reader.fill_buf() {
                 Ok(chunk) => chunk,
-                Err(source) => return Err(DataError::Io { path: self.path.clone(), source }),
+                Err(error) => return Err(DataError::read(&self.path, error)),
             };
             if chunk.is_empty() {
                 return Ok((length > 0).then_some((bytes, length, place)));

@@ -52,7 +52,7 @@ impl<R: BufRead> Start<R> {
     fn read(path: &Path, mut reader: R) -> Result<Self, DataError> {
         let mut line = 1;
         loop {
-            let unreadable = |source| DataError::Io { path: path.to_owned(), source };
+            let unreadable = |error| DataError::read(path, error);
             let chunk = reader.fill_buf().map_err(unreadable)?;
             if chunk.is_empty() {
                 return Err(DataError::EmptyFile { path: path.to_owned() });
@@ -69,7 +69,7 @@ impl<R: BufRead> Start<R> {
 
     /// Whether the first line that is not blank is a whole JSON value.
     fn first_line_is_complete(&mut self) -> Result<bool, DataError> {
-        let unreadable = |source| DataError::Io { path: self.path.clone(), source };
+        let unreadable = |error| DataError::read(&self.path, error);
         (&mut self.reader)
             .take(MAX_ROW_BYTES as u64)
             .read_until(b'\n', &mut self.ahead)
@@ -146,7 +146,7 @@ impl<R: BufRead> Elements<R> {
     }
 
     fn unreadable(&self, source: std::io::Error) -> DataError {
-        DataError::Io { path: self.path.clone(), source }
+        DataError::read(&self.path, source)
     }
 
     /// The next byte that is not white space, not consumed; `None` at the end.

@@ -1,9 +1,11 @@
 //! Stage 2 of the walk: files → [`Row`]s with file and line.
 //!
-//! In: a file or a folder of one type (json, jsonl, csv, tsv, parquet, txt). Out: one [`Row`] per
+//! In: a file or a folder of one type (json, jsonl, csv, tsv, txt, compressed or not; parquet, arrow). Out: one [`Row`] per
 //! record, in file order, streamed; a record that cannot be read is a [`RowProblem`] in its place.
 //! Nothing is known here of what the columns mean.
 
+mod arrow;
+mod compressed;
 mod csv;
 mod json;
 mod parquet;
@@ -14,11 +16,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::conversation::Origin;
 use crate::error::DataError;
 
+pub(crate) use source::is_of_split;
 pub use source::{FileKind, Source};
 
 /// Longest row that is read, in bytes: a bound on memory against a file without line breaks.
@@ -35,7 +39,7 @@ pub struct Row {
 }
 
 /// A record that cannot be used, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowProblem {
     /// Where it was read.
     pub origin: Origin,
@@ -101,6 +105,7 @@ impl Rows {
             FileKind::Csv => csv::open(path, b',')?,
             FileKind::Tsv => csv::open(path, b'\t')?,
             FileKind::Parquet => parquet::open(path)?,
+            FileKind::Arrow => arrow::open(path)?,
             FileKind::Text => text::open(path)?,
         })
     }

@@ -1,9 +1,18 @@
-//! Which files a data set is made of: a file, or a folder of one type.
+//! Which files a data set is made of: a file, or a folder of one type with all that is below it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::compressed;
 use crate::error::{DataError, nearby};
+
+/// Files that describe a data set and hold none of its rows: Hugging Face's `datasets` passes over them too.
+const DESCRIPTIONS: [&str; 6] =
+    ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "LICENSE"];
+/// What `Dataset.save_to_disk` writes beside the files of several splits, each in a folder of its own.
+const SAVED_SPLITS: &str = "dataset_dict.json";
+/// How deep folders may lie in each other.
+const DEPTH: usize = 8;
 
 /// How the rows of a file are written, told by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,38 +27,55 @@ pub enum FileKind {
     Tsv,
     /// `.parquet`.
     Parquet,
+    /// `.arrow`.
+    Arrow,
     /// `.txt`: one text a line.
     Text,
 }
 
 impl FileKind {
-    const READ: &str = "json, jsonl, csv, tsv, parquet and txt files are read";
+    const READ: &str = "json, jsonl, csv, tsv and txt files (as they are, or gz, zst, xz, bz2), parquet and arrow files are read";
 
-    /// The kind that the name of `path` tells.
+    /// The kind that the name of `path` tells; the extension of a compressed file comes after that of its type.
     ///
     /// # Errors
     /// When files of that name are not read.
     pub fn of(path: &Path) -> Result<Self, DataError> {
-        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        let help = match extension.as_str() {
-            "json" => return Ok(Self::Json),
-            "jsonl" | "ndjson" => return Ok(Self::JsonLines),
-            "csv" => return Ok(Self::Csv),
-            "tsv" => return Ok(Self::Tsv),
-            "parquet" => return Ok(Self::Parquet),
-            "txt" => return Ok(Self::Text),
-            "arrow" => {
-                "arrow files are not read: save the data set as parquet (`Dataset.to_parquet` in Python)"
-                    .to_owned()
+        let extension = |path: &Path| path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        let outer = extension(path);
+        let is_compressed = compressed::EXTENSIONS.contains(&outer.as_str());
+        let extension =
+            if is_compressed { extension(Path::new(path.file_stem().unwrap_or_default())) } else { outer };
+        let kind = match extension.as_str() {
+            "json" => Self::Json,
+            "jsonl" | "ndjson" => Self::JsonLines,
+            "csv" => Self::Csv,
+            "tsv" => Self::Tsv,
+            "parquet" => Self::Parquet,
+            "arrow" => Self::Arrow,
+            "txt" => Self::Text,
+            _ => {
+                let help = match extension.as_str() {
+                    "zip" | "tgz" | "tar" | "7z" => "unpack the archive first",
+                    _ => Self::READ,
+                };
+                let reason = match extension.as_str() {
+                    "" => "the name has no extension that tells the type of the file".to_owned(),
+                    extension => format!("files of type `.{extension}` are not read"),
+                };
+                return Err(DataError::FileType { path: path.to_owned(), reason, help: help.to_owned() });
             }
-            "gz" | "zst" | "zip" | "bz2" | "xz" | "tgz" | "tar" => "decompress the file first".to_owned(),
-            _ => Self::READ.to_owned(),
         };
-        let reason = match extension.as_str() {
-            "" => "the name has no extension that tells the type of the file".to_owned(),
-            extension => format!("files of type `.{extension}` are not read"),
-        };
-        Err(DataError::FileType { path: path.to_owned(), reason, help })
+        if is_compressed && matches!(kind, Self::Parquet | Self::Arrow) {
+            return Err(DataError::FileType {
+                path: path.to_owned(),
+                reason: format!(
+                    "a compressed `.{extension}` file cannot be read from its middle, as it has to be"
+                ),
+                help: "decompress the file first: what it holds is compressed anyway".to_owned(),
+            });
+        }
+        Ok(kind)
     }
 }
 
@@ -63,10 +89,11 @@ pub struct Source {
 }
 
 impl Source {
-    /// The file `path`, or the files of the folder `path`.
+    /// The file `path`, or the files of the folder `path` and of all folders below it.
     ///
-    /// Hidden files are passed over. With `split` only the files of a folder whose names begin with
-    /// it count (`train-00000-of-00002.parquet`, `train.jsonl`), as data sets are laid out on hubs.
+    /// Hidden files and descriptions are passed over. With `split` only the files of a folder count whose
+    /// names begin with it (`train-00000-of-00002.parquet`, `train.jsonl`), or that lie in a folder of that
+    /// name, as data sets are laid out on hubs and by `save_to_disk`.
     ///
     /// # Errors
     /// When nothing is there, when a file is of a type that is not read, or when a folder mixes types.
@@ -81,7 +108,19 @@ impl Source {
                 return Err(DataError::Io { path: path.to_owned(), source });
             }
         };
-        let kind = FileKind::of(&files[0])?;
+        Self::of(path, files)
+    }
+
+    /// These files, which are those of the data set at `path`; at least one.
+    ///
+    /// # Errors
+    /// Files of a type that is not read, or of several types.
+    pub fn of(path: &Path, files: Vec<PathBuf>) -> Result<Self, DataError> {
+        let Some(first) = files.first() else {
+            let (detail, help) = (String::new(), FileKind::READ.to_owned());
+            return Err(DataError::EmptyFolder { path: path.to_owned(), detail, help });
+        };
+        let kind = FileKind::of(first)?;
         for file in &files[1..] {
             if FileKind::of(file)? != kind {
                 return Err(DataError::FileType {
@@ -99,29 +138,23 @@ impl Source {
     }
 }
 
-/// The regular, visible files of a folder by name; never empty.
+/// The regular, visible files of a folder and of those below it by name; never empty.
 fn files_of(folder: &Path, split: Option<&str>) -> Result<Vec<PathBuf>, DataError> {
-    let unreadable = |source| DataError::Io { path: folder.to_owned(), source };
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(unreadable)? {
-        let path = entry.map_err(unreadable)?.path();
-        if path.is_file() && !name_of(&path).starts_with('.') {
-            files.push(path);
-        }
-    }
+    collect(folder, DEPTH, &mut files)?;
     files.sort();
-    let all: Vec<String> = files.iter().map(|file| name_of(file)).collect();
+    let below = |file: &Path| file.strip_prefix(folder).unwrap_or(file).to_owned();
+    let all: Vec<String> = files.iter().map(|file| below(file).to_string_lossy().into_owned()).collect();
+    let split = split.or(folder.join(SAVED_SPLITS).is_file().then_some("train"));
     if let Some(split) = split {
-        files.retain(|file| {
-            name_of(file).strip_prefix(split).is_some_and(|rest| rest.starts_with(['-', '_', '.']))
-        });
+        files.retain(|file| is_of_split(&below(file), split));
     }
     if files.is_empty() {
         let (detail, help) = match split {
             Some(split) if !all.is_empty() => (
                 format!(" of the split `{split}`, only: {}", all[..all.len().min(8)].join(", ")),
                 format!(
-                    "files of a split are named `{split}-….parquet` or `{split}.jsonl`; change `split`, or leave it out to read all"
+                    "files of a split are named `{split}-….parquet`, `{split}.jsonl` or `{split}/…`; change `split`, or leave it out to read all"
                 ),
             ),
             _ => (String::new(), FileKind::READ.to_owned()),
@@ -129,6 +162,37 @@ fn files_of(folder: &Path, split: Option<&str>) -> Result<Vec<PathBuf>, DataErro
         return Err(DataError::EmptyFolder { path: folder.to_owned(), detail, help });
     }
     Ok(files)
+}
+
+fn collect(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
+    let unreadable = |source| DataError::Io { path: folder.to_owned(), source };
+    for entry in fs::read_dir(folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let name = name_of(&path);
+        if name.starts_with('.') || DESCRIPTIONS.contains(&name.as_str()) || name.ends_with(".md") {
+            continue;
+        }
+        match path.is_dir() {
+            true if depth > 0 => collect(&path, depth - 1, files)?,
+            true => {
+                return Err(DataError::FileType {
+                    path,
+                    reason: format!("the folder lies more than {DEPTH} folders deep"),
+                    help: "name a folder nearer to the files".to_owned(),
+                });
+            }
+            false if path.is_file() => files.push(path),
+            false => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file, by its path in the folder of the data set, belongs to a split.
+pub(crate) fn is_of_split(file: &Path, split: &str) -> bool {
+    let begins = |name: &str| name.strip_prefix(split).is_some_and(|rest| rest.starts_with(['-', '_', '.']));
+    let mut folders = file.parent().into_iter().flat_map(Path::components);
+    begins(&name_of(file)) || folders.any(|folder| folder.as_os_str() == split)
 }
 
 /// The error for a path that is not there, with what resembles it beside it.
@@ -196,11 +260,41 @@ mod tests {
     }
 
     #[test]
+    fn the_type_of_a_compressed_file_stands_before_its_end() {
+        let kind = |name: &str| FileKind::of(Path::new(name)).map_err(|error| error.to_string());
+        assert_eq!(kind("a.jsonl.gz"), Ok(FileKind::JsonLines));
+        assert_eq!(kind("a.CSV.ZST"), Ok(FileKind::Csv));
+        assert_eq!(kind("a.b.arrow"), Ok(FileKind::Arrow));
+        for (name, part) in [
+            ("a.gz", "no extension that tells the type"),
+            ("a.parquet.gz", "decompress the file first"),
+            ("a.tar.gz", "unpack the archive"),
+            ("a.zip", "unpack the archive"),
+        ] {
+            assert!(kind(name).is_err_and(|error| error.contains(part)), "{name}");
+        }
+    }
+
+    #[test]
+    fn folders_below_count_and_descriptions_do_not() {
+        let folder = folder(&["README.md", "dataset_dict.json"]);
+        for (name, file) in [("train", "data-0.arrow"), ("train", "state.json"), ("test", "data-0.arrow")] {
+            fs::create_dir_all(folder.path().join(name)).expect("room for the folder");
+            fs::write(folder.path().join(name).join(file), "x").expect("room for the file");
+        }
+        let source = |split| Source::open(folder.path(), split).expect("files of one type");
+        assert_eq!(source(None).files, [folder.path().join("train/data-0.arrow")], "several splits: train");
+        assert_eq!(source(Some("test")).files, [folder.path().join("test/data-0.arrow")]);
+        fs::remove_file(folder.path().join("dataset_dict.json")).expect("it is there");
+        assert_eq!(source(None).files.len(), 2);
+    }
+
+    #[test]
     fn mixed_foreign_and_missing_files_are_refused_with_what_to_do() {
-        let folder = folder(&["a.json", "b.csv", "c.arrow"]);
+        let folder = folder(&["a.json", "b.csv", "c.zip"]);
         let error = |path: &Path| Source::open(path, None).expect_err("refused").to_string();
         assert!(error(folder.path()).contains("mixes types of files: `a.json` and `b.csv`"));
-        assert!(error(&folder.path().join("c.arrow")).contains("save the data set as parquet"));
+        assert!(error(&folder.path().join("c.zip")).contains("unpack the archive first"));
         assert!(error(&folder.path().join("aa.json")).contains("did you mean `a.json`?"));
         assert!(error(&folder.path().join("no/a.json")).contains("does not exist either"));
     }

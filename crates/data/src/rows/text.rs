@@ -3,13 +3,12 @@
 //! A `.txt` file is one row per line, in a column named `text`, as in Hugging Face's `text` loader;
 //! blank lines are no rows.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{MAX_ROW_BYTES, Record, Records};
+use super::{MAX_ROW_BYTES, Record, Records, compressed};
 use crate::error::DataError;
 
 /// The column that holds the words of a `.txt` file's row.
@@ -18,29 +17,25 @@ pub(super) const TEXT_COLUMN: &str = "text";
 /// How many first bytes are looked at.
 const LOOK_BYTES: usize = 8192;
 
-/// Opens a text file behind its byte order mark, if any.
+/// Opens a text file, decompressed, behind its byte order mark, if any.
 ///
 /// # Errors
 /// When it cannot be read, is empty, or begins like something that is not UTF-8 text.
-pub(super) fn open_checked(path: &Path) -> Result<BufReader<File>, DataError> {
-    let unreadable = |source| DataError::Io { path: path.to_owned(), source };
-    let mut reader = BufReader::with_capacity(1 << 16, File::open(path).map_err(unreadable)?);
-    let start = reader.fill_buf().map_err(unreadable)?;
+pub(super) fn open_checked(path: &Path) -> Result<compressed::Reader, DataError> {
+    let mut reader = compressed::open(path)?;
+    let start = reader.fill_buf().map_err(|error| DataError::read(path, error))?;
     let look = &start[..start.len().min(LOOK_BYTES)];
     let binary = |found, help| Err(DataError::Binary { path: path.to_owned(), found, help });
-    const DECOMPRESS: &str = "decompress the file first";
     match look {
         [] => {
             return Err(DataError::EmptyFile { path: path.to_owned() });
         }
-        [0x1f, 0x8b, ..] => return binary("compressed with gzip", DECOMPRESS),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => return binary("compressed with zstd", DECOMPRESS),
-        [b'P', b'K', 3, 4, ..] => return binary("a zip archive", DECOMPRESS),
+        [b'P', b'K', 3, 4, ..] => return binary("a zip archive", "unpack it first"),
         [b'P', b'A', b'R', b'1', ..] => {
             return binary("a parquet file", "give it the extension `.parquet`");
         }
         [b'A', b'R', b'R', b'O', b'W', b'1', ..] => {
-            return binary("an arrow file", "save the data set as parquet or jsonl");
+            return binary("an arrow file", "give it the extension `.arrow`");
         }
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
             return binary("UTF-16", "convert it: `iconv -f UTF-16 -t UTF-8`");
@@ -78,7 +73,7 @@ impl<R: BufRead> Lines<R> {
     }
 
     fn read(&mut self) -> Result<Option<Line>, DataError> {
-        let unreadable = |source| DataError::Io { path: self.path.clone(), source };
+        let unreadable = |error| DataError::read(&self.path, error);
         let mut bytes = Vec::new();
         let limit = MAX_ROW_BYTES as u64 + 1;
         let read = (&mut self.reader).take(limit).read_until(b'\n', &mut bytes).map_err(unreadable)?;
@@ -158,14 +153,14 @@ mod tests {
     #[test]
     fn what_is_not_text_is_said_to_be_what_it_is() {
         for (bytes, expected) in [
-            (&b"\x1f\x8b\x08\x00"[..], "compressed with gzip"),
+            (&b"PK\x03\x04...."[..], "a zip archive"),
             (b"PAR1....", "a parquet file"),
             (b"\xff\xfe[\x00", "UTF-16"),
             (b"{\"a\": \"\x00\"}", "binary (it has NUL bytes)"),
         ] {
             match open_checked(file(bytes).path()) {
                 Err(DataError::Binary { found, .. }) => assert_eq!(found, expected),
-                other => panic!("{expected}: {other:?}"),
+                _ => panic!("{expected}"),
             }
         }
         assert!(matches!(open_checked(file(b"").path()), Err(DataError::EmptyFile { .. })));

@@ -2,7 +2,11 @@
 //!
 //! The date is Universal Time, so the same moment gives the same text on every machine.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Whether any template has asked for the machine's time in this process.
+static WAS_READ: AtomicBool = AtomicBool::new(false);
 
 /// Where the time comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,10 +39,29 @@ impl Clock {
     pub fn seconds(self) -> i64 {
         match self {
             Self::Fixed(seconds) => seconds,
-            Self::System => match SystemTime::now().duration_since(UNIX_EPOCH) {
-                Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-                Err(before) => -i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX),
-            },
+            Self::System => Self::now(),
+        }
+    }
+
+    /// Whether any template has asked for the machine's time in this process: what it wrote holds for today.
+    pub fn was_read() -> bool {
+        WAS_READ.load(Ordering::Relaxed)
+    }
+
+    /// The date of the machine, for comparison alone.
+    pub fn today() -> String {
+        Self::Fixed(Self::machine_seconds()).strftime("%Y-%m-%d")
+    }
+
+    fn now() -> i64 {
+        WAS_READ.store(true, Ordering::Relaxed);
+        Self::machine_seconds()
+    }
+
+    fn machine_seconds() -> i64 {
+        match SystemTime::now().duration_since(UNIX_EPOCH) {
+            Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            Err(before) => -i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX),
         }
     }
 

@@ -5,7 +5,9 @@
 //! and `strftime_now`. `{% generation %}` is accepted and changes nothing: spans are found without it.
 //! A template comes from a stranger, so the work of one rendering is bounded.
 
+use std::io::Write;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, ValueKind};
@@ -17,6 +19,11 @@ use super::python::{self, JsonStyle};
 /// Instructions of one rendering: hundreds of times what the longest real conversations take, about
 /// a second of work.
 const FUEL: u64 = 20_000_000;
+
+/// What one rendering may write: as much as the longest row of a file has.
+const MAX_BYTES: usize = 64 << 20;
+/// How long one rendering may write: lists that were doubled again and again print for years at no cost of instructions.
+const LONGEST: Duration = Duration::from_secs(10);
 
 const NAME: &str = "chat_template";
 
@@ -55,8 +62,42 @@ impl JinjaTemplate {
     /// # Errors
     /// What the template refuses or gets wrong, in words.
     pub fn render(&self, variables: Value) -> Result<String, String> {
-        let template = self.environment.get_template(NAME);
-        template.and_then(|template| template.render(variables)).map_err(|error| describe(&error))
+        let template = self.environment.get_template(NAME).map_err(|error| describe(&error))?;
+        let mut out = Bounded { bytes: Vec::new(), begun: Instant::now() };
+        let rendered = template.render_captured_to(variables, &mut out).map(drop);
+        match rendered {
+            Ok(()) => {
+                String::from_utf8(out.bytes).map_err(|_| "the template wrote what is not text".to_owned())
+            }
+            Err(_) if out.begun.elapsed() > LONGEST => {
+                Err(format!("rendering took more than {} s", LONGEST.as_secs()))
+            }
+            Err(_) if out.bytes.len() >= MAX_BYTES => {
+                Err(format!("rendering wrote more than {} MiB", MAX_BYTES >> 20))
+            }
+            Err(error) => Err(describe(&error)),
+        }
+    }
+}
+
+/// What is rendered, up to [`MAX_BYTES`] and [`LONGEST`].
+struct Bounded {
+    bytes: Vec<u8>,
+    begun: Instant,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let room = MAX_BYTES - self.bytes.len();
+        self.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        match bytes.len() > room || self.begun.elapsed() > LONGEST {
+            true => Err(std::io::Error::other("too much is rendered")),
+            false => Ok(bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -275,6 +316,7 @@ mod tests {
             "{{ '%99999999999d' % 1 }}",
             "{{ range(9999999999) | list | length }}",
             "{{ 'a' | center(99999999999) }}",
+            "{% set s = 'a' * 1000000 %}{% for i in range(1000) %}{{ s }}{% endfor %}",
         ] {
             assert!(render(source, json!({})).is_err(), "{source}");
         }

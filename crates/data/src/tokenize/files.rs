@@ -42,11 +42,13 @@ pub(super) fn broken(path: &Path, reason: String) -> DataError {
 }
 
 pub(super) fn no_tokenizer_json(dir: &Path) -> DataError {
-    let others = ["tokenizer.model", "tiktoken.model", "vocab.json", "vocab.txt"];
+    let others = ["vocab.json", "vocab.txt"];
     let found: Vec<&str> = others.into_iter().filter(|name| dir.join(name).is_file()).collect();
     let reason = match found.as_slice() {
-        [] => "no tokenizer.json".to_owned(),
-        found => format!("no tokenizer.json (only {}, which is not read)", found.join(", ")),
+        [] => "no tokenizer.json and no tokenizer.model".to_owned(),
+        found => {
+            format!("no tokenizer.json and no tokenizer.model (only {}, which is not read)", found.join(", "))
+        }
     };
     DataError::Tokenizer {
         path: dir.to_owned(),

@@ -1,6 +1,7 @@
 //! Tokens (stage 5 of the walk): text with spans → token ids with spans; ids → text.
 //!
-//! In: a model directory with `tokenizer.json`. What the library's file does not say is read from
+//! In: a model directory with `tokenizer.json`, or where it has none with the file of SentencePiece or of
+//! tiktoken. What the library's file does not say is read from
 //! its neighbours: special tokens from `tokenizer_config.json` and `special_tokens_map.json`, chat
 //! templates from `tokenizer_config.json` and `*.jinja`, end tokens of generation from
 //! `generation_config.json`.
@@ -9,8 +10,11 @@
 //! template alone, so there is never a second one.
 
 mod files;
+mod model_file;
 mod parts;
+mod sentencepiece;
 mod stream;
+mod tiktoken;
 mod tokenizer;
 mod typed;
 mod words;

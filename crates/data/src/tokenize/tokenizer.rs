@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokenizers::AddedToken;
 
 use super::files;
+use super::model_file;
 use super::parts;
 use super::stream::DecodeStream;
 use super::typed::TypedTokens;
@@ -49,20 +50,16 @@ impl Tokenizer {
     /// Reads the tokenizer of a model directory.
     ///
     /// # Errors
-    /// No `tokenizer.json`, or a file that cannot be read or parsed.
+    /// No file that is read, or one that cannot be read or parsed.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self, DataError> {
         let dir = dir.as_ref();
         let file = dir.join("tokenizer.json");
-        if !file.is_file() {
-            return Err(files::no_tokenizer_json(dir));
-        }
-        let mut inner = tokenizers::Tokenizer::from_file(&file)
-            .map_err(|error| files::broken(&file, error.to_string()))?;
+        let config = files::read_json(&dir.join("tokenizer_config.json"))?;
+        let mut inner = model_file::load(dir, &config)?;
         // Offsets are needed as they are; special tokens come from the template.
         inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| files::broken(&file, error.to_string()))?;
-        let config = files::read_json(&dir.join("tokenizer_config.json"))?;
         files::mark_words_as_transformers_does(&mut inner, &config)
             .map_err(|error| files::broken(&file, error.to_string()))?;
         let map = files::read_json(&dir.join("special_tokens_map.json"))?;

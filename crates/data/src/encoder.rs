@@ -1,0 +1,25 @@
+//! Rows → examples, whatever the stage: conversations with a template, or plain text.
+
+use crate::conversation::Conversation;
+use crate::labels::Example;
+use crate::pipeline::{EncodeReport, Pipeline};
+use crate::pretrain::Pretrain;
+
+/// What makes examples of rows.
+#[derive(Debug, Clone)]
+pub enum Encoder {
+    /// Questions and answers (`stage: sft`).
+    Conversations(Box<Pipeline>),
+    /// Plain text (`stage: pt`).
+    Text(Box<Pretrain>),
+}
+
+impl Encoder {
+    /// The examples of all rows, in order, made on all cores, and what became of the rows.
+    pub fn encode(&self, rows: &[Conversation]) -> (Vec<Example>, EncodeReport) {
+        match self {
+            Self::Conversations(pipeline) => pipeline.encode_all(rows),
+            Self::Text(text) => text.encode_all(rows),
+        }
+    }
+}

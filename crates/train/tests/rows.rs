@@ -1,0 +1,96 @@
+//! Where the rows of a run are from: evaluation sets by themselves, and rows that an earlier start kept.
+
+use std::path::Path;
+
+use sft_config::{Purpose, RunConfig, load_text};
+use sft_train::Job;
+use sft_train::events::Silent;
+use sft_train::run::run;
+
+const QUICKSTART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../quickstart");
+
+fn config(output: &Path, keys: &[&str]) -> RunConfig {
+    let text = format!(
+        "model_name_or_path: {QUICKSTART}/base\nfinetuning_type: full\ntrain_from_scratch: true\n\
+         dataset_dir: {QUICKSTART}/data\ndataset: quickstart_train\nmax_samples: 8\ncutoff_len: 64\n\
+         output_dir: {}\nmax_steps: 2\nlogging_steps: 1\n",
+        output.display()
+    );
+    let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+    load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap()
+}
+
+#[test]
+fn each_evaluation_set_has_figures_of_its_own_beside_those_of_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let sets = "eval_dataset=quickstart_heldout,quickstart_train";
+    let keys = [sets, "eval_strategy=steps", "eval_steps=1", "eval_on_each_dataset=true"];
+    let outcome = run(Job::prepare(config(folder.path(), &keys)).unwrap(), &mut Silent).unwrap();
+    let loss = |key: &str| outcome.results[key].as_f64().unwrap();
+    let (test, train) = (loss("eval_quickstart_heldout_loss"), loss("eval_quickstart_train_loss"));
+    let all = loss("eval_loss");
+    assert!(test != train && all > test.min(train) && all < test.max(train), "{test} {train} {all}");
+    let together = tempfile::tempdir().unwrap();
+    let keys = [sets, "eval_strategy=steps", "eval_steps=1"];
+    let outcome = run(Job::prepare(config(together.path(), &keys)).unwrap(), &mut Silent).unwrap();
+    assert!((outcome.results["eval_loss"].as_f64().unwrap() - all).abs() < 1e-6, "the same rows as one set");
+    let log = std::fs::read_to_string(folder.path().join("trainer_log.jsonl")).unwrap();
+    assert_eq!(log.lines().filter(|line| line.contains("quickstart_heldout")).count(), 2, "{log}");
+}
+
+#[test]
+fn rows_kept_by_an_earlier_start_are_those_that_would_be_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = format!("tokenized_path={}", folder.path().join("kept").display());
+    let keys = [kept.as_str(), "val_size=2", "eval_strategy=steps"];
+    let first = Job::prepare(config(&folder.path().join("a"), &keys)).unwrap();
+    let second = Job::prepare(config(&folder.path().join("b"), &keys)).unwrap();
+    assert_eq!(first.rows_note, None);
+    assert!(second.rows_note.as_ref().unwrap().starts_with("rows tokenised earlier were read"));
+    assert_eq!(first.encoded, second.encoded);
+    assert_eq!((&first.datasets, &first.eval_rows), (&second.datasets, &second.eval_rows));
+    let (mut first, mut second) = (first, second);
+    for _ in 0..4 {
+        assert_eq!(first.train.next_step().unwrap(), second.train.next_step().unwrap());
+    }
+    let other = [kept.as_str(), "val_size=2", "eval_strategy=steps", "cutoff_len=32"];
+    let error = Job::prepare(config(&folder.path().join("c"), &other)).unwrap_err().to_string();
+    assert!(error.contains("`tokenized_path`") && error.contains("another set of options"), "{error}");
+    let anew = [&other[..], &["overwrite_cache=true"]].concat();
+    assert_eq!(Job::prepare(config(&folder.path().join("c"), &anew)).unwrap().rows_note, None);
+    assert!(Job::prepare(config(&folder.path().join("c"), &other)).unwrap().rows_note.is_some());
+}
+
+/// Loss, norm of the gradient and supervised tokens of the first step.
+#[derive(Default)]
+struct First(Vec<(f64, f64, usize)>);
+
+impl sft_train::events::Observer for First {
+    fn on(&mut self, event: &sft_train::events::Event<'_>) {
+        if let sft_train::events::Event::Step(progress) = event {
+            self.0.push((progress.loss, progress.grad_norm, progress.sums.supervised));
+        }
+    }
+}
+
+/// A mean of means, which other trainers took for it, is another number.
+#[test]
+fn many_micro_batches_are_one_batch_and_not_a_mean_of_their_means() {
+    let steps = |keys: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = [keys, &["disable_shuffling=true", "learning_rate=0"]].concat();
+        let mut seen = First::default();
+        run(Job::prepare(config(folder.path(), &keys)).unwrap(), &mut seen).unwrap();
+        seen.0
+    };
+    let whole = steps(&["per_device_train_batch_size=8", "max_steps=1"])[0];
+    let parts = steps(&["per_device_train_batch_size=1", "gradient_accumulation_steps=8", "max_steps=1"])[0];
+    assert_eq!(whole.2, parts.2);
+    assert!((whole.0 - parts.0).abs() < 1e-6 && (whole.1 - parts.1).abs() < 1e-5, "{whole:?} {parts:?}");
+    let rows = steps(&["per_device_train_batch_size=1", "max_steps=8"]);
+    let tokens: usize = rows.iter().map(|row| row.2).sum();
+    let weighted = rows.iter().map(|row| row.0 * row.2 as f64).sum::<f64>() / tokens as f64;
+    let mean_of_means = rows.iter().map(|row| row.0).sum::<f64>() / rows.len() as f64;
+    assert!((whole.0 - weighted).abs() < 1e-6, "{whole:?} {weighted}");
+    assert!((whole.0 - mean_of_means).abs() > 1e-5, "rows of one length would show nothing");
+}
