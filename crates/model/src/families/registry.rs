@@ -87,7 +87,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family("mixtral", mixtral::spec, ["Mistral with experts", "Mixtral 8x7B, 8x22B"], &["mistral"]),
     family("mpt", mpt::spec, ["ALiBi, no biases", "MPT 7B, 30B"], &[]),
     family("nanochat", nanochat::spec, ["norms without weights, ReLU²", "nanochat"], &[]),
-    family("nemotron", nemotron::spec, ["layer norms, ReLU², a part of each head rotated", "Minitron 4B, 8B; Nemotron-4"], &[]),
+    family("nemotron", nemotron::spec, ["layer norms, ReLU², a part of each head rotated", "Minitron 4B, 8B"], &[]),
     family("olmo", olmo::spec, ["layer norms without weights", "OLMo 1B, 7B"], &["olmo"]),
     family("olmo2", olmo2::spec, ["norms after the layers", "OLMo 2 1B–32B"], &["olmo"]),
     family("olmo3", olmo2::olmo3, ["the same with windows", "Olmo 3 7B, 32B"], &["olmo"]),
