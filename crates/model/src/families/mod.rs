@@ -105,6 +105,8 @@ pub fn all() -> &'static [Family] {
 pub fn read_spec(folder: &Path) -> Result<DecoderSpec, ModelError> {
     let TextPart { config, family, moved } = text_part(HfConfig::read(folder)?)?;
     let mut spec = (family.read)(&config);
+    // Files can leave it out.
+    spec.model_type = family.model_type.to_owned();
     spec.moved = moved;
     check(&config, &spec);
     config.finish(spec)
