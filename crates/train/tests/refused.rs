@@ -111,3 +111,9 @@ fn bytes_of_weights(folder: &Path) -> u64 {
     };
     entries.map(bytes).sum()
 }
+
+#[test]
+fn a_balance_of_experts_is_refused_where_there_are_none() {
+    let text = refusal(&row(&[("user", "hat"), ("assistant", "cap")]), &["moe_aux_loss_coef=0.01"]);
+    assert!(text.contains("moe_aux_loss_coef") && text.contains("no experts"), "{text}");
+}
