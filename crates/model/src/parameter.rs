@@ -313,6 +313,7 @@ impl Value {
 }
 
 impl Gradient {
+    /// What to add to: zeros where the sum is of the step before.
     fn begun(&mut self) -> ViewMut<'_> {
         if self.state == Summed::Old {
             self.product_comes_first = false;
