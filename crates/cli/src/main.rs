@@ -15,6 +15,7 @@ mod config;
 mod data;
 mod doctor;
 mod export;
+mod models;
 mod parity;
 mod progress;
 mod recipe;
@@ -48,6 +49,8 @@ enum Command {
     /// Look at what is trained
     #[command(subcommand)]
     Data(data::Command),
+    /// List the models that are supported, or say what a model's folder is
+    Models(models::Args),
     /// Prove that models are computed as transformers computes them
     Parity(parity::Args),
     /// Print the configuration reference or its JSON schema
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Data(command) => data::run(command),
+        Command::Models(args) => models::run(args),
         Command::Parity(args) => parity::run(args),
         Command::Config(args) => config::run(args),
     };

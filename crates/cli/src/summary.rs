@@ -3,6 +3,7 @@
 use sft_config::RunConfig;
 use sft_data::pipeline::{EncodeReport, LENGTH_STEP};
 use sft_kernels::Device;
+use sft_model::weights::WeightFiles;
 use sft_train::Job;
 
 /// Keys that were accepted and change nothing.
@@ -128,6 +129,11 @@ fn memory(job: &Job) {
         job.method.name(),
         job.compute.name()
     );
+    // No weights are there where they are drawn.
+    let aside = WeightFiles::open_model(&job.base).map_or(0, |files| files.of_other_parts(&job.spec));
+    if aside > 0 {
+        println!("left aside: {aside} tensors of other parts of the model than its text part");
+    }
     let blocks = job.spec.layers.len();
     let recompute = match plan.recomputed {
         0 => "all activations kept".to_owned(),

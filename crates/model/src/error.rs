@@ -50,7 +50,7 @@ pub enum ModelError {
         problems: Vec<String>,
     },
     /// `model_type` is not one of the families.
-    #[error("{}: model_type `{model_type}` is not supported; nearest: {nearest}\nhelp: supported are {supported}", path.display())]
+    #[error("{}: model_type `{model_type}` is not supported; nearest: {nearest}\nhelp: `sft models` lists what is; docs/families.md shows how to add a family and to prove it: `tools/make_parity_case.py` makes a case with transformers, `sft parity CASE` compares", path.display())]
     UnknownFamily {
         /// The configuration file.
         path: PathBuf,
@@ -58,8 +58,16 @@ pub enum ModelError {
         model_type: String,
         /// The most similar supported one.
         nearest: String,
-        /// All supported ones.
-        supported: String,
+    },
+    /// `model_type` is known and not supported.
+    #[error("{}: models of `{model_type}` are not supported: {reason}", path.display())]
+    RefusedFamily {
+        /// The configuration file.
+        path: PathBuf,
+        /// What it says.
+        model_type: String,
+        /// Why.
+        reason: &'static str,
     },
     /// Weights are missing or have another shape than the configuration says.
     #[error("{}: {} of the weights do not fit config.json:\n{}\nhelp: is config.json of another model, or the download incomplete?", folder.display(), problems.len(), preview(problems))]

@@ -47,6 +47,21 @@ impl HfConfig {
         &self.path
     }
 
+    /// All values.
+    pub(crate) fn values(&self) -> &Map<String, Value> {
+        &self.values
+    }
+
+    /// All values.
+    pub(crate) fn into_values(self) -> Map<String, Value> {
+        self.values
+    }
+
+    /// The same file with a part of it for the whole.
+    pub(crate) fn with_values(self, values: Map<String, Value>) -> Self {
+        Self { values, ..self }
+    }
+
     /// A value that is present and not null.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|value| !value.is_null())
@@ -213,7 +228,8 @@ impl HfConfig {
         };
         let kind = nested.get("rope_type").or_else(|| nested.get("type")).and_then(Value::as_str);
         let scaling = match kind.unwrap_or("default") {
-            "default" => RopeScaling::Default,
+            // Three positions a token, which are the same for text.
+            "default" | "mrope" => RopeScaling::Default,
             "linear" => RopeScaling::Linear { factor: need("factor") },
             "dynamic" => RopeScaling::Dynamic { factor: need("factor"), max_position_embeddings: max },
             "yarn" => yarn(nested, original(), max),

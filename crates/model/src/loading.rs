@@ -25,7 +25,7 @@ use crate::recurrent::Recurrent;
 use crate::short_conv::ShortConv;
 use crate::spec::{
     ActivationSpec, AttentionSpec, DecoderSpec, ExpertNames, GateSpec, InputNames, LatentQueries, LatentSpec,
-    MixerSpec, MlpSpec, MoeSpec, NormNames, NormSpec, Part, QkNorm, QkScope, RecurrentSpec, RuleSpec,
+    MixerSpec, MlpSpec, MoeSpec, Moved, NormNames, NormSpec, Part, QkNorm, QkScope, RecurrentSpec, RuleSpec,
     ShortConvSpec,
 };
 use crate::weights::{WeightFiles, first_non_finite};
@@ -114,6 +114,7 @@ struct Loading<'a> {
     compute: DType,
     seed: u64,
     initializer_range: f64,
+    moved: &'static [Moved],
     counts: WeightCounts,
     problems: Vec<String>,
     non_finite: Option<(String, usize)>,
@@ -135,6 +136,7 @@ impl<'a> Loading<'a> {
             compute,
             seed,
             initializer_range: f64::from(spec.initializer_range),
+            moved: spec.moved,
             counts: WeightCounts::default(),
             problems: Vec::new(),
             non_finite: None,
@@ -147,7 +149,9 @@ impl<'a> Loading<'a> {
         let (embedding, head) = (names.embedding(), names.head());
         // Where the embedding is tied, the file may hold it under the head's name alone.
         let is_head = matches!(self.source, Source::Files(files)
-            if spec.tie_word_embeddings && !files.contains(&embedding) && files.contains(&head));
+            if spec.tie_word_embeddings
+                && !files.contains(&self.in_files(&embedding, Stored::Plain, &[]))
+                && files.contains(&self.in_files(&head, Stored::Plain, &[])));
         let stored = if is_head { &head } else { &embedding };
         let embed_tokens = self.stored_as(&embedding, stored, &[v, width], Start::Normal);
         let entry = self.entry(spec, &adapters.outside);
@@ -166,6 +170,8 @@ impl<'a> Loading<'a> {
         } else {
             (!spec.tie_word_embeddings).then(|| self.parameter(&head, &[v, width], Start::Normal))
         };
+        let lm_head =
+            lm_head.map(|head| if spec.normalised_head { self.with_unit_rows(&head) } else { head });
         if !self.method.trains(if lm_head.is_some() { &head } else { &embedding }) {
             self.counts.packing_adds += if lm_head.is_none() { 2 } else { 1 } * v * width;
         }
@@ -445,11 +451,37 @@ impl<'a> Loading<'a> {
         Moe { router, correction, gate_up, down, spec: moe.clone() }
     }
 
+    /// A frozen matrix with rows of length 1 (torch's `normalize`).
+    fn with_unit_rows(&self, matrix: &Parameter) -> Parameter {
+        if let Source::Counting = self.source {
+            return matrix.with_value(matrix.to_host());
+        }
+        let mut values = matrix.to_host().to_f32_vec();
+        for row in values.chunks_mut(matrix.shape()[1]) {
+            let length = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
+            row.iter_mut().for_each(|x| *x /= length);
+        }
+        let tensor = Tensor::from_slice(&values, matrix.shape()).to_dtype(self.compute);
+        matrix.with_value(self.placed(tensor))
+    }
+
+    /// The name that a weight has in the source, which can be that of a part of a larger model.
+    fn in_files(&self, name: &str, form: Stored, shape: &[usize]) -> String {
+        let Source::Files(files) = self.source else { return name.to_owned() };
+        let renamed =
+            |moved: &Moved| name.strip_prefix(moved.own).map(|rest| format!("{}{rest}", moved.files));
+        let first = |name: &str| form.shapes(name, shape).swap_remove(0).0;
+        let is_there = |name: &String| files.contains(&first(name));
+        self.moved.iter().filter_map(renamed).find(is_there).unwrap_or_else(|| name.to_owned())
+    }
+
     /// The form that a weight has in the source: the first whose tensors are there, or the first.
     fn stored_in(&self, name: &str, forms: &[Stored], shape: &[usize]) -> Stored {
         let Source::Files(files) = self.source else { return forms.first().copied().unwrap_or_default() };
-        let is_there =
-            |form: &&Stored| form.shapes(name, shape).first().is_some_and(|(name, _)| files.contains(name));
+        let is_there = |form: &&Stored| {
+            let name = self.in_files(name, **form, shape);
+            form.shapes(&name, shape).first().is_some_and(|(name, _)| files.contains(name))
+        };
         forms.iter().find(is_there).or(forms.first()).copied().unwrap_or_default()
     }
 
@@ -598,6 +630,7 @@ impl<'a> Loading<'a> {
         let trained = self.method.trains(name);
         let elements = shape.iter().product::<usize>();
         *if trained { &mut self.counts.trained } else { &mut self.counts.frozen } += elements;
+        let stored = &self.in_files(stored, form, shape);
         let value = match self.source {
             Source::Counting => return Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0])),
             Source::Random { seed } => {

@@ -128,6 +128,14 @@ impl Method {
     /// # Errors
     /// Names in `lora_target` that fit no linear layer.
     pub fn adapters(&self, spec: &DecoderSpec) -> Result<Adapters, ModelError> {
+        if spec.normalised_head && self.trains(&spec.names.head()) {
+            return Err(ModelError::Method {
+                key: "finetuning_type",
+                reason: "the rows of this model's head are divided by their length, and such a head is not trained"
+                    .into(),
+                help: "train with lora or freeze, without `lm_head`".into(),
+            });
+        }
         let Method::Lora(lora) = self else {
             return Ok(Adapters::none(spec));
         };
@@ -205,7 +213,7 @@ fn outside_linears(spec: &DecoderSpec) -> impl Iterator<Item = &'static str> {
 }
 
 /// Full names of the modules outside of the blocks that hold weights.
-fn outside_modules(spec: &DecoderSpec) -> Vec<&'static str> {
+pub(crate) fn outside_modules(spec: &DecoderSpec) -> Vec<&'static str> {
     let names = spec.names;
     let positions = spec.positions.map(|positions| positions.name);
     let entry = [names.embed_tokens].into_iter().chain(positions).chain(spec.embedding_norm);

@@ -2,6 +2,7 @@
 //!
 //! In: a decoder, and the folder that it was made from. Out: its weights, sharded; `config.json` with what has changed
 //! since (element type, a head parted from the embedding, positions); tokenizer files and chat template as they were.
+//! Of a model with other parts (images, sound) its text part is written, as a model of its own.
 //! Checkpoints of full tuning and exported models are written by this one function.
 
 use std::fs;
@@ -13,7 +14,6 @@ use sft_kernels::DType;
 use crate::ModelError;
 use crate::decoder::Decoder;
 use crate::families;
-use crate::hf_config::parse;
 use crate::spec::{DecoderSpec, RopeScaling};
 use crate::weights;
 
@@ -115,9 +115,7 @@ pub fn copy_model_files(from: &Path, to: &Path) -> Result<Vec<String>, ModelErro
 
 /// The source's `config.json` with what differs in the decoder.
 fn config_of(decoder: &Decoder, source: &Path, dtype: Option<DType>) -> Result<Value, ModelError> {
-    let path = source.join("config.json");
-    let text = fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
-    let mut config: Map<String, Value> = parse(&text).map_err(|source| ModelError::Json { path, source })?;
+    let mut config = families::text_config(source)?;
     let before = families::read_spec(source)?;
     let stored = dtype.unwrap_or_else(|| widest(decoder)).name();
     // transformers 4 reads and writes `torch_dtype`, transformers 5 writes `dtype` and reads both.

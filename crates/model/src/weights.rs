@@ -11,7 +11,9 @@ use sft_kernels::halves::Halves;
 use sft_kernels::{DType, Device, MappedFile, Tensor, View, map_file};
 
 use crate::ModelError;
+use crate::method::outside_modules;
 use crate::parameter::Stored;
+use crate::spec::{DecoderSpec, Moved};
 
 /// Name of the index of a sharded model.
 const INDEX: &str = "model.safetensors.index.json";
@@ -120,6 +122,25 @@ impl WeightFiles {
         let mut names: Vec<&str> = self.entries.keys().map(String::as_str).collect();
         names.sort_unstable();
         names
+    }
+
+    /// How many tensors are of other parts of a model than this text part of it, and are left aside; of a model that is
+    /// a decoder alone none are.
+    pub fn of_other_parts(&self, spec: &DecoderSpec) -> usize {
+        if spec.moved.is_empty() {
+            return 0;
+        }
+        let modules = [vec![spec.names.layers], outside_modules(spec)].concat();
+        let is_ours = |name: &str| {
+            let is_in = |module: &&str| name.strip_prefix(*module).is_some_and(|rest| rest.starts_with('.'));
+            modules.iter().any(is_in)
+        };
+        let is_text = |name: &str| {
+            let own =
+                |moved: &Moved| name.strip_prefix(moved.files).map(|rest| format!("{}{rest}", moved.own));
+            is_ours(name) || spec.moved.iter().filter_map(own).any(|name| is_ours(&name))
+        };
+        self.entries.keys().filter(|name| !is_text(name)).count()
     }
 
     /// Whether there is a tensor of this name.

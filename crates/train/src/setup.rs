@@ -17,7 +17,6 @@ use sft_data::template::TemplateOptions;
 use sft_data::tokenize::Tokenizer;
 use sft_kernels::{CpuOptions, DType, Device, DeviceError, cuda};
 use sft_model::adapter::AdapterConfig;
-use sft_model::hf_config::HfConfig;
 use sft_model::method::{LoraOptions, Method};
 use sft_model::spec::{DecoderSpec, RopeScaling};
 use sft_model::{ModelError, families};
@@ -262,14 +261,14 @@ pub fn continued_adapter(config: &RunConfig) -> Option<PathBuf> {
 /// float16, which nothing here computes with).
 ///
 /// # Errors
-/// No readable `config.json`.
+/// As [`families::text_config`].
 pub fn infer_dtype(config: &RunConfig, folder: &Path) -> Result<DType, ModelError> {
     Ok(match config.infer_dtype {
         InferDtype::Float32 => DType::F32,
         InferDtype::Bfloat16 => DType::BF16,
         InferDtype::Auto => {
-            let file = HfConfig::read(folder)?;
-            let stored = file.word("dtype").or_else(|| file.word("torch_dtype"));
+            let config = families::text_config(folder)?;
+            let stored = ["dtype", "torch_dtype"].iter().find_map(|key| config.get(*key)?.as_str());
             if stored == Some("bfloat16") { DType::BF16 } else { DType::F32 }
         }
     })

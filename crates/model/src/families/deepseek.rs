@@ -3,7 +3,7 @@
 use sft_kernels::latent::Columns;
 
 use super::experts::{after_dense, experts, route_by_sigmoid, scale_and_group, set_experts, share_several};
-use super::{llama_shaped, refuse_if, rotate_neighbours};
+use super::{Keys, refuse_if, rotate_neighbours, shaped};
 use crate::hf_config::HfConfig;
 use crate::spec::{
     DecoderSpec, InputNames, LatentQueries, LatentSpec, LayerRope, MoeSpec, RopeScaling, RouterSpec,
@@ -13,7 +13,7 @@ const EXPERTS: [&str; 3] = ["n_routed_experts", "num_experts_per_tok", "moe_inte
 
 /// DeepSeek-V2: experts chosen by a softmax, from the best groups if asked for.
 pub(super) fn deepseek_v2(config: &HfConfig) -> DecoderSpec {
-    let mut spec = latent(config);
+    let mut spec = latent(config, config.size("v_head_dim"));
     rotate_neighbours(&mut spec);
     let mut moe = experts(config, EXPERTS);
     // A linear layer whose weight is used without it.
@@ -34,7 +34,7 @@ pub(super) fn deepseek_v2(config: &HfConfig) -> DecoderSpec {
 
 /// DeepSeek-V3 and R1: scores by σ, corrected for the choice.
 pub(super) fn deepseek_v3(config: &HfConfig) -> DecoderSpec {
-    let mut spec = latent(config);
+    let mut spec = latent(config, config.size("v_head_dim"));
     if config.flag_or("rope_interleave", true) {
         rotate_neighbours(&mut spec);
     }
@@ -49,14 +49,11 @@ fn with_experts(config: &HfConfig, mut spec: DecoderSpec, moe: &MoeSpec) -> Deco
     spec
 }
 
-/// Llama with multi-head latent attention.
-fn latent(config: &HfConfig) -> DecoderSpec {
-    let mut spec = llama_shaped(config);
-    let columns = Columns {
-        passed: config.size("qk_nope_head_dim"),
-        rotated: config.size("qk_rope_head_dim"),
-        value: config.size("v_head_dim"),
-    };
+/// Llama with multi-head latent attention, and values of this width.
+pub(super) fn latent(config: &HfConfig, value: usize) -> DecoderSpec {
+    let mut spec = shaped(config, &Keys::LLAMA);
+    let columns =
+        Columns { passed: config.size("qk_nope_head_dim"), rotated: config.size("qk_rope_head_dim"), value };
     let width = columns.width();
     if columns.value > width {
         config.problem(format!("values of width {} are wider than keys of {width}", columns.value));

@@ -2,7 +2,9 @@
 
 mod apertus;
 mod arcee;
+mod baichuan;
 mod bloom;
+mod chatglm;
 mod cohere;
 mod cwm;
 mod deepseek;
@@ -27,11 +29,14 @@ mod granitemoe;
 mod helium;
 mod hunyuan_v1_dense;
 mod hunyuan_v1_moe;
+mod internlm2;
+mod internlm3;
 mod jais2;
 mod lfm2;
 mod llama;
 mod llama4;
 mod mamba2;
+mod minicpm;
 mod minimax_m2;
 mod ministral;
 mod mistral;
@@ -43,18 +48,22 @@ mod olmo;
 mod olmo2;
 mod olmoe;
 mod opt;
+mod page;
 mod persimmon;
 mod phi;
 mod phi3;
 mod phimoe;
+mod qwen;
 mod qwen2;
 mod qwen3;
 mod qwen3_next;
 mod qwen_moe;
+mod registry;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod wrappers;
 
 use std::path::Path;
 
@@ -65,109 +74,48 @@ use crate::spec::{
     ActivationSpec, AttentionSpec, DecoderSpec, InputNames, LayerRope, LayerSpec, MixerSpec, MlpSpec,
     ModuleNames, NormNames, NormSpec, RecurrentSpec,
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sft_kernels::conv1d::MOST_TAPS;
 use sft_kernels::gated::Activation;
 use sft_kernels::linear_attention::MOST_KEY_DIM;
 use sft_kernels::rope::RopeStyle;
 
+pub use page::page;
+use registry::FAMILIES;
+pub use registry::Family;
+use wrappers::{TextPart, text_part};
+
 /// Reads a family's configuration.
 type ReadSpec = fn(&HfConfig) -> DecoderSpec;
 
-/// `model_type` → family.
-const FAMILIES: &[(&str, ReadSpec)] = &[
-    ("apertus", apertus::spec),
-    ("arcee", arcee::spec),
-    ("bloom", bloom::spec),
-    ("cohere", cohere::cohere),
-    ("cohere2", cohere::cohere2),
-    ("cwm", cwm::spec),
-    ("deepseek_v2", deepseek::deepseek_v2),
-    ("deepseek_v3", deepseek::deepseek_v3),
-    ("dots1", dots1::spec),
-    ("ernie4_5", ernie4_5::spec),
-    ("ernie4_5_moe", ernie4_5_moe::spec),
-    ("exaone4", exaone4::spec),
-    ("falcon", falcon::spec),
-    ("falcon_h1", falcon_h1::spec),
-    ("gemma", gemma::gemma),
-    ("gemma2", gemma::gemma2),
-    ("gemma3_text", gemma::gemma3),
-    ("gemma4_text", gemma4::spec),
-    ("glm", glm::glm),
-    ("glm4", glm::glm4),
-    ("glm4_moe", glm4_moe::spec),
-    ("gpt2", gpt2::spec),
-    ("gpt_bigcode", gpt_bigcode::spec),
-    ("gpt_neox", gpt_neox::spec),
-    ("gpt_oss", gpt_oss::spec),
-    ("gptj", gptj::spec),
-    ("granite", granite::spec),
-    ("granitemoe", granitemoe::spec),
-    ("helium", helium::spec),
-    ("hunyuan_v1_dense", hunyuan_v1_dense::spec),
-    ("hunyuan_v1_moe", hunyuan_v1_moe::spec),
-    ("jais2", jais2::spec),
-    ("lfm2", lfm2::spec),
-    ("llama", llama::spec),
-    ("llama4_text", llama4::spec),
-    ("mamba2", mamba2::spec),
-    ("minimax_m2", minimax_m2::spec),
-    ("ministral", ministral::spec),
-    ("ministral3", ministral::ministral3),
-    ("mistral", mistral::spec),
-    ("mixtral", mixtral::spec),
-    ("mpt", mpt::spec),
-    ("nanochat", nanochat::spec),
-    ("nemotron", nemotron::spec),
-    ("olmo", olmo::spec),
-    ("olmo2", olmo2::spec),
-    ("olmo3", olmo2::olmo3),
-    ("olmoe", olmoe::spec),
-    ("opt", opt::spec),
-    ("persimmon", persimmon::spec),
-    ("phi", phi::spec),
-    ("phi3", phi3::spec),
-    ("phimoe", phimoe::spec),
-    ("qwen2", qwen2::spec),
-    ("qwen2_moe", qwen_moe::qwen2_moe),
-    ("qwen3", qwen3::spec),
-    ("qwen3_5_text", qwen3_next::qwen3_5),
-    ("qwen3_moe", qwen_moe::qwen3_moe),
-    ("qwen3_next", qwen3_next::qwen3_next),
-    ("seed_oss", seed_oss::spec),
-    ("smollm3", smollm3::spec),
-    ("stablelm", stablelm::spec),
-    ("starcoder2", starcoder2::spec),
-    ("vaultgemma", gemma::vaultgemma),
-];
-
 /// The supported `model_type`s.
 pub fn supported() -> impl Iterator<Item = &'static str> {
-    FAMILIES.iter().map(|(name, _)| *name)
+    FAMILIES.iter().map(|family| family.model_type)
 }
 
-/// The decoder that a model folder's `config.json` describes.
+/// The registry.
+pub fn all() -> &'static [Family] {
+    FAMILIES
+}
+
+/// The decoder that a model folder's `config.json` describes; of a model with other parts, its text part.
 ///
 /// # Errors
-/// No or malformed `config.json`, an unsupported `model_type`, impossible values (all of them).
+/// No or malformed `config.json`, an unsupported `model_type`, impossible values (all of them), quantized weights.
 pub fn read_spec(folder: &Path) -> Result<DecoderSpec, ModelError> {
-    let config = HfConfig::read(folder)?;
-    let model_type = config.word("model_type").unwrap_or("").to_owned();
-    let Some((_, read)) = FAMILIES.iter().find(|(name, _)| *name == model_type) else {
-        let common = |name: &str| name.chars().zip(model_type.chars()).take_while(|(a, b)| a == b).count();
-        let nearest = supported().max_by_key(|name| common(name)).unwrap_or_default().to_owned();
-        let supported = supported().collect::<Vec<_>>().join(", ");
-        return Err(ModelError::UnknownFamily {
-            path: config.path().to_owned(),
-            model_type,
-            nearest,
-            supported,
-        });
-    };
-    let spec = read(&config);
+    let TextPart { config, family, moved } = text_part(HfConfig::read(folder)?)?;
+    let mut spec = (family.read)(&config);
+    spec.moved = moved;
     check(&config, &spec);
     config.finish(spec)
+}
+
+/// The `config.json` of a folder's text part, by which transformers reads it alone.
+///
+/// # Errors
+/// As [`read_spec`].
+pub fn text_config(folder: &Path) -> Result<Map<String, Value>, ModelError> {
+    Ok(text_part(HfConfig::read(folder)?)?.config.into_values())
 }
 
 /// The Llama shape: RMS norms before the layers, rotary positions, grouped-query attention, gated feed-forward
@@ -187,10 +135,12 @@ fn llama_keyed(config: &HfConfig, keys: &Keys, theta: f64) -> DecoderSpec {
 
 /// Under which keys a file has the sizes of a model.
 struct Keys {
+    vocab_size: &'static str,
     hidden_size: &'static str,
     layers: &'static str,
     heads: &'static str,
     kv_heads: Option<&'static str>,
+    head_dim: &'static str,
     intermediate_size: &'static str,
     /// F where that key is missing, in multiples of C.
     intermediate_factor: Option<usize>,
@@ -202,10 +152,12 @@ struct Keys {
 
 impl Keys {
     const LLAMA: Self = Self {
+        vocab_size: "vocab_size",
         hidden_size: "hidden_size",
         layers: "num_hidden_layers",
         heads: "num_attention_heads",
         kv_heads: Some("num_key_value_heads"),
+        head_dim: "head_dim",
         intermediate_size: "intermediate_size",
         intermediate_factor: None,
         activation: ("hidden_act", "silu"),
@@ -215,10 +167,12 @@ impl Keys {
 
     /// Those of GPT-2 and what came of it.
     const GPT2: Self = Self {
+        vocab_size: "vocab_size",
         hidden_size: "n_embd",
         layers: "n_layer",
         heads: "n_head",
         kv_heads: None,
+        head_dim: "head_dim",
         intermediate_size: "n_inner",
         intermediate_factor: Some(4),
         activation: ("activation_function", "gelu_new"),
@@ -230,7 +184,7 @@ impl Keys {
 /// The Llama shape with its sizes under other keys, and without positions.
 fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
     let (hidden_size, heads) = (config.size(keys.hidden_size), config.size(keys.heads));
-    let head_dim = config.size_or("head_dim", hidden_size / heads.max(1));
+    let head_dim = config.size_or(keys.head_dim, hidden_size / heads.max(1));
     let intermediate_size = match keys.intermediate_factor {
         Some(factor) => config.size_or(keys.intermediate_size, factor * hidden_size),
         None => config.size(keys.intermediate_size),
@@ -279,7 +233,7 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
     };
     DecoderSpec {
         model_type: config.word("model_type").unwrap_or_default().to_owned(),
-        vocab_size: config.size("vocab_size"),
+        vocab_size: config.size(keys.vocab_size),
         hidden_size,
         layers: vec![layer; config.size(keys.layers).min(MOST_LAYERS + 1)],
         names: ModuleNames::LLAMA,
@@ -297,6 +251,8 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
         final_logit_softcapping: None,
         tie_word_embeddings: config.flag_or("tie_word_embeddings", false),
         head_bias: false,
+        normalised_head: false,
+        moved: &[],
         max_position_embeddings: config.size_or(keys.positions, 2048),
         initializer_range: config.number_or("initializer_range", 0.02) as f32,
         moe_aux_loss_coef: 0.0,

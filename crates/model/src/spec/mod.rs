@@ -57,12 +57,26 @@ pub struct DecoderSpec {
     pub tie_word_embeddings: bool,
     /// Whether the head has a bias.
     pub head_bias: bool,
+    /// Whether the head's rows have length 1, whatever they have in files (Baichuan 2's `NormHead`). Such a head is
+    /// never trained.
+    pub normalised_head: bool,
+    /// Other names that the weights can have in files.
+    pub moved: &'static [Moved],
     /// The longest row that the model was made for.
     pub max_position_embeddings: usize,
     /// Standard deviation of freshly drawn weights.
     pub initializer_range: f32,
     /// What the auxiliary loss of balance among experts is multiplied by; 0 for none.
     pub moe_aux_loss_coef: f32,
+}
+
+/// Weights whose names begin with `own`, in files that begin them with `files` instead: of a model with other parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    /// In the model.
+    pub own: &'static str,
+    /// In files.
+    pub files: &'static str,
 }
 
 /// Names of the modules outside of the blocks.

@@ -41,6 +41,15 @@ pub fn keys(family: &str) -> Value {
             "model_type": family, "attention_chunk_size": 3, "floor_scale": 2, "interleave_moe_layer_step": 2,
             "intermediate_size_mlp": 24, "num_experts_per_tok": 1,
         }),
+        // The class of the first version's smaller model, whose head is a plain one.
+        "baichuan" => json!({"model_type": family, "architectures": ["BaiChuanForCausalLM"]}),
+        "chatglm" => json!({
+            "model_type": family, "padded_vocab_size": 24, "num_layers": 4, "multi_query_attention": true,
+            "multi_query_group_num": 2, "add_qkv_bias": true,
+        }),
+        "minicpm" | "minicpm3" => json!({
+            "model_type": family, "scale_emb": 3.0, "dim_model_base": 8, "scale_depth": 1.4, "num_experts": 0,
+        }),
         _ => json!({"model_type": family}),
     }
 }
