@@ -27,6 +27,9 @@ SHAPES = {
     "qwen3-0.6b": shape(QWEN3, 1024, 3072, 28, 16, 8, True),
     "qwen3-1.7b": shape(QWEN3, 2048, 6144, 28, 16, 8, True),
     "qwen3-8b": shape(QWEN3, 4096, 12288, 36, 32, 8, False),
+    "qwen3-30b-a3b": dict(shape(QWEN3, 2048, 8192, 48, 32, 4, False), architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe",
+                          moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8, norm_topk_prob=True,
+                          decoder_sparse_step=1, mlp_only_layers=[], output_router_logits=False, router_aux_loss_coef=0.001),
     "qwen2.5-7b": shape(QWEN2, 3584, 18944, 28, 28, 4, False),
 }
 WORDS = ("the of and to a in that is was he for it with as his on be at by had not are but from or have an they which one you "

@@ -263,12 +263,12 @@ impl Parameter {
 
     /// The gradient, to add to; `None` if the weight is frozen.
     pub fn gradient_mut(&mut self) -> Option<ViewMut<'_>> {
-        self.gradient.as_mut().map(Gradient::to_add_to)
+        self.gradient.as_mut().map(Gradient::begun)
     }
 
     /// The weight as ops read it, and the gradient to add to, `None` if it is frozen.
     pub fn value_and_gradient(&mut self) -> (View<'_>, Option<ViewMut<'_>>) {
-        (self.value.view(), self.gradient.as_mut().map(Gradient::to_add_to))
+        (self.value.view(), self.gradient.as_mut().map(Gradient::begun))
     }
 
     /// Adds alpha·dyᵀ·x [out, in] to the gradient, if the weight is trained. dy is [N, out], x is [N, in].
@@ -313,7 +313,8 @@ impl Value {
 }
 
 impl Gradient {
-    fn to_add_to(&mut self) -> ViewMut<'_> {
+    /// What to add to: zeros where the sum is of the step before.
+    fn begun(&mut self) -> ViewMut<'_> {
         if self.state == Summed::Old {
             self.product_comes_first = false;
             self.sum.view_mut().zero();

@@ -47,7 +47,7 @@ enum Trouble {
 /// The JSON at an address.
 pub(super) fn json(options: &HubOptions, repo: &str, url: &str, header: Header) -> Result<Value, DataError> {
     repeated(options, repo, || {
-        let answer = request(options, repo, url, &header, Method::Get, 0)?;
+        let answer = request(repo, url, &header, Method::Get, 0)?;
         let mut text = Vec::new();
         let read = answer.into_body().into_reader().take(MOST_JSON).read_to_end(&mut text);
         read.map_err(|error| Trouble::Passing(error.to_string()))?;
@@ -59,7 +59,7 @@ pub(super) fn json(options: &HubOptions, repo: &str, url: &str, header: Header) 
 /// Etag and size of a file; of a large one those that the hub's first answer names.
 pub(super) fn head(options: &HubOptions, repo: &str, url: &str, header: Header) -> Result<Known, DataError> {
     repeated(options, repo, || {
-        let answer = request(options, repo, url, &header, Method::Head, 0)?;
+        let answer = request(repo, url, &header, Method::Head, 0)?;
         let of = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
         let etag = of("x-linked-etag").or_else(|| of("etag"));
         let etag = etag.map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_owned());
@@ -111,7 +111,7 @@ fn attempt(fetch: &Fetch<'_>, file: &mut File) -> Result<(), Trouble> {
     if fetch.size == Some(have) {
         return Ok(());
     }
-    let answer = request(fetch.options, fetch.repo, fetch.url, &fetch.header, Method::Get, have)?;
+    let answer = request(fetch.repo, fetch.url, &fetch.header, Method::Get, have)?;
     if answer.status() != StatusCode::PARTIAL_CONTENT && have > 0 {
         file.set_len(0).map_err(io)?;
     }
@@ -139,7 +139,6 @@ enum Method {
 
 /// An answer; redirects are followed by hand so that the header goes to no other machine. `from`: only the bytes from there on.
 fn request(
-    options: &HubOptions,
     repo: &str,
     url: &str,
     header: &Header,
@@ -162,7 +161,7 @@ fn request(
         // A large file's etag is in the answer that sends elsewhere.
         let tells_all = method == Method::Head && answer.headers().contains_key("x-linked-etag");
         if !status.is_redirection() || tells_all {
-            return checked(options, repo, answer, tells_all);
+            return checked(repo, answer, tells_all);
         }
         let to = answer.headers().get("location").and_then(|to| to.to_str().ok()).unwrap_or_default();
         url = match to.strip_prefix('/') {
@@ -177,15 +176,14 @@ fn request(
     )))
 }
 
+/// An answer that can be used, or what is wrong with it.
 fn checked(
-    options: &HubOptions,
     repo: &str,
     answer: Response<ureq::Body>,
     tells_all: bool,
 ) -> Result<Response<ureq::Body>, Trouble> {
     let status = answer.status();
     let lasting = |reason: String, help: &str| Err(Trouble::Lasting(failed(repo, reason, help)));
-    let _ = options;
     match status.as_u16() {
         _ if status.is_success() || tells_all => Ok(answer),
         401 | 403 => lasting(

@@ -106,6 +106,8 @@ pub fn spec(longest: usize) -> DecoderSpec {
         max_position_embeddings: longest,
         initializer_range: 0.2,
         moe_aux_loss_coef: 0.0,
+        normalised_head: false,
+        moved: &[],
     }
 }
 

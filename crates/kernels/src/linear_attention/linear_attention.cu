@@ -9,7 +9,7 @@ struct LinearAttention {
     const void* v;
     const float* step;
     const float* decay;
-    const void* skip;
+    const float* skip;
     const u32* starts;
     // Forward: the output, and the state of the one row, if it has one.
     void* out;
@@ -56,6 +56,7 @@ struct Tile {
 #pragma unroll
         for (int r = 0; r < 4; r++) rows[r] = a + min(i + r, m - 1) * a_row;
         const float *left = b + j * b_column, *right = b + min(j + step, n - 1) * b_column;
+#pragma unroll 2
         for (u32 k = first; k < last; k++) {
             float x = left[k * b_row], y = right[k * b_row];
 #pragma unroll
@@ -214,12 +215,10 @@ struct Chunk {
     }
 };
 
-template <class W> INLINE float skip_of(const LinearAttention& l, u32 head) {
-    return l.skip ? to_f32(((const W*)l.skip)[head]) : 0.0f;
-}
+INLINE float skip_of(const LinearAttention& l, u32 head) { return l.skip ? l.skip[head] : 0.0f; }
 
 // A block for each slice of each head of each row.
-template <class X, class W> INLINE void forward(const LinearAttention& l) {
+template <class X> INLINE void forward(const LinearAttention& l) {
     DYNAMIC_SHARED(shared);
     Chunk c;
     c.place(l, (float*)shared);
@@ -228,7 +227,7 @@ template <class X, class W> INLINE void forward(const LinearAttention& l) {
     u32 end = l.starts[row + 1];
     float* state = l.state ? l.state + (u64)c.head * l.key_dim * l.value_dim : nullptr;
     c.for_state(l, [&](float& s, u64 at) { s = state ? state[at] : 0.0f; });
-    float skip = skip_of<W>(l, c.head);
+    float skip = skip_of(l, c.head);
     for (u32 t = l.starts[row]; t < end; t += c.n) {
         c.read<X>(l, t, end);
         c.mix(l);
@@ -248,14 +247,10 @@ template <class X, class W> INLINE void forward(const LinearAttention& l) {
     if (state) c.for_state(l, [&](float& s, u64 at) { state[at] = s; });
 }
 
-#define LINEAR_ATTENTION(NAME, BODY, X, W) \
-    extern "C" __global__ void __launch_bounds__(128) NAME##_##X##_##W(LinearAttention l) { BODY<X, W>(l); }
-#define OF_TYPES(NAME, BODY)                 \
-    LINEAR_ATTENTION(NAME, BODY, f32, f32)   \
-    LINEAR_ATTENTION(NAME, BODY, f32, bf16)  \
-    LINEAR_ATTENTION(NAME, BODY, bf16, f32)  \
-    LINEAR_ATTENTION(NAME, BODY, bf16, bf16)
-OF_TYPES(linear_attention_forward, forward)
+#define LINEAR_ATTENTION(NAME, BODY, X) \
+    extern "C" __global__ void __launch_bounds__(128) NAME##_##X(LinearAttention l) { BODY<X>(l); }
+LINEAR_ATTENTION(linear_attention_forward, forward, f32)
+LINEAR_ATTENTION(linear_attention_forward, forward, bf16)
 
 // What backward has beside a chunk. The gradient of k·S₀ takes the place of k·S₀.
 struct Back {
@@ -431,7 +426,7 @@ struct Back {
 // A block for each slot of each key head of each row: it has some of the key head's heads' slices, one after the other, and
 // sums what they add to dq and dk in `slots` [2, slots, N, K, D]. What a slice adds to steps and decays is in `gates` [2,
 // slices, N, H]; `states` [chunks, H, D, E] are those between a row's chunks.
-template <class X, class W> INLINE void backward(const LinearAttention& l) {
+template <class X> INLINE void backward(const LinearAttention& l) {
     DYNAMIC_SHARED(shared);
     Chunk c;
     Back b;
@@ -443,7 +438,7 @@ template <class X, class W> INLINE void backward(const LinearAttention& l) {
     if (start == end) return;
     for (u32 unit = first; unit < last; unit++) {
         c.choose(l, key_head * group + unit / l.slices, unit % l.slices);
-        float skip = skip_of<W>(l, c.head);
+        float skip = skip_of(l, c.head);
         auto state_at = [&](u32 t) {
             return l.states + ((u64)(t / l.chunk) * l.heads + c.head) * l.key_dim * l.value_dim;
         };
@@ -480,7 +475,8 @@ template <class X, class W> INLINE void backward(const LinearAttention& l) {
         __syncthreads();
     }
 }
-OF_TYPES(linear_attention_backward, backward)
+LINEAR_ATTENTION(linear_attention_backward, backward, f32)
+LINEAR_ATTENTION(linear_attention_backward, backward, bf16)
 
 // Sums of `count` parts, each of so many elements.
 struct LinearAttentionSum {

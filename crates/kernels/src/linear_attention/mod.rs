@@ -22,7 +22,7 @@
 //! Backward goes through the chunks once forward, for the states between them, and once back; its formulas stand beside the
 //! code (`backward`). The sequential form is `reference`.
 //!
-//! Storage f32 or bf16 (one type for q, k, v, out and their gradients); steps, decays, states and their gradients f32,
+//! Storage f32 or bf16 (one type for q, k, v, out and their gradients); steps, decays, skips, states and their gradients f32,
 //! arithmetic f32. Saved for backward: the inputs. Outputs are overwritten, dskip is added to. Chunks begin at multiples
 //! of their length in the micro-batch, so that a row's results may differ in the last bits with its place; rows never see
 //! each other. 6·D·E + 4·C·(D + E) FLOP a token and head forward about, C being the chunk's length.
@@ -82,7 +82,7 @@ pub struct Inputs<'a> {
     pub step: View<'a>,
     /// ln α, f32 [N, H], at most 0.
     pub decay: View<'a>,
-    /// Multiplies the value that is added to the output, [H].
+    /// Multiplies the value that is added to the output, f32 [H].
     pub skip: Option<View<'a>>,
 }
 
@@ -169,7 +169,8 @@ impl Sizes {
             assert_eq!(gate.shape(), [sizes.tokens, sizes.heads], "linear_attention: steps and decays");
             assert_eq!(gate.dtype(), DType::F32, "linear_attention: steps and decays are float32");
         }
-        assert!(skip.is_none_or(|skip| skip.elements() == sizes.heads), "linear_attention: skip");
+        let is_skip = |skip: View<'_>| skip.elements() == sizes.heads && skip.dtype() == DType::F32;
+        assert!(skip.is_none_or(is_skip), "linear_attention: skip is float32, one a head");
         let last = cu_seqlens.last().copied().unwrap_or(0);
         assert_eq!(last as usize, sizes.tokens, "linear_attention: rows of q");
         sizes

@@ -2,7 +2,7 @@
 
 use super::{Gradients, Inputs, LinearAttentionParams, Rule, Sizes};
 use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
-use crate::{DType, View, ViewMut};
+use crate::{View, ViewMut};
 
 pub(crate) static SOURCE: Source = Source::new("linear_attention", include_str!("linear_attention.cu"));
 
@@ -118,11 +118,6 @@ fn shared_bytes(sizes: Sizes, slice: usize, backward: bool) -> usize {
     (of_chunk + if backward { beside } else { 0 }) * size_of::<f32>()
 }
 
-fn types(inputs: &Inputs<'_>) -> [DType; 2] {
-    let dtype = inputs.q.dtype();
-    [dtype, inputs.skip.map_or(dtype, |skip| skip.dtype())]
-}
-
 pub fn forward(
     cuda: &Cuda,
     p: LinearAttentionParams,
@@ -137,7 +132,7 @@ pub fn forward(
     let blocks = cu_seqlens.len().saturating_sub(1) * sizes.heads * params.slices as usize;
     let grid = Grid::new(blocks, THREADS).shared(shared_bytes(sizes, slice, false));
     let params = LinearAttention { out: out.device(), state, ..params };
-    cuda.launch(&SOURCE, "linear_attention_forward", &types(&inputs), grid, params);
+    cuda.launch(&SOURCE, "linear_attention_forward", &[inputs.q.dtype()], grid, params);
 }
 
 #[derive(Clone, Copy)]
@@ -198,7 +193,7 @@ pub fn backward(
     };
     let blocks = cu_seqlens.len().saturating_sub(1) * sizes.key_heads * slots;
     let grid = Grid::new(blocks, THREADS).shared(shared_bytes(sizes, BACKWARD_SLICE, true));
-    cuda.launch(&SOURCE, "linear_attention_backward", &types(&inputs), grid, params);
+    cuda.launch(&SOURCE, "linear_attention_backward", &[inputs.q.dtype()], grid, params);
     sum(cuda, slots_at, slots, dq);
     sum(cuda, slots_at.offset(keys * f32_bytes), slots, dk);
     let slices = backward_slices(sizes);

@@ -1,7 +1,7 @@
 use serde::Deserialize;
 
 use super::{Matmul, PackedWeight, Reads, reference};
-use crate::testing::{Random, cpus, devices};
+use crate::testing::{Random, cpus, devices, to_f64};
 use crate::{CpuOptions, DType, Device, Slab, Tensor, View};
 
 /// One product to check.
@@ -97,6 +97,7 @@ impl Case {
         let copies = self.operands().second;
         let second = copies.as_ref().map(|(a, b)| alone(Some((a.view(), b.view())), &mut operands));
         let bias = self.bias.map(|_| operands.bias.as_ref().map_or_else(Vec::new, Tensor::to_f32_vec));
+        let before = if self.accumulate { to_f64(&operands.c) } else { vec![0.0; expected.len()] };
         let mut operands = operands.on(dev);
         self.product(&mut operands).run(dev);
         // Values below 1: `k` roundings of a sum of about √k in `f32`, then one to `C`'s type.
@@ -107,10 +108,12 @@ impl Case {
             if let Some(second) = &second {
                 rounded += first[i].abs().max(second[i].abs()) + bias;
             }
-            // cuBLASLt adds a bias that is rounded to C's type, and where sizes are odd to a product that is rounded
-            // already, of at most |C| + |bias|.
-            if dev.cuda().is_some() && bias > 0.0 {
-                rounded += bias + (expected.abs() + bias);
+            // Where sizes are odd cuBLASLt adds what is in C, and the bias, to a product that is rounded already; the bias
+            // is rounded to C's type.
+            if dev.cuda().is_some() {
+                let alone = |product: f64| (product - before[i]).abs();
+                rounded += alone(first[i]) + second.as_ref().map_or(0.0, |second| alone(second[i]));
+                rounded += if bias > 0.0 { 2.0 * bias + expected.abs() } else { 0.0 };
             }
             let allowed = 2.4e-7 * (self.size.2 as f64 + 4.0) + last * rounded;
             assert!(
