@@ -58,7 +58,7 @@ pub struct HubOptions {
 }
 
 /// What a configuration says of the hubs; the environment says the rest.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct HubKeys {
     /// `hf_hub_token`.
     pub hf_hub_token: Option<String>,
@@ -66,6 +66,13 @@ pub struct HubKeys {
     pub ms_hub_token: Option<String>,
     /// `cache_dir`.
     pub cache_dir: Option<PathBuf>,
+}
+
+impl fmt::Debug for HubKeys {
+    /// Without the tokens.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HubKeys").field("cache_dir", &self.cache_dir).finish_non_exhaustive()
+    }
 }
 
 impl Default for HubOptions {
