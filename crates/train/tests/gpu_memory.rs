@@ -30,9 +30,9 @@ fn steps_take_no_memory_of_the_gpu() {
          max_samples: 24\ncutoff_len: 64\noutput_dir: unused\nper_device_train_batch_size: 2\n\
          gradient_accumulation_steps: 2\nmax_steps: 10\nlearning_rate: 1e-3\ndevice: cpu\nbf16: true\n"
     );
-    for method in ["full", "lora", "freeze"] {
-        let method = format!("finetuning_type={method}");
-        let keys = [&path, "train_from_scratch=true", &method].map(str::to_owned);
+    let with_biases = [path, "train_from_scratch=true".to_owned()];
+    for (method, more) in [("full", &with_biases[..]), ("lora", &[]), ("freeze", &[])] {
+        let keys = [&[format!("finetuning_type={method}")], more].concat();
         let config = load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap();
         let mut job = Job::prepare(config).unwrap();
         let taken: Vec<usize> = gpu.install(|| {
