@@ -38,10 +38,9 @@ pub struct Limits {
 }
 
 /// A gradient smaller than this part of all of them is compared as if it were as large: of some weights the gradient
-/// is zero but for rounding (a bias of keys adds the same to all scores of a query where nothing is rotated), or a small
-/// difference of large sums (of a decay of Qwen3-Next transformers' own is 1.2e-3 off what it makes of it in float64). A
-/// thousandth of it is still less than f32 resolves, 6e-8.
-const LEAST_GRADIENT: f64 = 3e-5;
+/// is zero but for rounding (a bias of keys adds the same to all scores of a query where nothing is rotated). A
+/// thousandth of it is still less than f32 resolves.
+const LEAST_GRADIENT: f64 = 1e-5;
 
 impl Limits {
     /// What float32 reaches.

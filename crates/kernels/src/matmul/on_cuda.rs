@@ -9,7 +9,7 @@ use crate::{DType, Tensor, View};
 /// `args`, with C [m, n]; `in_f32` if all operands are f32.
 pub(super) fn run(cuda: &Arc<Cuda>, mut args: Matmul<'_>, (m, n): (usize, usize), in_f32: bool) {
     let dtype = if in_f32 { DType::F32 } else { DType::BF16 };
-    if in_f32 && args.c.dtype() != DType::F32 {
+    if args.c.dtype() != DType::F32 && (in_f32 || would_round_twice(&args, m, n)) {
         // It adds f32 products up in f32 alone.
         let mut sum = args.c.as_view().to_dtype(DType::F32);
         run(cuda, Matmul { c: sum.view_mut(), ..args.reborrow() }, (m, n), in_f32);
@@ -43,6 +43,15 @@ pub(super) fn run(cuda: &Arc<Cuda>, mut args: Matmul<'_>, (m, n): (usize, usize)
         accumulate = true;
     }
     without_depth(args.c, bias.as_ref(), accumulate);
+}
+
+/// Whether cuBLASLt would round a product to 16 bits and then add something to it: its kernels for matrices whose rows
+/// are no whole 16 bytes do so.
+fn would_round_twice(args: &Matmul<'_>, m: usize, n: usize) -> bool {
+    let k = args.a.elements() / m.max(1);
+    let rows = [n, if args.a_transposed { m } else { k }, if args.b_transposed { k } else { n }];
+    let adds = args.accumulate || args.bias.is_some() || args.second.is_some();
+    adds && rows.iter().any(|row| !row.is_multiple_of(8))
 }
 
 /// What is left of a product of depth 0.

@@ -1,8 +1,8 @@
 use serde::Deserialize;
 
 use super::{Matmul, PackedWeight, Reads, reference};
-use crate::testing::{Random, cpus, devices, to_f64};
-use crate::{CpuOptions, DType, Device, Slab, Tensor, View};
+use crate::testing::{Random, cpus, devices};
+use crate::{CpuOptions, DType, Device, Slab, Tensor};
 
 /// One product to check.
 #[derive(Debug, Clone, Copy)]
@@ -87,34 +87,23 @@ impl Case {
     fn check(&self, dev: &Device) {
         let mut operands = self.operands();
         let expected: Vec<f64> = reference::product(&self.product(&mut operands));
-        // What lies in C before the last product is added is rounded: one of the two, with or without the bias.
-        let alone = |which: Option<(View<'_>, View<'_>)>, operands: &mut Operands| -> Vec<f64> {
-            let product = self.product(operands);
-            let (a, b) = which.unwrap_or((product.a, product.b));
-            reference::product(&Matmul { a, b, bias: None, second: None, ..product })
+        // What is in C before the last product is added is rounded: on a CPU the first product with the bias, on a GPU the
+        // second.
+        let first = reference::product::<f64>(&Matmul { second: None, ..self.product(&mut operands) });
+        let before = match (&self.operands().second, dev.cuda()) {
+            (None, _) => vec![0.0; first.len()],
+            (Some(_), None) => first,
+            (Some((a, b)), Some(_)) => {
+                let (a, b) = (a.view(), b.view());
+                reference::product(&Matmul { a, b, bias: None, second: None, ..self.product(&mut operands) })
+            }
         };
-        let first = alone(None, &mut operands);
-        let copies = self.operands().second;
-        let second = copies.as_ref().map(|(a, b)| alone(Some((a.view(), b.view())), &mut operands));
-        let bias = self.bias.map(|_| operands.bias.as_ref().map_or_else(Vec::new, Tensor::to_f32_vec));
-        let before = if self.accumulate { to_f64(&operands.c) } else { vec![0.0; expected.len()] };
         let mut operands = operands.on(dev);
         self.product(&mut operands).run(dev);
         // Values below 1: `k` roundings of a sum of about √k in `f32`, then one to `C`'s type.
         let last = if self.types.2 == DType::BF16 { 1.0 / 256.0 } else { 1.2e-7 };
         for (i, (got, expected)) in operands.c.to_f32_vec().iter().zip(&expected).enumerate() {
-            let bias = bias.as_ref().map_or(0.0, |bias| f64::from(bias[i % self.size.1]).abs());
-            let mut rounded = expected.abs();
-            if let Some(second) = &second {
-                rounded += first[i].abs().max(second[i].abs()) + bias;
-            }
-            // Where sizes are odd cuBLASLt adds what is in C, and the bias, to a product that is rounded already; the bias
-            // is rounded to C's type.
-            if dev.cuda().is_some() {
-                let alone = |product: f64| (product - before[i]).abs();
-                rounded += alone(first[i]) + second.as_ref().map_or(0.0, |second| alone(second[i]));
-                rounded += if bias > 0.0 { 2.0 * bias + expected.abs() } else { 0.0 };
-            }
+            let rounded = before[i].abs() + expected.abs();
             let allowed = 2.4e-7 * (self.size.2 as f64 + 4.0) + last * rounded;
             assert!(
                 (f64::from(*got) - expected).abs() <= allowed,
