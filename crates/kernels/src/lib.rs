@@ -21,6 +21,7 @@
 
 pub mod activation;
 pub mod adamw;
+mod aligned;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod attention;

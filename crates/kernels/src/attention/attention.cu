@@ -15,40 +15,6 @@ constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
 typedef Vector<bf16, 8> Chunk;
 
-// A row of the micro-batch and which of its queries or keys a block has: from `start`, counted within the row.
-struct Tile {
-    int first_query, queries, first_key, keys, start;
-};
-
-struct Scores {
-    const float* slopes;  // [H] or null
-    float scale, softcap; // 0: no cap
-    int window;           // at most 2^30
-};
-
-struct AttentionForward {
-    const bf16 *q, *k, *v;
-    bf16* out;
-    float* lse;  // or null
-    const Tile* tiles;
-    Scores scores;
-    int heads, group, width;
-};
-
-struct AttentionBackward {
-    const bf16 *q, *k, *v, *out, *dout;
-    const float* lse;
-    float* delta;
-    bf16 *dq, *dk, *dv;
-    const Tile* query_tiles;
-    const Tile* key_tiles;
-    // The query heads of a key head are shared out in parts; if there are several, their dk and then dv come here:
-    // f32 [2, parts, keys, key heads, D].
-    float* partial;
-    Scores scores;
-    int heads, group, width, queries, keys, parts;
-};
-
 // Tiles in shared memory: rows of WIDTH, their chunks shuffled so that the same chunk of eight rows lies in all banks.
 INLINE int place(int row, int chunk) {
     int shuffle = WIDTH % 64 == 0 ? row % 8 : row / 2 % 4;

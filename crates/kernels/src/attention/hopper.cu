@@ -12,38 +12,6 @@ constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 typedef Vector<bf16, 8> Chunk;
 typedef Vector<float, 2> Pair;
 
-// As in attention.cu.
-struct Tile {
-    int first_query, queries, first_key, keys, start;
-};
-
-struct Scores {
-    const float* slopes;  // null here
-    float scale, softcap; // 0 here
-    int window;           // at most 2^30
-};
-
-struct AttentionForward {
-    const bf16 *q, *k, *v;
-    bf16* out;
-    float* lse;  // or null
-    const Tile* tiles;
-    Scores scores;
-    int heads, group, width;
-};
-
-struct AttentionBackward {
-    const bf16 *q, *k, *v, *out, *dout;
-    const float* lse;
-    float* delta;
-    bf16 *dq, *dk, *dv;
-    const Tile* query_tiles;
-    const Tile* key_tiles;
-    float* partial;  // as in attention.cu
-    Scores scores;
-    int heads, group, width, queries, keys, parts;
-};
-
 // Tiles of ROWS rows: the first 64 columns of all rows, then the others; chunks are swizzled as `wgmma` wants it.
 template <int ROWS> INLINE int place(int row, int chunk) {
     return (chunk / 8 * ROWS + row) * 64 + (chunk % 8 ^ row % 8) * 8;

@@ -55,6 +55,7 @@ macro_rules! kernels {
                 "\n#define DQ_BANDS ", $dq_bands, "\n#define DQ_KEYS ", $dq_keys,
                 "\n#define DKDV_WARPS ", $warps, "\n#define DKDV_SHARE ", $share,
                 "\n#define DKDV_BANDS ", $bands, "\n#define DKDV_QUERIES ", $queries,
+                "\n", include_str!("arguments.cuh"),
                 "\n#line 1 \"attention.cu\"\n", include_str!("attention.cu")
             ),
         )
@@ -95,6 +96,8 @@ macro_rules! hopper {
                     $dq,
                     "\n#define DKDV_GROUPS ",
                     $dkdv,
+                    "\n",
+                    include_str!("arguments.cuh"),
                     "\n#line 1 \"hopper.cu\"\n",
                     include_str!("hopper.cu")
                 ),
@@ -200,7 +203,7 @@ struct TiledForward {
     width: i32,
 }
 
-// SAFETY: `AttentionForward` of attention.cu; shapes and offsets were checked.
+// SAFETY: `AttentionForward` of arguments.cuh; shapes and offsets were checked.
 unsafe impl Params for TiledForward {}
 
 #[derive(Clone, Copy)]
@@ -228,7 +231,7 @@ struct TiledBackward {
     parts: i32,
 }
 
-// SAFETY: `AttentionBackward` of attention.cu; shapes and offsets were checked.
+// SAFETY: `AttentionBackward` of arguments.cuh; shapes and offsets were checked.
 unsafe impl Params for TiledBackward {}
 
 #[derive(Clone, Copy)]

@@ -6,10 +6,9 @@ use super::registry::FAMILIES;
 use super::wrappers::{refused, wrapped};
 
 const HEAD: &str = "\
-<!-- Printed from the registry in crates/model/src/families. To renew: UPDATE_DOCS=1 cargo test -p sft-model -->
 # Models
 
-The `model_type` of a folder's `config.json` says which family a model is of. With every family all methods work: full, freeze and
+This page is what `sft models` prints. The `model_type` of a folder's `config.json` says which family a model is of. With every family all methods work: full, freeze and
 LoRA (on all linear layers, experts included), in float32 and bfloat16, and generation with a cache of its kind. A head whose rows are
 divided by their length is not trained; LoRA beside it is.
 
