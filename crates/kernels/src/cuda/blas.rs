@@ -23,8 +23,9 @@ const ALIGNMENT: u64 = 16;
 /// Algorithms that the heuristic is asked for.
 const CANDIDATES: usize = 8;
 /// Numbers of tiles whose sides are powers of two: 64x64 to 512x64. The heuristic likes others where they leave fewer
-/// multiprocessors idle at the end; on an H200, which its power holds back, those were at best 1.5 % faster than the first
-/// plain one and up to 6 % slower, in 17 kinds of product of a 7B and an 8B model. All gave the same bits.
+/// multiprocessors idle at the end; on an H200, which its power holds back, those that it named first were up to 6 %
+/// slower than the first plain one, and none was more than 1.6 % faster (17 kinds of product of a 7B and an 8B model,
+/// benchmarks/gpu/results/products-h200.txt).
 const PLAIN_TILES: std::ops::RangeInclusive<u32> = 15..=25;
 
 /// C [m, n] = alpha·op(A)·op(B) (+ C) (+ bias), all on the card. A and B have one type.
