@@ -50,6 +50,7 @@ pub mod matmul;
 mod norm_rows;
 mod pages;
 pub mod profile;
+pub mod quantized;
 pub mod random;
 pub mod rms_norm;
 pub mod rope;

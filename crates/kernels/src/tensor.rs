@@ -585,6 +585,14 @@ impl<'a> ViewMut<'a> {
         unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / size_of::<E>()) }
     }
 
+    /// The raw bytes.
+    ///
+    /// # Panics
+    /// If they are in a GPU's memory.
+    pub(crate) fn into_bytes(self) -> &'a mut [u8] {
+        self.bytes.on_host()
+    }
+
     /// Sets every element to zero.
     pub fn zero(self) {
         match self.bytes {

@@ -38,6 +38,25 @@ impl Vector for Lanes8 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: the CPU has AVX2 and the pointer is good for eight bytes, by the trait's contract.
+        Self(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) })
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(table: &[f32; 16], codes: *const u8) -> Self {
+        // SAFETY: the CPU has AVX2 and the pointer is good for four bytes, by the trait's contract.
+        Self(unsafe {
+            let shifts = _mm256_set_epi32(24, 28, 16, 20, 8, 12, 0, 4);
+            let codes = _mm256_srlv_epi32(_mm256_set1_epi32(codes.cast::<i32>().read_unaligned()), shifts);
+            // Of an index only the lowest three bits count; the fourth, as a sign, chooses the half of the table.
+            let half = |i: usize| _mm256_permutevar8x32_ps(_mm256_loadu_ps(table[i..].as_ptr()), codes);
+            let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
+            _mm256_blendv_ps(half(0), half(8), upper)
+        })
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the CPU has AVX2 and the pointer is good for eight floats, by the trait's contract.
         unsafe { _mm256_storeu_ps(to, self.0) }

@@ -38,6 +38,24 @@ impl Vector for Lanes16 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: the CPU has AVX-512 and the pointer is good for 16 bytes, by the trait's contract.
+        Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) })
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(table: &[f32; 16], codes: *const u8) -> Self {
+        // SAFETY: the CPU has AVX-512 and the pointer is good for eight bytes, by the trait's contract.
+        Self(unsafe {
+            let codes = codes.cast::<[i32; 2]>().read_unaligned();
+            let codes = _mm512_mask_set1_epi32(_mm512_set1_epi32(codes[0]), 0xFF00, codes[1]);
+            let shifts = _mm512_set_epi32(24, 28, 16, 20, 8, 12, 0, 4, 24, 28, 16, 20, 8, 12, 0, 4);
+            // Of an index only the lowest four bits count.
+            _mm512_permutexvar_ps(_mm512_srlv_epi32(codes, shifts), _mm512_loadu_ps(table.as_ptr()))
+        })
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the CPU has AVX-512 and the pointer is good for 16 floats, by the trait's contract.
         unsafe { _mm512_storeu_ps(to, self.0) }

@@ -16,7 +16,10 @@
 //! Sums have a fixed order that depends on the shapes and the instruction set alone. On a GPU cuBLASLt multiplies, and
 //! `C` is rounded after each of two products.
 
-use crate::{DType, Device, View, ViewMut, with_dtype};
+use std::marker::PhantomData;
+
+use crate::quantized::{self, Decoder};
+use crate::{DType, Device, Element, Isa, View, ViewMut, with_dtype};
 
 /// Evaluates an expression with `K` the kernel of an instruction set, for operands that are all `f32` or not.
 macro_rules! with_kernel {
@@ -64,23 +67,25 @@ mod avx512;
 mod avx512bf16;
 mod blocked;
 mod kernel;
+mod matrix;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod on_cuda;
 mod output;
 mod pack;
 mod packed;
-mod portable;
+pub(crate) mod portable;
 #[cfg(test)]
 mod reference;
 mod scratch;
 #[cfg(test)]
 mod tests;
 mod thin;
-mod vector;
+pub(crate) mod vector;
 
 use blocked::Factors;
 use kernel::MicroKernel;
+pub use matrix::Matrix;
 use output::{Bias, Finish, Output};
 use pack::Operand;
 pub use packed::{PackedWeight, Reads};
@@ -93,7 +98,7 @@ pub struct Matmul<'a> {
     /// Whether `a` is stored `[K, M]`.
     pub a_transposed: bool,
     /// `op(B)` is `[K, N]`; stored `[N, K]` if `b_transposed`.
-    pub b: View<'a>,
+    pub b: Matrix<'a>,
     /// Whether `b` is stored `[N, K]`.
     pub b_transposed: bool,
     /// `[M, N]`, `f32` or `bf16`.
@@ -112,11 +117,11 @@ pub struct Matmul<'a> {
 
 impl<'a> Matmul<'a> {
     /// `c = a·b`, all stored straight.
-    pub fn new(a: View<'a>, b: View<'a>, c: ViewMut<'a>) -> Self {
+    pub fn new(a: View<'a>, b: impl Into<Matrix<'a>>, c: ViewMut<'a>) -> Self {
         Self {
             a,
             a_transposed: false,
-            b,
+            b: b.into(),
             b_transposed: false,
             c,
             bias: None,
@@ -128,12 +133,12 @@ impl<'a> Matmul<'a> {
     }
 
     /// Forward of a linear layer: `y [N, out] = x [N, in] · Wᵀ`, `w` stored `[out, in]`.
-    pub fn x_wt(x: View<'a>, w: View<'a>, y: ViewMut<'a>) -> Self {
+    pub fn x_wt(x: View<'a>, w: impl Into<Matrix<'a>>, y: ViewMut<'a>) -> Self {
         Self { b_transposed: true, ..Self::new(x, w, y) }
     }
 
     /// Gradient of a linear layer's input: `dx [N, in] = dy [N, out] · W`, `w` stored `[out, in]`.
-    pub fn dy_w(dy: View<'a>, w: View<'a>, dx: ViewMut<'a>) -> Self {
+    pub fn dy_w(dy: View<'a>, w: impl Into<Matrix<'a>>, dx: ViewMut<'a>) -> Self {
         Self::new(dy, w, dx)
     }
 
@@ -236,21 +241,28 @@ pub fn run(dev: &Device, args: Matmul<'_>) {
         let k2 = args.second.map_or(0, |(a, _)| a.elements() / m);
         [2 * m * n * (k + k2), args.a.byte_len() + args.b.byte_len() + c + a2 + b2]
     });
-    let all = [Some(args.a), Some(args.b), args.second.map(|s| s.0), args.second.map(|s| s.1)];
-    let in_f32 = all.into_iter().flatten().all(|view| view.dtype() == DType::F32);
+    let views = [Some(args.a), args.second.map(|s| s.0), args.second.map(|s| s.1)];
+    let dtypes = views.into_iter().flatten().map(|view| view.dtype()).chain([args.b.dtype()]);
+    let in_f32 = dtypes.into_iter().all(|dtype| dtype == DType::F32);
     if let Some(cuda) = dev.cuda() {
         return on_cuda::run(cuda, args, (m, n), in_f32);
     }
     with_kernel!(dev.isa(), in_f32, K => run_with::<K>(dev, args, in_f32));
 }
 
+/// All values of a quantised weight.
+pub(crate) fn decode_all<E: Element>(isa: Isa, decoder: Decoder<'_>, to: &mut [E]) {
+    with_kernel!(isa, true, K => {
+        quantized::decode_rows(isa, decoder, 0, to, PhantomData::<<K as MicroKernel>::Lanes>);
+    });
+}
+
 fn run_with<K: MicroKernel>(dev: &Device, mut args: Matmul<'_>, in_f32: bool) {
     let round = !in_f32;
-    let pair = |a, b| {
-        let a = Operand { view: a, along_k: !args.a_transposed, round };
-        (a, Operand { view: b, along_k: args.b_transposed, round })
-    };
-    let (first, second) = (pair(args.a, args.b), args.second.map(|(a, b)| pair(a, b)));
+    let a_of = |a| Operand::of(Matrix::Values(a), !args.a_transposed, round);
+    let b_of = |b| Operand::of(b, args.b_transposed, round);
+    let first = (a_of(args.a), b_of(args.b));
+    let second = args.second.map(|(a, b)| (a_of(a), b_of(b.into())));
     let finish = Finish { alpha: args.alpha, accumulate: args.accumulate, bias: args.bias.map(Bias::new) };
     with_dtype!(args.c.dtype(), E => {
         let Some(thin) = Thin::new::<K>(first.0, first.1) else {

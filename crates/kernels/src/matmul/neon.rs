@@ -35,6 +35,25 @@ impl Vector for Lanes4 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: the pointer is good for four bytes, by the trait's contract; the CPU has NEON.
+        unsafe {
+            let values = from.cast::<[i8; 4]>().read_unaligned().map(f32::from);
+            Self(vld1q_f32(values.as_ptr()))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(table: &[f32; 16], codes: *const u8) -> Self {
+        // SAFETY: the pointer is good for two bytes, by the trait's contract; the CPU has NEON.
+        unsafe {
+            let [a, b] = codes.cast::<[u8; 2]>().read_unaligned();
+            let values = [a >> 4, a & 15, b >> 4, b & 15].map(|code| table[usize::from(code)]);
+            Self(vld1q_f32(values.as_ptr()))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the CPU has NEON and the pointer is good for four floats, by the trait's contract.
         unsafe { vst1q_f32(to, self.0) }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Matmul;
+use super::{Matmul, Matrix};
 use crate::cuda::{Cuda, Product};
 use crate::{DType, Tensor, View};
 
@@ -20,10 +20,11 @@ pub(super) fn run(cuda: &Arc<Cuda>, mut args: Matmul<'_>, (m, n): (usize, usize)
     let mut accumulate = args.accumulate;
     // The thin product first: a product of great depth reads what is there almost for nothing, a thin one takes as long
     // for that as for its own sum.
-    let pairs = [args.second, Some((args.a, args.b))].into_iter().flatten();
+    let second = args.second.map(|(a, b)| (a, b.into()));
+    let pairs = [second, Some((args.a, args.b))].into_iter().flatten();
     let mut pairs = pairs.filter(|(a, _)| a.elements() > 0).peekable();
     while let Some((a, b)) = pairs.next() {
-        let (a, b) = (Operand::of(a, dtype), Operand::of(b, dtype));
+        let (a, b) = (Operand::of(a, dtype), Operand::matrix(b, dtype));
         let bias = if pairs.peek().is_none() { bias.take() } else { None };
         cuda.product(&Product {
             m,
@@ -76,6 +77,13 @@ enum Operand<'a> {
 impl<'a> Operand<'a> {
     fn of(view: View<'a>, dtype: DType) -> Self {
         if view.dtype() == dtype { Self::Stored(view) } else { Self::Converted(view.to_dtype(dtype)) }
+    }
+
+    fn matrix(matrix: Matrix<'a>, dtype: DType) -> Self {
+        match matrix {
+            Matrix::Values(view) => Self::of(view, dtype),
+            Matrix::Quantized(_) => unreachable!("quantised weights are refused on a GPU"),
+        }
     }
 
     fn view(&self) -> View<'_> {

@@ -5,31 +5,57 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::Matrix;
 use super::kernel::{MicroKernel, Unit};
 use super::vector::{prefetch, prefetch_l2};
 use crate::isa::per_isa;
+use crate::quantized::Decoder;
 use crate::{DType, Device, Element, View, with_dtype};
 
 /// `op(A)` by rows or `op(B)` by columns: lanes of values along `k`.
 #[derive(Clone, Copy)]
 pub(super) struct Operand<'a> {
     /// The matrix as stored.
-    pub view: View<'a>,
+    pub stored: Stored<'a>,
+    /// Rows and columns as stored.
+    shape: [usize; 2],
     /// Whether the values of a lane lie side by side: `A` stored straight, `B` stored transposed.
     pub along_k: bool,
     /// Whether values are rounded to `bf16` first.
     pub round: bool,
 }
 
-impl Operand<'_> {
+/// A matrix as stored.
+#[derive(Clone, Copy)]
+pub(super) enum Stored<'a> {
+    Values(View<'a>),
+    Codes(Decoder<'a>),
+}
+
+impl<'a> Operand<'a> {
+    /// An operand in the host's memory.
+    pub fn of(matrix: Matrix<'a>, along_k: bool, round: bool) -> Self {
+        let shape = [matrix.dim(0), matrix.dim(1)];
+        let stored = match matrix {
+            Matrix::Values(view) => Stored::Values(view),
+            Matrix::Quantized(weight) => Stored::Codes(weight.decoder()),
+        };
+        Self { stored, shape, along_k, round }
+    }
+
+    /// Rows and columns as stored.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
     /// Rows of `op(A)` or columns of `op(B)`.
     pub fn lanes(&self) -> usize {
-        self.view.dim(usize::from(!self.along_k))
+        self.shape[usize::from(!self.along_k)]
     }
 
     /// Values of a lane: `K`.
     pub fn depth(&self) -> usize {
-        self.view.dim(usize::from(self.along_k))
+        self.shape[usize::from(self.along_k)]
     }
 }
 
@@ -51,9 +77,10 @@ impl<'a> Slice<'a> {
     /// Where a kernel `K` can read it without packing, and the units of a row: lanes lie along `k`, values are as the
     /// kernel wants them, and rows are whole runs of units.
     pub fn as_stored<K: MicroKernel>(&self) -> Option<(*const Unit, usize)> {
-        let (dtype, depth) = (self.of.view.dtype(), self.of.depth());
+        let Stored::Values(view) = self.of.stored else { return None };
+        let (dtype, depth) = (view.dtype(), self.of.depth());
         let converted = dtype != K::Packed::DTYPE || (self.of.round && dtype == DType::F32);
-        let start = self.of.view.bytes().as_ptr().cast::<Unit>();
+        let start = view.bytes().as_ptr().cast::<Unit>();
         let run = K::UNIT * K::RUN;
         // A run of sixteen units is a cache line, which should not be cut in two.
         let aligned = start.cast::<u8>().align_offset(size_of::<Unit>() * K::RUN) == 0;
@@ -108,19 +135,21 @@ impl Panels<'_> {
             let own = slice.units::<K>();
             let (from, to) = (units.start.max(before), units.end.min(before + own));
             if from < to {
-                with_dtype!(slice.of.view.dtype(), S => {
-                    let pack = Pack {
-                        slice: slice.part::<K>(from - before..to - before),
-                        values: slice.of.view.as_slice::<S>(),
-                        first,
-                        width: self.width,
-                        panels: &mut *out,
-                        own: from - units.start..to - units.start,
-                        units: units.len(),
-                        kernel: PhantomData::<K>,
-                    };
-                    if self.run == 1 { pack_lanes(K::ISA, pack) } else { pack_runs(K::ISA, pack) }
-                });
+                let part = Part {
+                    slice: slice.part::<K>(from - before..to - before),
+                    first,
+                    width: self.width,
+                    run: self.run,
+                    own: from - units.start..to - units.start,
+                    units: units.len(),
+                };
+                match slice.of.stored {
+                    Stored::Codes(codes) => part.pack::<K, _>(codes, out),
+                    Stored::Values(view) => with_dtype!(view.dtype(), S => {
+                        let values = Values { values: view.as_slice::<S>(), columns: view.dim(1) };
+                        part.pack::<K, _>(values, out);
+                    }),
+                }
             }
             before += own;
         }
@@ -143,8 +172,8 @@ impl Panels<'_> {
             true => (lanes, part.k.0..part.k.1, depth),
             false => (part.k.0..part.k.1, lanes, all_lanes),
         };
-        let size = part.of.view.dtype().bytes();
-        let start = part.of.view.bytes().as_ptr();
+        let Stored::Values(view) = part.of.stored else { return };
+        let (size, start) = (view.dtype().bytes(), view.bytes().as_ptr());
         let at = |i: usize| rows.start + rows.len() * i / of;
         for r in at(share)..at(share + 1) {
             for byte in (inside.start * size..inside.end * size).step_by(64) {
@@ -175,25 +204,142 @@ static ZEROS: [Unit; 16] = [0; 16];
 struct Block([[Unit; 16]; 16]);
 
 /// Lanes to pack into some panels.
-struct Pack<'a, K, S> {
+struct Part<'a> {
     slice: Slice<'a>,
-    /// As stored.
-    values: &'a [S],
     /// First lane.
     first: usize,
     /// Lanes of a panel.
     width: usize,
-    panels: &'a mut [Unit],
+    /// Units of a lane that lie side by side.
+    run: usize,
     /// The slice's own units in a panel.
     own: Range<usize>,
     /// Units of a panel.
     units: usize,
+}
+
+impl Part<'_> {
+    fn pack<K: MicroKernel, S: Source>(self, source: S, panels: &mut [Unit]) {
+        let run = self.run;
+        let pack = Pack { part: self, source, panels, kernel: PhantomData::<K> };
+        if run == 1 { pack_lanes(K::ISA, pack) } else { pack_runs(K::ISA, pack) }
+    }
+}
+
+/// The same with what is read, and where it goes.
+struct Pack<'a, K, S> {
+    part: Part<'a>,
+    source: S,
+    panels: &'a mut [Unit],
     kernel: PhantomData<K>,
 }
 
+/// Where the values of stored rows are read.
+trait Source: Copy {
+    /// Some columns of a row, at most sixteen units, as kernel `K` wants them: where they are stored if they are sixteen
+    /// units and need no conversion, otherwise in `staged`, zero beyond the columns.
+    fn units<K: MicroKernel, const ROUND: bool>(
+        self,
+        row: usize,
+        columns: Range<usize>,
+        staged: &mut [Unit; 16],
+    ) -> *const Unit;
+
+    /// As many columns from `first` on as `to` has: a unit of each, of row `row`, and of the next if `pairs`.
+    fn across<K: MicroKernel, const ROUND: bool>(
+        self,
+        row: usize,
+        pairs: bool,
+        first: usize,
+        to: &mut [Unit],
+    );
+}
+
+/// Values, as a tensor stores them.
+#[derive(Clone, Copy)]
+struct Values<'a, S> {
+    values: &'a [S],
+    columns: usize,
+}
+
+impl<S: Element> Source for Values<'_, S> {
+    #[inline(always)]
+    fn units<K: MicroKernel, const ROUND: bool>(
+        self,
+        row: usize,
+        columns: Range<usize>,
+        staged: &mut [Unit; 16],
+    ) -> *const Unit {
+        let from = &self.values[row * self.columns..][columns];
+        prefetch(from.as_ptr().wrapping_add(AHEAD * 16 * K::UNIT));
+        let as_stored = S::DTYPE == K::Packed::DTYPE && !(ROUND && S::DTYPE == DType::F32);
+        if as_stored && from.len() == 16 * K::UNIT {
+            return from.as_ptr().cast();
+        }
+        *staged = [0; 16];
+        convert_all::<S, K::Packed, ROUND>(from, as_packed(staged));
+        staged.as_ptr()
+    }
+
+    #[inline(always)]
+    fn across<K: MicroKernel, const ROUND: bool>(
+        self,
+        row: usize,
+        pairs: bool,
+        first: usize,
+        to: &mut [Unit],
+    ) {
+        let of = |row: usize| &self.values[row * self.columns + first..][..to.len()];
+        let (low, high) = (of(row), pairs.then(|| of(row + 1)));
+        fill_unit::<S, K::Packed, ROUND>(to, low, high);
+    }
+}
+
+/// Columns of a panel, for any kernel.
+const WIDEST: usize = 64;
+
+impl Source for Decoder<'_> {
+    #[inline(always)]
+    fn units<K: MicroKernel, const ROUND: bool>(
+        self,
+        row: usize,
+        columns: Range<usize>,
+        staged: &mut [Unit; 16],
+    ) -> *const Unit {
+        let mut values = [0.0; 32];
+        let values = &mut values[..columns.len()];
+        // SAFETY: this is compiled for `K::ISA` and runs because the device has it.
+        unsafe { self.decode::<K::Lanes>(row, columns.start, values) };
+        *staged = [0; 16];
+        convert_all::<f32, K::Packed, ROUND>(values, as_packed(staged));
+        staged.as_ptr()
+    }
+
+    #[inline(always)]
+    fn across<K: MicroKernel, const ROUND: bool>(
+        self,
+        row: usize,
+        pairs: bool,
+        first: usize,
+        to: &mut [Unit],
+    ) {
+        let mut values = [[0.0; WIDEST]; 2];
+        let [low, high] = &mut values;
+        let (low, high) = (&mut low[..to.len()], &mut high[..to.len()]);
+        // SAFETY: as above.
+        unsafe {
+            self.decode::<K::Lanes>(row, first, low);
+            if pairs {
+                self.decode::<K::Lanes>(row + 1, first, high);
+            }
+        }
+        fill_unit::<f32, K::Packed, ROUND>(to, low, pairs.then_some(&*high));
+    }
+}
+
 per_isa! {
-    fn pack_lanes<K: MicroKernel, S: Element>(pack: Pack<'_, K, S>) {
-        match (pack.slice.of.along_k, pack.slice.of.round) {
+    fn pack_lanes<K: MicroKernel, S: Source>(pack: Pack<'_, K, S>) {
+        match (pack.part.slice.of.along_k, pack.part.slice.of.round) {
             (true, false) => pack.along_k::<false>(),
             (true, true) => pack.along_k::<true>(),
             (false, false) => pack.across_k::<false>(),
@@ -202,8 +348,8 @@ per_isa! {
     }
 
     /// As `pack_lanes`, runs of sixteen units of a lane side by side.
-    fn pack_runs<K: MicroKernel, S: Element>(pack: Pack<'_, K, S>) {
-        match (pack.slice.of.along_k, pack.slice.of.round) {
+    fn pack_runs<K: MicroKernel, S: Source>(pack: Pack<'_, K, S>) {
+        match (pack.part.slice.of.along_k, pack.part.slice.of.round) {
             (true, false) => pack.runs_along_k::<false>(),
             (true, true) => pack.runs_along_k::<true>(),
             (false, false) => pack.runs_across_k::<false>(),
@@ -217,18 +363,20 @@ const AHEAD: usize = 4;
 /// Units that are packed for one panel before the next: rows are read across all panels of a task.
 const ROWS: usize = 8;
 
-impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
+impl<K: MicroKernel, S: Source> Pack<'_, K, S> {
     /// Lanes lie in rows: a transposition, sixteen lanes by sixteen units at a time.
     #[inline(always)]
     fn along_k<const ROUND: bool>(mut self) {
         let panels = std::mem::take(&mut self.panels);
         let mut staged = Block([[0; 16]; 16]);
-        let (width, lanes) = (self.width, self.slice.of.lanes());
-        for (first, panel) in (self.first..).step_by(width).zip(panels.chunks_exact_mut(width * self.units)) {
-            let panel = &mut panel[self.own.start * width..self.own.end * width];
+        let (width, lanes) = (self.part.width, self.part.slice.of.lanes());
+        for (first, panel) in
+            (self.part.first..).step_by(width).zip(panels.chunks_exact_mut(width * self.part.units))
+        {
+            let panel = &mut panel[self.part.own.start * width..self.part.own.end * width];
             for (i, out) in panel.chunks_mut(16 * width).enumerate() {
-                let k0 = self.slice.k.1.min(self.slice.k.0 + i * 16 * K::UNIT);
-                let k1 = self.slice.k.1.min(k0 + 16 * K::UNIT);
+                let k0 = self.part.slice.k.1.min(self.part.slice.k.0 + i * 16 * K::UNIT);
+                let k1 = self.part.slice.k.1.min(k0 + 16 * K::UNIT);
                 for group in (0..width).step_by(16) {
                     let wanted = first + group..(first + width.min(group + 16)).min(lanes);
                     let group_lanes = 16.min(width - group);
@@ -260,22 +408,9 @@ impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
         k: Range<usize>,
         staged: &mut Block,
     ) -> [*const Unit; 16] {
-        let depth = self.slice.of.depth();
-        let as_stored = S::DTYPE == K::Packed::DTYPE && !(ROUND && S::DTYPE == DType::F32);
-        let in_place = as_stored && k.len() == 16 * K::UNIT;
-        if !in_place {
-            *staged = Block([[0; 16]; 16]);
-        }
         let mut rows = [ZEROS.as_ptr(); 16];
         for ((lane, to), row) in lanes.zip(&mut staged.0).zip(&mut rows) {
-            let from = &self.values[lane * depth..][k.clone()];
-            prefetch(from.as_ptr().wrapping_add(AHEAD * 16 * K::UNIT));
-            *row = to.as_ptr();
-            if in_place {
-                *row = from.as_ptr().cast();
-            } else {
-                convert_all::<S, K::Packed, ROUND>(from, as_packed(to));
-            }
+            *row = self.source.units::<K, ROUND>(lane, k.clone(), to);
         }
         rows
     }
@@ -284,11 +419,12 @@ impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
     #[inline(always)]
     fn across_k<const ROUND: bool>(mut self) {
         let panels = std::mem::take(&mut self.panels);
-        let width = self.width;
-        for run in self.own.clone().step_by(ROWS) {
-            let all = (self.first..).step_by(width).zip(panels.chunks_exact_mut(width * self.units));
+        let width = self.part.width;
+        for run in self.part.own.clone().step_by(ROWS) {
+            let all =
+                (self.part.first..).step_by(width).zip(panels.chunks_exact_mut(width * self.part.units));
             for (first, panel) in all {
-                for unit in run..self.own.end.min(run + ROWS) {
+                for unit in run..self.part.own.end.min(run + ROWS) {
                     self.unit::<ROUND>(unit, first, &mut panel[unit * width..][..width]);
                 }
             }
@@ -300,12 +436,14 @@ impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
     fn runs_along_k<const ROUND: bool>(mut self) {
         let panels = std::mem::take(&mut self.panels);
         let mut staged = Block([[0; 16]; 16]);
-        let (width, lanes) = (self.width, self.slice.of.lanes());
-        for (first, panel) in (self.first..).step_by(width).zip(panels.chunks_exact_mut(width * self.units)) {
-            let panel = &mut panel[self.own.start * width..self.own.end * width];
+        let (width, lanes) = (self.part.width, self.part.slice.of.lanes());
+        for (first, panel) in
+            (self.part.first..).step_by(width).zip(panels.chunks_exact_mut(width * self.part.units))
+        {
+            let panel = &mut panel[self.part.own.start * width..self.part.own.end * width];
             for (i, out) in panel.chunks_exact_mut(16 * width).enumerate() {
-                let k0 = self.slice.k.1.min(self.slice.k.0 + i * 16 * K::UNIT);
-                let k1 = self.slice.k.1.min(k0 + 16 * K::UNIT);
+                let k0 = self.part.slice.k.1.min(self.part.slice.k.0 + i * 16 * K::UNIT);
+                let k1 = self.part.slice.k.1.min(k0 + 16 * K::UNIT);
                 for (group, out) in out.chunks_mut(16 * 16).enumerate() {
                     let wanted = first + group * 16..(first + group * 16 + out.len() / 16).min(lanes);
                     let rows = self.rows::<ROUND>(wanted, k0..k1, &mut staged);
@@ -324,9 +462,10 @@ impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
     fn runs_across_k<const ROUND: bool>(mut self) {
         let panels = std::mem::take(&mut self.panels);
         let mut staged = Block([[0; 16]; 16]);
-        let width = self.width;
-        for run in self.own.clone().step_by(16) {
-            let all = (self.first..).step_by(width).zip(panels.chunks_exact_mut(width * self.units));
+        let width = self.part.width;
+        for run in self.part.own.clone().step_by(16) {
+            let all =
+                (self.part.first..).step_by(width).zip(panels.chunks_exact_mut(width * self.part.units));
             for (first, panel) in all {
                 let panel = &mut panel[run * width..][..16 * width];
                 for (group, out) in panel.chunks_mut(16 * 16).enumerate() {
@@ -350,18 +489,18 @@ impl<K: MicroKernel, S: Element> Pack<'_, K, S> {
     /// A unit of a panel, for as many lanes from `first` on as `to` has; zero beyond the matrix.
     #[inline(always)]
     fn unit<const ROUND: bool>(&self, unit: usize, first: usize, to: &mut [Unit]) {
-        let (lanes, k) = (self.slice.of.lanes(), self.slice.k.0 + (unit - self.own.start) * K::UNIT);
-        let there = lanes.saturating_sub(first);
-        if k >= self.slice.k.1 || there < to.len() {
+        let (lanes, k) =
+            (self.part.slice.of.lanes(), self.part.slice.k.0 + (unit - self.part.own.start) * K::UNIT);
+        let (there, to_len) = (lanes.saturating_sub(first), to.len());
+        if k >= self.part.slice.k.1 || there < to.len() {
             to.fill(0);
         }
-        if k >= self.slice.k.1 || there == 0 {
+        if k >= self.part.slice.k.1 || there == 0 {
             return;
         }
-        let low = &self.values[k * lanes + first..(k + 1) * lanes];
-        let high = (K::UNIT == 2 && k + 1 < self.slice.k.1)
-            .then(|| &self.values[(k + 1) * lanes + first..(k + 2) * lanes]);
-        fill_unit::<S, K::Packed, ROUND>(to, low, high);
+        let to = &mut to[..there.min(to_len)];
+        let pairs = K::UNIT == 2 && k + 1 < self.part.slice.k.1;
+        self.source.across::<K, ROUND>(k, pairs, first, to);
     }
 }
 

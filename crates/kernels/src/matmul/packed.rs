@@ -36,7 +36,7 @@ impl PackedWeight {
         let shape = [w.dim(0), w.dim(1)];
         let (isa, in_f32) = (dev.isa(), w.dtype() == DType::F32);
         let mut units = slab.zeros(DType::F32, &[Self::bytes(isa, w.dtype(), shape, reads) / 4]);
-        let operand = Operand { view: w, along_k: reads == Reads::XWt, round: !in_f32 };
+        let operand = Operand::of(w.into(), reads == Reads::XWt, !in_f32);
         let to = units_mut(&mut units);
         with_kernel!(isa, in_f32, K => {
             let panels = Panels { slices: &[Slice::whole(operand)], width: K::NR, run: 1 };
@@ -57,8 +57,7 @@ impl PackedWeight {
     /// Its panels, if they are what a product `op(A)·op(B)` of these sizes and types packs of `B`.
     pub(super) fn panels(&self, isa: Isa, in_f32: bool, b: &Operand<'_>) -> Option<&[Unit]> {
         let reads = if b.along_k { Reads::XWt } else { Reads::DyW };
-        let same =
-            (self.isa, self.in_f32, self.reads) == (isa, in_f32, reads) && b.view.shape() == self.shape;
+        let same = (self.isa, self.in_f32, self.reads) == (isa, in_f32, reads) && b.shape() == self.shape;
         let bytes = self.units.view().bytes();
         // SAFETY: a tensor of `f32` is aligned for units, of the same size; every bit pattern is one.
         same.then(|| unsafe {

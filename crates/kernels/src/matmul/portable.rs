@@ -33,6 +33,19 @@ impl Vector for Lanes4 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: the caller's pointer is good for four bytes.
+        Self(unsafe { from.cast::<[i8; 4]>().read_unaligned() }.map(f32::from))
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(table: &[f32; 16], codes: *const u8) -> Self {
+        // SAFETY: the caller's pointer is good for two bytes.
+        let [a, b] = unsafe { codes.cast::<[u8; 2]>().read_unaligned() };
+        Self([a >> 4, a & 15, b >> 4, b & 15].map(|code| table[usize::from(code)]))
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller's pointer is good for four floats.
         unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }

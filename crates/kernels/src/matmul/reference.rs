@@ -4,7 +4,7 @@ use std::ops::{AddAssign, Mul};
 
 use half::bf16;
 
-use super::Matmul;
+use super::{Matmul, Matrix};
 use crate::{DType, Element, View};
 
 /// `op(X)[i, j]` for stored `X`, rounded to `bf16` first if `round`.
@@ -19,7 +19,8 @@ where
     T: From<f32> + Copy + AddAssign + Mul<Output = T>,
 {
     let (m, n, _) = args.sizes();
-    let pairs: Vec<_> = std::iter::once((args.a, args.b)).chain(args.second).collect();
+    let Matrix::Values(b) = args.b else { panic!("the reference multiplies values") };
+    let pairs: Vec<_> = std::iter::once((args.a, b)).chain(args.second).collect();
     let round = pairs.iter().any(|(a, b)| a.dtype() != DType::F32 || b.dtype() != DType::F32);
     let c = args.c.as_view().to_f32_vec();
     let values: Vec<_> = pairs.iter().map(|(a, b)| (a.to_f32_vec(), b.to_f32_vec())).collect();

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use memmap2::MmapMut;
 
-use crate::pages;
+use crate::{Element, pages};
 
 /// What a buffer may hold.
 ///
@@ -14,8 +14,8 @@ use crate::pages;
 pub(super) unsafe trait Plain: Copy {}
 // SAFETY: an integer.
 unsafe impl Plain for u32 {}
-// SAFETY: a float.
-unsafe impl Plain for f32 {}
+// SAFETY: an `Element` is plain old data of which every bit pattern is a value.
+unsafe impl<E: Element> Plain for E {}
 
 /// What a buffer is for; each thread keeps one of each.
 #[derive(Clone, Copy)]
@@ -28,6 +28,8 @@ pub(super) enum Use {
     Tiles,
     /// The thin operand of a product with few rows or columns.
     Thin,
+    /// Decoded lanes of a quantised weight.
+    Decoded,
     /// Sums of all of `C`, while a product goes through its depth in pieces.
     Partial,
 }
@@ -36,7 +38,7 @@ pub(super) enum Use {
 type Pages = (MmapMut, Range<usize>);
 
 thread_local! {
-    static KEPT: [Cell<Option<Pages>>; 5] = const { [const { Cell::new(None) }; 5] };
+    static KEPT: [Cell<Option<Pages>>; 6] = const { [const { Cell::new(None) }; 6] };
 }
 
 /// Calls `f` with this thread's buffer of `len` elements, aligned to 64 bytes, its content arbitrary.

@@ -72,7 +72,7 @@ impl Case {
         Matmul {
             a: operands.a.view(),
             a_transposed: self.transposed.0,
-            b: operands.b.view(),
+            b: operands.b.view().into(),
             b_transposed: self.transposed.1,
             c: operands.c.view_mut(),
             bias: operands.bias.as_ref().map(Tensor::view),
@@ -95,7 +95,13 @@ impl Case {
             (Some(_), None) => first,
             (Some((a, b)), Some(_)) => {
                 let (a, b) = (a.view(), b.view());
-                reference::product(&Matmul { a, b, bias: None, second: None, ..self.product(&mut operands) })
+                reference::product(&Matmul {
+                    a,
+                    b: b.into(),
+                    bias: None,
+                    second: None,
+                    ..self.product(&mut operands)
+                })
             }
         };
         let mut operands = operands.on(dev);

@@ -9,7 +9,7 @@ use super::kernel::{Rows, Stretch};
 /// # Safety
 /// Every method needs the CPU to have the instruction set, and is meant to be inlined into a function that is
 /// compiled for it. Pointers are good for `LANES` elements and need no alignment.
-pub(super) trait Vector: Copy {
+pub(crate) trait Vector: Copy {
     /// Lanes of a register.
     const LANES: usize;
     /// Registers that the instruction set has.
@@ -20,6 +20,10 @@ pub(super) trait Vector: Copy {
     unsafe fn load(from: *const f32) -> Self;
     /// `LANES` values of `bf16`, widened.
     unsafe fn load_bf16(from: *const bf16) -> Self;
+    /// `LANES` signed bytes.
+    unsafe fn load_i8(from: *const i8) -> Self;
+    /// The values of `LANES` codes of four bits, the first in the upper half of the first of `LANES / 2` bytes.
+    unsafe fn nibbles(table: &[f32; 16], codes: *const u8) -> Self;
     /// Writes all lanes.
     unsafe fn store(self, to: *mut f32);
     /// `self·by + plus`, in one rounding where the instruction set has it.

@@ -3,12 +3,13 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{Thin, load};
+use super::{Big, Thin, load};
 use crate::isa::per_isa;
 use crate::matmul::kernel::MicroKernel;
 use crate::matmul::output::Output;
 use crate::matmul::scratch::{self, Use};
 use crate::matmul::vector::{Vector, prefetch_l2};
+use crate::quantized::decode_rows;
 use crate::{Device, Element, with_dtype};
 
 /// Bytes of the big operand in a task.
@@ -21,7 +22,7 @@ const PACKED: usize = 32;
 pub(super) fn run<K: MicroKernel, S: Element, E: Element>(
     dev: &Device,
     product: Thin<'_>,
-    values: &[S],
+    lanes: Big<'_, S>,
     c: &Output<'_, E>,
 ) {
     let depth = product.big.depth();
@@ -30,8 +31,9 @@ pub(super) fn run<K: MicroKernel, S: Element, E: Element>(
     let padded = depth.next_multiple_of(K::Lanes::LANES);
     let groups = thin.div_ceil(group);
     scratch::with(Use::Thin, groups * group * padded, |packed: &mut [f32]| {
-        with_dtype!(product.thin.view.dtype(), P => {
-            let values = product.thin.view.as_slice::<P>();
+        let view = product.thin_values();
+        with_dtype!(view.dtype(), P => {
+            let values = view.as_slice::<P>();
             for (g, packed) in packed.chunks_exact_mut(group * padded).enumerate() {
                 dev.for_each_chunk(packed, PACKED * K::Lanes::LANES * group, |i, packed| {
                     let first = (g * group, i * PACKED * K::Lanes::LANES);
@@ -44,11 +46,21 @@ pub(super) fn run<K: MicroKernel, S: Element, E: Element>(
         dev.for_each(big.div_ceil(rows), |task| {
             let first = task * rows;
             let last = big.min(first + rows);
-            for (g, packed) in packed.chunks_exact(group * padded).enumerate() {
-                let t = g * group;
-                let (lanes, vector) = (first..last, PhantomData::<K::Lanes>);
-                let part = Part { lanes, group, product, values, depth, packed, t, c, vector };
-                sum_part(K::ISA, part);
+            let sum = |values: &[S]| {
+                for (g, packed) in packed.chunks_exact(group * padded).enumerate() {
+                    let t = g * group;
+                    let (lanes, vector) = (first..last, PhantomData::<K::Lanes>);
+                    sum_part(K::ISA, Part { lanes, group, product, values, depth, packed, t, c, vector });
+                }
+            };
+            match lanes {
+                Big::Values(values) => sum(&values[first * depth..last * depth]),
+                Big::Codes(codes) => {
+                    scratch::with(Use::Decoded, (last - first) * depth, |values: &mut [S]| {
+                        decode_rows(K::ISA, codes, first, values, PhantomData::<K::Lanes>);
+                        sum(values);
+                    });
+                }
             }
         });
     });
@@ -60,6 +72,7 @@ struct Part<'a, V, S, E> {
     /// Thin lanes in the group, filled up.
     group: usize,
     product: Thin<'a>,
+    /// Of the big lanes in the range.
     values: &'a [S],
     depth: usize,
     packed: &'a [f32],
@@ -130,7 +143,7 @@ impl<V: Vector, S: Element, E: Element> Part<'_, V, S, E> {
 
     #[inline(always)]
     fn some<const R: usize, const T: usize>(&self, lane: usize) {
-        let rows = &self.values[lane * self.depth..][..R * self.depth];
+        let rows = &self.values[(lane - self.lanes.start) * self.depth..][..R * self.depth];
         let whole = self.depth / V::LANES;
         assert!(self.packed.len() >= self.depth.div_ceil(V::LANES) * T * V::LANES);
         // SAFETY: `rows` holds `R` lanes of `depth` values and `packed` `T` registers for each register's worth of

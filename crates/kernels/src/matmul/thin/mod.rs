@@ -20,9 +20,10 @@ use half::bf16;
 
 use super::kernel::MicroKernel;
 use super::output::Output;
-use super::pack::Operand;
+use super::pack::{Operand, Stored};
 use super::vector::Vector;
-use crate::{DType, Device, Element, with_dtype};
+use crate::quantized::Decoder;
+use crate::{DType, Device, Element, View, with_dtype};
 
 /// Lanes of the thin operand at most. Beyond, packing both pays.
 const THIN: usize = 16;
@@ -50,21 +51,29 @@ impl<'a> Thin<'a> {
         }
         let (thin, big) = if thin_is_a { (a, b) } else { (b, a) };
         let suits = thin.lanes() <= THIN && (a.depth() >= DEEP || (!big.along_k && a.depth() > 0));
-        // The big operand is read as it is, so it must need no rounding.
-        let as_is = !big.round || big.view.dtype() == DType::BF16;
-        (suits && as_is).then_some(Self { thin, big, thin_is_a })
+        let readable = match big.stored {
+            // Read as it is, so it must need no rounding.
+            Stored::Values(view) => !big.round || view.dtype() == DType::BF16,
+            // Decoded row by row.
+            Stored::Codes(_) => big.along_k,
+        };
+        (suits && readable).then_some(Self { thin, big, thin_is_a })
     }
 
     /// Computes it with the lanes of kernel `K`.
     pub fn run<K: MicroKernel, E: Element>(self, dev: &Device, c: &Output<'_, E>) {
-        with_dtype!(self.big.view.dtype(), S => {
-            let values = self.big.view.as_slice::<S>();
-            if self.big.along_k {
-                dot::run::<K, S, E>(dev, self, values, c);
-            } else {
-                outer::run::<K, S, E>(dev, self, values, c);
-            }
-        });
+        match self.big.stored {
+            Stored::Codes(codes) if self.big.round => dot::run::<K, bf16, E>(dev, self, Big::Codes(codes), c),
+            Stored::Codes(codes) => dot::run::<K, f32, E>(dev, self, Big::Codes(codes), c),
+            Stored::Values(view) => with_dtype!(view.dtype(), S => {
+                let values = view.as_slice::<S>();
+                if self.big.along_k {
+                    dot::run::<K, S, E>(dev, self, Big::Values(values), c);
+                } else {
+                    outer::run::<K, S, E>(dev, self, values, c);
+                }
+            }),
+        }
     }
 
     /// The thin operand's value as it is multiplied; zero beyond its lanes and its depth.
@@ -75,6 +84,12 @@ impl<'a> Thin<'a> {
             return 0.0;
         }
         self.rounded(values[if self.thin.along_k { lane * depth + k } else { k * lanes + lane }])
+    }
+
+    /// The thin operand's values as stored: what is thin is never quantised.
+    fn thin_values(&self) -> View<'a> {
+        let Stored::Values(view) = self.thin.stored else { unreachable!("a thin operand of codes") };
+        view
     }
 
     /// One of the thin operand's values as it is multiplied.
@@ -105,6 +120,14 @@ impl<'a> Thin<'a> {
             }
         }
     }
+}
+
+/// The big operand, its lanes along `k`.
+#[derive(Clone, Copy)]
+enum Big<'a, S> {
+    Values(&'a [S]),
+    /// To be decoded, for each task its own lanes.
+    Codes(Decoder<'a>),
 }
 
 /// `LANES` values of the big operand in `f32`.

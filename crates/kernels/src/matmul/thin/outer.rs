@@ -32,8 +32,9 @@ pub(super) fn run<K: MicroKernel, S: Element, E: Element>(
     let (depth, big) = (product.big.depth(), product.big.lanes());
     let groups = product.thin.lanes().div_ceil(GROUP);
     scratch::with(Use::Thin, groups * GROUP * depth, |packed: &mut [f32]| {
-        with_dtype!(product.thin.view.dtype(), P => {
-            let values = product.thin.view.as_slice::<P>();
+        let view = product.thin_values();
+        with_dtype!(view.dtype(), P => {
+            let values = view.as_slice::<P>();
             for (g, packed) in packed.chunks_exact_mut(GROUP * depth).enumerate() {
                 pack_group(K::ISA, product, values, g * GROUP, packed);
             }
