@@ -3,6 +3,7 @@
 usage:
   make_parity_case.py OUT --model FOLDER [--text FILE]         a model that exists (real weights)
   make_parity_case.py OUT --model-type llama [--set KEY=JSON]  a tiny model with random weights
+  make_parity_case.py OUT --model FOLDER --quantize nf4        the same, its linear layers quantised by bitsandbytes
 
 The case folder OUT holds:
   config.json, model.safetensors   the model as transformers saves it, float32
@@ -11,9 +12,10 @@ The case folder OUT holds:
   grads.safetensors                d loss / d parameter, by transformers' parameter names
   full_losses.json                 loss at each AdamW step on all weights (lr 1e-3, betas 0.9/0.999, eps 1e-8,
                                    weight decay 0.01 on everything, no clipping), always the same batch
+  (a quantised model comes as bitsandbytes' checkpoint, and without grads.safetensors and full_losses.json: it is frozen)
   adapter/                         a PEFT LoRA adapter (B random; not with --no-adapter), and lora_losses.json: the same steps on the adapter
 
-needs: torch, transformers, peft, safetensors
+needs: torch, transformers, peft, safetensors; for --quantize bitsandbytes
 """
 import argparse
 import copy
@@ -48,6 +50,8 @@ def parse_arguments():
     p.add_argument("--steps", type=int, default=6, help="AdamW steps of the two training curves")
     p.add_argument("--lora-rank", type=int, default=4)
     p.add_argument("--no-adapter", action="store_true", help="for models that PEFT cannot put an adapter on")
+    p.add_argument("--quantize", choices=("nf4", "fp4", "int8"), help="with --model: quantise its linear layers")
+    p.add_argument("--plain-scales", action="store_true", help="with --quantize nf4 or fp4: no double quantisation")
     p.add_argument("--seed", type=int, default=1234)
     return p.parse_args()
 
@@ -69,6 +73,36 @@ def random_model(model_type, settings, generator):
             else:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return model
+
+
+def quantization(args):
+    if args.quantize == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=args.quantize, bnb_4bit_use_double_quant=not args.plain_scales, bnb_4bit_compute_dtype=torch.float32
+    )
+
+
+def with_decoded_weights(model):
+    """Quantised layers as plain ones of the values that bitsandbytes decodes: its definition of their product.
+
+    Its own kernels on a CPU round differently: those for 4 bits want sizes that a tiny model has not, and that for 8 bits
+    rounds the activations to 8 bits too.
+    """
+    from bitsandbytes import functional
+
+    for name, module in list(model.named_modules()):
+        kind, weight = type(module).__name__, getattr(module, "weight", None)
+        if kind == "Linear8bitLt":
+            values = functional.int8_vectorwise_dequant(weight.data, weight.SCB)
+        elif kind == "Linear4bit":
+            values = functional.dequantize_4bit(weight.data, weight.quant_state)
+        else:
+            continue
+        plain = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+        plain.weight = torch.nn.Parameter(values.float(), requires_grad=False)
+        plain.bias = module.bias
+        model.set_submodule(name, plain)
 
 
 def switch_dropout_off(config):
@@ -155,7 +189,10 @@ def main():
     if args.model:
         config = AutoConfig.from_pretrained(args.model)
         switch_dropout_off(config)
-        model = AutoModelForCausalLM.from_pretrained(args.model, config=config, dtype=torch.float32, attn_implementation="eager")
+        quantized = {"quantization_config": quantization(args)} if args.quantize else {}
+        model = AutoModelForCausalLM.from_pretrained(
+            args.model, config=config, dtype=torch.float32, attn_implementation="eager", **quantized
+        )
     else:
         model = random_model(args.model_type, args.set, generator)
     # Not `train`: dropout is off, and a router that draws its choices in training would never give the same numbers.
@@ -168,17 +205,20 @@ def main():
         shutil.rmtree(args.out)
     os.makedirs(args.out)
     write_model(model, args.out)
+    if args.quantize:
+        with_decoded_weights(model)
 
     logits = model(input_ids=input_ids, use_cache=False).logits.float()
     loss = cross_entropy(logits, labels)
-    loss.backward()
     case = dict(input_ids=input_ids, labels=labels, logits=logits.detach().contiguous(), loss=loss.detach().reshape(1))
     save_file(case, os.path.join(args.out, "case.safetensors"))
-    grads = {n: p.grad.clone().contiguous() for n, p in model.named_parameters() if p.grad is not None}
-    save_file(grads, os.path.join(args.out, "grads.safetensors"))
-    model.zero_grad()
-    full_losses = train(copy.deepcopy(model), input_ids, labels, args.steps)
-    json.dump(full_losses, open(os.path.join(args.out, "full_losses.json"), "w"))
+    if not args.quantize:
+        loss.backward()
+        grads = {n: p.grad.clone().contiguous() for n, p in model.named_parameters() if p.grad is not None}
+        save_file(grads, os.path.join(args.out, "grads.safetensors"))
+        model.zero_grad()
+        full_losses = train(copy.deepcopy(model), input_ids, labels, args.steps)
+        json.dump(full_losses, open(os.path.join(args.out, "full_losses.json"), "w"))
     if not args.no_adapter:
         write_adapter(model, args, input_ids, labels, generator)
     print(f"{args.out}: loss {loss.item():.5f}, {sum(p.numel() for p in model.parameters())} parameters, logits {tuple(logits.shape)}")

@@ -18,6 +18,7 @@ use sft_model::Decoder;
 use sft_model::adapter::{self, Last};
 use sft_model::loading::{self, Source};
 use sft_model::method::Method;
+use sft_model::quantization::Precision;
 use sft_model::spec::DecoderSpec;
 use sft_model::weights::WeightFiles;
 use sft_train::setup;
@@ -54,11 +55,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// The model with its adapters: all but the last are merged, the last stays beside the weights, as it was trained.
 pub fn read_decoder(config: &RunConfig, dev: &Device, spec: &DecoderSpec) -> anyhow::Result<Decoder> {
     let folder = Path::new(&config.model_name_or_path);
-    let dtype = setup::infer_dtype(config, folder)?;
+    let compute = setup::infer_dtype(config, folder)?;
+    let precision = Precision { compute, quantization: setup::quantization(config)? };
     let files = WeightFiles::open_model(folder)?;
     dev.install(|| {
         let mut decoder =
-            loading::load(dev, spec, &Source::Files(&files), &Method::Inference, dtype, config.seed)?;
+            loading::load(dev, spec, &Source::Files(&files), &Method::Inference, precision, config.seed)?;
         adapter::apply(dev, &mut decoder, &setup::adapter_folders(config), Last::Attached)?;
         Ok(decoder)
     })

@@ -9,6 +9,7 @@ use sft_kernels::DType;
 use sft_model::Decoder;
 use sft_model::adapter::{self, Last};
 use sft_model::method::Method;
+use sft_model::quantization::Precision;
 use sft_train::setup;
 
 use crate::recipe::Recipe;
@@ -29,8 +30,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let pipeline = setup::named_pipeline(&config)?;
     let stored = setup::infer_dtype(&config, base)?;
     let folders = setup::adapter_folders(&config);
-    let read = |dtype: DType, last: Last| -> anyhow::Result<Decoder> {
-        let mut decoder = Decoder::read(&dev, base, &Method::Inference, dtype, 0)?;
+    let quantization = setup::quantization(&config)?;
+    let read = |compute: DType, last: Last| -> anyhow::Result<Decoder> {
+        let precision = Precision { compute, quantization };
+        let mut decoder = Decoder::read(&dev, base, &Method::Inference, precision, 0)?;
         adapter::apply(&dev, &mut decoder, &folders, last)?;
         Ok(decoder)
     };

@@ -41,12 +41,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             case.file_name().map_or_else(|| case.display().to_string(), |n| n.to_string_lossy().into_owned());
         match parity::compare(&dev, case) {
             Ok(found) => {
-                let lora = found.lora.map_or("–".to_owned(), |lora| format!("{lora:.1e}"));
+                let or_none = |x: Option<f64>| x.map_or("–".to_owned(), |x| format!("{x:.1e}"));
+                let (gradient, worst) = found.gradient.clone().unzip();
+                let (gradient, full, lora) = (or_none(gradient), or_none(found.full), or_none(found.lora));
                 let holds = found.holds(&limits);
-                let verdict = if holds { String::new() } else { format!("  OVER ({})", found.gradient.1) };
+                let verdict = match holds {
+                    true => String::new(),
+                    false => format!("  OVER ({})", worst.as_deref().unwrap_or("quantised")),
+                };
                 println!(
-                    "{name:<24} {:>9.1e} {:>9.1e} {:>9.1e} {:>9.1e} {lora:>9}{verdict}",
-                    found.logits, found.loss, found.gradient.0, found.full
+                    "{name:<24} {:>9.1e} {:>9.1e} {gradient:>9} {full:>9} {lora:>9}{verdict}",
+                    found.logits, found.loss
                 );
                 failed += usize::from(!holds);
             }

@@ -127,7 +127,7 @@ fn memory(job: &Job) {
         counts.trained,
         100.0 * counts.trained as f64 / total.max(1) as f64,
         job.method.name(),
-        job.compute.name()
+        job.precision.compute.name()
     );
     // No weights are there where they are drawn.
     let aside = WeightFiles::open_model(&job.base).map_or(0, |files| files.of_other_parts(&job.spec));

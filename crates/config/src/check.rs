@@ -27,6 +27,7 @@ pub(crate) fn check(
     let mut checks = Checks { given, home, problems: Vec::new() };
     checks.data(config);
     checks.method(config);
+    checks.quantization(config);
     checks.precision(config);
     checks.schedule(config);
     if purpose == Purpose::Train {
@@ -206,6 +207,31 @@ impl Checks<'_> {
         );
     }
 
+    fn quantization(&mut self, c: &RunConfig) {
+        let Some(bits) = c.quantization_bit else { return };
+        self.refuse_if(
+            !matches!(bits, 4 | 8),
+            &["quantization_bit"],
+            &format!("`quantization_bit: {bits}`: bitsandbytes has 4 and 8 bits"),
+            "set `quantization_bit: 4`, or 8",
+        );
+        self.refuse_if(
+            c.finetuning_type != FinetuningType::Lora,
+            &["quantization_bit", "finetuning_type"],
+            &format!(
+                "`quantization_bit` keeps weights frozen, and `finetuning_type: {}` trains them",
+                c.finetuning_type
+            ),
+            "use `finetuning_type: lora`, or leave `quantization_bit` out",
+        );
+        self.refuse_if(
+            c.create_new_adapter || c.adapter_name_or_path.len() > 1,
+            &["quantization_bit", "create_new_adapter", "adapter_name_or_path"],
+            "adapters are not merged into a quantised model, and `create_new_adapter` and several adapters need that",
+            "merge them with `sft export` without `quantization_bit` first, and begin with the merged model",
+        );
+    }
+
     fn precision(&mut self, c: &RunConfig) {
         self.refuse_if(
             c.compute_dtype == ComputeDtype::Float32 && c.bf16,
@@ -339,6 +365,10 @@ fn idle_keys(c: &RunConfig, given: &Given) -> Vec<NoEffect> {
         &freeze,
         format!("read only with `finetuning_type: freeze`, and it is `{}`", c.finetuning_type),
     );
+    let four_bits = ["quantization_type", "double_quantization"];
+    list(c.quantization_bit != Some(4), &four_bits, "read only with `quantization_bit: 4`".to_string());
+    let reason = "read only with `quantization_bit`".to_string();
+    list(c.quantization_bit.is_none(), &["quantization_method"], reason);
     list(!c.streaming, &["buffer_size"], "read only with `streaming: true`".to_string());
     list(c.streaming, &["overwrite_cache"], "rows of a stream are not kept".to_string());
     let no_eval_sets = c.eval_dataset.is_empty();

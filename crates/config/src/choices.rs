@@ -150,6 +150,26 @@ choices! {
         "float16" | "fp16" => "use `bfloat16`, which has the range of float32 and needs no loss scaling",
     }
 
+    /// Whose rules frozen weights are quantised by.
+    QuantizationMethod {
+        /// bitsandbytes: 4 or 8 bits, no data needed.
+        #[default]
+        Bnb = "bnb" | "bitsandbytes",
+    }
+    not_yet {
+        "hqq" | "eetq" | "quanto" => "use `quantization_method: bnb`",
+        "gptq" | "awq" | "aqlm" | "fp8" | "mxfp4" => "these are made with data beforehand: take the model in bfloat16 with `quantization_method: bnb`",
+    }
+
+    /// What codes of 4 bits stand for.
+    QuantizationType {
+        /// Quantiles of the normal distribution.
+        #[default]
+        Nf4 = "nf4",
+        /// A float of 4 bits.
+        Fp4 = "fp4",
+    }
+
     /// Number format of the weights in chat and export.
     InferDtype {
         /// As the model's files have it.

@@ -36,14 +36,14 @@ fn says(problem: &str, parts: &[&str]) {
 
 #[test]
 fn all_problems_are_reported_at_once_with_their_lines() {
-    let errors = errors("lora_rnak: 8\nlora_dropout: 2\n\nbf16: maybe\nquantization_bit: 4\n");
+    let errors = errors("lora_rnak: 8\nlora_dropout: 2\n\nbf16: maybe\nuse_kt: true\n");
     let shown = errors.to_string();
     let parts = [
         "7 problems",
         "c.yaml:1: unknown key `lora_rnak`",
         "c.yaml:2: `lora_dropout` is 2",
         "c.yaml:4: `bf16`",
-        "c.yaml:5: `quantization_bit: 4`",
+        "c.yaml:5: `use_kt: true`",
         "c.yaml: `dataset` is missing",
         "`model_name_or_path` is missing",
         "`output_dir` is missing",
@@ -122,7 +122,7 @@ fn what_is_not_built_is_refused_by_name_with_a_way_out() {
         ("stage: dpo", "`stage: sft`"),
         ("finetuning_type: oft", "lora"),
         ("optim: adafactor", "adamw_torch"),
-        ("quantization_bit: 4", "LoRA"),
+        ("quantization_method: hqq", "bnb"),
         ("use_dora: true", "LoRA"),
         ("pissa_init: true", "LoRA"),
         ("use_galore: true", "lora"),

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use sft_kernels::attention::RowOffsets;
+use sft_kernels::quantized::Scheme;
 use sft_kernels::{DType, Device, Slab, Tensor, View};
 
 use crate::ModelError;
@@ -19,6 +20,7 @@ use crate::method::{Adapters, Method};
 use crate::norm::Norm;
 use crate::parameter::Parameter;
 use crate::pass::{Batch, Pass};
+use crate::quantization::{self, Precision};
 use crate::rotary::{Rotaries, Rotary};
 use crate::spec::DecoderSpec;
 use crate::weights::WeightFiles;
@@ -57,12 +59,18 @@ impl Decoder {
         dev: &Device,
         folder: &Path,
         method: &Method,
-        compute: DType,
+        precision: impl Into<Precision>,
         seed: u64,
     ) -> Result<Self, ModelError> {
         let spec = families::read_spec(folder)?;
         let files = WeightFiles::open_model(folder)?;
-        loading::load(dev, &spec, &Source::Files(&files), method, compute, seed)
+        loading::load(dev, &spec, &Source::Files(&files), method, precision, seed)
+    }
+
+    /// How its linear layers are quantised, if any of them is.
+    pub fn quantization(&self) -> Option<Scheme> {
+        let mut weights = self.base_parameters().into_iter().filter_map(Parameter::as_quantized);
+        weights.next().map(quantization::scheme_of)
     }
 
     /// Packs the frozen weights of all linear layers and of the head for their products: no step packs them again.

@@ -29,6 +29,7 @@ mod norms;
 pub mod parameter;
 pub mod pass;
 pub mod per_layer;
+pub mod quantization;
 mod recurrent;
 pub mod rotary;
 pub mod saving;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use sft_kernels::quantized::{QuantizedWeight, Scheme};
 use sft_kernels::{DType, Device, Tensor, random};
 
 use crate::ModelError;
@@ -21,6 +22,7 @@ use crate::norm::Norm;
 use crate::norms::Norms;
 use crate::parameter::{Parameter, Stored};
 use crate::per_layer::{PerLayer, PerLayerInputs};
+use crate::quantization::{self, Precision};
 use crate::recurrent::Recurrent;
 use crate::short_conv::ShortConv;
 use crate::spec::{
@@ -51,6 +53,12 @@ pub struct WeightCounts {
     pub frozen: usize,
     /// Elements that training changes.
     pub trained: usize,
+    /// Of the frozen ones those that are quantised.
+    pub quantized: usize,
+    /// Bytes that these take.
+    pub quantized_bytes: usize,
+    /// Elements of the largest of them, which a GPU decodes whole.
+    pub largest_quantized: usize,
     /// Elements that packing frozen weights adds: two copies in place of the one in a file, which stays only where the
     /// embedding is the head's weight too and rows are looked up in it.
     pub packing_adds: usize,
@@ -60,9 +68,14 @@ pub struct WeightCounts {
 ///
 /// # Errors
 /// `lora_target` that fits nothing.
-pub fn count(spec: &DecoderSpec, method: &Method) -> Result<WeightCounts, ModelError> {
+pub fn count(
+    spec: &DecoderSpec,
+    method: &Method,
+    quantization: Option<Scheme>,
+) -> Result<WeightCounts, ModelError> {
     let adapters = method.adapters(spec)?;
-    let mut loading = Loading::new(None, spec, &Source::Counting, method, DType::F32, 0);
+    let precision = Precision { compute: DType::F32, quantization };
+    let mut loading = Loading::new(None, spec, &Source::Counting, method, precision, 0);
     loading.decoder(spec, adapters);
     Ok(loading.counts)
 }
@@ -78,7 +91,7 @@ enum Start {
 const XIELU_START: [(&str, f32); 4] =
     [("alpha_p", 0.203_382_3), ("alpha_n", -1.050_225_7), ("beta", 0.5), ("eps", -1e-6)];
 
-/// Builds the decoder of `spec`, its frozen weights in `compute` dtype, with the adapters of `method`.
+/// Builds the decoder of `spec`, its frozen weights in the compute dtype or quantised, with the adapters of `method`.
 ///
 /// # Errors
 /// All weights that are missing or have another shape; a value that is not finite; `lora_target` that fits nothing.
@@ -87,11 +100,11 @@ pub fn load(
     spec: &DecoderSpec,
     source: &Source<'_>,
     method: &Method,
-    compute: DType,
+    precision: impl Into<Precision>,
     seed: u64,
 ) -> Result<Decoder, ModelError> {
     let adapters = method.adapters(spec)?;
-    let mut loading = Loading::new(Some(dev), spec, source, method, compute, seed);
+    let mut loading = Loading::new(Some(dev), spec, source, method, precision.into(), seed);
     let decoder = loading.decoder(spec, adapters);
     let folder = match source {
         Source::Files(files) => files.folder(),
@@ -112,6 +125,8 @@ struct Loading<'a> {
     source: &'a Source<'a>,
     method: &'a Method,
     compute: DType,
+    /// Of the linear layers that stay as they are.
+    quantization: Option<Scheme>,
     seed: u64,
     initializer_range: f64,
     moved: &'static [Moved],
@@ -126,7 +141,7 @@ impl<'a> Loading<'a> {
         spec: &DecoderSpec,
         source: &'a Source<'a>,
         method: &'a Method,
-        compute: DType,
+        Precision { compute, quantization }: Precision,
         seed: u64,
     ) -> Self {
         Self {
@@ -134,6 +149,7 @@ impl<'a> Loading<'a> {
             source,
             method,
             compute,
+            quantization,
             seed,
             initializer_range: f64::from(spec.initializer_range),
             moved: spec.moved,
@@ -424,11 +440,13 @@ impl<'a> Loading<'a> {
         let router = path(moe.router.name);
         let weight = format!("{router}.weight");
         let stored = self.stored_in(&weight, moe.router.stored, &[e, c]);
-        let packing_adds = self.counts.packing_adds;
+        let (packing_adds, quantization) = (self.counts.packing_adds, self.quantization);
         let rank = adapters.rank_of(moe.router.name);
+        // Only the layers that a block names as linear are quantised or packed.
+        self.quantization = quantization.filter(|_| moe.router.is_linear);
         let router = self.linear(&router, [e, c], (moe.router.bias, stored), rank);
+        self.quantization = quantization;
         if !moe.router.is_linear {
-            // Only the layers that a block names as linear are packed.
             self.counts.packing_adds = packing_adds;
         }
         let correction = moe.router.correction.map(|correction| {
@@ -576,13 +594,18 @@ impl<'a> Loading<'a> {
         (bias, stored): (bool, Stored),
         rank: Option<usize>,
     ) -> Linear {
-        let weight = format!("{path}.weight");
-        if !self.method.trains(&weight) {
-            self.counts.packing_adds += shape[0] * shape[1];
-        }
+        let name = format!("{path}.weight");
+        let frozen = !self.method.trains(&name);
+        let weight = match self.quantized(&name, stored, shape) {
+            Some(quantized) => quantized,
+            None => {
+                self.counts.packing_adds += if frozen { shape[0] * shape[1] } else { 0 };
+                self.parameter_in(&name, stored, &shape, Start::Normal)
+            }
+        };
         let bias = bias.then(|| self.parameter(&format!("{path}.bias"), &shape[..1], Start::All(0.0)));
         Linear {
-            weight: self.parameter_in(&weight, stored, &shape, Start::Normal),
+            weight,
             bias: bias.map(|bias| bias.as_bias(self.compute)),
             lora: rank.and_then(|rank| self.lora(path, shape, rank)),
         }
@@ -619,6 +642,46 @@ impl<'a> Loading<'a> {
         self.read(name, (name, stored), shape, start)
     }
 
+    /// The matrix of a linear layer, if it is to be quantised or is so in the files; pages in a file are released.
+    fn quantized(&mut self, name: &str, form: Stored, shape: [usize; 2]) -> Option<Parameter> {
+        let trained = self.method.trains(name);
+        let stored = self.in_files(name, form, &shape);
+        if let Source::Files(files) = self.source
+            && quantization::is_quantized(files, &stored)
+        {
+            let weight = match trained {
+                true => Err(format!("{name}: its codes cannot be trained; use `finetuning_type: lora`")),
+                false => quantization::read(files, &stored, shape, self.compute),
+            };
+            let placed = |weight: QuantizedWeight| match self.dev {
+                Some(dev) => weight.on(dev),
+                None => weight,
+            };
+            let weight = weight.map(|weight| Parameter::quantized(name, placed(weight)));
+            return Some(weight.unwrap_or_else(|problem| {
+                self.problems.push(problem);
+                Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0]))
+            }));
+        }
+        let scheme = self.quantization.filter(|_| !trained)?;
+        self.counts.quantized += shape[0] * shape[1];
+        self.counts.quantized_bytes += scheme.bytes(shape);
+        self.counts.largest_quantized = self.counts.largest_quantized.max(shape[0] * shape[1]);
+        self.counts.frozen += shape[0] * shape[1];
+        let value = self.value(&stored, form, &shape, (self.compute, Start::Normal));
+        Some(match (value, self.dev) {
+            (Some(value), Some(dev)) if value.shape() == shape => {
+                // Drawn where the model runs.
+                let value = if value.is_on_host() { value } else { value.to_host() };
+                let weight = QuantizedWeight::quantize(dev, value.view(), scheme, self.compute);
+                value.release_pages();
+                Parameter::quantized(name, weight.on(dev))
+            }
+            // Sizes are counted, or what is wrong was told already.
+            _ => Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0])),
+        })
+    }
+
     /// A weight, from the source's of the name and in the form given last.
     fn read(
         &mut self,
@@ -630,25 +693,11 @@ impl<'a> Loading<'a> {
         let trained = self.method.trains(name);
         let elements = shape.iter().product::<usize>();
         *if trained { &mut self.counts.trained } else { &mut self.counts.frozen } += elements;
-        let stored = &self.in_files(stored, form, shape);
-        let value = match self.source {
-            Source::Counting => return Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0])),
-            Source::Random { seed } => {
-                let dtype = if trained { DType::F32 } else { self.compute };
-                self.draw(*seed, stored, (dtype, shape), start)
-            }
-            Source::Files(files) => match files.weight(stored, shape, form) {
-                Ok(tensor) => tensor,
-                Err(problems) => {
-                    self.problems.extend(problems);
-                    Tensor::zeros(self.compute, &[0])
-                }
-            },
+        let stored = self.in_files(stored, form, shape);
+        let drawn = (if trained { DType::F32 } else { self.compute }, start);
+        let Some(value) = self.value(&stored, form, shape, drawn) else {
+            return Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0]));
         };
-        if let (Source::Files(_), None, Some(dev)) = (self.source, &self.non_finite, self.dev) {
-            let found = first_non_finite(dev, value.view());
-            self.non_finite = found.map(|element| (stored.to_owned(), element));
-        }
         let parameter = if trained {
             self.trained(name, value)
         } else {
@@ -656,6 +705,30 @@ impl<'a> Loading<'a> {
             Parameter::frozen(name, self.placed(value))
         };
         parameter.stored(form)
+    }
+
+    /// What the source has under a name, or what is drawn; nothing where sizes are counted.
+    fn value(
+        &mut self,
+        stored: &str,
+        form: Stored,
+        shape: &[usize],
+        (dtype, start): (DType, Start),
+    ) -> Option<Tensor> {
+        let files = match self.source {
+            Source::Counting => return None,
+            Source::Random { seed } => return Some(self.draw(*seed, stored, (dtype, shape), start)),
+            Source::Files(files) => files,
+        };
+        let value = files.weight(stored, shape, form).unwrap_or_else(|problems| {
+            self.problems.extend(problems);
+            Tensor::zeros(self.compute, &[0])
+        });
+        if let (None, Some(dev)) = (&self.non_finite, self.dev) {
+            let found = first_non_finite(dev, value.view());
+            self.non_finite = found.map(|element| (stored.to_owned(), element));
+        }
+        Some(value)
     }
 
     fn trained(&self, name: impl Into<String>, value: Tensor) -> Parameter {

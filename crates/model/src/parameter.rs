@@ -2,12 +2,15 @@
 //!
 //! A frozen weight keeps the compute dtype (and stays in its file, mapped, where that is possible). A trained weight
 //! is f32, whatever the compute dtype is, so that updates do not lose small steps: products on a CPU round it to bf16 as
-//! they read it; on a GPU a matrix is in halves ([`Halves`]), of which products read one.
+//! they read it; on a GPU a matrix is in halves ([`Halves`]), of which products read one. A frozen matrix of a linear
+//! layer may be quantised ([`QuantizedWeight`]): products decode it, and nothing else reads it.
 
 use sft_kernels::halves::{Halves, MasterWeight};
-use sft_kernels::matmul::{Matmul, PackedWeight, Reads};
+use sft_kernels::matmul::{Matmul, Matrix, PackedWeight, Reads};
+use sft_kernels::quantized::QuantizedWeight;
 use sft_kernels::{DType, Device, Slab, Tensor, View, ViewMut};
 
+use crate::quantization;
 use crate::weights::StoredTensor;
 
 /// How a weight lies in files.
@@ -48,6 +51,7 @@ pub struct Parameter {
 enum Value {
     Whole(Tensor),
     Halves(Halves),
+    Quantized(QuantizedWeight),
 }
 
 /// The sum of a step's gradients, f32.
@@ -85,6 +89,17 @@ impl Parameter {
             name: name.into(),
             stored: Stored::Plain,
             value: Value::Whole(value),
+            gradient: None,
+            packed: None,
+        }
+    }
+
+    /// A frozen matrix of a linear layer, in a few bits.
+    pub fn quantized(name: impl Into<String>, value: QuantizedWeight) -> Self {
+        Self {
+            name: name.into(),
+            stored: Stored::Plain,
+            value: Value::Quantized(value),
             gradient: None,
             packed: None,
         }
@@ -130,6 +145,7 @@ impl Parameter {
         let value = match &self.value {
             Value::Whole(value) => value.into(),
             Value::Halves(value) => value.into(),
+            Value::Quantized(value) => return quantization::in_files(&self.name, value),
         };
         self.stored.parts(&self.name, value)
     }
@@ -160,12 +176,25 @@ impl Parameter {
 
     /// y = x·Wᵀ of a linear layer's weight [out, in], x [N, in], y [N, out].
     pub fn x_wt<'a>(&'a self, x: View<'a>, y: ViewMut<'a>) -> Matmul<'a> {
-        Matmul::x_wt(x, self.value(), y).packed(self.packed.as_ref().map(|packed| &packed.x_wt))
+        Matmul::x_wt(x, self.matrix(), y).packed(self.packed.as_ref().map(|packed| &packed.x_wt))
     }
 
     /// dx = dy·W of a linear layer's weight [out, in], dy [N, out], dx [N, in].
     pub fn dy_w<'a>(&'a self, dy: View<'a>, dx: ViewMut<'a>) -> Matmul<'a> {
-        Matmul::dy_w(dy, self.value(), dx).packed(self.packed.as_ref().map(|packed| &packed.dy_w))
+        Matmul::dy_w(dy, self.matrix(), dx).packed(self.packed.as_ref().map(|packed| &packed.dy_w))
+    }
+
+    /// The weight as products read it.
+    fn matrix(&self) -> Matrix<'_> {
+        match &self.value {
+            Value::Quantized(value) => value.into(),
+            value => value.view().into(),
+        }
+    }
+
+    /// Its codes, if it is quantised.
+    pub fn as_quantized(&self) -> Option<&QuantizedWeight> {
+        if let Value::Quantized(value) = &self.value { Some(value) } else { None }
     }
 
     /// Hugging Face's name, or PEFT's for an adapter's weight.
@@ -190,6 +219,7 @@ impl Parameter {
         match &self.value {
             Value::Whole(value) => value.shape(),
             Value::Halves(value) => value.shape(),
+            Value::Quantized(value) => value.shape(),
         }
     }
 
@@ -203,10 +233,14 @@ impl Parameter {
         match &self.value {
             Value::Whole(value) => value.dtype(),
             Value::Halves(_) => DType::F32,
+            Value::Quantized(value) => value.dtype(),
         }
     }
 
     /// The weight as ops read it: of one in halves the upper one.
+    ///
+    /// # Panics
+    /// If it is quantised: products alone read such.
     pub fn value(&self) -> View<'_> {
         self.value.view()
     }
@@ -216,6 +250,7 @@ impl Parameter {
         match &self.value {
             Value::Whole(value) => value.to_host(),
             Value::Halves(value) => value.to_host(),
+            Value::Quantized(value) => value.to_tensor(),
         }
     }
 
@@ -227,11 +262,12 @@ impl Parameter {
     /// Overwrites the weight.
     ///
     /// # Panics
-    /// If it is frozen in a mapped file.
+    /// If it is frozen in a mapped file, or quantised.
     pub fn set(&mut self, value: View<'_>) {
         match &mut self.value {
             Value::Whole(whole) => whole.view_mut().copy_from(value),
             Value::Halves(halves) => halves.set(value),
+            Value::Quantized(_) => panic!("{}: a quantised weight does not change", self.name),
         }
     }
 
@@ -293,6 +329,7 @@ impl Parameter {
         let weight = match &mut self.value {
             Value::Whole(value) => MasterWeight::Whole(value.view_mut()),
             Value::Halves(value) => value.master(),
+            Value::Quantized(_) => return None,
         };
         Some(ForUpdate { weight, gradient })
     }
@@ -308,6 +345,7 @@ impl Value {
         match self {
             Value::Whole(value) => value.view(),
             Value::Halves(value) => value.high(),
+            Value::Quantized(_) => panic!("a quantised weight is read by products alone"),
         }
     }
 }

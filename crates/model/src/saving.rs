@@ -14,6 +14,7 @@ use sft_kernels::DType;
 use crate::ModelError;
 use crate::decoder::Decoder;
 use crate::families;
+use crate::quantization;
 use crate::spec::{DecoderSpec, RopeScaling};
 use crate::weights;
 
@@ -53,9 +54,9 @@ impl SaveOptions {
 
     /// Bytes that the weights will take.
     pub fn weight_bytes(&self, decoder: &Decoder) -> u64 {
-        let bytes = |p: &crate::parameter::Parameter| {
-            let dtype = self.dtype.unwrap_or(p.dtype());
-            (p.elements() * dtype.bytes()) as u64
+        let bytes = |p: &crate::parameter::Parameter| match p.as_quantized() {
+            Some(weight) => weight.byte_len() as u64,
+            None => (p.elements() * self.dtype.unwrap_or(p.dtype()).bytes()) as u64,
         };
         decoder.base_parameters().into_iter().map(bytes).sum()
     }
@@ -136,6 +137,13 @@ fn config_of(decoder: &Decoder, source: &Path, dtype: Option<DType>) -> Result<V
     };
     if positions != before.max_position_embeddings {
         config.insert("max_position_embeddings".into(), positions.into());
+    }
+    match decoder.quantization() {
+        Some(scheme) => {
+            let compute = decoder.compute;
+            config.insert("quantization_config".into(), quantization::config_of(scheme, compute));
+        }
+        None => drop(config.remove("quantization_config")),
     }
     if let Some(changed) = scaling(&decoder.spec).filter(|_| scaling(&decoder.spec) != scaling(&before)) {
         put_rope(&mut config, &changed);

@@ -1,5 +1,6 @@
 //! Weights on disk: safetensors files of a model folder, read by name without a second copy, and written in shards.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::ops::Range;
@@ -193,6 +194,18 @@ impl WeightFiles {
 }
 
 impl WeightFiles {
+    /// The bytes of a tensor of this element type, and its shape.
+    ///
+    /// # Errors
+    /// One line that says what is wrong: missing, or of another type.
+    pub(crate) fn raw(&self, name: &str, dtype: Dtype) -> Result<(&[u8], &[usize]), String> {
+        let Some(entry) = self.entry(name) else { return Err(format!("{name}: missing")) };
+        if entry.dtype != dtype {
+            return Err(format!("{name}: found type {:?}, expected {dtype:?}", entry.dtype));
+        }
+        Ok((&self.files[entry.file][entry.bytes.clone()], &entry.shape))
+    }
+
     /// A weight of this shape, put together from the tensors that it is here, in their element type.
     ///
     /// # Errors
@@ -278,7 +291,7 @@ pub fn write_model(
     dtype: Option<DType>,
     shard_bytes: usize,
 ) -> Result<Vec<String>, ModelError> {
-    let size = |tensor: &StoredTensor<'_>| tensor.elements() * dtype.unwrap_or(tensor.dtype).bytes();
+    let size = |tensor: &StoredTensor<'_>| tensor.clone().in_type(dtype).byte_len();
     let mut shards: Vec<Vec<&(String, StoredTensor<'_>)>> = vec![Vec::new()];
     let mut filled = 0;
     for tensor in tensors {
@@ -318,11 +331,7 @@ fn write_shard(
     shard: &[&(String, StoredTensor<'_>)],
     dtype: Option<DType>,
 ) -> Result<(), ModelError> {
-    let tensors = shard.iter().map(|(name, tensor)| {
-        let dtype = dtype.unwrap_or(tensor.dtype);
-        (name.as_str(), StoredTensor { dtype, ..tensor.clone() })
-    });
-    write(path, tensors)
+    write(path, shard.iter().map(|(name, tensor)| (name.as_str(), tensor.clone().in_type(dtype))))
 }
 
 /// Writes one safetensors file.
@@ -374,10 +383,12 @@ pub struct StoredTensor<'a> {
     transposed: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Whole<'a> {
     Tensor(&'a Tensor),
     Halves(&'a Halves),
+    /// Bytes of a type that nothing here computes with.
+    Raw(Dtype, Cow<'a, [u8]>),
 }
 
 impl<'a> From<&'a Tensor> for StoredTensor<'a> {
@@ -394,7 +405,25 @@ impl<'a> From<&'a Halves> for StoredTensor<'a> {
     }
 }
 
-impl StoredTensor<'_> {
+impl<'a> StoredTensor<'a> {
+    /// Bytes that are written as they are.
+    pub(crate) fn raw(dtype: Dtype, shape: Vec<usize>, bytes: Cow<'a, [u8]>) -> Self {
+        Self { whole: Whole::Raw(dtype, bytes), dtype: DType::F32, shape, part: None, transposed: false }
+    }
+
+    /// The same in another floating-point type, if it is of one.
+    fn in_type(self, dtype: Option<DType>) -> Self {
+        Self { dtype: dtype.unwrap_or(self.dtype), ..self }
+    }
+
+    /// Bytes in the file.
+    fn byte_len(&self) -> usize {
+        match &self.whole {
+            Whole::Raw(_, bytes) => bytes.len(),
+            Whole::Tensor(_) | Whole::Halves(_) => self.elements() * self.dtype.bytes(),
+        }
+    }
+
     /// It or a part of it, straight or with rows for columns.
     pub(crate) fn part(self, shape: Vec<usize>, part: Option<(usize, usize)>, transposed: bool) -> Self {
         Self { shape, part, transposed, ..self }
@@ -410,15 +439,19 @@ impl StoredTensor<'_> {
     }
 
     /// It as a tensor of its own.
+    ///
+    /// # Panics
+    /// If it is of no floating-point type.
     pub fn to_tensor(&self) -> Tensor {
         let (i, count) = self.part.unwrap_or((0, 1));
         let part = |whole: View<'_>| {
             whole.reshape(&[count, whole.elements() / count.max(1)]).rows(i..i + 1).to_host()
         };
         // Moved as it is, since a full card has no room for a copy.
-        let copy = match self.whole {
+        let copy = match &self.whole {
             Whole::Tensor(tensor) => part(tensor.view()),
             Whole::Halves(halves) => halves.to_host_by(part),
+            Whole::Raw(dtype, _) => panic!("codes in {dtype:?} are no tensor to compute with"),
         };
         let copy = if copy.dtype() == self.dtype { copy } else { copy.to_dtype(self.dtype) };
         let copy = copy.reshape(&self.shape_read());
@@ -451,6 +484,9 @@ pub(crate) fn transposed(matrix: &Tensor) -> Tensor {
 
 impl safetensors::View for StoredTensor<'_> {
     fn dtype(&self) -> Dtype {
+        if let Whole::Raw(dtype, _) = self.whole {
+            return dtype;
+        }
         match self.dtype {
             DType::F32 => Dtype::F32,
             DType::BF16 => Dtype::BF16,
@@ -460,8 +496,11 @@ impl safetensors::View for StoredTensor<'_> {
     fn shape(&self) -> &[usize] {
         &self.shape
     }
-    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        if let (Whole::Tensor(tensor), None, false) = (self.whole, self.part, self.transposed)
+    fn data(&self) -> Cow<'_, [u8]> {
+        if let Whole::Raw(_, bytes) = &self.whole {
+            return bytes.as_ref().into();
+        }
+        if let (Whole::Tensor(tensor), None, false) = (&self.whole, self.part, self.transposed)
             && tensor.is_on_host()
             && tensor.dtype() == self.dtype
         {
@@ -470,6 +509,6 @@ impl safetensors::View for StoredTensor<'_> {
         self.to_tensor().view().bytes().to_vec().into()
     }
     fn data_len(&self) -> usize {
-        self.elements() * self.dtype.bytes()
+        self.byte_len()
     }
 }

@@ -136,7 +136,7 @@ pub fn bench(mut job: Job, warm_up: u64, steps: u64) -> Result<Report, TrainErro
             device: dev.name(),
             isa: dev.isa(),
             threads: dev.threads(),
-            compute: job.compute,
+            compute: job.precision.compute,
             limits,
             load_s,
             first_step_s,

@@ -14,6 +14,7 @@ use sft_data::pipeline::EncodeReport;
 use sft_data::rows::RowProblem;
 use sft_kernels::{DType, DeviceError, cuda};
 use sft_model::method::Method;
+use sft_model::quantization::Precision;
 use sft_model::spec::DecoderSpec;
 
 use crate::memory_plan::{self, MemoryPlan, PlanInputs};
@@ -33,8 +34,8 @@ pub struct Job {
     pub spec: DecoderSpec,
     /// What is trained.
     pub method: Method,
-    /// Type of activations and of frozen weights.
-    pub compute: DType,
+    /// Types of activations and of frozen weights.
+    pub precision: Precision,
     /// How the data sets were read.
     pub datasets: Vec<DatasetReport>,
     /// Rows that were dropped as malformed.
@@ -86,7 +87,8 @@ impl Job {
         let base = PathBuf::from(&config.model_name_or_path);
         let spec = setup::spec(&config)?;
         let method = setup::method(&config, &spec)?;
-        let compute = setup::compute_dtype(&config);
+        let precision =
+            Precision { compute: setup::compute_dtype(&config), quantization: setup::quantization(&config)? };
         let Rows { tokenised, note } = Rows::prepare(&config)?;
         let Tokenised { train: examples, eval: eval_sets, eval_rows, .. } = tokenised;
         let Tokenised { mut reports, mut problems, mut encoded, eval_encoded, .. } = tokenised;
@@ -145,7 +147,7 @@ impl Job {
         let plan = MemoryPlan::new(&PlanInputs {
             spec: &spec,
             method: &method,
-            compute,
+            precision,
             max_tokens,
             rows,
             recompute: config.disable_gradient_checkpointing.map(|disabled| !disabled),
@@ -157,7 +159,7 @@ impl Job {
             base,
             spec,
             method,
-            compute,
+            precision,
             datasets: reports,
             problems,
             rows_note: note,
@@ -199,11 +201,11 @@ impl Job {
         let (counts, c) = (self.plan.counts, &self.config);
         let frozen = match self.method {
             Method::Lora(_) => 0,
-            _ => counts.frozen * self.compute.bytes(),
+            _ => counts.frozen * self.precision.compute.bytes(),
         };
         let trained = match self.method {
             Method::Lora(_) => DType::F32,
-            _ => self.compute,
+            _ => self.precision.compute,
         };
         let due = match c.save_strategy {
             IntervalStrategy::No => false,
@@ -231,7 +233,10 @@ impl Job {
         if self.plan.pack {
             advice.push("  pack_weights: false (packs frozen weights anew in every step)".into());
         }
-        if self.compute == DType::F32 {
+        if self.precision.quantization.is_none() && matches!(self.method, Method::Lora(_)) {
+            advice.push("  quantization_bit: 4 (frozen linear layers in 4.1 bits instead of 16)".into());
+        }
+        if self.precision.compute == DType::F32 {
             advice.push("  bf16: true (halves activations and frozen weights)".into());
         }
         if self.method == Method::Full {

@@ -6,6 +6,7 @@ use sft_kernels::DType;
 use sft_model::ModelError;
 use sft_model::loading::{self, WeightCounts};
 use sft_model::method::{Adapters, Method};
+use sft_model::quantization::Precision;
 use sft_model::spec::DecoderSpec;
 use sft_model::workspace::{Purpose, Workspace, WorkspaceBytes};
 
@@ -22,7 +23,7 @@ const CARD_BYTES: usize = 640 << 20;
 pub struct MemoryPlan {
     /// Number of weights.
     pub counts: WeightCounts,
-    /// Frozen weights, in the compute dtype.
+    /// Frozen weights, in the compute dtype or quantised.
     pub frozen_weights: usize,
     /// Trained weights, float32.
     pub trained_weights: usize,
@@ -40,6 +41,8 @@ pub struct MemoryPlan {
     pub recomputed: usize,
     /// Whether frozen weights are packed for their products before the first step.
     pub pack: bool,
+    /// Of a GPU: the largest quantised weight, decoded for its product.
+    pub decoded: usize,
     /// Whether it is a GPU's memory.
     pub on_card: bool,
 }
@@ -51,8 +54,8 @@ pub struct PlanInputs<'a> {
     pub spec: &'a DecoderSpec,
     /// What is trained.
     pub method: &'a Method,
-    /// Type of activations and of frozen weights.
-    pub compute: DType,
+    /// Types of activations and of frozen weights.
+    pub precision: Precision,
     /// Tokens of the largest micro-batch.
     pub max_tokens: usize,
     /// Bytes of the tokenised rows.
@@ -103,21 +106,23 @@ impl MemoryPlan {
         recomputed: usize,
         pack: bool,
     ) -> Result<Self, ModelError> {
-        let counts = loading::count(inputs.spec, inputs.method)?;
+        let Precision { compute, quantization } = inputs.precision;
+        let counts = loading::count(inputs.spec, inputs.method, quantization)?;
         // Weights that backward does not pass are not worth it, and nothing is frozen in full tuning.
         let pack = pack && matches!(inputs.method, Method::Lora(_));
         let f32_bytes = counts.trained * DType::F32.bytes();
         Ok(Self {
             counts,
-            frozen_weights: (counts.frozen + if pack { counts.packing_adds } else { 0 })
-                * inputs.compute.bytes(),
+            frozen_weights: counts.quantized_bytes
+                + (counts.frozen - counts.quantized + if pack { counts.packing_adds } else { 0 })
+                    * compute.bytes(),
             trained_weights: f32_bytes,
             gradients: f32_bytes,
             optimizer: counts.trained * AdamW::STATE_BYTES,
             work: Workspace::plan(
                 inputs.spec,
                 adapters,
-                inputs.compute,
+                compute,
                 inputs.max_tokens,
                 Purpose::Training { recomputed },
                 inputs.on_card,
@@ -126,6 +131,7 @@ impl MemoryPlan {
             max_tokens: inputs.max_tokens,
             recomputed,
             pack,
+            decoded: if inputs.on_card { counts.largest_quantized * compute.bytes() } else { 0 },
             on_card: inputs.on_card,
         })
     }
@@ -144,7 +150,7 @@ impl MemoryPlan {
         if self.on_card {
             let tensors = all.iter().map(|(_, bytes)| bytes).sum::<usize>();
             // The driver hands out whole pages of 2 MiB, about 1 % more than what large models ask for.
-            all.push(("workspace and libraries", CARD_BYTES + tensors / 100));
+            all.push(("workspace and libraries", CARD_BYTES + self.decoded + tensors / 100));
         } else {
             all.extend([("tokenised rows", self.rows), ("program", PROGRAM_BYTES)]);
         }

@@ -329,7 +329,7 @@ impl<'a> Running<'a> {
         let mut results = serde_json::Map::new();
         self.write_proof()?;
         if self.job.config.do_train {
-            self.write_weights(self.folder.path(), Some(self.job.compute))?;
+            self.write_weights(self.folder.path(), Some(self.job.precision.compute))?;
             let mut extra = serde_json::Map::new();
             extra.insert("trained_parameters".into(), json!(self.trainer.trained_elements));
             results = self.recorder.finish(&Summary { peak_bytes: peak_rss_bytes(), extra })?;

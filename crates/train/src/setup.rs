@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use sft_config::{
-    Amount, ComputeDtype, FinetuningType, InferDtype, RopeScaling as RopeRule, RunConfig, Stage, Targets,
+    Amount, ComputeDtype, FinetuningType, InferDtype, QuantizationType, RopeScaling as RopeRule, RunConfig,
+    Stage, Targets,
 };
 use sft_data::cache;
 use sft_data::dataset::{DatasetOptions, Mix, MixStrategy, ProblemLimit, Stage as DataStage, ValSize};
@@ -15,11 +16,12 @@ use sft_data::pipeline::Pipeline;
 use sft_data::pretrain::Pretrain;
 use sft_data::template::TemplateOptions;
 use sft_data::tokenize::Tokenizer;
+use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device, DeviceError, cuda};
 use sft_model::adapter::AdapterConfig;
 use sft_model::method::{LoraOptions, Method};
 use sft_model::spec::{DecoderSpec, RopeScaling};
-use sft_model::{ModelError, families};
+use sft_model::{ModelError, families, quantization};
 
 /// The device of a run.
 ///
@@ -55,6 +57,36 @@ pub fn compute_dtype(config: &RunConfig) -> DType {
     match config.compute_dtype {
         ComputeDtype::Float32 => DType::F32,
         ComputeDtype::Bfloat16 => DType::BF16,
+    }
+}
+
+/// How the frozen linear layers are quantised: as the configuration says, or as those of a checkpoint are already.
+///
+/// # Errors
+/// Both, and not the same; a checkpoint that is quantised in a way that is not read.
+pub fn quantization(config: &RunConfig) -> Result<Option<Scheme>, ModelError> {
+    let kind = match config.quantization_type {
+        QuantizationType::Nf4 => FourBit::Nf4,
+        QuantizationType::Fp4 => FourBit::Fp4,
+    };
+    let asked = config.quantization_bit.map(|bits| match bits {
+        8 => Scheme::Int8,
+        _ => Scheme::FourBit { kind, double: config.double_quantization },
+    });
+    let folder = Path::new(&config.model_name_or_path);
+    let there = quantization::of_checkpoint(&families::text_config(folder)?).ok().flatten();
+    match (asked, there) {
+        (Some(asked), Some(there)) if asked != there => Err(ModelError::Method {
+            key: "quantization_bit",
+            reason: format!(
+                "the weights in {} are in {} already, and {} is asked for",
+                folder.display(),
+                there.name(),
+                asked.name()
+            ),
+            help: "leave the quantization keys out".into(),
+        }),
+        (asked, there) => Ok(there.or(asked)),
     }
 }
 

@@ -57,8 +57,14 @@ impl<'a> Trainer<'a> {
         let optimizer: Box<dyn Optimizer> = Box::new(AdamW::new(options, &trained));
         drop(trained);
         let purpose = Purpose::Training { recomputed: job.plan.recomputed };
-        let work =
-            Workspace::new(dev, &job.spec, decoder.adapters(), job.compute, job.plan.max_tokens, purpose);
+        let work = Workspace::new(
+            dev,
+            &job.spec,
+            decoder.adapters(),
+            job.precision.compute,
+            job.plan.max_tokens,
+            purpose,
+        );
         Ok(Self { dev, decoder, lora, optimizer, work, trained_elements })
     }
 
@@ -106,7 +112,7 @@ pub fn load_decoder(dev: &Device, job: &Job) -> Result<(Decoder, Option<LoraOpti
         files = WeightFiles::open_model(&job.base)?;
         Source::Files(&files)
     };
-    let mut decoder = loading::load(dev, &job.spec, &source, method, job.compute, seed)?;
+    let mut decoder = loading::load(dev, &job.spec, &source, method, job.precision, seed)?;
     let last = if continued { Last::Continued } else { Last::Merged };
     let carried = adapter::apply(dev, &mut decoder, &folders, last)?;
     let fresh = match &job.method {

@@ -21,7 +21,7 @@ use thiserror::Error;
 pub(crate) use blas::Product;
 pub(crate) use clock::Span;
 pub use libraries::{Found, Library, look_for_libraries};
-pub(crate) use memory::{DeviceMemory, DevicePtr};
+pub(crate) use memory::{DeviceMemory, DevicePtr, Scratch};
 pub use sources::{ARCHITECTURES, CompileError, Source, all as sources, cache_folder};
 
 use crate::DType;

@@ -79,7 +79,7 @@ impl Source {
 
 /// All files of kernels. One that is not listed here cannot be launched.
 pub fn all() -> Vec<&'static Source> {
-    let ops: [&Source; 24] = [
+    let ops: [&Source; 25] = [
         &crate::activation::SOURCE,
         &crate::adamw::SOURCE,
         &crate::columns::SOURCE,
@@ -91,6 +91,7 @@ pub fn all() -> Vec<&'static Source> {
         &crate::experts::SOURCE,
         &crate::gated::SOURCE,
         &crate::halves::SOURCE,
+        &crate::quantized::on_cuda::SOURCE,
         &crate::latent::SOURCE,
         &crate::layer_norm::SOURCE,
         &crate::linear_attention::SOURCE,

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::{Matmul, Matrix};
-use crate::cuda::{Cuda, Product};
+use crate::cuda::{Cuda, DevicePtr, Product, Scratch};
+use crate::quantized::on_cuda::decode;
 use crate::{DType, Tensor, View};
 
 /// `args`, with C [m, n]; `in_f32` if all operands are f32.
@@ -24,7 +25,8 @@ pub(super) fn run(cuda: &Arc<Cuda>, mut args: Matmul<'_>, (m, n): (usize, usize)
     let pairs = [second, Some((args.a, args.b))].into_iter().flatten();
     let mut pairs = pairs.filter(|(a, _)| a.elements() > 0).peekable();
     while let Some((a, b)) = pairs.next() {
-        let (a, b) = (Operand::of(a, dtype), Operand::matrix(b, dtype));
+        let a = Operand::of(a, dtype);
+        let b = Factor::of(cuda, b, dtype);
         let bias = if pairs.peek().is_none() { bias.take() } else { None };
         cuda.product(&Product {
             m,
@@ -32,7 +34,7 @@ pub(super) fn run(cuda: &Arc<Cuda>, mut args: Matmul<'_>, (m, n): (usize, usize)
             k: a.view().elements() / m,
             a: a.view().device(),
             a_transposed: args.a_transposed,
-            b: b.view().device(),
+            b: b.device(),
             b_transposed: args.b_transposed,
             dtype,
             c: args.c.device(),
@@ -79,17 +81,36 @@ impl<'a> Operand<'a> {
         if view.dtype() == dtype { Self::Stored(view) } else { Self::Converted(view.to_dtype(dtype)) }
     }
 
-    fn matrix(matrix: Matrix<'a>, dtype: DType) -> Self {
-        match matrix {
-            Matrix::Values(view) => Self::of(view, dtype),
-            Matrix::Quantized(_) => unreachable!("quantised weights are refused on a GPU"),
-        }
-    }
-
     fn view(&self) -> View<'_> {
         match self {
             Operand::Stored(view) => *view,
             Operand::Converted(tensor) => tensor.view(),
+        }
+    }
+}
+
+/// The second operand of a product: decoded, if it is quantised, into memory that no other op writes meanwhile.
+enum Factor<'a> {
+    Values(Operand<'a>),
+    Decoded(Scratch<'a>),
+}
+
+impl<'a> Factor<'a> {
+    fn of(cuda: &'a Cuda, matrix: Matrix<'a>, dtype: DType) -> Self {
+        match matrix {
+            Matrix::Values(view) => Factor::Values(Operand::of(view, dtype)),
+            Matrix::Quantized(weight) => {
+                let room = cuda.scratch(matrix.elements() * dtype.bytes());
+                decode(cuda, weight, dtype, room.start());
+                Factor::Decoded(room)
+            }
+        }
+    }
+
+    fn device(&self) -> DevicePtr {
+        match self {
+            Factor::Values(operand) => operand.view().device(),
+            Factor::Decoded(room) => room.start(),
         }
     }
 }

@@ -35,7 +35,7 @@ impl<'a> BlockScales<'a> {
             Scales::Plain(scales) => BlockScales::Plain(scales.view().as_slice()),
             Scales::Nested(nested) => BlockScales::Nested {
                 codes: nested.codes.as_slice(),
-                map: &nested.map,
+                map: nested.map.view().as_slice().try_into().expect("a map of 256 values, as was checked"),
                 absmax: nested.absmax.view().as_slice(),
                 offset: nested.offset,
             },

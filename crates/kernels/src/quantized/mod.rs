@@ -13,6 +13,7 @@
 //! Products decode it a panel at a time (`matmul`), and no decoded copy of it is kept.
 
 mod decode;
+pub(crate) mod on_cuda;
 mod quantize;
 mod tables;
 #[cfg(test)]
@@ -28,6 +29,8 @@ use crate::{DType, Device, Isa, Tensor, View, with_dtype};
 
 /// Elements of a block in 4 bits, unless a file says otherwise.
 const BLOCK: usize = 64;
+/// Elements of a block at least, in a file.
+const LEAST_BLOCK: usize = 16;
 /// Scales of a block with double quantisation.
 const NESTED_BLOCK: usize = 256;
 
@@ -143,8 +146,8 @@ pub enum Scales {
 pub struct Nested {
     /// One for each block.
     pub codes: Bytes,
-    /// What codes stand for.
-    pub map: Box<[f32; 256]>,
+    /// f32 [256]: what codes stand for.
+    pub map: Tensor,
     /// f32: one for each 256 codes.
     pub absmax: Tensor,
     /// Added to every scale.
@@ -176,6 +179,10 @@ impl Bytes {
     /// If they are in a GPU's memory.
     pub fn as_slice(&self) -> &[u8] {
         &self.tensor.view().bytes()[..self.len]
+    }
+
+    fn on(self, dev: &Device) -> Self {
+        Self { tensor: self.tensor.on(dev), ..self }
     }
 
     fn as_mut_slice(&mut self) -> &mut [u8] {
@@ -210,14 +217,17 @@ impl QuantizedWeight {
                 expect("scales", scales.elements(), outputs)?;
             }
             Codes::FourBit { bytes, block, scales, .. } => {
-                if !block.is_power_of_two() {
-                    return Err(format!("blocks of {block} elements: a power of two is expected"));
+                if !block.is_power_of_two() || *block < LEAST_BLOCK {
+                    return Err(format!(
+                        "blocks of {block} elements: a power of two from {LEAST_BLOCK} on is expected"
+                    ));
                 }
                 let blocks = (outputs * inputs).div_ceil(*block);
                 expect("bytes of codes", bytes.len, (outputs * inputs).div_ceil(2))?;
                 match scales {
                     Scales::Plain(scales) => expect("scales", scales.elements(), blocks)?,
                     Scales::Nested(nested) => {
+                        expect("values of codes of scales", nested.map.elements(), 256)?;
                         expect("codes of scales", nested.codes.len, blocks)?;
                         let of_scales = blocks.div_ceil(NESTED_BLOCK);
                         expect("scales of scales", nested.absmax.elements(), of_scales)?;
@@ -226,6 +236,26 @@ impl QuantizedWeight {
             }
         }
         Ok(Self { shape, dtype, codes })
+    }
+
+    /// The weight where `dev` runs.
+    pub fn on(self, dev: &Device) -> Self {
+        let codes = match self.codes {
+            Codes::Int8 { bytes, scales } => Codes::Int8 { bytes: bytes.on(dev), scales: scales.on(dev) },
+            Codes::FourBit { kind, bytes, block, scales } => {
+                let scales = match scales {
+                    Scales::Plain(scales) => Scales::Plain(scales.on(dev)),
+                    Scales::Nested(Nested { codes, map, absmax, offset }) => Scales::Nested(Nested {
+                        codes: codes.on(dev),
+                        map: map.on(dev),
+                        absmax: absmax.on(dev),
+                        offset,
+                    }),
+                };
+                Codes::FourBit { kind, bytes: bytes.on(dev), block, scales }
+            }
+        };
+        Self { codes, ..self }
     }
 
     /// [out, in].
@@ -257,7 +287,7 @@ impl QuantizedWeight {
         }
     }
 
-    /// All values [out, in], in the type that products round them to.
+    /// All values [out, in], in the type that products round them to, of a weight in the host's memory.
     pub fn to_tensor(&self) -> Tensor {
         let mut tensor = Tensor::zeros(self.dtype, &self.shape);
         if tensor.elements() > 0 {

@@ -131,7 +131,7 @@ pub(super) fn nested(scales: &[f32]) -> Nested {
 
 /// The same with an offset that is given.
 pub(super) fn nested_around(scales: &[f32], offset: f32) -> Nested {
-    let map = Box::new(dynamic_map());
+    let map = dynamic_map();
     let middles = middles(&map);
     let mut codes = Bytes::zeros(scales.len());
     let mut absmax = Tensor::zeros(DType::F32, &[scales.len().div_ceil(NESTED_BLOCK)]);
@@ -144,5 +144,5 @@ pub(super) fn nested_around(scales: &[f32], offset: f32) -> Nested {
             *code = middles.partition_point(|middle| *middle < x) as u8;
         }
     }
-    Nested { codes, map, absmax, offset }
+    Nested { codes, map: Tensor::from_slice(&map, &[map.len()]), absmax, offset }
 }

@@ -4,7 +4,7 @@ use serde_json::Value;
 use super::quantize::nested_around;
 use super::*;
 use crate::matmul::Matmul;
-use crate::testing::{Random, cpus, to_f64};
+use crate::testing::{Random, cpus, devices, to_f64};
 
 fn golden() -> Value {
     serde_json::from_str(include_str!("../../goldens/quantized.json")).unwrap()
@@ -114,6 +114,40 @@ fn a_product_with_codes_is_the_product_with_their_values() {
 }
 
 #[test]
+fn device_matches_reference() {
+    let double = Scheme::FourBit { kind: FourBit::Fp4, double: true };
+    for dev in devices().into_iter().filter(|dev| dev.cuda().is_some()) {
+        for [outputs, inputs] in [[70, 128], [37, 75], [1, 3]] {
+            for scheme in PLAIN.into_iter().chain([double]) {
+                for dtype in [DType::F32, DType::BF16] {
+                    let mut random = Random::new(7);
+                    let weight = random.tensor(dtype, &[outputs, inputs]);
+                    let weight = QuantizedWeight::quantize(&cpus()[0], weight.view(), scheme, dtype);
+                    let values = weight.to_tensor();
+                    let weight = weight.on(&dev);
+                    // Each row alone: a product with the unit matrix is the weight itself.
+                    let unit: Vec<f32> =
+                        (0..inputs * inputs).map(|i| f32::from(i % (inputs + 1) == 0)).collect();
+                    let unit = Tensor::from_slice(&unit, &[inputs, inputs]).to_dtype(dtype).on(&dev);
+                    let mut y = dev.zeros(dtype, &[inputs, outputs]);
+                    Matmul::x_wt(unit.view(), &weight, y.view_mut()).run(&dev);
+                    let (y, expected) = (to_f64(&y.to_host()), to_f64(&values));
+                    for (i, expected) in expected.iter().enumerate() {
+                        let found = y[i % inputs * outputs + i / inputs];
+                        assert_eq!(
+                            found,
+                            *expected,
+                            "[{outputs}, {inputs}] {} {dtype:?}, element {i}",
+                            scheme.name()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_weight_takes_the_bytes_that_its_scheme_says() {
     let dev = &cpus()[0];
     let double = Scheme::FourBit { kind: FourBit::Fp4, double: true };
@@ -136,7 +170,10 @@ fn codes_of_another_size_are_refused() {
     assert_eq!(four_bit(64, 2, 64), Ok(()));
     assert_eq!(four_bit(63, 2, 64).unwrap_err(), "63 bytes of codes, and a weight of 4 × 32 has 64");
     assert_eq!(four_bit(64, 3, 64).unwrap_err(), "3 scales, and a weight of 4 × 32 has 2");
-    assert_eq!(four_bit(64, 2, 48).unwrap_err(), "blocks of 48 elements: a power of two is expected");
+    assert_eq!(
+        four_bit(64, 2, 48).unwrap_err(),
+        "blocks of 48 elements: a power of two from 16 on is expected"
+    );
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Fitting<'_> {
                 continue;
             }
             let rank = config.rank_of(path);
-            let (outputs, inputs) = (linear.weight.value().dim(0), linear.weight.value().dim(1));
+            let (outputs, inputs) = (linear.weight.shape()[0], linear.weight.shape()[1]);
             let a = self.take(tensors, a, &[rank, inputs]);
             let b = self.take(tensors, b, &[outputs, rank]);
             if let (Some(a), Some(b)) = (a, b) {

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::registry::{FAMILIES, Family};
 use crate::ModelError;
 use crate::hf_config::HfConfig;
+use crate::quantization;
 use crate::spec::Moved;
 
 /// A kind of model with a text part.
@@ -225,10 +226,7 @@ fn unknown(config: &HfConfig, model_type: &str) -> ModelError {
 
 /// Weights that no file here is read as.
 fn refuse_quantized(config: &HfConfig) {
-    let Some(quantization) = config.get("quantization_config") else { return };
-    let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
-    config.problem(format!(
-        "the weights are quantized by {method} (`quantization_config`), and only float32, bfloat16 and float16 are \
-         read: take the release in bfloat16"
-    ));
+    if let Err(reason) = quantization::of_checkpoint(config.values()) {
+        config.problem(reason);
+    }
 }

@@ -1,0 +1,67 @@
+// Values of a quantised weight: see quantized/mod.rs.
+
+typedef float f32;
+
+struct Decode {
+    const u8* codes;
+    // Of blocks, or of the blocks of their codes; of rows in int8.
+    const float* scales;
+    // Codes of scales, or null.
+    const u8* nested;
+    // What these stand for: 256 values.
+    const float* map;
+    void* to;
+    u64 elements;
+    u64 columns;
+    float offset;
+    u32 block_bits;
+    float table[16];
+};
+
+constexpr u64 NESTED_BLOCK = 256;
+
+INLINE float scale_of(const Decode& p, u64 block) {
+    if (!p.nested) return p.scales[block];
+    // Two roundings, as on a CPU.
+    return __fadd_rn(__fmul_rn(p.map[p.nested[block]], p.scales[block / NESTED_BLOCK]), p.offset);
+}
+
+// Eight elements a thread: of one block, since blocks are of at least sixteen.
+template <class T> INLINE void four_bits(const Decode& p) {
+    constexpr int N = 8;
+    __shared__ float table[16];
+    if (threadIdx.x < 16) table[threadIdx.x] = p.table[threadIdx.x];
+    __syncthreads();
+    Span span = span_of_thread<N>(p.elements, true);
+    if (span.count == 0) return;
+    const u8* bytes = p.codes + span.first / 2;
+    float scale = scale_of(p, span.first >> p.block_bits), x[N];
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+        u32 byte = (u32)i < span.count ? bytes[i / 2] : 0u;
+        x[i] = table[byte >> 4] * scale;
+        x[i + 1] = table[byte & 15u] * scale;
+    }
+    store_span((T*)p.to, x, span);
+}
+
+template <class T> INLINE void eight_bits(const Decode& p) {
+    constexpr int N = 8;
+    constexpr float PER_INT8 = 7.8740157e-3f;
+    Span span = span_of_thread<N>(p.elements, true);
+    if (span.count == 0) return;
+    float x[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        u64 at = span.first + i;
+        if (i >= span.count) continue;
+        x[i] = __fmul_rn(__fmul_rn((float)(signed char)p.codes[at], p.scales[at / p.columns]), PER_INT8);
+    }
+    store_span((T*)p.to, x, span);
+}
+
+#define DECODE(T)                                                                               \
+    extern "C" __global__ void decode_four_bits_##T(Decode p) { four_bits<T>(p); }             \
+    extern "C" __global__ void decode_eight_bits_##T(Decode p) { eight_bits<T>(p); }
+DECODE(f32)
+DECODE(bf16)
