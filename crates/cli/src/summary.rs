@@ -122,12 +122,13 @@ fn memory(job: &Job) {
     let counts = plan.counts;
     let total = counts.frozen + counts.trained;
     println!(
-        "model: {} parameters, {} trained ({:.3} %), {} {}",
+        "model: {} parameters, {} trained ({:.3} %), {} {}{}",
         total,
         counts.trained,
         100.0 * counts.trained as f64 / total.max(1) as f64,
         job.method.name(),
-        job.precision.compute.name()
+        job.precision.compute.name(),
+        job.precision.quantization.map_or(String::new(), |scheme| format!(", frozen linear layers in {scheme}"))
     );
     // No weights are there where they are drawn.
     let aside = WeightFiles::open_model(&job.base).map_or(0, |files| files.of_other_parts(&job.spec));

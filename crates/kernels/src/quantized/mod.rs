@@ -20,6 +20,8 @@ mod tables;
 mod tests;
 
 use decode::Kind;
+use std::fmt;
+
 pub(crate) use decode::{Decoder, decode_rows};
 pub use tables::dynamic_map;
 use tables::{FP4, NF4};
@@ -97,6 +99,16 @@ impl Scheme {
                 let scales = if double { blocks + 4 * blocks.div_ceil(NESTED_BLOCK) } else { 4 * blocks };
                 elements.div_ceil(2) + scales
             }
+        }
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        match self {
+            Scheme::FourBit { double: true, .. } => f.write_str(" with quantised scales"),
+            _ => Ok(()),
         }
     }
 }

@@ -1,0 +1,177 @@
+//! Quantised linear layers against bitsandbytes: `parity/llama__nf4`, `llama__fp4` and `llama__int8` are what it made of
+//! `parity/llama` (`tools/make_parity_case.py --quantize`).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use safetensors::tensor::Dtype;
+use sft_kernels::quantized::{FourBit, Scheme};
+use sft_kernels::{CpuOptions, DType, Device};
+use sft_model::method::{LoraOptions, Method};
+use sft_model::quantization::Precision;
+use sft_model::saving::{self, SaveOptions};
+use sft_model::{Decoder, ModelError};
+
+const SCHEMES: [(&str, Scheme); 3] = [
+    ("llama__nf4", Scheme::FourBit { kind: FourBit::Nf4, double: true }),
+    ("llama__fp4", Scheme::FourBit { kind: FourBit::Fp4, double: true }),
+    ("llama__int8", Scheme::Int8),
+];
+
+fn case(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity").join(name)
+}
+
+fn device() -> Device {
+    Device::cpu(CpuOptions::default()).unwrap()
+}
+
+fn read(folder: &Path, precision: impl Into<Precision>) -> Decoder {
+    Decoder::read(&device(), folder, &Method::Inference, precision, 0).unwrap()
+}
+
+/// Every tensor of a model's file.
+fn tensors(folder: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let all = tensors.iter().map(|(name, tensor)| {
+        (name.to_owned(), (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec()))
+    });
+    all.collect()
+}
+
+fn written(decoder: &Decoder, from: &Path) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    saving::save(decoder, from, folder.path(), SaveOptions { dtype: None, shard_bytes: usize::MAX }).unwrap();
+    folder
+}
+
+/// What bitsandbytes keeps beside the tensors, as JSON; the offset of scales apart.
+fn state(bytes: &[u8]) -> (serde_json::Value, f64) {
+    let mut state: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+    let offset = state.as_object_mut().unwrap().remove("nested_offset");
+    (state, offset.and_then(|offset| offset.as_f64()).unwrap_or_default())
+}
+
+fn assert_same(found: &Path, expected: &Path, what: &str) {
+    let (found, expected) = (tensors(found), tensors(expected));
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{what}");
+    for (name, tensor) in found {
+        let expected = &expected[&name];
+        assert_eq!((tensor.0, &tensor.1), (expected.0, &expected.1), "{name} of {what}");
+        if name.contains("quant_state") {
+            let ((state_found, offset), (state_expected, offset_expected)) =
+                (state(&tensor.2), state(&expected.2));
+            assert_eq!(state_found, state_expected, "{name} of {what}");
+            // torch sums in an order of its own.
+            assert!(
+                (offset - offset_expected).abs() <= 1e-8,
+                "{name} of {what}: {offset}, {offset_expected}"
+            );
+        } else {
+            assert_eq!(tensor.2, expected.2, "{name} of {what}");
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_of_bitsandbytes_is_written_as_it_was_read() {
+    for (name, scheme) in SCHEMES {
+        let decoder = read(&case(name), DType::F32);
+        assert_eq!(decoder.quantization(), Some(scheme), "{name}");
+        assert_same(written(&decoder, &case(name)).path(), &case(name), name);
+    }
+}
+
+#[test]
+fn what_is_quantised_here_is_written_as_bitsandbytes_writes_it() {
+    for (name, scheme) in SCHEMES {
+        let decoder = read(&case("llama"), Precision { compute: DType::F32, quantization: Some(scheme) });
+        let folder = written(&decoder, &case("llama"));
+        assert_same(folder.path(), &case(name), name);
+        assert_eq!(read(folder.path(), DType::F32).quantization(), Some(scheme), "{name} read again");
+    }
+}
+
+#[test]
+fn codes_are_not_trained() {
+    let error = Decoder::read(&device(), &case("llama__nf4"), &Method::Full, DType::F32, 0).unwrap_err();
+    let ModelError::Weights { problems, .. } = error else { panic!("{error}") };
+    assert!(problems[0].contains("use `finetuning_type: lora`"), "{problems:?}");
+}
+
+#[test]
+fn an_adapter_is_not_merged_into_codes() {
+    let mut decoder = read(&case("llama__nf4"), DType::F32);
+    let adapter = sft_model::adapter::PeftAdapter::read(&case("llama__nf4").join("adapter")).unwrap();
+    let error = adapter.merge(&device(), &mut decoder).unwrap_err().to_string();
+    assert!(error.contains("not merged into codes"), "{error}");
+}
+
+#[test]
+fn a_checkpoint_without_its_state_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(case("llama__nf4").join("config.json"), folder.path().join("config.json")).unwrap();
+    let damaged = |change: &dyn Fn(&str, &mut (Dtype, Vec<usize>, Vec<u8>)) -> bool| {
+        let mut all = tensors(&case("llama__nf4"));
+        all.retain(|name, tensor| change(name, tensor));
+        let views: Vec<_> = all
+            .iter()
+            .map(|(name, (dtype, shape, bytes))| {
+                (name.clone(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+            })
+            .collect();
+        safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).unwrap();
+        let error = Decoder::read(&device(), folder.path(), &Method::Inference, DType::F32, 0).unwrap_err();
+        let ModelError::Weights { problems, .. } = error else { panic!("{error}") };
+        problems.join("\n")
+    };
+    let of_first = |name: &str, end: &str| name == format!("model.layers.0.self_attn.q_proj.weight{end}");
+    let problem = damaged(&|name, _| !of_first(name, ".absmax"));
+    assert!(problem.contains("q_proj.weight.absmax: missing"), "{problem}");
+    let problem = damaged(&|name, tensor| {
+        if of_first(name, "") {
+            tensor.2.pop();
+            tensor.1[0] -= 1;
+        }
+        true
+    });
+    assert!(problem.contains("bytes of codes, and a weight of 16 × 16 has 128"), "{problem}");
+    let problem = damaged(&|name, tensor| {
+        if of_first(name, ".quant_map") {
+            tensor.2[0] ^= 1;
+        }
+        true
+    });
+    assert!(problem.contains("not what nf4 codes stand for"), "{problem}");
+    let problem = damaged(&|name, tensor| {
+        if of_first(name, ".quant_state.bitsandbytes__nf4") {
+            tensor.2.fill(b'{');
+        }
+        true
+    });
+    assert!(problem.contains("quant_state.bitsandbytes__nf4"), "{problem}");
+}
+
+#[test]
+fn the_plan_counts_the_bytes_that_are_taken() {
+    let lora = Method::Lora(LoraOptions {
+        rank: 4,
+        alpha: 8.0,
+        dropout: 0.0,
+        targets: Vec::new(),
+        use_rslora: false,
+        modules_to_save: Vec::new(),
+    });
+    for (_, scheme) in SCHEMES {
+        let precision = Precision { compute: DType::F32, quantization: Some(scheme) };
+        let decoder = Decoder::read(&device(), &case("llama"), &lora, precision, 0).unwrap();
+        let counts = sft_model::loading::count(&decoder.spec, &lora, Some(scheme)).unwrap();
+        let weights = decoder.base_parameters();
+        let quantized = weights.iter().filter_map(|p| p.as_quantized());
+        assert_eq!(quantized.map(|weight| weight.byte_len()).sum::<usize>(), counts.quantized_bytes);
+        let frozen: usize = weights.iter().filter(|p| !p.is_trained()).map(|p| p.elements()).sum();
+        assert_eq!(frozen, counts.frozen);
+    }
+}
