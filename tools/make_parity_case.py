@@ -15,19 +15,22 @@ The case folder OUT holds:
   (a quantised model comes as bitsandbytes' checkpoint, and without grads.safetensors and full_losses.json: it is frozen)
   adapter/                         a PEFT LoRA adapter (B random; not with --no-adapter), and lora_losses.json: the same steps on the adapter
 
-needs: torch, transformers, peft, safetensors; for --quantize bitsandbytes
+needs: torch, transformers, peft, safetensors; for --quantize nf4, fp4 and int8 bitsandbytes, for awq autoawq 0.2.9 and for gptq
+       auto-gptq 0.7.1 (of these two one file each is loaded: their sources on PYTHONPATH are enough)
 """
 import argparse
 import copy
+import importlib.util
 import json
 import os
 import shutil
 import sys
+import types
 
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 IGNORE_INDEX = -100
@@ -50,7 +53,7 @@ def parse_arguments():
     p.add_argument("--steps", type=int, default=6, help="AdamW steps of the two training curves")
     p.add_argument("--lora-rank", type=int, default=4)
     p.add_argument("--no-adapter", action="store_true", help="for models that PEFT cannot put an adapter on")
-    p.add_argument("--quantize", choices=("nf4", "fp4", "int8"), help="with --model: quantise its linear layers")
+    p.add_argument("--quantize", choices=("nf4", "fp4", "int8", "awq", "gptq", "fp8"), help="with --model: quantise its linear layers")
     p.add_argument("--plain-scales", action="store_true", help="with --quantize nf4 or fp4: no double quantisation")
     p.add_argument("--seed", type=int, default=1234)
     return p.parse_args()
@@ -73,6 +76,91 @@ def random_model(model_type, settings, generator):
             else:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return model
+
+
+def file_of(package, path):
+    """One module of a package, without the package."""
+    folder = importlib.util.find_spec(package).submodule_search_locations[0]
+    spec = importlib.util.spec_from_file_location(os.path.basename(path)[:-3], os.path.join(folder, path))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GROUP = 8
+
+
+def integers(weight):
+    """Codes [out, in], zeros and scales [out, groups] of 4 bits, rounded to nearest."""
+    rows = weight.reshape(weight.shape[0], -1, GROUP)
+    low, high = rows.amin(-1).clamp(max=0), rows.amax(-1).clamp(min=0)
+    scales = ((high - low) / 15).half()
+    zeros = (-low / scales.float()).round().clamp(1, 15)
+    codes = (rows / scales.float().unsqueeze(-1) + zeros.unsqueeze(-1)).round().clamp(0, 15)
+    return codes.reshape(weight.shape).int(), zeros.int(), scales
+
+
+def awq(weight):
+    """What AWQ's kernels read of a weight, and what autoawq decodes it to."""
+    packing = file_of("awq", "utils/packing_utils.py")
+    codes, zeros, scales = (t.T.contiguous() for t in integers(weight))
+
+    def words(t):
+        eights = t.reshape(t.shape[0], -1, 8)[..., packing.AWQ_ORDER].long()
+        words = (eights << (4 * torch.arange(8))).sum(-1)
+        return words.where(words < 2**31, words - 2**32).int()
+
+    tensors = dict(qweight=words(codes), qzeros=words(zeros), scales=scales)
+    return tensors, packing.dequantize_gemm(tensors["qweight"], tensors["qzeros"], scales.float(), 4, GROUP).T
+
+
+def gptq(weight):
+    """The same by auto-gptq."""
+    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight.data = weight
+    _, zeros, scales = integers(weight)
+    layer = file_of("auto_gptq", "nn_modules/qlinear/qlinear_cuda_old.py").QuantLinear(4, GROUP, weight.shape[1], weight.shape[0], False)
+    layer.pack(linear, scales.float(), zeros.float(), None)
+    groups = torch.arange(weight.shape[1], dtype=torch.int32) // GROUP
+    layer.scales = layer.scales.half().float()
+    decoded = layer(torch.eye(weight.shape[1])).T
+    return dict(qweight=layer.qweight, qzeros=layer.qzeros, scales=layer.scales.half(), g_idx=groups), decoded
+
+
+def fp8(weight):
+    """The same in fp8 by transformers."""
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    tiles = weight.reshape(weight.shape[0] // GROUP, GROUP, -1, GROUP)
+    scales = tiles.abs().amax((1, 3)) / 448
+    codes = (tiles / scales[:, None, :, None]).reshape(weight.shape).to(torch.float8_e4m3fn)
+    quantizer = types.SimpleNamespace(quantization_config=types.SimpleNamespace(weight_block_size=[GROUP, GROUP]))
+    decoded = Fp8Dequantize(quantizer).convert({"weight$": [codes], "weight_scale_inv": [scales]}, full_layer_name="w")["w"]
+    return dict(weight=codes, weight_scale_inv=scales), decoded
+
+
+OTHER_TOOLS = {
+    "awq": (awq, dict(quant_method="awq", bits=4, group_size=GROUP, version="gemm", zero_point=True)),
+    "gptq": (gptq, dict(quant_method="gptq", bits=4, group_size=GROUP, desc_act=False, sym=False)),
+    "fp8": (fp8, dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[GROUP, GROUP])),
+}
+
+
+def write_packed(model, args):
+    """Replaces the linear layers but the head in the files by codes, and in the model by what they stand for."""
+    pack, config = OTHER_TOOLS[args.quantize]
+    path = os.path.join(args.out, "model.safetensors")
+    tensors = load_file(path)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            codes, decoded = pack(module.weight.data.clone())
+            del tensors[name + ".weight"]
+            tensors.update({f"{name}.{key}": value.contiguous() for key, value in codes.items()})
+            module.weight.data = decoded.float().contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+    path = os.path.join(args.out, "config.json")
+    keys = json.load(open(path))
+    json.dump({**keys, "quantization_config": config}, open(path, "w"), indent=2)
 
 
 def quantization(args):
@@ -189,7 +277,8 @@ def main():
     if args.model:
         config = AutoConfig.from_pretrained(args.model)
         switch_dropout_off(config)
-        quantized = {"quantization_config": quantization(args)} if args.quantize else {}
+        by_bitsandbytes = args.quantize and args.quantize not in OTHER_TOOLS
+        quantized = {"quantization_config": quantization(args)} if by_bitsandbytes else {}
         model = AutoModelForCausalLM.from_pretrained(
             args.model, config=config, dtype=torch.float32, attn_implementation="eager", **quantized
         )
@@ -205,7 +294,9 @@ def main():
         shutil.rmtree(args.out)
     os.makedirs(args.out)
     write_model(model, args.out)
-    if args.quantize:
+    if args.quantize in OTHER_TOOLS:
+        write_packed(model, args)
+    elif args.quantize:
         with_decoded_weights(model)
 
     logits = model(input_ids=input_ids, use_cache=False).logits.float()

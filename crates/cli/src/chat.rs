@@ -87,7 +87,8 @@ fn print_start(config: &RunConfig, dev: &Device, decoder: &Decoder, pipeline: &P
     eprintln!("model     {} ({}, {millions:.1} M parameters)", config.model_name_or_path, spec.model_type);
     eprintln!("adapter   {adapters}");
     eprintln!("template  {}", pipeline.template().name());
-    let quantized = decoder.quantization().map_or(String::new(), |scheme| format!(", linear layers in {scheme}"));
+    let quantization = setup::quantization(config).ok().flatten();
+    let quantized = quantization.map_or(String::new(), |way| format!(", linear layers in {way}"));
     eprintln!("compute   {}{quantized}, {} threads, {}", decoder.compute.name(), dev.threads(), dev.isa());
     eprintln!("answers   {sampling}; at most {}", longest_answer(config));
 }

@@ -128,7 +128,9 @@ fn memory(job: &Job) {
         100.0 * counts.trained as f64 / total.max(1) as f64,
         job.method.name(),
         job.precision.compute.name(),
-        job.precision.quantization.map_or(String::new(), |scheme| format!(", frozen linear layers in {scheme}"))
+        job.precision
+            .quantization
+            .map_or(String::new(), |scheme| format!(", frozen linear layers in {scheme}"))
     );
     // No weights are there where they are drawn.
     let aside = WeightFiles::open_model(&job.base).map_or(0, |files| files.of_other_parts(&job.spec));

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use sft_kernels::attention::RowOffsets;
-use sft_kernels::quantized::Scheme;
+use sft_kernels::quantized::QuantizedWeight;
 use sft_kernels::{DType, Device, Slab, Tensor, View};
 
 use crate::ModelError;
@@ -20,7 +20,7 @@ use crate::method::{Adapters, Method};
 use crate::norm::Norm;
 use crate::parameter::Parameter;
 use crate::pass::{Batch, Pass};
-use crate::quantization::{self, Precision};
+use crate::quantization::{self, Precision, Quantization};
 use crate::rotary::{Rotaries, Rotary};
 use crate::spec::DecoderSpec;
 use crate::weights::WeightFiles;
@@ -64,13 +64,16 @@ impl Decoder {
     ) -> Result<Self, ModelError> {
         let spec = families::read_spec(folder)?;
         let files = WeightFiles::open_model(folder)?;
+        let mut precision = precision.into();
+        // What is read of it is refused by `read_spec` otherwise.
+        let found = quantization::of_checkpoint(&families::text_config(folder)?).ok().flatten();
+        precision.quantization = found.map(Quantization::Found).or(precision.quantization);
         loading::load(dev, &spec, &Source::Files(&files), method, precision, seed)
     }
 
-    /// How its linear layers are quantised, if any of them is.
-    pub fn quantization(&self) -> Option<Scheme> {
-        let mut weights = self.base_parameters().into_iter().filter_map(Parameter::as_quantized);
-        weights.next().map(quantization::scheme_of)
+    /// The first of its quantised layers, if there are any.
+    pub fn a_quantized_weight(&self) -> Option<&QuantizedWeight> {
+        self.base_parameters().into_iter().find_map(Parameter::as_quantized)
     }
 
     /// Packs the frozen weights of all linear layers and of the head for their products: no step packs them again.

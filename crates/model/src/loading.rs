@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sft_kernels::quantized::{QuantizedWeight, Scheme};
+use sft_kernels::quantized::QuantizedWeight;
 use sft_kernels::{DType, Device, Tensor, random};
 
 use crate::ModelError;
@@ -22,7 +22,7 @@ use crate::norm::Norm;
 use crate::norms::Norms;
 use crate::parameter::{Parameter, Stored};
 use crate::per_layer::{PerLayer, PerLayerInputs};
-use crate::quantization::{self, Precision};
+use crate::quantization::{self, Precision, Quantization};
 use crate::recurrent::Recurrent;
 use crate::short_conv::ShortConv;
 use crate::spec::{
@@ -71,7 +71,7 @@ pub struct WeightCounts {
 pub fn count(
     spec: &DecoderSpec,
     method: &Method,
-    quantization: Option<Scheme>,
+    quantization: Option<Quantization>,
 ) -> Result<WeightCounts, ModelError> {
     let adapters = method.adapters(spec)?;
     let precision = Precision { compute: DType::F32, quantization };
@@ -126,7 +126,7 @@ struct Loading<'a> {
     method: &'a Method,
     compute: DType,
     /// Of the linear layers that stay as they are.
-    quantization: Option<Scheme>,
+    quantization: Option<Quantization>,
     seed: u64,
     initializer_range: f64,
     moved: &'static [Moved],
@@ -644,41 +644,44 @@ impl<'a> Loading<'a> {
 
     /// The matrix of a linear layer, if it is to be quantised or is so in the files; pages in a file are released.
     fn quantized(&mut self, name: &str, form: Stored, shape: [usize; 2]) -> Option<Parameter> {
-        let trained = self.method.trains(name);
+        let (quantization, trained) = (self.quantization?, self.method.trains(name));
         let stored = self.in_files(name, form, &shape);
-        if let Source::Files(files) = self.source
-            && quantization::is_quantized(files, &stored)
-        {
-            let weight = match trained {
-                true => Err(format!("{name}: its codes cannot be trained; use `finetuning_type: lora`")),
-                false => quantization::read(files, &stored, shape, self.compute),
-            };
-            let placed = |weight: QuantizedWeight| match self.dev {
-                Some(dev) => weight.on(dev),
-                None => weight,
-            };
-            let weight = weight.map(|weight| Parameter::quantized(name, placed(weight)));
-            return Some(weight.unwrap_or_else(|problem| {
-                self.problems.push(problem);
-                Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0]))
-            }));
-        }
-        let scheme = self.quantization.filter(|_| !trained)?;
-        self.counts.quantized += shape[0] * shape[1];
-        self.counts.quantized_bytes += scheme.bytes(shape);
-        self.counts.largest_quantized = self.counts.largest_quantized.max(shape[0] * shape[1]);
-        self.counts.frozen += shape[0] * shape[1];
-        let value = self.value(&stored, form, &shape, (self.compute, Start::Normal));
-        Some(match (value, self.dev) {
-            (Some(value), Some(dev)) if value.shape() == shape => {
-                // Drawn where the model runs.
-                let value = if value.is_on_host() { value } else { value.to_host() };
-                let weight = QuantizedWeight::quantize(dev, value.view(), scheme, self.compute);
-                value.release_pages();
-                Parameter::quantized(name, weight.on(dev))
+        let weight = match (quantization, self.source) {
+            (Quantization::Found(found), Source::Files(files)) => {
+                let weight = quantization::read(files, found, (&stored, shape), self.compute)?;
+                weight.and_then(|weight| match trained {
+                    true => Err(format!("{name}: its codes cannot be trained; use `finetuning_type: lora`")),
+                    false => Ok(weight),
+                })
             }
-            // Sizes are counted, or what is wrong was told already.
-            _ => Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0])),
+            // A method that trains it is refused once the files are there.
+            (Quantization::Found(_), _) => Err(String::new()),
+            (Quantization::Made(_), _) if trained => return None,
+            (Quantization::Made(scheme), _) => {
+                let value = self.value(&stored, form, &shape, (self.compute, Start::Normal));
+                let (value, dev) = (value.filter(|value| value.shape() == shape), self.dev);
+                value.zip(dev).map_or(Err(String::new()), |(value, dev)| {
+                    // Drawn where the model runs.
+                    let value = if value.is_on_host() { value } else { value.to_host() };
+                    let weight = QuantizedWeight::quantize(dev, value.view(), scheme, self.compute);
+                    value.release_pages();
+                    Ok(weight)
+                })
+            }
+        };
+        let elements = shape[0] * shape[1];
+        self.counts.quantized += elements;
+        self.counts.quantized_bytes += quantization.bytes(shape);
+        self.counts.largest_quantized = self.counts.largest_quantized.max(elements);
+        self.counts.frozen += elements;
+        Some(match (weight, self.dev) {
+            (Ok(weight), Some(dev)) => Parameter::quantized(name, weight.on(dev)),
+            (Ok(weight), None) => Parameter::quantized(name, weight),
+            // Empty: sizes are counted, or what is wrong was told already.
+            (Err(problem), _) => {
+                self.problems.extend(Some(problem).filter(|problem| !problem.is_empty()));
+                Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0]))
+            }
         })
     }
 

@@ -55,8 +55,8 @@ impl SaveOptions {
     /// Bytes that the weights will take.
     pub fn weight_bytes(&self, decoder: &Decoder) -> u64 {
         let bytes = |p: &crate::parameter::Parameter| match p.as_quantized() {
-            Some(weight) => weight.byte_len() as u64,
-            None => (p.elements() * self.dtype.unwrap_or(p.dtype()).bytes()) as u64,
+            Some(weight) if quantization::scheme_of(weight).is_some() => weight.byte_len() as u64,
+            _ => (p.elements() * self.dtype.unwrap_or(p.dtype()).bytes()) as u64,
         };
         decoder.base_parameters().into_iter().map(bytes).sum()
     }
@@ -138,11 +138,9 @@ fn config_of(decoder: &Decoder, source: &Path, dtype: Option<DType>) -> Result<V
     if positions != before.max_position_embeddings {
         config.insert("max_position_embeddings".into(), positions.into());
     }
-    match decoder.quantization() {
-        Some(scheme) => {
-            let compute = decoder.compute;
-            config.insert("quantization_config".into(), quantization::config_of(scheme, compute));
-        }
+    let scheme = decoder.a_quantized_weight().and_then(quantization::scheme_of);
+    match quantization::config_of(scheme, decoder.compute) {
+        Some(said) => drop(config.insert("quantization_config".into(), said)),
         None => drop(config.remove("quantization_config")),
     }
     if let Some(changed) = scaling(&decoder.spec).filter(|_| scaling(&decoder.spec) != scaling(&before)) {

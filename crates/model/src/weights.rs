@@ -206,6 +206,15 @@ impl WeightFiles {
         Ok((&self.files[entry.file][entry.bytes.clone()], &entry.shape))
     }
 
+    /// A vector of f32, of any alignment.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::raw`].
+    pub(crate) fn floats(&self, name: &str) -> Result<Tensor, String> {
+        let (bytes, _) = self.raw(name, Dtype::F32)?;
+        Ok(copy(bytes, &[bytes.len() / 4], f32::from_le_bytes))
+    }
+
     /// A weight of this shape, put together from the tensors that it is here, in their element type.
     ///
     /// # Errors

@@ -9,9 +9,9 @@ use safetensors::tensor::Dtype;
 use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device};
 use sft_model::method::{LoraOptions, Method};
-use sft_model::quantization::Precision;
+use sft_model::quantization::{self, Found, Precision, Quantization};
 use sft_model::saving::{self, SaveOptions};
-use sft_model::{Decoder, ModelError};
+use sft_model::{Decoder, ModelError, families};
 
 const SCHEMES: [(&str, Scheme); 3] = [
     ("llama__nf4", Scheme::FourBit { kind: FourBit::Nf4, double: true }),
@@ -29,6 +29,11 @@ fn device() -> Device {
 
 fn read(folder: &Path, precision: impl Into<Precision>) -> Decoder {
     Decoder::read(&device(), folder, &Method::Inference, precision, 0).unwrap()
+}
+
+/// How a checkpoint is quantised.
+fn found(folder: &Path) -> Option<Found> {
+    quantization::of_checkpoint(&families::text_config(folder).unwrap()).unwrap()
 }
 
 /// Every tensor of a model's file.
@@ -79,7 +84,7 @@ fn assert_same(found: &Path, expected: &Path, what: &str) {
 fn a_checkpoint_of_bitsandbytes_is_written_as_it_was_read() {
     for (name, scheme) in SCHEMES {
         let decoder = read(&case(name), DType::F32);
-        assert_eq!(decoder.quantization(), Some(scheme), "{name}");
+        assert_eq!(found(&case(name)), Some(Found::BitsAndBytes(scheme)), "{name}");
         assert_same(written(&decoder, &case(name)).path(), &case(name), name);
     }
 }
@@ -87,10 +92,12 @@ fn a_checkpoint_of_bitsandbytes_is_written_as_it_was_read() {
 #[test]
 fn what_is_quantised_here_is_written_as_bitsandbytes_writes_it() {
     for (name, scheme) in SCHEMES {
-        let decoder = read(&case("llama"), Precision { compute: DType::F32, quantization: Some(scheme) });
+        let quantization = Some(Quantization::Made(scheme));
+        let decoder = read(&case("llama"), Precision { compute: DType::F32, quantization });
         let folder = written(&decoder, &case("llama"));
         assert_same(folder.path(), &case(name), name);
-        assert_eq!(read(folder.path(), DType::F32).quantization(), Some(scheme), "{name} read again");
+        assert_eq!(found(folder.path()), Some(Found::BitsAndBytes(scheme)), "{name} read again");
+        assert!(read(folder.path(), DType::F32).a_quantized_weight().is_some(), "{name} read again");
     }
 }
 
@@ -165,9 +172,10 @@ fn the_plan_counts_the_bytes_that_are_taken() {
         modules_to_save: Vec::new(),
     });
     for (_, scheme) in SCHEMES {
-        let precision = Precision { compute: DType::F32, quantization: Some(scheme) };
+        let quantization = Some(Quantization::Made(scheme));
+        let precision = Precision { compute: DType::F32, quantization };
         let decoder = Decoder::read(&device(), &case("llama"), &lora, precision, 0).unwrap();
-        let counts = sft_model::loading::count(&decoder.spec, &lora, Some(scheme)).unwrap();
+        let counts = sft_model::loading::count(&decoder.spec, &lora, quantization).unwrap();
         let weights = decoder.base_parameters();
         let quantized = weights.iter().filter_map(|p| p.as_quantized());
         assert_eq!(quantized.map(|weight| weight.byte_len()).sum::<usize>(), counts.quantized_bytes);

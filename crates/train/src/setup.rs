@@ -20,6 +20,7 @@ use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device, DeviceError, cuda};
 use sft_model::adapter::AdapterConfig;
 use sft_model::method::{LoraOptions, Method};
+use sft_model::quantization::{Found, Quantization};
 use sft_model::spec::{DecoderSpec, RopeScaling};
 use sft_model::{ModelError, families, quantization};
 
@@ -64,7 +65,7 @@ pub fn compute_dtype(config: &RunConfig) -> DType {
 ///
 /// # Errors
 /// Both, and not the same; a checkpoint that is quantised in a way that is not read.
-pub fn quantization(config: &RunConfig) -> Result<Option<Scheme>, ModelError> {
+pub fn quantization(config: &RunConfig) -> Result<Option<Quantization>, ModelError> {
     let kind = match config.quantization_type {
         QuantizationType::Nf4 => FourBit::Nf4,
         QuantizationType::Fp4 => FourBit::Fp4,
@@ -74,19 +75,18 @@ pub fn quantization(config: &RunConfig) -> Result<Option<Scheme>, ModelError> {
         _ => Scheme::FourBit { kind, double: config.double_quantization },
     });
     let folder = Path::new(&config.model_name_or_path);
-    let there = quantization::of_checkpoint(&families::text_config(folder)?).ok().flatten();
-    match (asked, there) {
-        (Some(asked), Some(there)) if asked != there => Err(ModelError::Method {
+    let found = quantization::of_checkpoint(&families::text_config(folder)?).ok().flatten();
+    match (asked, found) {
+        (Some(asked), Some(found)) if found != Found::BitsAndBytes(asked) => Err(ModelError::Method {
             key: "quantization_bit",
             reason: format!(
-                "the weights in {} are in {} already, and {} is asked for",
+                "the weights in {} are in {} already, and {asked} is asked for",
                 folder.display(),
-                there.name(),
-                asked.name()
+                Quantization::Found(found)
             ),
             help: "leave the quantization keys out".into(),
         }),
-        (asked, there) => Ok(there.or(asked)),
+        (asked, found) => Ok(found.map(Quantization::Found).or(asked.map(Quantization::Made))),
     }
 }
 

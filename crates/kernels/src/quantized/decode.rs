@@ -18,8 +18,22 @@ pub(crate) struct Decoder<'a> {
 /// Codes of one kind.
 #[derive(Clone, Copy)]
 pub(crate) enum Kind<'a> {
-    FourBit { bytes: &'a [u8], table: &'a [f32; 16], block_bits: u32, scales: BlockScales<'a> },
-    Int8 { bytes: &'a [u8], scales: &'a [f32] },
+    FourBit {
+        bytes: &'a [u8],
+        table: &'a [f32; 16],
+        block_bits: u32,
+        scales: BlockScales<'a>,
+        zeros: Option<&'a [f32]>,
+    },
+    Fp8 {
+        bytes: &'a [u8],
+        scales: &'a [f32],
+        tile: [usize; 2],
+    },
+    Int8 {
+        bytes: &'a [u8],
+        scales: &'a [f32],
+    },
 }
 
 /// Scales of blocks.
@@ -59,11 +73,15 @@ impl<'a> Kind<'a> {
             Codes::Int8 { bytes, scales } => {
                 Kind::Int8 { bytes: bytes.as_slice(), scales: scales.view().as_slice() }
             }
-            Codes::FourBit { kind, bytes, block, scales } => Kind::FourBit {
+            Codes::Fp8 { bytes, scales, tile } => {
+                Kind::Fp8 { bytes: bytes.as_slice(), scales: scales.view().as_slice(), tile: *tile }
+            }
+            Codes::FourBit { kind, bytes, block, scales, zeros } => Kind::FourBit {
                 bytes: bytes.as_slice(),
                 table: kind.table(),
                 block_bits: block.trailing_zeros(),
                 scales: BlockScales::of(scales),
+                zeros: zeros.as_ref().map(|zeros| zeros.view().as_slice()),
             },
         }
     }
@@ -128,16 +146,28 @@ impl Decoder<'_> {
                 }
                 int8_plainly(&bytes[whole..], scale, &mut to[whole..]);
             }
-            Kind::FourBit { bytes, table, block_bits, scales } => {
+            Kind::Fp8 { bytes, scales, tile: [rows, columns] } => {
+                let bytes = &bytes[at..at + to.len()];
+                let scales = &scales[row / rows * self.columns.div_ceil(columns)..];
+                let mut done = 0;
+                while done < to.len() {
+                    let tile = (first + done) / columns;
+                    let here = ((tile + 1) * columns - first - done).min(to.len() - done);
+                    fp8(&bytes[done..done + here], scales[tile], &mut to[done..done + here]);
+                    done += here;
+                }
+            }
+            Kind::FourBit { bytes, table, block_bits, scales, zeros } => {
                 let mut done = 0;
                 while done < to.len() {
                     let i = at + done;
                     let block = i >> block_bits;
                     let here = (((block + 1) << block_bits) - i).min(to.len() - done);
                     let (scale, to) = (scales.get(block), &mut to[done..done + here]);
+                    let zero = zeros.map_or(0.0, |zeros| zeros[block]);
                     // A byte's second half alone comes first.
                     let odd = (i % 2).min(here);
-                    four_bit_plainly(bytes, table, scale, i, &mut to[..odd]);
+                    four_bit_plainly(bytes, table, (zero, scale), i, &mut to[..odd]);
                     let whole = odd + (here - odd) / V::LANES * V::LANES;
                     let run = &bytes[(i + odd) / 2..(i + whole) / 2];
                     for (codes, to) in
@@ -146,10 +176,12 @@ impl Decoder<'_> {
                         // SAFETY: the caller's promise, and as many codes and values as a register has.
                         unsafe {
                             let x = V::nibbles(table, codes.as_ptr());
+                            // Less zero it is exact.
+                            let x = x.mul_add(V::splat(1.0), V::splat(-zero));
                             x.mul_add(V::splat(scale), V::splat(0.0)).store(to.as_mut_ptr());
                         }
                     }
-                    four_bit_plainly(bytes, table, scale, i + whole, &mut to[whole..]);
+                    four_bit_plainly(bytes, table, (zero, scale), i + whole, &mut to[whole..]);
                     done += here;
                 }
             }
@@ -166,8 +198,19 @@ fn int8_plainly(bytes: &[u8], scale: f32, to: &mut [f32]) {
 
 /// Elements from number `i` on, all of one block.
 #[inline(always)]
-fn four_bit_plainly(bytes: &[u8], table: &[f32; 16], scale: f32, i: usize, to: &mut [f32]) {
+fn four_bit_plainly(bytes: &[u8], table: &[f32; 16], (zero, scale): (f32, f32), i: usize, to: &mut [f32]) {
     for (i, to) in (i..).zip(to) {
-        *to = table[code(bytes, i)] * scale;
+        *to = (table[code(bytes, i)] - zero) * scale;
+    }
+}
+
+/// Sign, four bits of exponent, three of fraction: moved to their places in f32 they are 2¹²⁰ too small, the exponent
+/// being 120 less, and a product mends that for subnormal numbers too.
+#[inline(always)]
+fn fp8(bytes: &[u8], scale: f32, to: &mut [f32]) {
+    const UP: f32 = f32::from_bits((120 + 127) << 23);
+    for (to, byte) in to.iter_mut().zip(bytes) {
+        let byte = u32::from(*byte);
+        *to = f32::from_bits((byte & 0x80) << 24 | (byte & 0x7F) << 20) * UP * scale;
     }
 }

@@ -4,7 +4,11 @@
 //!
 //! > nf4, fp4: w\[i\] = table\[code\[i\]\]·scale\[b\] &emsp; int8: w\[i\] = code\[i\]·scale\[row\] / 127
 //!
-//! A scale is the largest magnitude of its block or row. With double quantisation it is in 8 bits itself, in blocks of
+//! Other tools' checkpoints (GPTQ, AWQ; FP8) have codes that are numbers themselves:
+//!
+//! > int4: w\[i\] = (code\[i\] − zero\[b\])·scale\[b\] &emsp; fp8: w\[r, c\] = e4m3(code\[r, c\])·scale\[⌊r / rows⌋, ⌊c / columns⌋\]
+//!
+//! In the first, a scale is the largest magnitude of its block or row. With double quantisation it is in 8 bits itself, in blocks of
 //! 256 scales:
 //!
 //! > scale\[b\] = map\[code\[b\]\]·absmax\[⌊b / 256⌋\] + offset
@@ -24,7 +28,7 @@ use std::fmt;
 
 pub(crate) use decode::{Decoder, decode_rows};
 pub use tables::dynamic_map;
-use tables::{FP4, NF4};
+use tables::{FP4, INT4, NF4};
 
 use crate::matmul::decode_all;
 use crate::{DType, Device, Isa, Tensor, View, with_dtype};
@@ -32,7 +36,7 @@ use crate::{DType, Device, Isa, Tensor, View, with_dtype};
 /// Elements of a block in 4 bits, unless a file says otherwise.
 const BLOCK: usize = 64;
 /// Elements of a block at least, in a file.
-const LEAST_BLOCK: usize = 16;
+const LEAST_BLOCK: usize = 8;
 /// Scales of a block with double quantisation.
 const NESTED_BLOCK: usize = 256;
 
@@ -43,10 +47,12 @@ pub enum FourBit {
     Nf4,
     /// A small float.
     Fp4,
+    /// The number itself, less the zero of its block.
+    Int4,
 }
 
 impl FourBit {
-    /// Both.
+    /// Those that weights are quantised to here.
     pub const ALL: [FourBit; 2] = [FourBit::Nf4, FourBit::Fp4];
 
     /// The name in configurations and in checkpoints.
@@ -54,6 +60,7 @@ impl FourBit {
         match self {
             FourBit::Nf4 => "nf4",
             FourBit::Fp4 => "fp4",
+            FourBit::Int4 => "int4",
         }
     }
 
@@ -62,6 +69,7 @@ impl FourBit {
         match self {
             FourBit::Nf4 => &NF4,
             FourBit::Fp4 => &FP4,
+            FourBit::Int4 => &INT4,
         }
     }
 }
@@ -134,6 +142,17 @@ pub enum Codes {
         block: usize,
         /// For each block.
         scales: Scales,
+        /// f32 [blocks]: the code that stands for 0.
+        zeros: Option<Tensor>,
+    },
+    /// Floats of 8 bits (e4m3).
+    Fp8 {
+        /// Bytes.
+        bytes: Bytes,
+        /// f32: of tiles, row by row.
+        scales: Tensor,
+        /// Rows and columns of a tile.
+        tile: [usize; 2],
     },
     /// Signed bytes.
     Int8 {
@@ -228,13 +247,23 @@ impl QuantizedWeight {
                 expect("codes", bytes.len, outputs * inputs)?;
                 expect("scales", scales.elements(), outputs)?;
             }
-            Codes::FourBit { bytes, block, scales, .. } => {
+            Codes::Fp8 { bytes, scales, tile: [rows, columns] } => {
+                expect("codes", bytes.len, outputs * inputs)?;
+                if *rows == 0 || *columns == 0 {
+                    return Err("tiles of no rows or no columns".into());
+                }
+                expect("scales", scales.elements(), outputs.div_ceil(*rows) * inputs.div_ceil(*columns))?;
+            }
+            Codes::FourBit { bytes, block, scales, zeros, .. } => {
                 if !block.is_power_of_two() || *block < LEAST_BLOCK {
                     return Err(format!(
                         "blocks of {block} elements: a power of two from {LEAST_BLOCK} on is expected"
                     ));
                 }
                 let blocks = (outputs * inputs).div_ceil(*block);
+                if let Some(zeros) = zeros {
+                    expect("zeros", zeros.elements(), blocks)?;
+                }
                 expect("bytes of codes", bytes.len, (outputs * inputs).div_ceil(2))?;
                 match scales {
                     Scales::Plain(scales) => expect("scales", scales.elements(), blocks)?,
@@ -254,7 +283,10 @@ impl QuantizedWeight {
     pub fn on(self, dev: &Device) -> Self {
         let codes = match self.codes {
             Codes::Int8 { bytes, scales } => Codes::Int8 { bytes: bytes.on(dev), scales: scales.on(dev) },
-            Codes::FourBit { kind, bytes, block, scales } => {
+            Codes::Fp8 { bytes, scales, tile } => {
+                Codes::Fp8 { bytes: bytes.on(dev), scales: scales.on(dev), tile }
+            }
+            Codes::FourBit { kind, bytes, block, scales, zeros } => {
                 let scales = match scales {
                     Scales::Plain(scales) => Scales::Plain(scales.on(dev)),
                     Scales::Nested(Nested { codes, map, absmax, offset }) => Scales::Nested(Nested {
@@ -264,7 +296,8 @@ impl QuantizedWeight {
                         offset,
                     }),
                 };
-                Codes::FourBit { kind, bytes: bytes.on(dev), block, scales }
+                let zeros = zeros.map(|zeros| zeros.on(dev));
+                Codes::FourBit { kind, bytes: bytes.on(dev), block, scales, zeros }
             }
         };
         Self { codes, ..self }
@@ -288,9 +321,12 @@ impl QuantizedWeight {
     /// Bytes that it takes.
     pub fn byte_len(&self) -> usize {
         match &self.codes {
-            Codes::Int8 { bytes, scales } => bytes.len + scales.view().byte_len(),
-            Codes::FourBit { bytes, scales, .. } => {
+            Codes::Int8 { bytes, scales } | Codes::Fp8 { bytes, scales, .. } => {
+                bytes.len + scales.view().byte_len()
+            }
+            Codes::FourBit { bytes, scales, zeros, .. } => {
                 bytes.len
+                    + zeros.as_ref().map_or(0, |zeros| zeros.view().byte_len())
                     + match scales {
                         Scales::Plain(scales) => scales.view().byte_len(),
                         Scales::Nested(nested) => nested.codes.len + nested.absmax.view().byte_len(),

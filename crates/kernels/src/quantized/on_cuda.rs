@@ -24,6 +24,9 @@ struct Decode {
     offset: f32,
     block_bits: u32,
     table: [f32; 16],
+    zeros: DevicePtr,
+    tile_rows: u64,
+    tile_columns: u64,
 }
 
 // SAFETY: `Decode` of quantized.cu; sizes were compared when the weight was made.
@@ -47,6 +50,9 @@ pub(crate) fn decode(cuda: &Cuda, weight: &QuantizedWeight, dtype: DType, to: De
         offset: 0.0,
         block_bits: 0,
         table: [0.0; 16],
+        zeros: DevicePtr::NULL,
+        tile_rows: 1,
+        tile_columns: 1,
     };
     let kernel = match &weight.codes {
         Codes::Int8 { bytes, scales } => {
@@ -54,10 +60,17 @@ pub(crate) fn decode(cuda: &Cuda, weight: &QuantizedWeight, dtype: DType, to: De
             params.scales = scales.view().device();
             "decode_eight_bits"
         }
-        Codes::FourBit { kind, bytes, block, scales } => {
+        Codes::Fp8 { bytes, scales, tile } => {
+            params.codes = bytes.tensor.view().device();
+            params.scales = scales.view().device();
+            [params.tile_rows, params.tile_columns] = tile.map(|side| side as u64);
+            "decode_fp8"
+        }
+        Codes::FourBit { kind, bytes, block, scales, zeros } => {
             params.codes = bytes.tensor.view().device();
             params.table = *kind.table();
             params.block_bits = block.trailing_zeros();
+            params.zeros = zeros.as_ref().map_or(DevicePtr::NULL, |zeros| zeros.view().device());
             match scales {
                 Scales::Plain(scales) => params.scales = scales.view().device(),
                 Scales::Nested(nested) => {

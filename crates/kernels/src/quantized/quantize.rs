@@ -40,7 +40,7 @@ fn four_bit<E: Element>(dev: &Device, values: &[E], kind: FourBit, double: bool)
     });
     let scales =
         if double { Scales::Nested(nested(scales.view().as_slice())) } else { Scales::Plain(scales) };
-    Codes::FourBit { kind, bytes, block: BLOCK, scales }
+    Codes::FourBit { kind, bytes, block: BLOCK, scales, zeros: None }
 }
 
 /// A table in ascending order.

@@ -33,6 +33,10 @@ pub(super) const FP4: [f32; 16] = {
     table
 };
 
+/// The codes as numbers.
+pub(super) const INT4: [f32; 16] =
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+
 /// The signed dynamic map of bitsandbytes, ascending (Dettmers et al., 2022, section 2.1): seven powers of ten, each with
 /// twice as many linear steps as the one below; and 0 and 1.
 pub fn dynamic_map() -> [f32; 256] {

@@ -172,7 +172,7 @@ fn codes_of_another_size_are_refused() {
     assert_eq!(four_bit(64, 3, 64).unwrap_err(), "3 scales, and a weight of 4 × 32 has 2");
     assert_eq!(
         four_bit(64, 2, 48).unwrap_err(),
-        "blocks of 48 elements: a power of two from 16 on is expected"
+        "blocks of 48 elements: a power of two from 8 on is expected"
     );
 }
 

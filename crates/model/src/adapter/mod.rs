@@ -159,7 +159,7 @@ impl PeftAdapter {
     /// # Errors
     /// Tensors that do not fit or are missing, all of them; values that are not finite, in the sum too.
     pub fn merge(&self, dev: &Device, decoder: &mut Decoder) -> Result<(), ModelError> {
-        if decoder.quantization().is_some() {
+        if decoder.a_quantized_weight().is_some() {
             return Err(self.error(
                 "the model is quantised, and an adapter is not merged into codes",
                 "merge it without `quantization_bit` (`sft export`), then quantise the result",

@@ -1,7 +1,4 @@
-//! Which weights of a decoder are quantised, and how these lie in files: bitsandbytes' checkpoints.
-//!
-//! All linear layers that stay as they are, but for the head: transformers' rule for bitsandbytes. Embeddings, norms,
-//! routers that are no linear layers, and experts that lie in one tensor keep their type.
+//! bitsandbytes' checkpoints, read and written.
 //!
 //! | tensor | type and shape | content |
 //! |---|---|---|
@@ -14,60 +11,31 @@
 
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+use sft_kernels::DType;
 use sft_kernels::quantized::{Bytes, Codes, FourBit, Nested, QuantizedWeight, Scales, Scheme};
-use sft_kernels::{DType, Tensor};
 
 use crate::weights::{StoredTensor, WeightFiles};
 
-/// The types in which a decoder is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Precision {
-    /// Of activations and of frozen weights.
-    pub compute: DType,
-    /// Of the linear layers that stay as they are; `None` for the compute dtype.
-    pub quantization: Option<Scheme>,
-}
-
-impl From<DType> for Precision {
-    fn from(compute: DType) -> Self {
-        Self { compute, quantization: None }
-    }
-}
-
-/// The scheme of a checkpoint that is quantised already, by its `config.json`; `None` for one that is not.
+/// What `quantization_config` says of the weights.
 ///
 /// # Errors
-/// A way of quantising that is not read, and why.
-pub fn of_checkpoint(config: &Map<String, Value>) -> Result<Option<Scheme>, String> {
-    let Some(quantization) = config.get("quantization_config") else { return Ok(None) };
-    let method = quantization.get("quant_method").and_then(Value::as_str);
+/// A type that is not read.
+pub(super) fn scheme(quantization: &Value) -> Result<Scheme, String> {
     let flag = |key: &str| quantization.get(key).and_then(Value::as_bool).unwrap_or(false);
-    let four_bits = flag("load_in_4bit");
-    match method {
-        // Files before 2023 name no method.
-        None | Some("bitsandbytes") if four_bits || flag("load_in_8bit") => {}
-        _ => {
-            return Err(format!(
-                "the weights are quantized by {} (`quantization_config`), and only bitsandbytes' 4 and 8 bits are read: \
-                 take the release in bfloat16, and set `quantization_bit` for QLoRA",
-                method.unwrap_or("an unnamed method")
-            ));
-        }
-    }
-    if !four_bits {
-        return Ok(Some(Scheme::Int8));
+    if !flag("load_in_4bit") {
+        return Ok(Scheme::Int8);
     }
     let name = quantization.get("bnb_4bit_quant_type").and_then(Value::as_str).unwrap_or("fp4");
     let kind = FourBit::ALL.into_iter().find(|kind| kind.name() == name);
     let kind = kind.ok_or_else(|| {
         format!("`bnb_4bit_quant_type` is `{name}`: bitsandbytes writes nf4 and fp4, and no other is read")
     })?;
-    Ok(Some(Scheme::FourBit { kind, double: flag("bnb_4bit_use_double_quant") }))
+    Ok(Scheme::FourBit { kind, double: flag("bnb_4bit_use_double_quant") })
 }
 
 /// What `config.json` says of a checkpoint that is written with such weights.
-pub(crate) fn config_of(scheme: Scheme, compute: DType) -> Value {
+pub(super) fn config_of(scheme: Scheme, compute: DType) -> Value {
     let four_bit = match scheme {
         Scheme::FourBit { kind, double } => Some((kind, double)),
         Scheme::Int8 => None,
@@ -87,16 +55,6 @@ pub(crate) fn config_of(scheme: Scheme, compute: DType) -> Value {
     })
 }
 
-/// The scheme of a weight that a file has.
-pub(crate) fn scheme_of(weight: &QuantizedWeight) -> Scheme {
-    match weight.codes() {
-        Codes::Int8 { .. } => Scheme::Int8,
-        Codes::FourBit { kind, scales, .. } => {
-            Scheme::FourBit { kind: *kind, double: matches!(scales, Scales::Nested(_)) }
-        }
-    }
-}
-
 fn state_name(name: &str, kind: FourBit) -> String {
     format!("{name}.quant_state.bitsandbytes__{}", kind.name())
 }
@@ -106,10 +64,14 @@ fn row_scales(name: &str) -> String {
     format!("{}.SCB", name.strip_suffix(".weight").unwrap_or(name))
 }
 
-/// The tensors that a quantised weight is in files.
-pub(crate) fn in_files<'a>(name: &str, weight: &'a QuantizedWeight) -> Vec<(String, StoredTensor<'a>)> {
+/// The tensors that a quantised weight is in files; `None` for codes that bitsandbytes does not know.
+pub(super) fn in_files<'a>(
+    name: &str,
+    weight: &'a QuantizedWeight,
+) -> Option<Vec<(String, StoredTensor<'a>)>> {
     let [outputs, inputs] = *weight.shape();
-    match weight.codes() {
+    Some(match weight.codes() {
+        Codes::Fp8 { .. } | Codes::FourBit { kind: FourBit::Int4, .. } => return None,
         Codes::Int8 { bytes, scales } => vec![
             (name.to_owned(), StoredTensor::raw(Dtype::I8, vec![outputs, inputs], bytes.as_slice().into())),
             (row_scales(name), StoredTensor::raw(Dtype::F32, vec![outputs], scales.view().bytes().into())),
@@ -119,7 +81,7 @@ pub(crate) fn in_files<'a>(name: &str, weight: &'a QuantizedWeight) -> Vec<(Stri
                 StoredTensor::raw(Dtype::U8, Vec::new(), vec![0].into()),
             ),
         ],
-        Codes::FourBit { kind, bytes, block, scales } => {
+        Codes::FourBit { kind, bytes, block, scales, .. } => {
             let floats = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
             let mut state = json!({
                 "quant_type": kind.name(),
@@ -165,11 +127,11 @@ pub(crate) fn in_files<'a>(name: &str, weight: &'a QuantizedWeight) -> Vec<(Stri
             tensors.push((state_name(name, *kind), StoredTensor::raw(Dtype::U8, shape, state.into())));
             tensors
         }
-    }
+    })
 }
 
 /// Whether the weight of this name is quantised in the files.
-pub(crate) fn is_quantized(files: &WeightFiles, name: &str) -> bool {
+pub(super) fn is_there(files: &WeightFiles, name: &str) -> bool {
     FourBit::ALL.into_iter().any(|kind| files.contains(&state_name(name, kind)))
         || files.contains(&row_scales(name))
 }
@@ -178,19 +140,14 @@ pub(crate) fn is_quantized(files: &WeightFiles, name: &str) -> bool {
 ///
 /// # Errors
 /// One line: what is missing, or does not fit.
-pub(crate) fn read(
+pub(super) fn read(
     files: &WeightFiles,
     name: &str,
     shape: [usize; 2],
     compute: DType,
 ) -> Result<QuantizedWeight, String> {
     let raw = |name: &str, dtype: Dtype| files.raw(name, dtype);
-    let floats = |name: &str| -> Result<Tensor, String> {
-        let (bytes, _) = raw(name, Dtype::F32)?;
-        let (values, _) = bytes.as_chunks::<4>();
-        let values: Vec<f32> = values.iter().map(|x| f32::from_le_bytes(*x)).collect();
-        Ok(Tensor::from_slice(&values, &[values.len()]))
-    };
+    let floats = |name: &str| files.floats(name);
     let said = |problem: String| format!("{name}: {problem}");
     let codes = match FourBit::ALL.into_iter().find(|kind| files.contains(&state_name(name, *kind))) {
         None => {
@@ -224,7 +181,7 @@ pub(crate) fn read(
                 Scales::Plain(floats(&absmax)?)
             };
             let (bytes, _) = raw(name, Dtype::U8)?;
-            Codes::FourBit { kind, bytes: Bytes::of(bytes), block: state.blocksize, scales }
+            Codes::FourBit { kind, bytes: Bytes::of(bytes), block: state.blocksize, scales, zeros: None }
         }
     };
     QuantizedWeight::from_codes(shape, codes, compute).map_err(said)
