@@ -36,8 +36,11 @@ fn found(folder: &Path) -> Option<Found> {
     quantization::of_checkpoint(&families::text_config(folder).unwrap()).unwrap()
 }
 
+/// A tensor of a file.
+type Stored = (Dtype, Vec<usize>, Vec<u8>);
+
 /// Every tensor of a model's file.
-fn tensors(folder: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
+fn tensors(folder: &Path) -> BTreeMap<String, Stored> {
     let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let all = tensors.iter().map(|(name, tensor)| {
@@ -114,7 +117,7 @@ fn an_adapter_is_not_merged_into_codes() {
 fn a_checkpoint_without_its_state_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(case("llama__nf4").join("config.json"), folder.path().join("config.json")).unwrap();
-    let damaged = |change: &dyn Fn(&str, &mut (Dtype, Vec<usize>, Vec<u8>)) -> bool| {
+    let damaged = |change: &dyn Fn(&str, &mut Stored) -> bool| {
         let mut all = tensors(&case("llama__nf4"));
         all.retain(|name, tensor| change(name, tensor));
         let views: Vec<_> = all

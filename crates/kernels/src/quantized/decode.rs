@@ -88,7 +88,7 @@ impl<'a> Kind<'a> {
 }
 
 /// 1/127, which int8's scales are divided by: bitsandbytes' constant.
-const PER_INT8: f32 = 7.874_015_7e-3;
+const PER_INT8: f32 = 7.874_016e-3;
 
 /// The code of element `i`.
 #[inline(always)]

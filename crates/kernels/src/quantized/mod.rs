@@ -169,7 +169,7 @@ pub enum Scales {
     /// f32 [blocks].
     Plain(Tensor),
     /// In 8 bits.
-    Nested(Nested),
+    Nested(Box<Nested>),
 }
 
 /// Quantised scales.
@@ -289,12 +289,12 @@ impl QuantizedWeight {
             Codes::FourBit { kind, bytes, block, scales, zeros } => {
                 let scales = match scales {
                     Scales::Plain(scales) => Scales::Plain(scales.on(dev)),
-                    Scales::Nested(Nested { codes, map, absmax, offset }) => Scales::Nested(Nested {
-                        codes: codes.on(dev),
-                        map: map.on(dev),
-                        absmax: absmax.on(dev),
-                        offset,
-                    }),
+                    Scales::Nested(nested) => Scales::Nested(Box::new(Nested {
+                        codes: nested.codes.on(dev),
+                        map: nested.map.on(dev),
+                        absmax: nested.absmax.on(dev),
+                        offset: nested.offset,
+                    })),
                 };
                 let zeros = zeros.map(|zeros| zeros.on(dev));
                 Codes::FourBit { kind, bytes: bytes.on(dev), block, scales, zeros }

@@ -38,8 +38,11 @@ fn four_bit<E: Element>(dev: &Device, values: &[E], kind: FourBit, double: bool)
         magnitudes(dev.isa(), values, BLOCK, scales);
         four_bit_codes(dev.isa(), values, scales, &ordered, bytes);
     });
-    let scales =
-        if double { Scales::Nested(nested(scales.view().as_slice())) } else { Scales::Plain(scales) };
+    let scales = if double {
+        Scales::Nested(Box::new(nested(scales.view().as_slice())))
+    } else {
+        Scales::Plain(scales)
+    };
     Codes::FourBit { kind, bytes, block: BLOCK, scales, zeros: None }
 }
 

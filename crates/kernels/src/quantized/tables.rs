@@ -27,7 +27,8 @@ pub(super) const FP4: [f32; 16] = {
     let mut i = 0;
     while i < 8 {
         table[i] = twelfths[i] / 12.0;
-        table[i + 8] = -table[i];
+        // Both zeros are positive.
+        table[i + 8] = 0.0 - table[i];
         i += 1;
     }
     table

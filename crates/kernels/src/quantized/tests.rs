@@ -66,7 +66,7 @@ fn the_dynamic_map_and_quantised_scales_are_those_of_bitsandbytes_to_the_bit() {
     let found = nested_around(&scales, nested["offset"].as_f64().unwrap() as f32);
     assert_eq!(found.codes.as_slice(), codes(&nested["codes"]));
     assert_eq!(found.absmax.to_f32_vec(), numbers(&nested["absmax"]));
-    let codes = Scales::Nested(found);
+    let codes = Scales::Nested(Box::new(found));
     let scales = decode::BlockScales::of(&codes);
     let values: Vec<f32> = (0..300).map(|block| scales.get(block)).collect();
     assert_eq!(values, numbers(&nested["values"]));

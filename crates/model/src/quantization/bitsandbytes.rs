@@ -103,7 +103,8 @@ pub(super) fn in_files<'a>(
                     let bytes = scales.view().bytes().into();
                     tensors.push((absmax, StoredTensor::raw(Dtype::F32, scales.shape().to_vec(), bytes)));
                 }
-                Scales::Nested(Nested { codes, map, absmax: of_scales, offset }) => {
+                Scales::Nested(nested) => {
+                    let Nested { codes, map, absmax: of_scales, offset } = nested.as_ref();
                     let codes = codes.as_slice();
                     let shape = of_scales.shape().to_vec();
                     tensors.extend([
@@ -176,7 +177,8 @@ pub(super) fn read(
                 let map = floats(&format!("{name}.nested_quant_map"))?;
                 let (codes, _) = raw(&absmax, Dtype::U8)?;
                 let absmax = floats(&format!("{name}.nested_absmax"))?;
-                Scales::Nested(Nested { codes: Bytes::of(codes), map, absmax, offset: offset as f32 })
+                let codes = Bytes::of(codes);
+                Scales::Nested(Box::new(Nested { codes, map, absmax, offset: offset as f32 }))
             } else {
                 Scales::Plain(floats(&absmax)?)
             };
