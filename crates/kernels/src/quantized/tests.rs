@@ -44,7 +44,7 @@ fn codes_scales_and_values_are_those_of_bitsandbytes_to_the_bit() {
                     let (bytes, scales) = match found.codes() {
                         Codes::Int8 { bytes, scales }
                         | Codes::FourBit { bytes, scales: Scales::Plain(scales), .. } => (bytes, scales),
-                        Codes::FourBit { .. } => panic!("scales are plain"),
+                        Codes::FourBit { .. } | Codes::Fp8 { .. } => panic!("another kind of codes"),
                     };
                     let what = format!("{shape:?} in {} on {}", scheme.name(), dev.isa());
                     assert_eq!(bytes.as_slice(), codes(&expected["codes"]), "codes of {what}");
@@ -164,7 +164,8 @@ fn a_weight_takes_the_bytes_that_its_scheme_says() {
 fn codes_of_another_size_are_refused() {
     let four_bit = |bytes: usize, scales: usize, block: usize| {
         let scales = Scales::Plain(Tensor::zeros(DType::F32, &[scales]));
-        let codes = Codes::FourBit { kind: FourBit::Nf4, bytes: Bytes::of(&vec![0; bytes]), block, scales };
+        let (kind, bytes) = (FourBit::Nf4, Bytes::of(&vec![0; bytes]));
+        let codes = Codes::FourBit { kind, bytes, block, scales, zeros: None };
         QuantizedWeight::from_codes([4, 32], codes, DType::F32).map(|_| ())
     };
     assert_eq!(four_bit(64, 2, 64), Ok(()));
