@@ -21,7 +21,7 @@ mod value;
 
 pub use choices::{
     BestMetric, ComputeDtype, ExportDevice, FinetuningType, InferDtype, IntervalStrategy, LrSchedulerType,
-    MixStrategy, Optim, OverLength, RampShape, Reporter, RopeScaling, Stage,
+    MixStrategy, OnNonFinite, Optim, OverLength, RampShape, Reporter, RopeScaling, Stage,
 };
 pub use device::Device;
 pub use docs::{json_schema, reference};

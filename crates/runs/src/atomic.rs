@@ -3,9 +3,9 @@
 //! In: bytes → out: a file that a reader, a kill or a power cut sees either as it was before or as it is after.
 //! Used for everything a run leaves behind except the append-only logs (stage 14).
 
+use crate::disk::{self, DiskFile};
 use crate::error::{Result, RunError};
 use serde::Serialize;
-use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub struct AtomicFile {
     path: PathBuf,
     neighbour: PathBuf,
-    file: Option<BufWriter<File>>,
+    file: Option<BufWriter<DiskFile>>,
 }
 
 impl AtomicFile {
@@ -29,7 +29,7 @@ impl AtomicFile {
         let path = path.into();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let neighbour = path.with_file_name(format!(".{name}.partial"));
-        let file = File::create(&neighbour).map_err(RunError::at(&path, "create the file"))?;
+        let file = DiskFile::create(&neighbour).map_err(RunError::at(&path, "create the file"))?;
         Ok(Self { path, neighbour, file: Some(BufWriter::new(file)) })
     }
 
@@ -42,7 +42,7 @@ impl AtomicFile {
         let file = writer.into_inner().map_err(|e| RunError::at(&self.path, "write")(e.into_error()))?;
         file.sync_all().map_err(RunError::at(&self.path, "sync to disk"))?;
         drop(file);
-        fs::rename(&self.neighbour, &self.path)
+        disk::rename(&self.neighbour, &self.path)
             .map_err(RunError::at(&self.path, "put the new file in place"))?;
         sync_parent(&self.path)
     }
@@ -64,7 +64,7 @@ impl Write for AtomicFile {
 impl Drop for AtomicFile {
     fn drop(&mut self) {
         // After a commit the neighbour is gone and this does nothing; on the error path nobody can be told.
-        let _ = fs::remove_file(&self.neighbour);
+        let _ = disk::remove_file(&self.neighbour);
     }
 }
 
@@ -109,18 +109,13 @@ pub(crate) fn sync_parent(path: &Path) -> Result<()> {
 /// # Errors
 /// Any I/O error, with the folder.
 pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
-    #[cfg(unix)]
-    File::open(folder)
-        .and_then(|handle| handle.sync_all())
-        .map_err(RunError::at(folder, "sync the folder to disk"))?;
-    #[cfg(not(unix))]
-    let _ = folder;
-    Ok(())
+    disk::sync_folder(folder).map_err(RunError::at(folder, "sync the folder to disk"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_file_appears_whole_and_leaves_no_neighbour() {
