@@ -59,12 +59,28 @@ pub struct WeightCounts {
 /// The sizes of the weights that [`load`] would make, nothing loaded.
 ///
 /// # Errors
-/// `lora_target` that fits nothing.
+/// `lora_target` that fits nothing; sizes of no model that there could be.
 pub fn count(spec: &DecoderSpec, method: &Method) -> Result<WeightCounts, ModelError> {
     let adapters = method.adapters(spec)?;
     let mut loading = Loading::new(None, spec, &Source::Counting, method, DType::F32, 0);
     loading.decoder(spec, adapters);
+    let WeightCounts { trained, frozen, packing_adds } = loading.counts;
+    if [trained, frozen, packing_adds].into_iter().any(|count| count > MOST_WEIGHTS) {
+        return Err(ModelError::Method {
+            key: "model_name_or_path",
+            reason: "the sizes in its config.json, or those of its adapters, come to more than 2^44 weights".into(),
+            help: "the file is damaged or was changed by hand".into(),
+        });
+    }
     Ok(loading.counts)
+}
+
+/// More than any machine holds, and few enough that bytes of buffers can be counted.
+const MOST_WEIGHTS: usize = 1 << 44;
+
+/// Elements of a shape that a file may have made up.
+fn elements(shape: &[usize]) -> usize {
+    shape.iter().fold(1, |product: usize, size| product.saturating_mul(*size))
 }
 
 /// How a weight begins when it is drawn.
@@ -173,7 +189,8 @@ impl<'a> Loading<'a> {
         let lm_head =
             lm_head.map(|head| if spec.normalised_head { self.with_unit_rows(&head) } else { head });
         if !self.method.trains(if lm_head.is_some() { &head } else { &embedding }) {
-            self.counts.packing_adds += if lm_head.is_none() { 2 } else { 1 } * v * width;
+            let copies = if lm_head.is_none() { 2 } else { 1 };
+            self.counts.packing_adds = self.counts.packing_adds.saturating_add(elements(&[copies, v, width]));
         }
         let head_bias = format!("{}.bias", names.lm_head);
         let head_bias = spec.head_bias.then(|| self.parameter(&head_bias, &[v], Start::All(0.0)));
@@ -578,7 +595,7 @@ impl<'a> Loading<'a> {
     ) -> Linear {
         let weight = format!("{path}.weight");
         if !self.method.trains(&weight) {
-            self.counts.packing_adds += shape[0] * shape[1];
+            self.counts.packing_adds = self.counts.packing_adds.saturating_add(elements(&shape));
         }
         let bias = bias.then(|| self.parameter(&format!("{path}.bias"), &shape[..1], Start::All(0.0)));
         Linear {
@@ -591,7 +608,8 @@ impl<'a> Loading<'a> {
     /// A fresh adapter: A uniform in ±1/√in, B zero (PEFT's default).
     fn lora(&mut self, path: &str, [outputs, inputs]: [usize; 2], rank: usize) -> Option<Lora> {
         let Method::Lora(options) = self.method else { return None };
-        self.counts.trained += rank * (inputs + outputs);
+        let added = rank.saturating_mul(inputs.saturating_add(outputs));
+        self.counts.trained = self.counts.trained.saturating_add(added);
         let counting = matches!(self.source, Source::Counting);
         let (inputs, outputs, rank) = if counting { (0, 0, 0) } else { (inputs, outputs, rank) };
         let bound = 1.0 / (inputs as f64).sqrt();
@@ -628,8 +646,8 @@ impl<'a> Loading<'a> {
         start: Start,
     ) -> Parameter {
         let trained = self.method.trains(name);
-        let elements = shape.iter().product::<usize>();
-        *if trained { &mut self.counts.trained } else { &mut self.counts.frozen } += elements;
+        let count = if trained { &mut self.counts.trained } else { &mut self.counts.frozen };
+        *count = count.saturating_add(elements(shape));
         let stored = &self.in_files(stored, form, shape);
         let value = match self.source {
             Source::Counting => return Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0])),
