@@ -94,7 +94,7 @@ def main():
             base = place / f"base-{number}"
             # A folder with weights in bfloat16, as models are published.
             start = {"model_name_or_path": config, "train_from_scratch": "true", "finetuning_type": "full", "max_steps": 1,
-                     "cutoff_len": 16, "bf16": "true", "output_dir": base}
+                     "cutoff_len": 32, "bf16": "true", "output_dir": base}
             code, said = sft(program, place, common | start)
             if code != 0:
                 sys.exit(said)
