@@ -12,7 +12,7 @@ use sft_data::labels::Example;
 use sft_data::loader::{Loader, LoaderOptions};
 use sft_data::pipeline::EncodeReport;
 use sft_data::rows::RowProblem;
-use sft_kernels::{DType, DeviceError, cuda};
+use sft_kernels::{DType, DeviceError, cuda, give_back_freed};
 use sft_model::method::Method;
 use sft_model::spec::DecoderSpec;
 
@@ -101,6 +101,7 @@ impl Job {
         let method = setup::method(&config, &spec)?;
         let compute = setup::compute_dtype(&config);
         let Rows { tokenised, note } = Rows::prepare(&config)?;
+        give_back_freed();
         let Tokenised { train: examples, eval: eval_sets, eval_rows, .. } = tokenised;
         let Tokenised { mut reports, mut problems, mut encoded, eval_encoded, .. } = tokenised;
         let eval_examples = || eval_sets.iter().flat_map(|(_, examples)| examples);
