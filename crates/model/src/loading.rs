@@ -68,7 +68,8 @@ pub fn count(spec: &DecoderSpec, method: &Method) -> Result<WeightCounts, ModelE
     if [trained, frozen, packing_adds].into_iter().any(|count| count > MOST_WEIGHTS) {
         return Err(ModelError::Method {
             key: "model_name_or_path",
-            reason: "the sizes in its config.json, or those of its adapters, come to more than 2^44 weights".into(),
+            reason: "the sizes in its config.json, or those of its adapters, come to more than 2^44 weights"
+                .into(),
             help: "the file is damaged or was changed by hand".into(),
         });
     }

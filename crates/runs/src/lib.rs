@@ -53,7 +53,6 @@ pub mod timing;
 pub mod trainer_log;
 pub mod trainer_state;
 
-pub use atomic::AtomicFile;
 pub use checkpoint::{Checkpoint, CheckpointWriter, Damaged, Listing};
 pub use curves::{Curves, Series};
 pub use error::{Result, RunError};
