@@ -15,10 +15,12 @@ mod config;
 mod data;
 mod doctor;
 mod export;
+mod kept;
 mod models;
 mod parity;
 mod progress;
 mod recipe;
+mod runs;
 mod summary;
 mod train;
 
@@ -46,6 +48,8 @@ enum Command {
     Bench(bench::Args),
     /// Show what this machine has for training, and what a GPU still needs
     Doctor(doctor::Args),
+    /// List the runs so far, say how two differ, draw several in one picture
+    Runs(runs::Args),
     /// Look at what is trained
     #[command(subcommand)]
     Data(data::Command),
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Runs(args) => runs::run(args),
         Command::Data(command) => data::run(command),
         Command::Models(args) => models::run(args),
         Command::Parity(args) => parity::run(args),

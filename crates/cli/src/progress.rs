@@ -122,6 +122,8 @@ impl Observer for Screen {
             Event::Step(progress) => self.step(progress),
             Event::Logged(_) => {}
             Event::Evaluated { line, is_best } => self.evaluated(line, *is_best),
+            Event::Warned { step: 0, text } => self.say(&format!("warning: {text}")),
+            Event::Warned { step, text } => self.say(&format!("warning after step {step}: {text}")),
             Event::Saved { folder } => self.say(&format!("saved {}", folder.display())),
             Event::StoppedEarly { evaluations } => {
                 self.say(&format!("stopping early: no better evaluation in the last {evaluations}"));

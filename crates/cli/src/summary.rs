@@ -4,7 +4,8 @@ use sft_config::RunConfig;
 use sft_data::pipeline::{EncodeReport, LENGTH_STEP};
 use sft_kernels::Device;
 use sft_model::weights::WeightFiles;
-use sft_train::Job;
+use sft_train::fit::Fit;
+use sft_train::{Job, TrainError};
 
 /// Keys that were accepted and change nothing.
 pub fn no_effect(config: &RunConfig) {
@@ -150,6 +151,37 @@ fn memory(job: &Job) {
     }
     let free = job.available.map_or(String::new(), |bytes| format!(", {} free", mib(bytes as usize)));
     println!("  {:<28} {:>10}{free}", "in all", mib(plan.total()));
+}
+
+/// What fits into the memory that is free, as keys.
+///
+/// # Errors
+/// As [`Fit::of`].
+pub fn fit(job: &Job) -> Result<(), TrainError> {
+    let Some(fit) = Fit::of(job)? else {
+        println!("\nthe system does not say how much memory is free");
+        return Ok(());
+    };
+    println!("\nfits: micro-batches of up to {} tokens", fit.max_tokens);
+    match fit.batch {
+        Some(batch) => {
+            println!(
+                "the largest micro-batch ({} tokens at most), with as many rows a step as now:",
+                batch.tokens
+            );
+            println!("  per_device_train_batch_size: {}", batch.rows);
+            println!("  gradient_accumulation_steps: {}", batch.accumulation);
+        }
+        None => println!("no row of up to cutoff_len {} tokens fits", job.config.cutoff_len),
+    }
+    if let Some(cutoff_len) = fit.cutoff_len {
+        println!("the longest rows, one at a time, with as many rows a step as now:");
+        println!("  cutoff_len: {cutoff_len}");
+        println!("  per_device_train_batch_size: 1");
+        let rows = job.config.per_device_train_batch_size * job.config.gradient_accumulation_steps;
+        println!("  gradient_accumulation_steps: {rows}");
+    }
+    Ok(())
 }
 
 fn mib(bytes: usize) -> String {

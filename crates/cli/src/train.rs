@@ -9,6 +9,7 @@ use sft_train::run::Outcome;
 use sft_train::{Job, setup};
 
 use crate::answers::Comparison;
+use crate::kept::Kept;
 use crate::progress::Screen;
 use crate::recipe::Recipe;
 use crate::summary;
@@ -21,6 +22,9 @@ pub struct Args {
     /// Show the resolved configuration, the data, the steps and the memory plan; train nothing
     #[arg(long)]
     dry_run: bool,
+    /// Show the largest micro-batch and the longest rows that fit into the free memory, as keys; train nothing
+    #[arg(long)]
+    fit: bool,
 }
 
 /// The exit status of a run that Ctrl-C ended, as shells have it: `sft train … && sft export …` stops there.
@@ -33,9 +37,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.dry_run {
         println!("{}", config.resolved_yaml());
     }
-    summary::device(&setup::device(&config)?);
+    let dev = setup::device(&config)?;
+    summary::device(&dev);
     let job = Job::prepare(config).inspect_err(crate::data::show_violation)?;
     summary::job(&job);
+    if args.fit {
+        summary::fit(&job)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if args.dry_run {
         if let Err(error) = job.check_memory() {
             println!("\n{error}");
@@ -45,10 +54,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let comparison = Comparison::begin(&job)?;
     let interrupts = count_interrupts()?;
-    let mut screen = Screen::new(job.total_steps, interrupts);
+    let screen = Screen::new(job.total_steps, interrupts);
+    let mut kept = Kept::new(screen, &job, &dev);
+    drop(dev);
     let output = job.config.output_dir.clone();
-    let outcome = sft_train::run::run(job, &mut screen);
-    screen.close();
+    let outcome = sft_train::run::run(job, &mut kept);
+    kept.end(&outcome);
+    kept.screen.close();
     let outcome = outcome?;
     report(&outcome, &output);
     if outcome.interrupted_at.is_some() {

@@ -210,6 +210,15 @@ choices! {
         Refuse = "refuse",
     }
 
+    /// What becomes of a step whose loss or gradient is NaN or infinite.
+    OnNonFinite {
+        /// The run ends before the update, and says where it happened.
+        #[default]
+        Stop = "stop",
+        /// The step changes nothing, is counted, and the run goes on; ten in a row end it.
+        SkipStep = "skip_step",
+    }
+
     /// How several data sets become one.
     MixStrategy {
         /// One after the other (then shuffled).

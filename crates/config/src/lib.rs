@@ -21,8 +21,8 @@ mod value;
 
 pub use choices::{
     BestMetric, ComputeDtype, ExportDevice, FinetuningType, InferDtype, IntervalStrategy, LrSchedulerType,
-    MixStrategy, Optim, OverLength, QuantizationMethod, QuantizationType, RampShape, Reporter, RopeScaling,
-    Stage,
+    MixStrategy, OnNonFinite, Optim, OverLength, QuantizationMethod, QuantizationType, RampShape, Reporter,
+    RopeScaling, Stage,
 };
 pub use device::Device;
 pub use docs::{json_schema, reference};

@@ -3,26 +3,16 @@
 //! Every supported key with its value, grouped as in the documentation; it is valid input and
 //! resolves to the same [`RunConfig`]. Keys without effect are left out, and with them any token.
 
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
-use crate::keys::{KEYS, RunConfig};
+use crate::keys::{KEYS, Key, RunConfig};
 
 impl RunConfig {
     /// The resolved configuration as YAML, one key a line; reads back to an equal configuration.
     pub fn resolved_yaml(&self) -> String {
         let mut yaml = String::new();
         let mut group = "";
-        for key in KEYS {
-            let value = self.get(key.name).unwrap_or(Json::Null);
-            let unset = match &value {
-                Json::String(text) => text.is_empty() && !key.required.is_empty(),
-                Json::Array(items) => items.is_empty(),
-                _ => false,
-            };
-            // warmup_steps already says what warmup_ratio set.
-            if unset || key.name == "warmup_ratio" {
-                continue;
-            }
+        for (key, value) in self.set_keys() {
             if group != key.group {
                 group = key.group;
                 yaml.push_str(&format!("# {group}\n"));
@@ -31,6 +21,23 @@ impl RunConfig {
             yaml.push_str(&format!("{}: {}\n", key.name, written(&value)));
         }
         yaml
+    }
+
+    /// The same as keys and values, for comparisons.
+    pub fn values(&self) -> Map<String, Json> {
+        self.set_keys().map(|(key, value)| (key.name.to_owned(), value)).collect()
+    }
+
+    fn set_keys(&self) -> impl Iterator<Item = (&'static Key, Json)> {
+        KEYS.iter().map(|key| (key, self.get(key.name).unwrap_or(Json::Null))).filter(|(key, value)| {
+            let unset = match value {
+                Json::String(text) => text.is_empty() && !key.required.is_empty(),
+                Json::Array(items) => items.is_empty(),
+                _ => false,
+            };
+            // warmup_steps already says what warmup_ratio set.
+            !unset && key.name != "warmup_ratio"
+        })
     }
 }
 

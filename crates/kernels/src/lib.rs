@@ -69,5 +69,5 @@ pub use device::{CpuOptions, Device, DeviceError};
 pub use dtype::{DType, Element};
 pub use isa::Isa;
 pub use mapped_file::{MappedFile, map_file};
-pub use pages::Slab;
+pub use pages::{Slab, give_back_freed};
 pub use tensor::{Tensor, View, ViewMut};

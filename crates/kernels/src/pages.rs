@@ -36,6 +36,16 @@ pub(crate) fn zeroed(bytes: usize) -> (MmapMut, Range<usize>) {
     (pages, start..start + rounded)
 }
 
+/// Gives memory that was freed back to the system, where the allocator keeps it (glibc): what reading data and
+/// tokenizers took is then there for the weights.
+pub fn give_back_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `malloc_trim` may be called at any time from any thread, and touches nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Hands out tensors that are made together and live as long as each other: they share huge pages, which a tensor of a
 /// few megabytes of its own could not fill.
 #[derive(Debug)]

@@ -26,7 +26,8 @@ impl<'a> Arena<'a> {
 
     /// A tensor of zeros (of no rows when counting).
     pub fn tensor(&mut self, dtype: DType, shape: &[usize]) -> Tensor {
-        self.bytes += shape.iter().product::<usize>() * dtype.bytes();
+        let bytes = shape.iter().fold(dtype.bytes(), |bytes, size| bytes.saturating_mul(*size));
+        self.bytes = self.bytes.saturating_add(bytes);
         if let Some(slab) = &mut self.slab {
             return slab.zeros(dtype, shape);
         }

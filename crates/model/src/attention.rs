@@ -214,7 +214,7 @@ impl Attention {
         &self,
         pass: &Pass<'_>,
         x: View<'_>,
-        y: ViewMut<'_>,
+        mut y: ViewMut<'_>,
         saved: &mut Saved,
         scratch: &mut inputs::Scratch,
         cache: Option<&mut LayerCache>,
@@ -244,6 +244,9 @@ impl Attention {
         if let Some(scale) = pass.query_scale.filter(|_| self.spec.grows) {
             rows::scale_each(dev, scale, s.q.head_mut(n));
         }
+        for (op, values) in [("queries", &s.q), ("keys", &s.k), ("values", &s.v)] {
+            pass.see(op, values.head(n));
+        }
         let (k, v) = match cache {
             None => (s.k.head(n), s.v.head(n)),
             Some(cache) => cache.append(s.k.head(n), s.v.head(n)),
@@ -256,12 +259,14 @@ impl Attention {
         if let Some(numbers) = &self.sinks {
             sinks::forward(dev, numbers.value(), s.out.head_mut(n), s.lse.head_mut(n));
         }
+        pass.see("attention", s.out.head(n));
         let out = match (&self.latent, &mut scratch.latent, &s.gate, &mut scratch.fused) {
             (Some(latent), Some(w), ..) => latent.narrowed(pass, s.out.head(n), w).0,
             (_, _, Some(gate), Some(fused)) => gated_output(dev, gate.head(n), s.out.head(n), fused),
             _ => flat(s.out.head(n)),
         };
-        self.o_proj.forward(dev, out, y, &mut s.o_proj, &mut scratch.linears, dropout);
+        self.o_proj.forward(dev, out, y.reborrow(), &mut s.o_proj, &mut scratch.linears, dropout);
+        pass.see("attention's output projection", y.as_view());
     }
 
     /// The gradient of x (if wanted) from that of y.

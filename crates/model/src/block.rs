@@ -172,9 +172,11 @@ impl Block {
         let (n, dev, r) = (x.dim(0), pass.dev, self.residual_multiplier);
         let (s, w) = (saved, scratch);
         let h = self.attention_norms.input(dev, x, &mut w.h, &mut s.attention_norms);
+        pass.see("input norm", h);
         self.attention_norms.output(dev, &mut w.t, n, &mut s.attention_norms, |out| {
             self.mixer.forward(pass, h, out, &mut s.mixer, (&mut w.mixer, &mut w.inputs), cache);
         });
+        pass.see("norm of the mixer's output", w.t.head(n));
         let (Some(mlp), Some(of_mlp)) = (&self.mlp, &mut s.mlp) else {
             self.attention_norms.sum(dev, x, (r, w.t.head(n)), y.reborrow(), &mut s.attention_norms);
             return self.forward_end(pass, y, s, w);
@@ -182,15 +184,18 @@ impl Block {
         let m = s.m.as_mut().or(w.parallel.as_mut()).expect("saved, or scratch of a parallel block");
         self.attention_norms.sum(dev, x, (r, w.t.head(n)), m.head_mut(n), &mut s.attention_norms);
         let m = m.head(n);
+        pass.see("sum of input and mixer", m);
         let h = match (self.parallel, &self.mlp_norms.before) {
             (true, None) => w.h.head(n),
             (parallel, _) => {
                 self.mlp_norms.input(dev, if parallel { x } else { m }, &mut w.h, &mut s.mlp_norms)
             }
         };
+        pass.see("norm before the mlp", h);
         self.mlp_norms.output(dev, &mut w.t, n, &mut s.mlp_norms, |out| {
             mlp.forward(pass, h, out, of_mlp, (&mut w.mlp, &mut w.inputs));
         });
+        pass.see("norm of the mlp's output", w.t.head(n));
         self.mlp_norms.sum(dev, m, (r, w.t.head(n)), y.reborrow(), &mut s.mlp_norms);
         self.forward_end(pass, y, s, w);
     }
@@ -200,7 +205,8 @@ impl Block {
         if let (Some(layer), Some(saved), Some(p)) = (&self.per_layer, &mut s.per_layer, &w.per_layer) {
             layer.forward(pass, y.reborrow(), &mut w.t, saved, (p, &mut w.inputs.linears));
         }
-        self.scale_output(pass.dev, y, &mut w.t);
+        self.scale_output(pass.dev, y.reborrow(), &mut w.t);
+        pass.see("output", y.as_view());
     }
 
     /// Multiplies the block's output, or the gradient of it.
@@ -246,6 +252,7 @@ impl Block {
             let h = norms.input(dev, m, &mut w.h, &mut s.mlp_norms);
             let scratches = (&mut w.mlp, &mut w.inputs);
             mlp.backward(pass, h, dout, w.t.head_mut(n), of_mlp, scratches);
+            pass.see("mlp", w.t.head(n));
             norms.input_gradient(dev, m, w.t.head(n), Some(d.reborrow()), &s.mlp_norms);
         }
 
@@ -258,6 +265,7 @@ impl Block {
         let dh = needs_dh.then(|| w.t.head_mut(n));
         self.mixer.backward(pass, h, dout, dh, &mut s.mixer, (&mut w.mixer, &mut w.inputs));
         if needs_dh {
+            pass.see("mixer", w.t.head(n));
             norms.input_gradient(dev, x, w.t.head(n), needs_dx.then_some(d), &s.attention_norms);
         }
     }

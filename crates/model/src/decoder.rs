@@ -23,6 +23,7 @@ use crate::pass::{Batch, Pass};
 use crate::quantization::{self, Precision, Quantization};
 use crate::rotary::{Rotaries, Rotary};
 use crate::spec::DecoderSpec;
+use crate::watch::{NonFinite, Watch};
 use crate::weights::WeightFiles;
 use crate::workspace::Workspace;
 
@@ -101,10 +102,19 @@ impl Decoder {
         let (h, entry) = work.entry();
         let ids = (batch.input_ids, batch.position_ids);
         self.entry.forward(pass, &self.embed_tokens, ids, h.head_mut(n), entry);
+        pass.see("embedding", work.entry().0.head(n));
         for (l, block) in self.blocks.iter().enumerate() {
+            self.enter(pass, l, false);
             let (x, y, saved, scratch) = work.layer(l);
             let cache = caches.as_mut().and_then(Iterator::next);
             block.forward(pass, x.head(n), y.head_mut(n), saved, scratch, cache);
+        }
+    }
+
+    /// Tells whoever watches that block l is next.
+    fn enter(&self, pass: &Pass<'_>, l: usize, is_backward: bool) {
+        if let Some(watch) = pass.watch {
+            watch.enter(format!("{}.{l}", self.spec.names.layers), is_backward);
         }
     }
 
@@ -144,10 +154,39 @@ impl Decoder {
         dropout: Option<u64>,
         work: &mut Workspace,
     ) -> Result<(), ModelError> {
+        self.train_pass(dev, batch, (scale, dropout), work, None)
+    }
+
+    /// [`Decoder::loss_and_gradients`] once more, every output looked at: the first value that is not finite. Adds to
+    /// sums and gradients as that does.
+    ///
+    /// # Errors
+    /// A token id outside of the vocabulary.
+    pub fn first_non_finite(
+        &mut self,
+        dev: &Device,
+        batch: Batch<'_>,
+        scale: f32,
+        dropout: Option<u64>,
+        work: &mut Workspace,
+    ) -> Result<Option<NonFinite>, ModelError> {
+        let watch = Watch::default();
+        self.train_pass(dev, batch, (scale, dropout), work, Some(&watch))?;
+        Ok(watch.into_first())
+    }
+
+    fn train_pass(
+        &mut self,
+        dev: &Device,
+        batch: Batch<'_>,
+        (scale, dropout): (f32, Option<u64>),
+        work: &mut Workspace,
+        watch: Option<&Watch>,
+    ) -> Result<(), ModelError> {
         self.check_ids(batch)?;
         let n = batch.input_ids.len();
         let rotary = work.take_rotary(dev, batch);
-        let pass = training_pass(dev, &rotary, batch, dropout);
+        let pass = Pass { watch, ..training_pass(dev, &rotary, batch, dropout) };
         work.begin_forward();
         self.forward_blocks(&pass, batch, work, None);
         work.finish_forward();
@@ -162,6 +201,12 @@ impl Decoder {
         };
         let (states, factor) = ((hidden, batch.targets), (scale, dropout));
         head::loss_and_backward(dev, LogitParams::of(spec), layers, states, factor, head, d);
+        if let Some(watch) = watch {
+            watch.enter(String::new(), false);
+            head.show(dev, watch);
+            watch.enter(String::new(), true);
+            pass.see("head", work.output_and_gradient(n).2.as_view());
+        }
 
         // Below the lowest trained weight no gradient is needed.
         let entry_is_trained = embed_tokens.is_trained() || entry.is_trained();
@@ -177,7 +222,16 @@ impl Decoder {
             }
             let (x, d, saved, scratch) = work.layer_backward(l);
             let needs_dx = l > lowest || entry_is_trained;
+            if let Some(watch) = watch {
+                watch.enter(format!("{}.{l}", spec.names.layers), true);
+            }
             block.backward(&pass, x.head(n), d.head_mut(n), needs_dx, saved, scratch);
+            if let Some(watch) = watch {
+                watch.enter(String::new(), true);
+                for p in block.parameters_mut() {
+                    p.gradient().into_iter().for_each(|g| watch.see(dev, p.name(), g, |_| None));
+                }
+            }
         }
         if entry_is_trained {
             let (h, d, scratch) = work.entry_gradient();
@@ -327,5 +381,5 @@ fn pass_of<'a>(
     let angles = |rope: &'a Option<Rotary>| rope.as_ref().map(|rope| rope.angles(tokens));
     let (rope, local_rope) = (angles(&rotary.rope), angles(&rotary.local_rope));
     let (query_scale, chunks) = (rotary.query_scale(tokens), rotary.chunks());
-    Pass { dev, rope, local_rope, query_scale, rows, chunks, dropout }
+    Pass { dev, rope, local_rope, query_scale, rows, chunks, dropout, watch: None }
 }

@@ -17,6 +17,7 @@ use crate::method::Adapters;
 use crate::norm::Norm;
 use crate::parameter::Parameter;
 use crate::spec::DecoderSpec;
+use crate::watch::Watch;
 
 /// Bytes of logits that exist at a time, at most (but for a single row of a huge vocabulary).
 const LOGITS_BYTES: usize = 256 << 20;
@@ -167,6 +168,14 @@ impl Scratch {
         let s = self.index.len();
         rows::gather(dev, hidden, &self.index, 1.0, self.hidden.head_mut(s));
         s
+    }
+
+    /// Shows the states and losses of the last micro-batch to whoever watches.
+    pub(crate) fn show(&self, dev: &Device, watch: &Watch) {
+        let s = self.index.len();
+        let token = |row: usize| self.index.get(row).map(|token| *token as usize);
+        watch.see(dev, "final norm", self.normed.head(s), token);
+        watch.see(dev, "logits and loss", self.positions.head(s), token);
     }
 
     /// Counts the positions of a micro-batch.

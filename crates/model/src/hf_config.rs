@@ -9,6 +9,9 @@ use crate::ModelError;
 use crate::spec::{RopeScaling, RopeSpec};
 use sft_kernels::rope::RopeStyle;
 
+/// The largest size that is read: products of two do not overflow.
+pub const MOST_SIZE: u64 = 1 << 30;
+
 /// A model's `config.json`.
 #[derive(Debug)]
 pub struct HfConfig {
@@ -91,7 +94,7 @@ impl HfConfig {
         found
     }
 
-    /// A size: a whole number from 1, at most 2³² so that products of sizes do not overflow.
+    /// A size: a whole number from 1, at most 2³⁰ so that products of two sizes do not overflow.
     pub fn size(&self, key: &str) -> usize {
         self.size_or_none(key).unwrap_or_else(|| {
             if self.get(key).is_none() {
@@ -108,8 +111,17 @@ impl HfConfig {
 
     /// A size, if it is there.
     pub fn size_or_none(&self, key: &str) -> Option<usize> {
-        let size = |v: &Value| v.as_u64().filter(|n| (1..=1 << 32).contains(n)).map(|n| n as usize);
-        self.read_as(key, "a whole number from 1 to 2^32", size)
+        let size = |v: &Value| v.as_u64().filter(|n| (1..=MOST_SIZE).contains(n)).map(|n| n as usize);
+        self.read_as(key, "a whole number from 1 to 2^30", size)
+    }
+
+    /// A width that two sizes make.
+    pub fn product(&self, a: usize, b: usize) -> usize {
+        let product = a.checked_mul(b).filter(|product| *product as u64 <= MOST_SIZE);
+        product.unwrap_or_else(|| {
+            self.problem(format!("{a} times {b} is wider than any layer"));
+            1
+        })
     }
 
     /// A number, or `default` if it is missing.

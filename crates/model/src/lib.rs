@@ -35,6 +35,7 @@ pub mod rotary;
 pub mod saving;
 mod short_conv;
 pub mod spec;
+pub mod watch;
 pub mod weights;
 pub mod workspace;
 

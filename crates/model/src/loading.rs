@@ -67,7 +67,7 @@ pub struct WeightCounts {
 /// The sizes of the weights that [`load`] would make, nothing loaded.
 ///
 /// # Errors
-/// `lora_target` that fits nothing.
+/// `lora_target` that fits nothing; sizes of no model that there could be.
 pub fn count(
     spec: &DecoderSpec,
     method: &Method,
@@ -77,7 +77,24 @@ pub fn count(
     let precision = Precision { compute: DType::F32, quantization };
     let mut loading = Loading::new(None, spec, &Source::Counting, method, precision, 0);
     loading.decoder(spec, adapters);
+    let WeightCounts { trained, frozen, packing_adds, .. } = loading.counts;
+    if [trained, frozen, packing_adds].into_iter().any(|count| count > MOST_WEIGHTS) {
+        return Err(ModelError::Method {
+            key: "model_name_or_path",
+            reason: "the sizes in its config.json, or those of its adapters, come to more than 2^44 weights"
+                .into(),
+            help: "the file is damaged or was changed by hand".into(),
+        });
+    }
     Ok(loading.counts)
+}
+
+/// More than any machine holds, and few enough that bytes of buffers can be counted.
+const MOST_WEIGHTS: usize = 1 << 44;
+
+/// Elements of a shape that a file may have made up.
+fn elements(shape: &[usize]) -> usize {
+    shape.iter().fold(1, |product: usize, size| product.saturating_mul(*size))
 }
 
 /// How a weight begins when it is drawn.
@@ -189,7 +206,8 @@ impl<'a> Loading<'a> {
         let lm_head =
             lm_head.map(|head| if spec.normalised_head { self.with_unit_rows(&head) } else { head });
         if !self.method.trains(if lm_head.is_some() { &head } else { &embedding }) {
-            self.counts.packing_adds += if lm_head.is_none() { 2 } else { 1 } * v * width;
+            let copies = if lm_head.is_none() { 2 } else { 1 };
+            self.counts.packing_adds = self.counts.packing_adds.saturating_add(elements(&[copies, v, width]));
         }
         let head_bias = format!("{}.bias", names.lm_head);
         let head_bias = spec.head_bias.then(|| self.parameter(&head_bias, &[v], Start::All(0.0)));
@@ -595,11 +613,12 @@ impl<'a> Loading<'a> {
         rank: Option<usize>,
     ) -> Linear {
         let name = format!("{path}.weight");
-        let frozen = !self.method.trains(&name);
         let weight = match self.quantized(&name, stored, shape) {
             Some(quantized) => quantized,
             None => {
-                self.counts.packing_adds += if frozen { shape[0] * shape[1] } else { 0 };
+                if !self.method.trains(&name) {
+                    self.counts.packing_adds = self.counts.packing_adds.saturating_add(elements(&shape));
+                }
                 self.parameter_in(&name, stored, &shape, Start::Normal)
             }
         };
@@ -614,7 +633,8 @@ impl<'a> Loading<'a> {
     /// A fresh adapter: A uniform in ±1/√in, B zero (PEFT's default).
     fn lora(&mut self, path: &str, [outputs, inputs]: [usize; 2], rank: usize) -> Option<Lora> {
         let Method::Lora(options) = self.method else { return None };
-        self.counts.trained += rank * (inputs + outputs);
+        let added = rank.saturating_mul(inputs.saturating_add(outputs));
+        self.counts.trained = self.counts.trained.saturating_add(added);
         let counting = matches!(self.source, Source::Counting);
         let (inputs, outputs, rank) = if counting { (0, 0, 0) } else { (inputs, outputs, rank) };
         let bound = 1.0 / (inputs as f64).sqrt();
@@ -669,11 +689,11 @@ impl<'a> Loading<'a> {
                 })
             }
         };
-        let elements = shape[0] * shape[1];
-        self.counts.quantized += elements;
-        self.counts.quantized_bytes += quantization.bytes(shape);
+        let (elements, bytes) = (elements(&shape), quantization.bytes(shape));
+        self.counts.quantized = self.counts.quantized.saturating_add(elements);
+        self.counts.quantized_bytes = self.counts.quantized_bytes.saturating_add(bytes);
         self.counts.largest_quantized = self.counts.largest_quantized.max(elements);
-        self.counts.frozen += elements;
+        self.counts.frozen = self.counts.frozen.saturating_add(elements);
         Some(match (weight, self.dev) {
             (Ok(weight), Some(dev)) => Parameter::quantized(name, weight.on(dev)),
             (Ok(weight), None) => Parameter::quantized(name, weight),
@@ -694,8 +714,8 @@ impl<'a> Loading<'a> {
         start: Start,
     ) -> Parameter {
         let trained = self.method.trains(name);
-        let elements = shape.iter().product::<usize>();
-        *if trained { &mut self.counts.trained } else { &mut self.counts.frozen } += elements;
+        let count = if trained { &mut self.counts.trained } else { &mut self.counts.frozen };
+        *count = count.saturating_add(elements(shape));
         let stored = self.in_files(stored, form, shape);
         let drawn = (if trained { DType::F32 } else { self.compute }, start);
         let Some(value) = self.value(&stored, form, shape, drawn) else {

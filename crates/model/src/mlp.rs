@@ -164,7 +164,7 @@ impl Mlp {
         &self,
         pass: &Pass<'_>,
         x: View<'_>,
-        y: ViewMut<'_>,
+        mut y: ViewMut<'_>,
         saved: &mut Saved,
         (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
     ) {
@@ -177,6 +177,8 @@ impl Mlp {
         if let Some(gate) = &mut s.gate {
             scale(dev, self.multipliers[0], gate.head_mut(n));
         }
+        s.gate.iter().for_each(|gate| pass.see("mlp.gate_proj", gate.head(n)));
+        pass.see("mlp.up_proj", s.up.head(n));
         let (up, inner) = (s.up.head(n), s.shaped_mut(&mut scratch.inner, n));
         match (&self.activation, &s.gate) {
             (Act::Fixed(act), Some(gate)) => gated::forward(dev, *act, gate.head(n), up, inner),
@@ -185,7 +187,9 @@ impl Mlp {
         }
         scale(dev, self.multipliers[1], s.shaped_mut(&mut scratch.inner, n));
         let (inner, linears) = (s.shaped(&scratch.inner, n), &mut inputs.linears);
-        self.down_proj.forward(dev, inner, y, &mut s.down_proj, linears, pass.dropout);
+        pass.see("mlp activation", inner);
+        self.down_proj.forward(dev, inner, y.reborrow(), &mut s.down_proj, linears, pass.dropout);
+        pass.see("mlp.down_proj", y.as_view());
     }
 
     /// The gradient of x from that of y; `saved` is used up.

@@ -201,6 +201,7 @@ impl Moe {
         let (k, f) = (spec.top_k(), spec.intermediate_size);
         let m = n * k;
         self.router.forward(dev, x, s.logits.head_mut(n), &mut s.router, linears, pass.dropout);
+        pass.see("router", s.logits.head(n));
         let correction = self.correction.as_ref().map(Parameter::value);
         let (logits, index) = (s.logits.head(n), &mut s.index[..m]);
         routing::forward(dev, &spec.rule, logits, correction, s.weights.head_mut(n), index);

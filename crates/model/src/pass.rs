@@ -5,6 +5,7 @@ use sft_kernels::rope::RopeStyle;
 use sft_kernels::{Device, View};
 
 use crate::spec::LayerRope;
+use crate::watch::Watch;
 
 /// A micro-batch without padding, as the model sees it: rows laid end to end.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +48,8 @@ pub struct Pass<'a> {
     pub chunks: Option<Chunks<'a>>,
     /// Key of the dropout masks of this micro-batch; `None` when nothing is trained.
     pub dropout: Option<u64>,
+    /// Looks for the first value that is not finite; `None` in any pass but the one that is made to find it.
+    pub watch: Option<&'a Watch>,
 }
 
 /// Rows cut where positions come to a multiple of a chunk's size.
@@ -64,6 +67,13 @@ impl<'a> Pass<'a> {
         match (chunk, self.chunks) {
             (Some(_), Some(chunks)) => (chunks.rows, chunks.first_key..keys),
             _ => (self.rows, 0..keys),
+        }
+    }
+
+    /// Shows what an op of the current block put out, [N, …], to whoever watches.
+    pub(crate) fn see(&self, op: &str, values: View<'_>) {
+        if let Some(watch) = self.watch {
+            watch.see(self.dev, op, values, Some);
         }
     }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use sft_kernels::DType;
+use sft_runs::disk;
 
 use crate::ModelError;
 use crate::decoder::Decoder;
@@ -76,7 +77,8 @@ pub fn save(
     let mut files = copy_model_files(source, folder)?;
     let config = config_of(decoder, source, options.dtype)?;
     let path = folder.join("config.json");
-    fs::write(&path, format!("{config:#}\n")).map_err(|source| ModelError::File { path, source })?;
+    disk::write(&path, format!("{config:#}\n").as_bytes())
+        .map_err(|source| ModelError::File { path, source })?;
     files.push("config.json".into());
     let parameters = decoder.base_parameters();
     let tensors: Vec<_> = parameters.into_iter().flat_map(|p| p.in_files()).collect();
@@ -96,7 +98,7 @@ pub fn copy_model_files(from: &Path, to: &Path) -> Result<Vec<String>, ModelErro
         if from.join(name).is_file() {
             // Not `fs::copy`: a source that may only be read would make a copy of that kind.
             let bytes = fs::read(from.join(name));
-            let written = bytes.and_then(|bytes| fs::write(&target, bytes));
+            let written = bytes.and_then(|bytes| disk::write(&target, &bytes));
             written.map_err(|source| ModelError::File { path: target, source })?;
             copied.push(name.to_owned());
         }
@@ -105,7 +107,7 @@ pub fn copy_model_files(from: &Path, to: &Path) -> Result<Vec<String>, ModelErro
     MODEL_FILES.iter().try_for_each(|name| copy(name))?;
     let Ok(entries) = fs::read_dir(from.join(MORE_TEMPLATES)) else { return Ok(copied) };
     let more = to.join(MORE_TEMPLATES);
-    fs::create_dir_all(&more).map_err(|source| ModelError::File { path: more, source })?;
+    disk::create_dir_all(&more).map_err(|source| ModelError::File { path: more, source })?;
     for entry in entries.flatten() {
         if let Some(name) = entry.file_name().to_str().filter(|name| name.ends_with(".jinja")) {
             copy(&format!("{MORE_TEMPLATES}/{name}"))?;

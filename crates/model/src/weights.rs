@@ -3,13 +3,16 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
+use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use safetensors::View as _;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::json;
 use sft_kernels::halves::Halves;
 use sft_kernels::{DType, Device, MappedFile, Tensor, View, map_file};
+use sft_runs::disk;
 
 use crate::ModelError;
 use crate::method::outside_modules;
@@ -330,7 +333,7 @@ pub fn write_model(
     let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     let path = folder.join(INDEX);
     let text = serde_json::to_string_pretty(&index).unwrap_or_default();
-    fs::write(&path, text).map_err(|source| ModelError::File { path, source })?;
+    disk::write(&path, text.as_bytes()).map_err(|source| ModelError::File { path, source })?;
     names.push(INDEX.to_owned());
     Ok(names)
 }
@@ -354,31 +357,31 @@ pub fn write_file<'a, T: Into<StoredTensor<'a>>>(
     write(path, tensors.into_iter().map(|(name, tensor)| (name, tensor.into())))
 }
 
+/// Header and tensors, in the order in which the library writes them: by element type, the widest first, then by name.
 fn write<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (&'a str, StoredTensor<'a>)>,
 ) -> Result<(), ModelError> {
-    let at = |source| ModelError::File { path: path.to_owned(), source };
-    // The library writes beside and renames, and leaves a file that its owner alone may read: it gets the permissions
-    // of any new file here, or of the one that it replaces.
-    let existing = fs::metadata(path).ok();
-    let is_new = existing.is_none();
-    let permissions = match existing {
-        Some(existing) => existing.permissions(),
-        None => fs::File::create_new(path).and_then(|new| new.metadata()).map_err(at)?.permissions(),
+    let mut tensors: Vec<_> = tensors.into_iter().collect();
+    tensors.sort_by(|a, b| b.1.dtype().cmp(&a.1.dtype()).then(a.0.cmp(b.0)));
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut end = 0;
+    for (name, tensor) in &tensors {
+        let begin = end;
+        end += tensor.data_len();
+        let entry = json!({"dtype": tensor.dtype(), "shape": tensor.shape(), "data_offsets": [begin, end]});
+        header.insert((*name).to_owned(), entry);
+    }
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let content = |file: &mut dyn Write| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        tensors.iter().try_for_each(|(_, tensor)| file.write_all(&tensor.data()))
     };
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| {
-        if is_new {
-            // An empty file must not look like weights.
-            let _ = fs::remove_file(path);
-        }
-        match error {
-            safetensors::SafeTensorError::IoError(source) => at(source),
-            other => ModelError::Safetensors { path: path.to_owned(), reason: other.to_string() },
-        }
-    })?;
-    fs::set_permissions(path, permissions).map_err(at)
+    disk::replace(path, |file| content(file))
+        .map_err(|source| ModelError::File { path: path.to_owned(), source })
 }
 
 /// A tensor, or one of the equal parts that follow each other in it, in the type and the form that a file has it in.

@@ -13,6 +13,7 @@
 //! `.previous` belongs to a run that is being overwritten and is removed once the new run has a checkpoint of its own.
 
 use crate::atomic;
+use crate::disk;
 use crate::error::{Result, RunError};
 use crate::folder::RunFolder;
 use crate::manifest::{MANIFEST, Manifest};
@@ -109,7 +110,7 @@ impl<'run> CheckpointWriter<'run> {
             remove(&leftover)?;
         }
         let partial = run.path().join(format!("{PREFIX}{step}{PARTIAL}"));
-        fs::create_dir(&partial).map_err(RunError::at(&partial, "create the folder"))?;
+        disk::create_dir(&partial).map_err(RunError::at(&partial, "create the folder"))?;
         Ok(Self { run, step, partial, resumable: true })
     }
 
@@ -145,7 +146,7 @@ impl<'run> CheckpointWriter<'run> {
         let manifest = Manifest::write(&self.partial, self.step, self.resumable)?;
         let path = self.final_path();
         let replaced = path.exists().then(|| move_out_of_the_way(&path)).transpose()?;
-        fs::rename(&self.partial, &path).map_err(RunError::at(&path, "put the checkpoint in place"))?;
+        disk::rename(&self.partial, &path).map_err(RunError::at(&path, "put the checkpoint in place"))?;
         atomic::sync_folder(self.run.path())?;
         if let Some(replaced) = replaced {
             remove(&replaced)?;
@@ -158,7 +159,7 @@ impl<'run> CheckpointWriter<'run> {
 impl Drop for CheckpointWriter<'_> {
     fn drop(&mut self) {
         // After `finish` the folder has another name and this does nothing; on the error path nobody can be told.
-        let _ = fs::remove_dir_all(&self.partial);
+        let _ = disk::remove_dir_all(&self.partial);
     }
 }
 
@@ -268,7 +269,7 @@ pub(crate) fn set_aside(path: &Path) -> Result<()> {
     if aside.exists() {
         remove(&aside)?;
     }
-    fs::rename(path, &aside).map_err(RunError::at(path, "set the checkpoint aside"))
+    disk::rename(path, &aside).map_err(RunError::at(path, "set the checkpoint aside"))
 }
 
 /// Whether the folder has a manifest of ours, complete or not: only such folders are ever deleted.
@@ -280,16 +281,16 @@ pub(crate) fn is_ours(path: &Path) -> bool {
 pub(crate) fn remove(path: &Path) -> Result<()> {
     let is_checkpoint = step_of(path, "").is_some();
     let doomed = if is_checkpoint { move_out_of_the_way(path)? } else { path.to_path_buf() };
-    fs::remove_dir_all(&doomed).map_err(RunError::at(path, "remove the folder"))
+    disk::remove_dir_all(&doomed).map_err(RunError::at(path, "remove the folder"))
 }
 
 /// Renames `checkpoint-N` to `checkpoint-N.removing`.
 fn move_out_of_the_way(path: &Path) -> Result<PathBuf> {
     let doomed = with_ending(path, REMOVING);
     if doomed.exists() {
-        fs::remove_dir_all(&doomed).map_err(RunError::at(&doomed, "remove the folder"))?;
+        disk::remove_dir_all(&doomed).map_err(RunError::at(&doomed, "remove the folder"))?;
     }
-    fs::rename(path, &doomed).map_err(RunError::at(path, "rename the folder"))?;
+    disk::rename(path, &doomed).map_err(RunError::at(path, "rename the folder"))?;
     Ok(doomed)
 }
 
@@ -307,7 +308,7 @@ pub(crate) fn clear_leftovers(output_dir: &Path) -> Result<()> {
         let is_whole =
             read(&partial).is_ok_and(|checkpoint| checkpoint.step == step && checkpoint.damage().is_none());
         if is_whole && !path.exists() {
-            fs::rename(&partial, &path).map_err(RunError::at(&path, "put the checkpoint in place"))?;
+            disk::rename(&partial, &path).map_err(RunError::at(&path, "put the checkpoint in place"))?;
         } else {
             remove(&partial)?;
         }

@@ -19,11 +19,12 @@
 //! | file | what |
 //! |---|---|
 //! | [`folder`], [`lock`] | the output folder: automatic resume, what is in the way; one program at a time |
-//! | [`atomic`], [`space`] | files that are whole or absent; room on the disk |
+//! | [`atomic`], [`disk`], [`space`] | files that are whole or absent; the one way in which files change; room |
 //! | [`checkpoint`], [`manifest`] | `checkpoint-N` with a manifest of hashes; list, verify, rotate |
 //! | [`recorder`], [`records`] | the one façade of the loop, and what it is told |
 //! | [`trainer_log`], [`trainer_state`], [`results`] | `trainer_log.jsonl`, `trainer_state.json`, `*_results.json` |
 //! | [`curves`], [`plots`] | several named curves in one PNG or SVG; the loss pictures |
+//! | [`run_record`], [`ledger`] | what a run was made of, in its folder and in one SQLite file; how runs differ |
 //! | [`tensorboard`] | event files |
 //! | [`model_card`] | `README.md` |
 //! | [`timing`], [`memory`] | elapsed and remaining time; peak memory |
@@ -33,8 +34,10 @@
 pub mod atomic;
 pub mod checkpoint;
 pub mod curves;
+pub mod disk;
 pub mod error;
 pub mod folder;
+pub mod ledger;
 pub mod lock;
 pub mod manifest;
 pub mod memory;
@@ -43,13 +46,13 @@ pub mod plots;
 pub mod recorder;
 pub mod records;
 pub mod results;
+pub mod run_record;
 pub mod space;
 pub mod tensorboard;
 pub mod timing;
 pub mod trainer_log;
 pub mod trainer_state;
 
-pub use atomic::AtomicFile;
 pub use checkpoint::{Checkpoint, CheckpointWriter, Damaged, Listing};
 pub use curves::{Curves, Series};
 pub use error::{Result, RunError};

@@ -7,6 +7,7 @@ use crate::error::{Result, RunError};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::Path;
+use std::time::Duration;
 
 const LOCK: &str = ".sft.lock";
 
@@ -38,7 +39,13 @@ impl FolderLock {
             .truncate(false)
             .open(output_dir.join(LOCK))
             .map_err(RunError::at(output_dir, "write into the folder"))?;
-        match file.try_lock() {
+        let mut locked = file.try_lock();
+        if matches!(locked, Err(TryLockError::WouldBlock)) {
+            // `is_held` may be looking at this moment.
+            std::thread::sleep(Duration::from_millis(50));
+            locked = file.try_lock();
+        }
+        match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(RunError::FolderInUse { folder: output_dir.to_path_buf(), holder: holder(file) });
@@ -63,6 +70,12 @@ impl FolderLock {
     pub fn is_effective(&self) -> bool {
         self.file.is_some()
     }
+}
+
+/// Whether a process holds the lock of a folder. Nothing is made or changed there.
+pub fn is_held(output_dir: &Path) -> bool {
+    let Ok(file) = File::open(output_dir.join(LOCK)) else { return false };
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
 /// ` (process 123)`, or nothing: who holds the lock is a courtesy of the message.

@@ -5,10 +5,11 @@
 
 use crate::atomic;
 use crate::checkpoint::step_of;
+use crate::disk;
 use crate::error::{Result, RunError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Component, Path};
 
@@ -122,7 +123,7 @@ fn collect_and_sync(root: &Path, folder: &Path, names: &mut Vec<String>) -> Resu
             collect_and_sync(root, &path, names)?;
             continue;
         }
-        sync_file(&path)?;
+        disk::sync_file(&path).map_err(RunError::at(&path, "sync to disk"))?;
         let relative = path.strip_prefix(root).expect("read_dir yields paths below the folder it was given");
         let parts: Vec<_> = relative.iter().map(|part| part.to_string_lossy()).collect();
         names.push(parts.join("/"));
@@ -130,12 +131,7 @@ fn collect_and_sync(root: &Path, folder: &Path, names: &mut Vec<String>) -> Resu
     atomic::sync_folder(folder)
 }
 
-fn sync_file(path: &Path) -> Result<()> {
-    let open = || OpenOptions::new().read(true).write(true).open(path);
-    open().and_then(|file| file.sync_all()).map_err(RunError::at(path, "sync to disk"))
-}
-
-fn sha256(path: &Path) -> std::io::Result<String> {
+pub(crate) fn sha256(path: &Path) -> std::io::Result<String> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

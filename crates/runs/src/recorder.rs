@@ -10,6 +10,7 @@
 
 use crate::atomic;
 use crate::checkpoint::CheckpointWriter;
+use crate::disk;
 use crate::error::{Result, RunError};
 use crate::folder::{RunFolder, Start};
 use crate::plots;
@@ -40,6 +41,8 @@ struct Carried {
     window_sum: f64,
     window_steps: u64,
     nonfinite_losses: u64,
+    #[serde(default)]
+    skipped_steps: u64,
     supervised_tokens: u64,
     samples: u64,
     evals_since_best: u64,
@@ -119,6 +122,7 @@ impl Recorder {
         } else {
             carried.nonfinite_losses += 1;
         }
+        carried.skipped_steps += u64::from(record.skipped);
         let is_due = record.step.is_multiple_of(self.state.logging_steps)
             || (record.step == 1 && self.options.logging_first_step);
         if is_due { self.write_step(record).map(Some) } else { Ok(None) }
@@ -146,6 +150,14 @@ impl Recorder {
         };
         self.log.append(&line)?;
         Ok(line)
+    }
+
+    /// Writes what was said of the current step, as a line of its own.
+    ///
+    /// # Errors
+    /// Any I/O error, with the path.
+    pub fn record_warning(&mut self, text: &str) -> Result<()> {
+        self.log.append(&LogLine { warning: Some(text.to_owned()), ..self.progress() })
     }
 
     /// Records an evaluation and compares it with the best one so far.
@@ -235,6 +247,9 @@ impl Recorder {
         if self.carried.nonfinite_losses > 0 {
             metrics.insert("nonfinite_losses".into(), self.carried.nonfinite_losses.into());
         }
+        if self.carried.skipped_steps > 0 {
+            metrics.insert("skipped_steps".into(), self.carried.skipped_steps.into());
+        }
         metrics.extend(summary.extra.clone());
         results::save(&self.output_dir, "train", &metrics)?;
         self.state.save(&self.output_dir)?;
@@ -252,6 +267,11 @@ impl Recorder {
     /// Step of the best evaluation that has a checkpoint: what `load_best_model_at_end` loads and rotation keeps.
     pub fn best_checkpoint_step(&self) -> Option<u64> {
         self.carried.best_checkpoint_step
+    }
+
+    /// Evaluations since the best one.
+    pub fn evals_since_best(&self) -> u64 {
+        self.carried.evals_since_best
     }
 
     /// Supervised tokens so far.
@@ -278,6 +298,7 @@ impl Recorder {
             remaining_time: timing::format_seconds(timing::remaining_s(elapsed_s, done, total)),
             throughput: tokens.map(|tokens| round2(tokens as f64 / elapsed_s.max(1e-9))),
             total_tokens: tokens,
+            skipped_steps: Some(self.carried.skipped_steps).filter(|&steps| steps > 0),
             ..LogLine::default()
         }
     }
@@ -338,7 +359,7 @@ fn remove_old_files(output_dir: &Path) -> Result<()> {
     let names = [TRAINER_LOG, TRAINER_STATE].map(str::to_owned).into_iter().chain(results).chain(pictures);
     for name in names {
         let path = output_dir.join(name);
-        match fs::remove_file(&path) {
+        match disk::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(RunError::at(&path, "remove the file of an earlier run")(error));
             }

@@ -65,6 +65,8 @@ pub struct StepRecord {
     pub flops: f64,
     /// Peak device memory so far, where the device tells.
     pub device_peak_bytes: Option<u64>,
+    /// Whether the step changed nothing because its loss or gradient was not finite.
+    pub skipped: bool,
 }
 
 /// One evaluation of one data set.

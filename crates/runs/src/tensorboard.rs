@@ -11,9 +11,10 @@
 //!
 //! Sources: TensorFlow's `record_writer.cc`, `event.proto`, `summary.proto`.
 
+use crate::disk::{self, DiskFile};
 use crate::error::{Result, RunError};
 use crate::timing;
-use std::fs::{self, File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -28,7 +29,7 @@ const FIXED32: u8 = 5;
 #[derive(Debug)]
 pub struct EventWriter {
     path: PathBuf,
-    file: File,
+    file: DiskFile,
     bytes: u64,
 }
 
@@ -41,7 +42,7 @@ impl EventWriter {
     /// # Errors
     /// Any I/O error, with the path.
     pub fn create(folder: &Path, continued_after: Option<u64>) -> Result<Self> {
-        fs::create_dir_all(folder).map_err(RunError::at(folder, "create the folder"))?;
+        disk::create_dir_all(folder).map_err(RunError::at(folder, "create the folder"))?;
         let now = wall_time();
         let (path, file) = create_file(folder, now)?;
         let mut writer = Self { path, file, bytes: 0 };
@@ -91,12 +92,12 @@ pub fn tag(key: &str) -> String {
 }
 
 /// A new file whose name no other writer has: seconds, process, and a number when that is not enough.
-fn create_file(folder: &Path, now: f64) -> Result<(PathBuf, File)> {
+fn create_file(folder: &Path, now: f64) -> Result<(PathBuf, DiskFile)> {
     let mut number = 0;
     loop {
         let name = format!("events.out.tfevents.{:010}.sft.{}.{number}", now as u64, std::process::id());
         let path = folder.join(name);
-        match OpenOptions::new().append(true).create_new(true).open(&path) {
+        match DiskFile::open(&path, OpenOptions::new().append(true).create_new(true)) {
             Ok(file) => return Ok((path, file)),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
             Err(error) => return Err(RunError::at(&path, "create the file")(error)),
@@ -172,6 +173,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn the_checksum_is_castagnolis() {

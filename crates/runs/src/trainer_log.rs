@@ -5,9 +5,10 @@
 //! absent values are left out. A value that is not finite is `null`: JSON has no NaN.
 
 use crate::atomic;
+use crate::disk::DiskFile;
 use crate::error::{Result, RunError};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -58,6 +59,12 @@ pub struct LogLine {
     /// Input tokens since the run began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total_tokens: Option<u64>,
+    /// Steps so far that changed nothing because their loss or gradient was not finite; absent while there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped_steps: Option<u64>,
+    /// What was said of the current step that seemed wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// Peak device memory in GiB, two decimals.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vram_allocated: Option<f64>,
@@ -67,7 +74,7 @@ pub struct LogLine {
 #[derive(Debug)]
 pub struct TrainerLog {
     path: PathBuf,
-    file: File,
+    file: DiskFile,
     bytes: u64,
 }
 
@@ -94,8 +101,8 @@ impl TrainerLog {
     fn with_content(output_dir: &Path, content: &[u8]) -> Result<Self> {
         let path = output_dir.join(TRAINER_LOG);
         atomic::write(&path, content)?;
-        let file =
-            OpenOptions::new().append(true).open(&path).map_err(RunError::at(&path, "open the log"))?;
+        let file = DiskFile::open(&path, OpenOptions::new().append(true));
+        let file = file.map_err(RunError::at(&path, "open the log"))?;
         Ok(Self { path, file, bytes: content.len() as u64 })
     }
 
@@ -221,7 +228,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_reported_as_such() {
         let path = PathBuf::from("/dev/full");
-        let file = OpenOptions::new().append(true).open(&path).unwrap();
+        let file = DiskFile::open(&path, OpenOptions::new().append(true)).unwrap();
         let mut log = TrainerLog { path, file, bytes: 0 };
         let error = log.append(&line(1)).unwrap_err();
         assert!(matches!(error, RunError::DiskFull { .. }), "{error}");

@@ -21,8 +21,10 @@ use sft_model::method::{LoraOptions, Method};
 use sft_model::saving::{self, SaveOptions};
 use sft_model::weights::{WeightFiles, write_file};
 use sft_model::{Decoder, ModelError};
+use sft_runs::disk;
 
 use crate::TrainError;
+use crate::health::Health;
 use crate::optim::Optimizer;
 
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -32,10 +34,22 @@ const ADAPTER: &str = "adapter_model.safetensors";
 const SHARD_BYTES: usize = 5_000_000_000;
 
 /// Where a run is, and what must be the same when it goes on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainingState {
-    /// Updates done.
+    /// Steps done.
     pub step: u64,
+    /// How many of them changed nothing (`on_non_finite: skip_step`).
+    #[serde(default)]
+    pub skipped: u64,
+    /// Whether the evaluation after this step was broken off and is still to be made.
+    #[serde(default)]
+    pub owes_evaluation: bool,
+    /// Digest of the rows, where they are all kept.
+    #[serde(default)]
+    pub rows: Option<String>,
+    /// What was seen of loss and gradient.
+    #[serde(default)]
+    pub health: Health,
     /// The next step in the data.
     pub cursor: Cursor,
     /// Seed of order and dropout.
@@ -79,7 +93,7 @@ pub fn write_state(
     write_file(&folder.join(OPTIMIZER), tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor)))?;
     let path = folder.join(STATE);
     let text = serde_json::to_string_pretty(state).unwrap_or_default();
-    fs::write(&path, text).map_err(|source| ModelError::File { path, source })
+    disk::write(&path, text.as_bytes()).map_err(|source| ModelError::File { path, source })
 }
 
 /// Takes the trained weights of a checkpoint.
@@ -139,7 +153,14 @@ pub fn read_state(
             return Err(refuse(format!("it belongs to another run: {what} {was}, now {is}")));
         }
     }
+    if let (Some(was), Some(is)) = (&state.rows, &expected.rows)
+        && was != is
+    {
+        let reason = "it was trained on other rows: a data file, the tokenizer, the template or a key that decides \
+                      tokens or labels has changed since";
+        return Err(refuse(reason.into()));
+    }
     let files = WeightFiles::open(folder, &[folder.join(OPTIMIZER)])?;
-    optimizer.restore(&files, state.step).map_err(refuse)?;
+    optimizer.restore(&files, state.step.saturating_sub(state.skipped)).map_err(refuse)?;
     Ok(state)
 }

@@ -1,5 +1,6 @@
 //! A digest of the trained weights: two runs with the same digest ended with the same bits.
 
+use sft_data::labels::Example;
 use sft_model::Decoder;
 use sha2::{Digest, Sha256};
 
@@ -10,5 +11,23 @@ pub fn digest(decoder: &mut Decoder) -> String {
         hash.update(parameter.name().as_bytes());
         hash.update(parameter.to_host().view().bytes());
     }
+    hexadecimal(hash)
+}
+
+/// SHA-256 over ids and labels of rows: whether a run that is resumed has the rows that it began with.
+pub fn digest_of_rows(rows: &[Example]) -> String {
+    let mut hash = Sha256::new();
+    let mut bytes = Vec::new();
+    for row in rows {
+        bytes.clear();
+        bytes.extend((row.input_ids.len() as u64).to_le_bytes());
+        bytes.extend(row.input_ids.iter().flat_map(|id| id.to_le_bytes()));
+        bytes.extend(row.labels.iter().flat_map(|label| label.to_le_bytes()));
+        hash.update(&bytes);
+    }
+    hexadecimal(hash)
+}
+
+fn hexadecimal(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -53,13 +53,17 @@ pub enum TrainError {
     },
     /// A loss or a gradient is NaN or infinite.
     #[error(
-        "step {step}: the {what} is not finite; rows of this step: {rows}\nhelp: lower learning_rate, set max_grad_norm, or look at these rows with `sft data show`; {last_good}"
+        "step {step}: the {what} is not finite, first in {place}; rows: {rows}\n\
+         help: lower learning_rate, set max_grad_norm, look at these rows with `sft data show`, or go on without such \
+         steps with `on_non_finite: skip_step`; {last_good}"
     )]
     NonFinite {
         /// The step, from 1.
         step: u64,
-        /// Loss or gradient.
+        /// Loss, gradient or weights.
         what: &'static str,
+        /// The first op, and its layer.
+        place: String,
         /// file:line of the rows.
         rows: String,
         /// Where the last good state is.

@@ -31,6 +31,13 @@ pub enum Event<'a> {
         /// Where.
         folder: &'a Path,
     },
+    /// A step seemed wrong, or changed nothing because its numbers were not finite.
+    Warned {
+        /// The step, from 1; 0 before the first.
+        step: u64,
+        /// What, and why.
+        text: &'a str,
+    },
     /// Training ends before its last step because evaluations did not get better.
     StoppedEarly {
         /// Evaluations since the best.

@@ -12,7 +12,7 @@ use sft_data::labels::Example;
 use sft_data::loader::{Loader, LoaderOptions};
 use sft_data::pipeline::EncodeReport;
 use sft_data::rows::RowProblem;
-use sft_kernels::{DType, DeviceError, cuda};
+use sft_kernels::{DType, DeviceError, cuda, give_back_freed};
 use sft_model::method::Method;
 use sft_model::quantization::Precision;
 use sft_model::spec::DecoderSpec;
@@ -60,10 +60,23 @@ pub struct Job {
     pub schedule: Schedule,
     /// Memory by component.
     pub plan: MemoryPlan,
+    /// What the plan was free to choose.
+    pub choices: PlanChoices,
     /// Bytes that were free when it was planned.
     pub available: Option<u64>,
     /// Whether weights are drawn at random, to time a job of a model that is not there.
     pub random_weights: bool,
+}
+
+/// What the plan of memory was given to choose from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlanChoices {
+    /// As in [`PlanInputs`].
+    recompute: Option<bool>,
+    /// As in [`PlanInputs`].
+    pack: Option<bool>,
+    /// Tokens of the largest micro-batch of an evaluation.
+    evaluated_tokens: usize,
 }
 
 /// Rows that are evaluated together.
@@ -90,6 +103,7 @@ impl Job {
         let precision =
             Precision { compute: setup::compute_dtype(&config), quantization: setup::quantization(&config)? };
         let Rows { tokenised, note } = Rows::prepare(&config)?;
+        give_back_freed();
         let Tokenised { train: examples, eval: eval_sets, eval_rows, .. } = tokenised;
         let Tokenised { mut reports, mut problems, mut encoded, eval_encoded, .. } = tokenised;
         let eval_examples = || eval_sets.iter().flat_map(|(_, examples)| examples);
@@ -144,17 +158,22 @@ impl Job {
             Some(card) => Some(cuda::free_bytes(card).map_err(DeviceError::from)? as u64),
             None => memory_plan::available_bytes(),
         };
-        let plan = MemoryPlan::new(&PlanInputs {
+        let recompute = config.disable_gradient_checkpointing.map(|disabled| !disabled);
+        let pack = config.pack_weights.or((total_steps < PACKING_PAYS || card.is_some()).then_some(false));
+        let on_card = card.is_some();
+        let inputs = PlanInputs {
             spec: &spec,
             method: &method,
             precision,
             max_tokens,
             rows,
-            recompute: config.disable_gradient_checkpointing.map(|disabled| !disabled),
-            pack: config.pack_weights.or((total_steps < PACKING_PAYS || card.is_some()).then_some(false)),
-            on_card: card.is_some(),
+            recompute,
+            pack,
+            on_card,
             available,
-        })?;
+        };
+        let plan = MemoryPlan::new(&inputs)?;
+        let evaluated_tokens = largest_eval.unwrap_or(0);
         Ok(Self {
             base,
             spec,
@@ -172,6 +191,7 @@ impl Job {
             epochs,
             schedule,
             plan,
+            choices: PlanChoices { recompute, pack, evaluated_tokens },
             available,
             random_weights: false,
             config,
@@ -215,6 +235,25 @@ impl Job {
         let state = if c.save_only_model { 0 } else { counts.trained * AdamW::STATE_BYTES };
         let checkpoint = if due { frozen + counts.trained * DType::F32.bytes() + state } else { 0 };
         (frozen + counts.trained * trained.bytes() + checkpoint) as u64
+    }
+
+    /// The plan of this run with training micro-batches of at most so many tokens.
+    ///
+    /// # Errors
+    /// `lora_target` that fits nothing.
+    pub fn plan_of(&self, max_tokens: usize) -> Result<MemoryPlan, TrainError> {
+        let PlanChoices { recompute, pack, evaluated_tokens } = self.choices;
+        Ok(MemoryPlan::new(&PlanInputs {
+            spec: &self.spec,
+            method: &self.method,
+            precision: self.precision,
+            max_tokens: max_tokens.max(evaluated_tokens),
+            rows: self.plan.rows,
+            recompute,
+            pack,
+            on_card: self.plan.on_card,
+            available: self.available,
+        })?)
     }
 
     /// Refuses a run that does not fit.

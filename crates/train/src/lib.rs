@@ -5,10 +5,13 @@
 
 pub mod bench;
 pub mod checkpoint;
+mod data_files;
 pub mod digest;
 mod error;
 pub mod evaluate;
 pub mod events;
+pub mod fit;
+pub mod health;
 pub mod job;
 pub mod memory_plan;
 mod model_card;

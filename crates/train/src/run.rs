@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::json;
-use sft_config::{IntervalStrategy, Reporter, Resume};
+use sft_config::{IntervalStrategy, OnNonFinite, Reporter, Resume};
 use sft_data::batches::Batches;
+use sft_data::loader::StepBatch;
 use sft_data::pipeline::Pipeline;
 use sft_data::template::saved;
 use sft_kernels::{DType, Device};
@@ -18,11 +19,14 @@ use sft_runs::records::{self, EvalRecord, RecorderOptions, StepRecord, Summary};
 use sft_runs::{RunError, atomic, results};
 
 use crate::checkpoint::{self, TrainingState};
-use crate::digest::digest;
+use crate::data_files::DataFiles;
+use crate::digest::{digest, digest_of_rows};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::events::{Event, Observer, Progress};
+use crate::health::{self, Health, MOST_SKIPPED_IN_A_ROW, NonFiniteStep};
 use crate::job::Job;
 use crate::model_card;
+use crate::step::StepOutcome;
 use crate::trainer::Trainer;
 use crate::{TrainError, setup};
 
@@ -68,6 +72,15 @@ struct Running<'a> {
     trainer: Trainer<'a>,
     recorder: Recorder,
     step: u64,
+    /// Steps that changed nothing, and how many of them the last ones are.
+    skipped: u64,
+    skipped_in_a_row: u64,
+    health: Health,
+    data_files: DataFiles,
+    /// The evaluation after the current step was broken off.
+    owes_evaluation: bool,
+    /// Digest of the training rows, where they are all kept.
+    rows: Option<String>,
     /// Of a named template, which the folders of the run are told.
     pipeline: Option<Pipeline>,
     /// Checkpoint of the current step, if it is written already.
@@ -79,12 +92,32 @@ impl<'a> Running<'a> {
         let trainer = Trainer::new(dev, &job)?;
         let recorder = Recorder::open(folder, recorder_options(&job))?;
         let pipeline = setup::named_pipeline(&job.config)?;
-        let mut running = Self { folder, trainer, recorder, step: 0, pipeline, saved_at: None, job };
+        let data_files = DataFiles::new(job.datasets.iter().flat_map(|set| &set.files));
+        let rows = match &job.train {
+            Batches::Kept(loader) if job.config.do_train => Some(digest_of_rows(loader.examples())),
+            _ => None,
+        };
+        let mut running = Self {
+            folder,
+            trainer,
+            recorder,
+            step: 0,
+            pipeline,
+            saved_at: None,
+            job,
+            skipped: 0,
+            skipped_in_a_row: 0,
+            health: Health::default(),
+            data_files,
+            rows,
+            owes_evaluation: false,
+        };
         if let Start::Resume(from) = folder.start() {
             let expected = running.state();
             let state = running.trainer.restore(&from.path, &running.job.method, &expected)?;
             running.job.train.seek(state.cursor)?;
-            running.step = state.step;
+            running.owes_evaluation = state.owes_evaluation;
+            (running.step, running.skipped, running.health) = (state.step, state.skipped, state.health);
         }
         let yaml = running.job.config.resolved_yaml();
         atomic::write(&folder.path().join("training_args.yaml"), yaml.as_bytes())?;
@@ -107,6 +140,10 @@ impl<'a> Running<'a> {
     fn state(&self) -> TrainingState {
         TrainingState {
             step: self.step,
+            skipped: self.skipped,
+            owes_evaluation: self.owes_evaluation,
+            rows: self.rows.clone(),
+            health: self.health.clone(),
             cursor: self.job.train.cursor(),
             seed: self.job.config.seed,
             // Of a stream nobody knows; more steps than before are no other run.
@@ -123,22 +160,34 @@ impl<'a> Running<'a> {
         observer.on(&Event::Ready { resumed_at: self.step, notes: self.folder.notes() });
         let mut interrupted = false;
         if self.job.config.do_train {
-            if self.step == 0 && self.job.config.eval_on_start {
-                self.evaluate(observer)?;
+            let (steps, rate) = (self.job.total_steps, self.job.config.learning_rate);
+            match health::idle_steps(&self.job.schedule, steps, rate) {
+                Some(text) if self.step == 0 => self.warn(&text, observer)?,
+                // The log that is continued says so already.
+                Some(text) => observer.on(&Event::Warned { step: self.step, text: &text }),
+                None => {}
             }
-            while self.step < self.job.total_steps && !interrupted {
+            // A run that was to stop early and was killed before its end.
+            let mut stop_early = self.is_out_of_patience(self.recorder.evals_since_best());
+            if self.owes_evaluation || (self.step == 0 && self.job.config.eval_on_start) {
+                // Of the session before, which was interrupted in the middle of it, or before the first step.
+                let owed = self.step > 0;
+                stop_early = self.evaluate(observer)?;
+                if owed && self.is_due(self.job.config.save_strategy, self.job.config.save_steps) {
+                    self.save(observer)?;
+                }
+                interrupted = self.owes_evaluation && self.job.total_steps > 0;
+            }
+            while self.step < self.job.total_steps && !interrupted && !stop_early {
                 self.take_step(observer)?;
-                let mut stop_early = false;
                 if self.is_due(self.job.config.eval_strategy, self.job.config.eval_steps) {
                     stop_early = self.evaluate(observer)?;
                 }
                 if self.is_due(self.job.config.save_strategy, self.job.config.save_steps) {
                     self.save(observer)?;
                 }
-                interrupted = observer.interrupted() && self.step < self.job.total_steps;
-                if stop_early {
-                    break;
-                }
+                let is_last = self.step == self.job.total_steps && !self.owes_evaluation;
+                interrupted = observer.interrupted() && !is_last && !stop_early;
             }
         }
         if interrupted {
@@ -171,8 +220,11 @@ impl<'a> Running<'a> {
         let learning_rate = self.job.schedule.rate(self.step);
         self.step += 1;
         self.saved_at = None;
-        if !(outcome.loss.is_finite() && outcome.grad_norm.is_finite()) {
-            return Err(self.non_finite(outcome.loss, &batch));
+        let skipped = !(outcome.loss.is_finite() && outcome.grad_norm.is_finite());
+        if skipped {
+            self.skip(&batch, &outcome, observer)?;
+        } else {
+            self.skipped_in_a_row = 0;
         }
         let samples: usize = batch.micro_batches.iter().map(|b| b.rows.len()).sum();
         let record = StepRecord {
@@ -186,6 +238,7 @@ impl<'a> Running<'a> {
             samples: samples as u64,
             flops: self.job.flops_per_token() * batch.tokens() as f64,
             device_peak_bytes: None,
+            skipped,
         };
         let line = self.recorder.record_step(&record)?;
         observer.on(&Event::Step(&Progress {
@@ -202,44 +255,72 @@ impl<'a> Running<'a> {
         if let Some(line) = &line {
             observer.on(&Event::Logged(line));
         }
+        if !skipped {
+            for text in self.health.after(&outcome, self.job.config.max_grad_norm) {
+                self.warn(&text, observer)?;
+            }
+        }
         Ok(())
     }
 
-    fn non_finite(&self, loss: f64, batch: &sft_data::loader::StepBatch) -> TrainError {
-        const SHOWN: usize = 8;
-        let rows = self.job.train.origins(batch);
-        let mut places: Vec<String> = rows.iter().map(ToString::to_string).collect();
-        if places.len() > SHOWN {
-            let more = places.len() - SHOWN;
-            places.truncate(SHOWN);
-            places.push(format!("and {more} more"));
+    /// Says what seems wrong, to who watches and in the log.
+    fn warn(&mut self, text: &str, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        self.recorder.record_warning(text)?;
+        observer.on(&Event::Warned { step: self.step, text });
+        Ok(())
+    }
+
+    /// Finds where the step went wrong, and passes over it if that is what is to be done.
+    fn skip(
+        &mut self,
+        batch: &StepBatch,
+        outcome: &StepOutcome,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let found = NonFiniteStep::find(&mut self.trainer, &self.job, self.step - 1, batch, outcome)?;
+        self.skipped += 1;
+        self.skipped_in_a_row += 1;
+        let goes_on = self.job.config.on_non_finite == OnNonFinite::SkipStep
+            && found.what != "weights"
+            && self.skipped_in_a_row <= MOST_SKIPPED_IN_A_ROW;
+        if goes_on {
+            let (rows, NonFiniteStep { what, place, .. }) = (found.rows_in_words(), &found);
+            let text = format!("skipped: the {what} is not finite, first in {place}; rows: {rows}");
+            return self.warn(&text, observer);
         }
         let last = sft_runs::checkpoint::last_good(self.folder.path()).ok().and_then(|(last, _)| last);
-        TrainError::NonFinite {
+        Err(TrainError::NonFinite {
             step: self.step,
-            what: if loss.is_finite() { "gradient" } else { "loss" },
-            rows: places.join(", "),
+            what: found.what,
+            rows: found.rows_in_words(),
+            place: found.place,
             last_good: last.map_or("there is no checkpoint yet".to_owned(), |last| {
                 format!("the last good checkpoint is {}", last.path.display())
             }),
-        }
+        })
     }
 
-    /// Evaluates and records; whether training should stop because it does not get better.
+    /// Evaluates and records; whether training should stop because it does not get better. One that is interrupted is
+    /// owed: whoever resumes the run begins with it.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
-        let Some(records) = self.eval_records(observer)? else { return Ok(false) };
+        let records = self.eval_records(observer)?;
+        self.owes_evaluation = records.is_none() && !self.job.eval.is_empty();
+        let Some(records) = records else { return Ok(false) };
         let mut evals_since_best = 0;
         for record in &records {
             let outcome = self.recorder.record_eval(record)?;
             observer.on(&Event::Evaluated { line: &outcome.line, is_best: outcome.is_best });
             evals_since_best = outcome.evals_since_best;
         }
-        let patience = self.job.config.early_stopping_steps;
-        let stop = patience.is_some_and(|patience| evals_since_best >= patience);
+        let stop = self.is_out_of_patience(evals_since_best);
         if stop {
             observer.on(&Event::StoppedEarly { evaluations: evals_since_best });
         }
         Ok(stop)
+    }
+
+    fn is_out_of_patience(&self, evals_since_best: u64) -> bool {
+        self.job.config.early_stopping_steps.is_some_and(|patience| evals_since_best >= patience)
     }
 
     /// The current evaluation: of each data set where they stand for themselves, and last of all rows. `None` without
@@ -280,11 +361,31 @@ impl<'a> Running<'a> {
         Ok(Some(records))
     }
 
+    /// Says which data files have changed since they were read.
+    fn check_data_files(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let meaning = match &self.job.train {
+            Batches::Kept(_) => {
+                "this run goes on with the rows that it read before; a resume of it will be refused if they differ"
+            }
+            Batches::Streamed(_) => {
+                "rows that are read from now on are other ones, and no resume repeats this run"
+            }
+        };
+        for path in self.data_files.changed() {
+            self.warn(
+                &format!("{}: the file changed while the run went on: {meaning}", path.display()),
+                observer,
+            )?;
+        }
+        Ok(())
+    }
+
     /// Writes a checkpoint of the current step, unless it is there already.
     fn save(&mut self, observer: &mut dyn Observer) -> Result<PathBuf, TrainError> {
         if let Some(path) = &self.saved_at {
             return Ok(path.clone());
         }
+        self.check_data_files(observer)?;
         let mut writer = CheckpointWriter::begin(self.folder, self.step)?;
         self.write_weights(writer.folder(), None)?;
         if self.job.config.save_only_model {
@@ -327,11 +428,13 @@ impl<'a> Running<'a> {
             observer.on(&Event::BestLoaded { step });
         }
         let mut results = serde_json::Map::new();
+        self.check_data_files(observer)?;
         self.write_proof()?;
         if self.job.config.do_train {
             self.write_weights(self.folder.path(), Some(self.job.precision.compute))?;
             let mut extra = serde_json::Map::new();
             extra.insert("trained_parameters".into(), json!(self.trainer.trained_elements));
+            extra.extend(self.health.counts().map(|(warning, steps)| (warning.key().into(), json!(steps))));
             results = self.recorder.finish(&Summary { peak_bytes: peak_rss_bytes(), extra })?;
         }
         if self.job.config.do_eval

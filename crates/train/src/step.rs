@@ -46,6 +46,13 @@ pub fn as_batch(packed: &PackedBatch) -> Batch<'_> {
     }
 }
 
+/// Sets gradients and sums to 0.
+pub(crate) fn clear(dev: &Device, decoder: &mut Decoder, work: &mut Workspace) {
+    let trained = decoder.trained_mut();
+    adamw::zero_all(dev, trained.into_iter().filter_map(Parameter::begin_gradient));
+    work.clear_loss();
+}
+
 /// Sets the gradients to those of the step's mean loss. `dropout` is the key of the step's masks.
 ///
 /// # Errors
@@ -57,10 +64,8 @@ pub fn gradients(
     dropout: u64,
     work: &mut Workspace,
 ) -> Result<LossSums, ModelError> {
-    let trained = decoder.trained_mut();
-    adamw::zero_all(dev, trained.into_iter().filter_map(Parameter::begin_gradient));
+    clear(dev, decoder, work);
     let scale = 1.0 / step.supervised().max(1) as f32;
-    work.clear_loss();
     for (i, packed) in step.micro_batches.iter().enumerate() {
         let key = random::key(dropout, &[i as u64]);
         work.set_share(packed.tokens() as f32 / step.tokens().max(1) as f32);

@@ -16,7 +16,7 @@ use crate::checkpoint::{self, TrainingState};
 use crate::job::Job;
 use crate::optim::{AdamW, AdamWOptions, Optimizer};
 use crate::setup;
-use crate::step::{StepOutcome, UpdateOptions, gradients, update};
+use crate::step::{StepOutcome, UpdateOptions, clear, gradients, update};
 
 /// Takes the steps of a job.
 pub struct Trainer<'a> {
@@ -81,6 +81,11 @@ impl<'a> Trainer<'a> {
     ) -> Result<TrainingState, TrainError> {
         checkpoint::read_weights(from, &mut self.decoder, method)?;
         checkpoint::read_state(from, expected, self.optimizer.as_mut())
+    }
+
+    /// Forgets all gradients and sums.
+    pub(crate) fn clear_gradients(&mut self) {
+        clear(self.dev, &mut self.decoder, &mut self.work);
     }
 
     /// Step number `step` (from 0) of `job`, on `batch`.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use sft_config::{Purpose, load_text};
 use sft_train::events::Silent;
+use sft_train::fit::Fit;
 use sft_train::run::run;
 use sft_train::{Job, TrainError};
 
@@ -116,4 +117,42 @@ fn bytes_of_weights(folder: &Path) -> u64 {
 fn a_balance_of_experts_is_refused_where_there_are_none() {
     let text = refusal(&row(&[("user", "hat"), ("assistant", "cap")]), &["moe_aux_loss_coef=0.01"]);
     assert!(text.contains("moe_aux_loss_coef") && text.contains("no experts"), "{text}");
+}
+
+#[test]
+fn a_job_that_does_not_fit_is_refused_before_its_folder_is_made_and_says_what_would() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = row(&[("user", "hat"), ("assistant", "cap")]);
+    let mut job = prepare(folder.path(), &rows, &[]).unwrap();
+    job.available = Some(1 << 20);
+    let error = run(job, &mut Silent).expect_err("must be refused");
+    assert!(matches!(error, TrainError::Memory { available: 1_048_576, .. }), "{error}");
+    assert!(error.to_string().contains("finetuning_type: lora"), "{error}");
+    assert!(!folder.path().join("out").exists());
+}
+
+#[test]
+fn what_fits_is_the_largest_micro_batch_that_the_plan_does_not_refuse() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = row(&[("user", "the capital of Peru"), ("assistant", "Lima")]).repeat(12);
+    let keys = [
+        "packing=true",
+        "cutoff_len=64",
+        "per_device_train_batch_size=2",
+        "gradient_accumulation_steps=6",
+        "disable_gradient_checkpointing=true",
+    ];
+    let mut job = prepare(folder.path(), &rows, &keys).unwrap();
+    let needs = |job: &Job, tokens: usize| job.plan_of(tokens).unwrap().total() as u64;
+    // Room for four bins of the twelve of a step, and a bit.
+    job.available = Some(needs(&job, 4 * 64 + 10));
+    let fit = Fit::of(&job).unwrap().unwrap();
+    assert!(needs(&job, fit.max_tokens) <= job.available.unwrap());
+    assert!(needs(&job, fit.max_tokens + 1) > job.available.unwrap());
+    let batch = fit.batch.unwrap();
+    assert_eq!((batch.rows, batch.accumulation, batch.tokens), (4, 3, 256), "{fit:?}");
+    assert_eq!(fit.cutoff_len, Some(fit.max_tokens));
+    job.available = Some(1 << 20);
+    let none = Fit::of(&job).unwrap().unwrap();
+    assert_eq!((none.max_tokens, none.batch, none.cutoff_len), (0, None, None));
 }

@@ -106,3 +106,57 @@ fn frozen_weights_packed_once_or_in_every_step_give_the_same_bits() {
     };
     assert_eq!(digest("pack_weights=true"), digest("pack_weights=false"));
 }
+
+/// Breaks an evaluation off, the one after this many steps.
+struct DuringEvaluation(u64, u64);
+
+impl Observer for DuringEvaluation {
+    fn on(&mut self, event: &Event<'_>) {
+        if let Event::Step(progress) = event {
+            self.1 = progress.step;
+        }
+    }
+    fn interrupted(&self) -> bool {
+        self.1 >= self.0
+    }
+}
+
+/// The log without what depends on the clock.
+fn log(output: &Path) -> Vec<String> {
+    let lines = sft_runs::trainer_log::read(&output.join("trainer_log.jsonl")).unwrap();
+    lines.iter().map(|line| format!("{} {:?} {:?}", line.current_steps, line.loss, line.eval_loss)).collect()
+}
+
+const EVALUATED: [&str; 4] = ["val_size=4", "eval_strategy=steps", "eval_steps=2", "save_steps=2"];
+
+#[test]
+fn an_evaluation_that_is_broken_off_is_made_by_the_resume_and_no_line_of_the_log_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("model_name_or_path={QUICKSTART}/base");
+    let more = [base.as_str(), "finetuning_type=full", "train_from_scratch=true", "eval_on_start=true"];
+    let keys = [&more[..], &EVALUATED].concat();
+    let whole = train(&folder.path().join("whole"), &keys, &mut Silent);
+    for steps in [0, 4] {
+        let parts = folder.path().join(format!("parts-{steps}"));
+        let first = train(&parts, &keys, &mut DuringEvaluation(steps, 0));
+        assert_eq!((first.steps, first.interrupted_at.is_some()), (steps, true));
+        let second = train(&parts, &keys, &mut Silent);
+        assert_eq!(second.digest, whole.digest);
+        assert_eq!(log(&parts), log(&folder.path().join("whole")));
+    }
+}
+
+#[test]
+fn a_run_that_was_to_stop_early_and_was_killed_before_its_end_stops_there_when_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("model_name_or_path={QUICKSTART}/base");
+    // Nothing changes, so no evaluation is better than the first.
+    let more = [base.as_str(), "finetuning_type=full", "train_from_scratch=true", "learning_rate=0"];
+    let keys = [&more[..], &EVALUATED, &["early_stopping_steps=1", "load_best_model_at_end=true"]].concat();
+    let output = folder.path().join("out");
+    let whole = train(&output, &keys, &mut Silent);
+    assert_eq!(whole.steps, 4);
+    std::fs::remove_file(output.join("model.safetensors")).unwrap();
+    let again = train(&output, &keys, &mut Silent);
+    assert_eq!((again.steps, again.digest), (4, whole.digest));
+}

@@ -17,6 +17,12 @@ macro_rules! own_keys {
         /// Malformed rows that are dropped before the run stops: a count, or a fraction of all rows.
         /// Each one is shown with file and line. (LLaMA-Factory drops any number in silence.)
         max_malformed: Amount { default: Amount::Fraction(0.01), read_by: "data::dataset" }
+        /// SQLite file in which `sft train` keeps a record of every run, for `sft runs`; null is the one that the variable
+        /// SFT_LEDGER names, or `$XDG_DATA_HOME/sft/runs.sqlite` (`~/.local/share`), and `off` keeps none.
+        ledger: Option<String> { read_by: "runs::ledger" }
+        /// A step whose loss or gradient is NaN or infinite: stop before its update, or skip it and count it in the log.
+        /// Either way the first op and its layer, and the rows, are named.
+        on_non_finite: OnNonFinite { read_by: "train::run" }
         /// Answer so many evaluation rows before and after training and print the answers side by side, with the
         /// share that is exactly as expected; all are in the run's `held_out_answers.jsonl`. Answers are the most
         /// likely tokens, at most `max_new_tokens`.

@@ -99,9 +99,9 @@ impl Scheme {
 
     /// Bytes of a weight [out, in].
     pub const fn bytes(self, [outputs, inputs]: [usize; 2]) -> usize {
-        let elements = outputs * inputs;
+        let elements = outputs.saturating_mul(inputs);
         match self {
-            Scheme::Int8 => elements + 4 * outputs,
+            Scheme::Int8 => elements.saturating_add(outputs.saturating_mul(4)),
             Scheme::FourBit { double, .. } => {
                 let blocks = elements.div_ceil(BLOCK);
                 let scales = if double { blocks + 4 * blocks.div_ceil(NESTED_BLOCK) } else { 4 * blocks };

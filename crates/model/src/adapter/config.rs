@@ -88,6 +88,9 @@ const READ: [&str; 16] = [
     "use_rslora",
 ];
 
+/// No layer is wider, and an adapter of a higher rank says no more.
+const MOST_RANK: f64 = 1_048_576.0;
+
 impl AdapterConfig {
     /// Reads the file in an adapter's folder.
     ///
@@ -136,8 +139,9 @@ impl AdapterConfig {
             })
         };
         let config = read().map_err(malformed)?;
-        if config.rank == 0 {
-            return Err(malformed("`r` is 0".into()));
+        let ranks = config.rank_pattern.iter().map(|(_, rank)| *rank).chain([config.rank as f64]);
+        if let Some(rank) = ranks.into_iter().find(|rank| !(1.0..=MOST_RANK).contains(rank)) {
+            return Err(malformed(format!("a rank of {rank} is not one from 1 to {MOST_RANK}")));
         }
         if !(0.0..1.0).contains(&config.dropout) {
             return Err(malformed(format!("`lora_dropout` is {}", config.dropout)));

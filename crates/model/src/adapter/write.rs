@@ -2,10 +2,10 @@
 //!
 //! In: a decoder with an adapter → out: `adapter_model.safetensors` (f32, as trained) and `adapter_config.json`.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
+use sft_runs::disk;
 
 use super::config::{self, Written};
 use super::{PREFIX, TENSORS, is_saved, path_of};
@@ -44,9 +44,8 @@ pub fn write(
     let pairs = carried(decoder).flat_map(|(_, lora)| [&lora.a, &lora.b]);
     let tensors = pairs.chain(saved).flat_map(Parameter::in_files);
     let tensors: Vec<_> = tensors.map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)).collect();
-    whole_file(&folder.join(TENSORS), |path| {
-        weights::write_file(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())))
-    })?;
+    let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()));
+    weights::write_file(&folder.join(TENSORS), named)?;
     let (rank_pattern, alpha_pattern) = patterns(decoder, options);
     // PEFT's word for weights that are [in, out].
     let is_transposed = |(linear, _): (&Linear, &Lora)| linear.weight.stored_as() == Stored::Transposed;
@@ -54,9 +53,8 @@ pub fn write(
     let written =
         Written { options, base_model, target_modules, fan_in_fan_out, rank_pattern, alpha_pattern };
     let text = config::text(&written);
-    whole_file(&folder.join(config::FILE), |path| {
-        fs::write(path, &text).map_err(|source| ModelError::File { path: path.to_owned(), source })
-    })
+    let path = folder.join(config::FILE);
+    disk::write(&path, text.as_bytes()).map_err(|source| ModelError::File { path, source })
 }
 
 /// Layers with their adapters.
@@ -97,18 +95,4 @@ fn patterns(decoder: &Decoder, options: &LoraOptions) -> (Map<String, Value>, Ma
         }
     }
     (ranks, alphas)
-}
-
-/// Writes beside `path`, to the disk, and renames.
-fn whole_file(path: &Path, write: impl FnOnce(&Path) -> Result<(), ModelError>) -> Result<(), ModelError> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let finish = || {
-        File::options().append(true).open(&partial)?.sync_all()?;
-        fs::rename(&partial, path)
-    };
-    write(&partial)
-        .and_then(|()| finish().map_err(|source| ModelError::File { path: path.to_owned(), source }))
-        .inspect_err(|_| _ = fs::remove_file(&partial))
 }

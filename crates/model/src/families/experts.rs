@@ -144,7 +144,7 @@ pub(super) fn share_several(config: &HfConfig, spec: &mut DecoderSpec, key: &str
     if let Some(width) = width.filter(|_| count > 0) {
         const INPUTS: InputNames =
             InputNames::Each(&["mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"]);
-        share(spec, INPUTS, "mlp.shared_experts.down_proj", count * width);
+        share(spec, INPUTS, "mlp.shared_experts.down_proj", config.product(count, width));
     }
 }
 

@@ -40,10 +40,10 @@ pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
 
 fn state_space(config: &HfConfig, hidden_size: usize) -> RecurrentSpec {
     let heads = config.size_or("mamba_n_heads", 128);
-    let width = config.size_or("mamba_d_ssm", config.size_or("mamba_expand", 2) * hidden_size);
+    let width = config.size_or("mamba_d_ssm", config.product(config.size_or("mamba_expand", 2), hidden_size));
     let is_auto = config.get("mamba_d_head").is_none_or(|size| size.as_str() == Some("auto"));
     let value_dim = if is_auto { width / heads } else { config.size("mamba_d_head") };
-    if value_dim * heads != width {
+    if config.product(value_dim, heads) != width {
         config.problem(format!("`mamba_d_ssm` is {width} and not {heads} heads of {value_dim}"));
     }
     let groups = config.size_or("mamba_n_groups", 1);

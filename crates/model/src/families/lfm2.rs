@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Keys, llama_keyed};
-use crate::hf_config::HfConfig;
+use crate::hf_config::{HfConfig, MOST_SIZE};
 use crate::spec::{DecoderSpec, InputNames, MixerSpec, ModuleNames, NormNames, QkNorm, ShortConvSpec};
 
 pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
@@ -52,6 +52,10 @@ fn adjusted(config: &HfConfig, size: usize) -> usize {
     if !config.flag_or("block_auto_adjust_ff_dim", true) {
         return size;
     }
-    let size = (config.number_or("block_ffn_dim_multiplier", 1.0) * (2 * size / 3) as f64) as usize;
-    size.next_multiple_of(config.size_or("block_multiple_of", 256))
+    let size = config.number_or("block_ffn_dim_multiplier", 1.0) * (2 * size / 3) as f64;
+    if !(1.0..MOST_SIZE as f64).contains(&size) {
+        config.problem(format!("`block_ffn_dim_multiplier` makes feed-forward layers {size} wide"));
+        return 1;
+    }
+    (size as usize).next_multiple_of(config.size_or("block_multiple_of", 256))
 }

@@ -188,7 +188,7 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
     let (hidden_size, heads) = (config.size(keys.hidden_size), config.size(keys.heads));
     let head_dim = config.size_or(keys.head_dim, hidden_size / heads.max(1));
     let intermediate_size = match keys.intermediate_factor {
-        Some(factor) => config.size_or(keys.intermediate_size, factor * hidden_size),
+        Some(factor) => config.size_or(keys.intermediate_size, config.product(factor, hidden_size)),
         None => config.size(keys.intermediate_size),
     };
     let layer = LayerSpec {

@@ -68,18 +68,19 @@ pub enum Found {
 impl Quantization {
     /// Bytes of a weight [out, in].
     pub fn bytes(self, shape: [usize; 2]) -> usize {
-        let elements = shape[0] * shape[1];
+        let elements = shape[0].saturating_mul(shape[1]);
         match self {
             Quantization::Made(scheme) | Quantization::Found(Found::BitsAndBytes(scheme)) => {
                 scheme.bytes(shape)
             }
             // A scale and a zero, f32, for each group.
             Quantization::Found(Found::Gptq { group, .. } | Found::Awq { group }) => {
-                elements.div_ceil(2) + 8 * elements.div_ceil(group.max(1))
+                (elements.div_ceil(2)).saturating_add(elements.div_ceil(group.max(1)).saturating_mul(8))
             }
             Quantization::Found(Found::Fp8 { tile }) => {
                 let [rows, columns] = tile.unwrap_or([1, shape[1]]);
-                elements + 4 * shape[0].div_ceil(rows.max(1)) * shape[1].div_ceil(columns.max(1))
+                let tiles = shape[0].div_ceil(rows.max(1)).saturating_mul(shape[1].div_ceil(columns.max(1)));
+                elements.saturating_add(tiles.saturating_mul(4))
             }
         }
     }

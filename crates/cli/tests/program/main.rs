@@ -1,0 +1,8 @@
+//! The program as a process: how it is killed and ended, and what it keeps of its runs.
+#![cfg(unix)]
+
+mod digests;
+mod ends;
+mod kills;
+mod ledger;
+mod place;
