@@ -5,7 +5,6 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -34,11 +33,12 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = args.recipe.read(Purpose::Chat)?;
+    let (config, model) = args.recipe.read(Purpose::Chat)?;
     let dev = setup::device(&config)?;
     // The small files first: a wrong path is told at once.
     let spec = setup::spec(&config)?;
     let pipeline = setup::pipeline(&config)?;
+    model.fetch_weights()?;
     let decoder = read_decoder(&config, &dev, &spec)?;
     print_start(&config, &dev, &decoder, &pipeline);
     let options = GenerationOptions::from_config(&config, pipeline.stop_ids());
@@ -53,13 +53,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// The model with its adapters: all but the last are merged, the last stays beside the weights, as it was trained.
 pub fn read_decoder(config: &RunConfig, dev: &Device, spec: &DecoderSpec) -> anyhow::Result<Decoder> {
-    let folder = Path::new(&config.model_name_or_path);
-    let dtype = setup::infer_dtype(config, folder)?;
-    let files = WeightFiles::open_model(folder)?;
+    let folder = config.model_folder();
+    let dtype = setup::infer_dtype(config, &folder)?;
+    let files = WeightFiles::open_model(&folder)?;
     dev.install(|| {
         let mut decoder =
             loading::load(dev, spec, &Source::Files(&files), &Method::Inference, dtype, config.seed)?;
-        adapter::apply(dev, &mut decoder, &setup::adapter_folders(config), Last::Attached)?;
+        adapter::apply(dev, &mut decoder, &config.adapter_folders(), Last::Attached)?;
         Ok(decoder)
     })
 }

@@ -53,7 +53,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn show(args: Show) -> anyhow::Result<ExitCode> {
-    let config = args.recipe.read(Purpose::Data)?;
+    let (config, _) = args.recipe.read(Purpose::Data)?;
     let default = if args.json { ".." } else { "0..3" };
     let rows = parse_range(args.rows.as_deref().unwrap_or(default))?;
     // A stream is read as far as it is shown.
@@ -127,7 +127,7 @@ fn explainer(config: &RunConfig) -> anyhow::Result<Explainer> {
             Box::new(move |row| pipeline.explain_all(row))
         }
         Stage::Pt => {
-            let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
+            let tokenizer = Tokenizer::load(config.model_folder())?;
             let text = Pretrain::new(tokenizer, Some(&config.template), config.cutoff_len, config.packing)?;
             Box::new(move |row| Ok(vec![text.explain(row)?]))
         }

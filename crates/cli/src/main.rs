@@ -15,6 +15,7 @@ mod config;
 mod data;
 mod doctor;
 mod export;
+mod fetching;
 mod models;
 mod parity;
 mod progress;

@@ -17,7 +17,7 @@ use sft_runs::recorder::Recorder;
 use sft_runs::records::{self, EvalRecord, RecorderOptions, StepRecord, Summary};
 use sft_runs::{RunError, atomic, results};
 
-use crate::checkpoint::{self, TrainingState};
+use crate::checkpoint::{self, Base, TrainingState};
 use crate::digest::digest;
 use crate::evaluate::{Evaluation, evaluate};
 use crate::events::{Event, Observer, Progress};
@@ -306,7 +306,7 @@ impl<'a> Running<'a> {
         checkpoint::write_weights(
             to,
             &self.trainer.decoder,
-            &self.job.base,
+            Base { folder: &self.job.base, name: &self.job.config.model_name_or_path },
             self.trainer.lora.as_ref(),
             dtype,
         )

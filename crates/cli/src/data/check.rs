@@ -33,7 +33,7 @@ pub struct Check {
 
 /// Runs the command: exit status 1 if a finding is over its limit.
 pub fn run(args: Check) -> anyhow::Result<ExitCode> {
-    let config = args.recipe.read(Purpose::Data)?;
+    let (config, _) = args.recipe.read(Purpose::Data)?;
     let mut limits = vec![(Kind::Unproved, Limit::Rows(0))];
     let options = setup::dataset_options(&config);
     limits.push((
@@ -64,7 +64,7 @@ pub fn run(args: Check) -> anyhow::Result<ExitCode> {
             (train, eval, pipeline.tokenizer().clone())
         }
         Stage::Pt => {
-            let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
+            let tokenizer = Tokenizer::load(config.model_folder())?;
             let text =
                 Pretrain::new(tokenizer.clone(), Some(&config.template), config.cutoff_len, config.packing)?;
             (text.encode_all(&data.train).1, text.encode_all(&data.eval).1, tokenizer)
