@@ -240,7 +240,7 @@ impl Scratch {
     fn count(&mut self, dev: &Device) {
         let supervised = self.targets.len();
         self.supervised += supervised;
-        if let Some(weights) = self.weights.as_ref().filter(|_| self.weighted) {
+        if let Some(weights) = self.weights.as_ref().filter(|_| self.weighted && supervised > 0) {
             let numbers = supervised * cross_entropy::STATISTICS;
             let weights = weights.of_positions.view(supervised).reshape(&[numbers]);
             rows::scale_each(dev, weights, self.positions.head_mut(supervised).reshape(&[numbers, 1]));

@@ -240,8 +240,8 @@ mod tests {
                 "turn 1: a message of role `user` cannot call tools",
             ),
             (
-                r#"{"role": "user", "content": "q", "weight": 0.5}"#,
-                "turn 1: `weight` is 0.5: only 0, 1, true and false are supported",
+                r#"{"role": "user", "content": "q", "weight": -0.5}"#,
+                "turn 1: `weight` is -0.5: a weight is 0, or from 0.000001 to 1000000, or true or false",
             ),
             (
                 r#"{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "tool", "content": "r"}"#,
