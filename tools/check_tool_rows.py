@@ -56,8 +56,14 @@ def values_in(text):
 def is_answer(run, end, words, thought, calls):
     if not end:
         return "it does not end with a token that ends turns"
-    found_thought, _, rest = run.rpartition("</think>")
-    found_thought = found_thought.replace("<think>", "").strip()
+    # Words may spell `</think>` themselves: the thought ends at the one that leaves it whole.
+    ends = [0, *(found.end() for found in re.finditer("</think>", run))]
+    reasons = [is_so(run[:at].removesuffix("</think>"), run[at:], words, thought, calls) for at in ends]
+    return None if None in reasons else reasons[-1]
+
+
+def is_so(found_thought, rest, words, thought, calls):
+    found_thought = found_thought.replace("<think>", "", 1).strip()
     if found_thought and found_thought != thought.strip():
         return "another thought"
     if not calls:
