@@ -44,12 +44,16 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(tokens) = args.decode {
-        let config = args.recipe.read(Purpose::Chat)?;
+        let (config, model) = args.recipe.read(Purpose::Chat)?;
+        model.fetch_weights()?;
         println!("{}", decode(&config, tokens.max(1), args.json)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let config = args.recipe.read(Purpose::Train)?;
+    let (config, model) = args.recipe.read(Purpose::Train)?;
     let mut job = Job::prepare(config)?;
+    if !args.random_weights && !job.config.train_from_scratch {
+        model.fetch_weights()?;
+    }
     job.random_weights = args.random_weights;
     let report = bench(job, args.warm_up, args.steps)?;
     if !args.json {

@@ -5,7 +5,6 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -35,11 +34,12 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = args.recipe.read(Purpose::Chat)?;
+    let (config, model) = args.recipe.read(Purpose::Chat)?;
     let dev = setup::device(&config)?;
     // The small files first: a wrong path is told at once.
     let spec = setup::spec(&config)?;
     let pipeline = setup::pipeline(&config)?;
+    model.fetch_weights()?;
     let decoder = read_decoder(&config, &dev, &spec)?;
     print_start(&config, &dev, &decoder, &pipeline);
     let options = GenerationOptions::from_config(&config, pipeline.stop_ids());
@@ -54,14 +54,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// The model with its adapters: all but the last are merged, the last stays beside the weights, as it was trained.
 pub fn read_decoder(config: &RunConfig, dev: &Device, spec: &DecoderSpec) -> anyhow::Result<Decoder> {
-    let folder = Path::new(&config.model_name_or_path);
-    let compute = setup::infer_dtype(config, folder)?;
+    let folder = config.model_folder();
+    let compute = setup::infer_dtype(config, &folder)?;
     let precision = Precision { compute, quantization: setup::quantization(config)? };
-    let files = WeightFiles::open_model(folder)?;
+    let files = WeightFiles::open_model(&folder)?;
     dev.install(|| {
         let mut decoder =
             loading::load(dev, spec, &Source::Files(&files), &Method::Inference, precision, config.seed)?;
-        adapter::apply(dev, &mut decoder, &setup::adapter_folders(config), Last::Attached)?;
+        adapter::apply(dev, &mut decoder, &config.adapter_folders(), Last::Attached)?;
         Ok(decoder)
     })
 }

@@ -39,7 +39,7 @@ pub struct Show {
     /// Rows, from 0: `3`, `0..10`, `5..`
     #[arg(long, value_name = "RANGE")]
     rows: Option<String>,
-    /// One line of JSON a row: dataset, row, input_ids, labels
+    /// One line of JSON a row: dataset, row, input_ids, labels, and weights where not all are 1
     #[arg(long)]
     json: bool,
 }
@@ -53,7 +53,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn show(args: Show) -> anyhow::Result<ExitCode> {
-    let config = args.recipe.read(Purpose::Data)?;
+    let (config, _) = args.recipe.read(Purpose::Data)?;
     let default = if args.json { ".." } else { "0..3" };
     let rows = parse_range(args.rows.as_deref().unwrap_or(default))?;
     // A stream is read as far as it is shown.
@@ -127,7 +127,7 @@ fn explainer(config: &RunConfig) -> anyhow::Result<Explainer> {
             Box::new(move |row| pipeline.explain_all(row))
         }
         Stage::Pt => {
-            let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
+            let tokenizer = Tokenizer::load(config.model_folder())?;
             let text = Pretrain::new(tokenizer, Some(&config.template), config.cutoff_len, config.packing)?;
             Box::new(move |row| Ok(vec![text.explain(row)?]))
         }
@@ -156,12 +156,15 @@ fn parse_range(text: &str) -> anyhow::Result<Range<usize>> {
 
 fn print_json(out: &mut impl Write, row: &Conversation, tokens: &[ExplainedToken]) -> anyhow::Result<()> {
     let tokens: Vec<_> = tokens.iter().filter(|t| t.reason != Reason::Cut).collect();
-    let line = json!({
+    let mut line = json!({
         "dataset": &*row.origin.dataset,
         "row": row.origin.row,
         "input_ids": tokens.iter().map(|t| t.id).collect::<Vec<_>>(),
         "labels": tokens.iter().map(|t| t.label).collect::<Vec<_>>(),
     });
+    if tokens.iter().any(|token| token.weight != 1.0) {
+        line["weights"] = tokens.iter().map(|t| t.weight).collect::<Vec<_>>().into();
+    }
     Ok(writeln!(out, "{line}")?)
 }
 
@@ -170,7 +173,7 @@ const RED: &str = "\x1b[31m";
 const DIM: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
 
-/// Runs of tokens that share a reason, coloured on a terminal, marked `[+reason: …]` or `[-reason: …]` elsewhere.
+/// Runs of tokens that share a reason and a weight, coloured on a terminal, marked `[+reason: …]` or `[-reason: …]` elsewhere.
 fn print_tokens(
     out: &mut impl Write,
     row: &Conversation,
@@ -190,11 +193,15 @@ fn print_tokens(
 }
 
 fn print_runs(out: &mut impl Write, tokens: &[ExplainedToken], colour: bool) -> anyhow::Result<()> {
-    for run in tokens.chunk_by(|a, b| a.reason == b.reason) {
+    for run in tokens.chunk_by(|a, b| (a.reason, a.weight) == (b.reason, b.weight)) {
         let reason: Reason = run[0].reason;
         let (sign, paint) = if reason.is_trained() { ('+', GREEN) } else { ('-', RED) };
         let plural = if run.len() == 1 { "" } else { "s" };
-        let head = format!("{sign} {} ({} token{plural})", describe(reason), run.len());
+        let weight = match run[0].weight {
+            1.0 => String::new(),
+            weight => format!(", weight {weight}"),
+        };
+        let head = format!("{sign} {} ({} token{plural}{weight})", describe(reason), run.len());
         if colour {
             writeln!(out, "{DIM}{head}{RESET}")?;
             for (i, token) in run.iter().enumerate() {

@@ -1,6 +1,5 @@
 //! `sft export`: merges adapters into their model and writes a Hugging Face folder.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use sft_config::Purpose;
@@ -23,13 +22,14 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = args.recipe.read(Purpose::Export)?;
+    let (config, model) = args.recipe.read(Purpose::Export)?;
     crate::summary::no_effect(&config);
     let dev = setup::device(&config)?;
-    let base = Path::new(&config.model_name_or_path);
+    model.fetch_weights()?;
+    let base = model.folder();
     let pipeline = setup::named_pipeline(&config)?;
     let stored = setup::infer_dtype(&config, base)?;
-    let folders = setup::adapter_folders(&config);
+    let folders = config.adapter_folders();
     let quantization = setup::quantization(&config)?;
     let read = |compute: DType, last: Last| -> anyhow::Result<Decoder> {
         let precision = Precision { compute, quantization };

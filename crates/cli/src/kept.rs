@@ -38,7 +38,7 @@ impl<O: Observer> Kept<O> {
         let c = &job.config;
         let variable = |name: &str| std::env::var(name).ok();
         let data = job.datasets.iter().flat_map(|set| &set.files).map(|path| (FileKind::Data, path.clone()));
-        let folders = [job.base.clone()].into_iter().chain(sft_train::setup::adapter_folders(c));
+        let folders = [job.base.clone()].into_iter().chain(c.adapter_folders());
         let model = folders.flat_map(|folder| run_record::model_files(&folder));
         let files = data.chain(model.map(|path| (FileKind::Model, path))).collect();
         let record = RunRecord {

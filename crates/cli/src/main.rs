@@ -15,6 +15,7 @@ mod config;
 mod data;
 mod doctor;
 mod export;
+mod fetching;
 mod kept;
 mod models;
 mod parity;

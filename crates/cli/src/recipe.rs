@@ -3,6 +3,10 @@
 use std::path::PathBuf;
 
 use sft_config::{Purpose, RunConfig};
+use sft_hub::Model;
+use sft_train::setup;
+
+use crate::fetching;
 
 /// A configuration file and what the command line says instead of it.
 #[derive(Debug, clap::Args)]
@@ -16,11 +20,12 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The resolved configuration. A first word with `=` in it is an override, unless there is such a file.
+    /// The resolved configuration, and its model: of one from a hub, what describes it is here, and the weights can be
+    /// fetched. A first word with `=` in it is an override, unless there is such a file.
     ///
     /// # Errors
-    /// All problems of the configuration at once.
-    pub fn read(self, purpose: Purpose) -> anyhow::Result<RunConfig> {
+    /// All problems of the configuration at once; a model or adapter that cannot be had.
+    pub fn read(self, purpose: Purpose) -> anyhow::Result<(RunConfig, Model)> {
         let (path, overrides) = match self.config {
             Some(word) if word.to_string_lossy().contains('=') && !word.exists() => {
                 let first = word.to_string_lossy().into_owned();
@@ -28,6 +33,9 @@ impl Recipe {
             }
             path => (path, self.overrides),
         };
-        Ok(sft_config::load(path.as_deref(), &overrides, purpose)?)
+        let mut config = sft_config::load(path.as_deref(), &overrides, purpose)?;
+        fetching::show();
+        let model = setup::locate(&mut config)?;
+        Ok((config, model))
     }
 }

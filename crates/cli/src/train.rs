@@ -32,7 +32,7 @@ const INTERRUPTED: u8 = 130;
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = args.recipe.read(Purpose::Train)?;
+    let (config, model) = args.recipe.read(Purpose::Train)?;
     summary::no_effect(&config);
     if args.dry_run {
         println!("{}", config.resolved_yaml());
@@ -51,6 +51,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
         return Ok(ExitCode::SUCCESS);
+    }
+    if !job.config.train_from_scratch {
+        // What does not fit into memory need not be fetched.
+        job.check_memory()?;
+        model.fetch_weights()?;
     }
     let comparison = Comparison::begin(&job)?;
     let interrupts = count_interrupts()?;

@@ -11,6 +11,7 @@ mod choices;
 mod device;
 mod docs;
 mod keys;
+mod located;
 mod nearest;
 mod problem;
 mod resolve;
@@ -27,6 +28,7 @@ pub use choices::{
 pub use device::Device;
 pub use docs::{json_schema, reference};
 pub use keys::RunConfig;
+pub use located::Located;
 pub use problem::{ConfigError, ConfigErrors, NoEffect, Place, Problem};
 pub use resolve::{Purpose, load, load_text};
 pub use schedule::{LrSchedule, SchedulerKwargs};

@@ -195,6 +195,7 @@ mod tests {
     fn rows() -> Tokenised {
         let mut shared_end = example(&[1, 2, 3, 4], &[-100, 9, 3, -100]);
         shared_end.origin.line = 7;
+        shared_end.weights = vec![1.0, 0.5, 0.5, 1.0];
         Tokenised {
             train: vec![example(&[5, 6], &[-100, 6]), shared_end, example(&[], &[])],
             eval: vec![(Some("a".to_owned()), vec![example(&[8], &[8])]), (None, Vec::new())],

@@ -68,8 +68,9 @@ pub struct Message {
     pub name: Option<String>,
     /// Identifier of the call that a tool message answers.
     pub tool_call_id: Option<String>,
-    /// Overrides the supervision policy for this message: `Some(false)` is never trained.
-    pub supervised: Option<bool>,
+    /// Overrides the supervision policy for this message: how much each of its tokens counts in the loss; `Some(0.0)` is
+    /// never trained, 1 is the weight of messages that say nothing. Finite and not negative.
+    pub weight: Option<f32>,
 }
 
 impl Message {
@@ -82,7 +83,7 @@ impl Message {
             tool_calls: Vec::new(),
             name: None,
             tool_call_id: None,
-            supervised: None,
+            weight: None,
         }
     }
 }

@@ -143,15 +143,8 @@ pub enum DataError {
     },
 
     /// A data set on a hub that is not there, closed, or cannot be fetched.
-    #[error("data set `{repo}` {reason}\nhelp: {help}")]
-    Hub {
-        /// Its name on the hub.
-        repo: String,
-        /// What happened.
-        reason: String,
-        /// What to do.
-        help: String,
-    },
+    #[error(transparent)]
+    Hub(#[from] sft_hub::HubError),
 
     /// The columns of a plain path fit no format, or not the stage.
     #[error("data set `{dataset}`: {reason}\nhelp: {help}")]

@@ -3,7 +3,7 @@
 //! This file alone decides which tokens are trained, what is cut off, and why. The rules are
 //! LLaMA-Factory's: an answer and its end token are trained, everything else is ignored;
 //! `train_on_prompt` trains all, `mask_history` the last turn only; `cutoff_len` is shared out turn by
-//! turn (see [`shares`]). A row can switch a message off by itself.
+//! turn (see [`shares`]). A row can switch a message off by itself, or say how much its tokens count.
 
 use crate::conversation::Origin;
 use crate::template::{Mark, Part, Rendered, Turn};
@@ -20,6 +20,8 @@ pub struct Example {
     pub input_ids: Vec<u32>,
     /// The id where the token is trained, else [`IGNORE_INDEX`], `[N]`.
     pub labels: Vec<i32>,
+    /// How much each trained token counts in the loss, 1 at the others, `[N]`; empty where all count the same, 1.
+    pub weights: Vec<f32>,
     /// The row it was made of (the first, where several were joined).
     pub origin: Origin,
 }
@@ -118,12 +120,14 @@ impl Reason {
 }
 
 /// A token with its label and the reason for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LabelledToken {
     /// Its id.
     pub id: u32,
     /// The id to learn here, or [`IGNORE_INDEX`].
     pub label: i32,
+    /// How much it counts in the loss, if it is trained; else 1.
+    pub weight: f32,
     /// Why.
     pub reason: Reason,
     /// Its turn, and what it is.
@@ -155,9 +159,11 @@ pub fn label(tokens: &[MarkedToken], rendered: &Rendered, policy: &Policy) -> Ve
             true => reason(token, &rendered.turns[turn], last_turn, policy),
             false => Reason::Cut,
         };
+        let is_answer = matches!(token.mark.part, Part::Answer | Part::End) && reason.is_trained();
         let mut labelled = LabelledToken {
             id: token.id,
             label: if reason.is_trained() { token.id as i32 } else { IGNORE_INDEX },
+            weight: rendered.turns[turn].weight.filter(|_| is_answer).unwrap_or(1.0),
             reason,
             mark: token.mark,
         };
@@ -166,16 +172,20 @@ pub fn label(tokens: &[MarkedToken], rendered: &Rendered, policy: &Policy) -> Ve
             && is_kept
             && turn > 0
             && !policy.mask_history
+            && rendered.turns[turn - 1].is_wanted() != Some(false)
         {
             (labelled.label, labelled.reason) = (end as i32, Reason::EndOfLastAnswer);
+            labelled.weight = rendered.turns[turn - 1].weight.unwrap_or(1.0);
         }
         out.push(labelled);
     }
-    out.extend(rendered.shared_end.map(|end| LabelledToken {
-        id: end,
-        label: end as i32,
-        reason: Reason::End,
-        mark: Mark { turn: last_turn, part: Part::End },
+    out.extend(rendered.shared_end.map(|end| {
+        let weight = rendered.turns.get(last_turn as usize).and_then(|turn| turn.weight).unwrap_or(1.0);
+        let (label, weight, reason) = match weight > 0.0 {
+            true => (end as i32, weight, Reason::End),
+            false => (IGNORE_INDEX, 1.0, Reason::SwitchedOff),
+        };
+        LabelledToken { id: end, label, weight, reason, mark: Mark { turn: last_turn, part: Part::End } }
     }));
     out
 }
@@ -185,12 +195,12 @@ fn reason(token: &MarkedToken, turn: &Turn, last_turn: u32, policy: &Policy) -> 
     let is_earlier = token.mark.turn != last_turn;
     let is_history = policy.mask_history && is_earlier;
     match token.mark.part {
-        Part::Answer | Part::End if turn.supervised == Some(false) => Reason::SwitchedOff,
+        Part::Answer | Part::End if turn.is_wanted() == Some(false) => Reason::SwitchedOff,
         Part::Prompt | Part::Border if policy.train_on_prompt => Reason::PromptTrained,
         Part::Prompt => Reason::Prompt,
         Part::Border => Reason::Border,
         Part::Answer | Part::End if turn.hidden => Reason::NotShown,
-        Part::Answer | Part::End if is_history && turn.supervised != Some(true) => Reason::History,
+        Part::Answer | Part::End if is_history && turn.is_wanted() != Some(true) => Reason::History,
         Part::Answer | Part::End if turn.rewritten && is_earlier && !policy.train_on_prompt => Reason::Apart,
         Part::Answer => Reason::Answer,
         Part::End => Reason::End,
@@ -203,7 +213,7 @@ pub fn apart(tokens: &[MarkedToken], rendered: &Rendered, policy: &Policy) -> Ve
     let last_answered = tokens.iter().rev().find(|token| token.is_target);
     let last_turn = last_answered.map_or(0, |token| token.mark.turn as usize);
     let earlier = rendered.turns.iter().take(last_turn);
-    let is_trained = |turn: &&Turn| match turn.supervised {
+    let is_trained = |turn: &&Turn| match turn.is_wanted() {
         Some(wanted) => wanted,
         None => !policy.mask_history,
     };
@@ -262,9 +272,13 @@ fn share((given, answered): (usize, usize), room: usize) -> (usize, usize) {
 
 /// The row's example; `None` if nothing of it is trained. `cut` tokens are left out.
 pub fn example(tokens: &[LabelledToken], origin: &Origin) -> Option<Example> {
-    let kept = tokens.iter().filter(|token| token.reason != Reason::Cut);
-    let (input_ids, labels) = kept.map(|token| (token.id, token.label)).unzip();
-    let example = Example { input_ids, labels, origin: origin.clone() };
+    let kept = || tokens.iter().filter(|token| token.reason != Reason::Cut);
+    let (input_ids, labels) = kept().map(|token| (token.id, token.label)).unzip();
+    let weights = match kept().any(|token| token.weight != 1.0) {
+        true => kept().map(|token| token.weight).collect(),
+        false => Vec::new(),
+    };
+    let example = Example { input_ids, labels, weights, origin: origin.clone() };
     (example.supervised() > 0).then_some(example)
 }
 
@@ -282,7 +296,12 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn example(input_ids: &[u32], labels: &[i32]) -> Example {
-        Example { input_ids: input_ids.to_vec(), labels: labels.to_vec(), origin: origin() }
+        Example {
+            input_ids: input_ids.to_vec(),
+            labels: labels.to_vec(),
+            weights: Vec::new(),
+            origin: origin(),
+        }
     }
 
     /// Turns of prompts and answers of the given lengths, ids counted from 0; each answer's last
@@ -300,7 +319,7 @@ pub(crate) mod tests {
                 tokens.push(MarkedToken { id: tokens.len() as u32, mark, is_target: i >= given });
             }
         }
-        let turn = Turn { message: None, supervised: None, rewritten: false, hidden: false };
+        let turn = Turn { message: None, weight: None, rewritten: false, hidden: false };
         let turns = vec![turn; lengths.len()];
         (tokens, Rendered { turns, ..Rendered::default() })
     }
@@ -363,7 +382,7 @@ pub(crate) mod tests {
     #[test]
     fn a_message_switched_off_is_not_trained() {
         let (tokens, mut rendered) = turns(&[(1, 2), (1, 2)]);
-        rendered.turns[0].supervised = Some(false);
+        rendered.turns[0].weight = Some(0.0);
         let labelled = label(&tokens, &rendered, &Policy::default());
         assert_eq!(labelled[1].reason, Reason::SwitchedOff);
         assert_eq!(labelled[4].reason, Reason::Answer);
@@ -375,7 +394,7 @@ pub(crate) mod tests {
     #[test]
     fn a_message_switched_on_is_trained_though_history_is_masked() {
         let (tokens, mut rendered) = turns(&[(1, 2), (1, 2), (1, 2)]);
-        rendered.turns[1].supervised = Some(true);
+        rendered.turns[1].weight = Some(1.0);
         let policy = Policy { mask_history: true, ..Policy::default() };
         let labelled = label(&tokens, &rendered, &policy);
         assert_eq!([1, 4, 7].map(|i| labelled[i].reason), [Reason::History, Reason::Answer, Reason::Answer]);
@@ -389,6 +408,38 @@ pub(crate) mod tests {
         let row = super::example(&labelled, &origin()).unwrap();
         assert_eq!(row.input_ids, [0, 1, 2, 3, 9]);
         assert_eq!(row.labels, [-100, 1, 9, 3, 9]);
+    }
+
+    #[test]
+    fn an_answer_counts_as_much_as_its_message_says() {
+        let (tokens, mut rendered) = turns(&[(1, 2), (1, 2), (1, 2)]);
+        (rendered.turns[0].weight, rendered.turns[1].weight) = (Some(0.25), Some(0.0));
+        let of = |policy| super::example(&label(&tokens, &rendered, &policy), &origin()).unwrap();
+        let row = of(Policy::default());
+        assert_eq!(row.labels, [-100, 1, 2, -100, -100, -100, -100, 7, 8]);
+        assert_eq!(row.weights, [1.0, 0.25, 0.25, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        // The weight is the answer's: a prompt that is trained counts 1.
+        let all = of(Policy { train_on_prompt: true, ..Policy::default() });
+        assert_eq!((all.labels[0], all.weights[0], all.weights[1]), (0, 1.0, 0.25));
+        // Where nothing is said otherwise there are no weights at all.
+        rendered.turns.iter_mut().for_each(|turn| turn.weight = None);
+        assert!(
+            super::example(&label(&tokens, &rendered, &Policy::default()), &origin())
+                .unwrap()
+                .weights
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_shared_end_counts_as_much_as_the_answer_that_it_ends() {
+        let (tokens, mut rendered) = turns(&[(1, 1), (1, 1), (1, 1)]);
+        rendered.shared_end = Some(9);
+        let weights = [Some(0.0), Some(0.5), Some(2.0)];
+        rendered.turns.iter_mut().zip(weights).for_each(|(turn, weight)| turn.weight = weight);
+        let row = super::example(&label(&tokens, &rendered, &Policy::default()), &origin()).unwrap();
+        assert_eq!(row.labels, [-100, -100, -100, 3, 9, 5, 9]);
+        assert_eq!(row.weights, [1.0, 1.0, 1.0, 0.5, 0.5, 2.0, 2.0]);
     }
 
     #[test]

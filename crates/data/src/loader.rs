@@ -38,7 +38,7 @@ pub struct Cursor {
 }
 
 /// The micro-batches of one optimizer step.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StepBatch {
     /// Which step this is.
     pub at: Cursor,
@@ -52,9 +52,14 @@ impl StepBatch {
         self.micro_batches.iter().map(PackedBatch::tokens).sum()
     }
 
-    /// Tokens that count in the loss of this step: what its gradient is divided by.
+    /// Tokens that count in the loss of this step.
     pub fn supervised(&self) -> usize {
         self.micro_batches.iter().map(PackedBatch::supervised).sum()
+    }
+
+    /// The sum of their weights, 1 for most: what the step's loss and gradient are divided by.
+    pub fn weight(&self) -> f64 {
+        self.micro_batches.iter().map(PackedBatch::weight).sum()
     }
 }
 

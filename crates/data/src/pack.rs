@@ -14,13 +14,15 @@ use crate::labels::{Example, IGNORE_INDEX};
 pub const WINDOW: usize = 8192;
 
 /// A micro-batch without padding; N is the number of its tokens, B of its rows.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct PackedBatch {
     /// Token ids, `[N]`.
     pub input_ids: Vec<u32>,
     /// What each token is to predict, `[N]`: the label of the next token of the same row, or
     /// [`IGNORE_INDEX`] (always so at a row's last token).
     pub targets: Vec<i32>,
+    /// How much each position with a target counts in the loss, 1 at the others, `[N]`; empty where all count the same, 1.
+    pub weights: Vec<f32>,
     /// Place of each token in its row, `[N]`.
     pub position_ids: Vec<u32>,
     /// Where each row begins, and N: `[B + 1]`, from 0, strictly increasing.
@@ -41,11 +43,23 @@ impl PackedBatch {
             batch.input_ids.extend_from_slice(&example.input_ids);
             batch.targets.extend_from_slice(&example.labels[1..]);
             batch.targets.push(IGNORE_INDEX);
+            batch.add_weights(example);
             batch.position_ids.extend(0..example.input_ids.len() as u32);
             batch.cu_seqlens.push(batch.input_ids.len() as u32);
             batch.rows.push(row);
         }
         batch
+    }
+
+    /// Adds the weights of the row whose targets were added last, shifted like them.
+    fn add_weights(&mut self, example: &Example) {
+        if self.weights.is_empty() && example.weights.is_empty() {
+            return;
+        }
+        let from = self.targets.len() - example.len();
+        self.weights.resize(from, 1.0);
+        self.weights.extend(example.weights.iter().skip(1));
+        self.weights.resize(self.targets.len(), 1.0);
     }
 
     /// What of the batch is not as the examples have it: rows that see each other, positions that run on, targets that
@@ -60,6 +74,7 @@ impl PackedBatch {
             || self.cu_seqlens.len() != self.rows.len() + 1
             || self.targets.len() != tokens
             || self.position_ids.len() != tokens
+            || ![0, tokens].contains(&self.weights.len())
         {
             return Err("its parts have different lengths".to_owned());
         }
@@ -72,10 +87,17 @@ impl PackedBatch {
             if !self.position_ids[range.clone()].iter().copied().eq(0..range.len() as u32) {
                 return Err(format!("the positions of row {row} do not begin at 0"));
             }
-            let targets = &self.targets[range];
+            let targets = &self.targets[range.clone()];
             let (last, inner) = targets.split_last().ok_or_else(|| format!("row {row} is empty"))?;
             if *last != IGNORE_INDEX || inner != &example.labels[1..] {
                 return Err(format!("the targets of row {row} are not its next labels"));
+            }
+            let weights = self.weights.get(range.clone()).unwrap_or_default();
+            let or_one = |weights: &[f32], at: usize| weights.get(at).copied().unwrap_or(1.0);
+            let is_next = |at| or_one(weights, at) == or_one(&example.weights, at + 1);
+            // Comparing one by one is for the few batches that have weights.
+            if !(weights.is_empty() && example.weights.is_empty()) && !(0..inner.len()).all(is_next) {
+                return Err(format!("the weights of row {row} are not those of its next labels"));
             }
         }
         Ok(())
@@ -89,6 +111,20 @@ impl PackedBatch {
     /// Number of tokens with a target: the ones the loss counts.
     pub fn supervised(&self) -> usize {
         self.targets.iter().filter(|&&t| t != IGNORE_INDEX).count()
+    }
+
+    /// What the loss is divided by: the sum of the weights of all positions with a target; without weights their number.
+    pub fn weight(&self) -> f64 {
+        match self.weights.is_empty() {
+            true => self.supervised() as f64,
+            false => {
+                let pairs = self.targets.iter().zip(&self.weights);
+                pairs
+                    .filter(|(target, _)| **target != IGNORE_INDEX)
+                    .map(|(_, weight)| f64::from(*weight))
+                    .sum()
+            }
+        }
     }
 
     /// Tokens of the longest row.
@@ -184,6 +220,22 @@ mod tests {
         assert_eq!(unshifted, "the targets of row 0 are not its next labels");
         let zeros = fault(|batch| batch.targets.fill(IGNORE_INDEX));
         assert_eq!(zeros, "the targets of row 0 are not its next labels", "masks that packing lost");
+    }
+
+    #[test]
+    fn weights_are_shifted_like_targets_and_1_where_rows_have_none() {
+        let weighted = Example { weights: vec![1.0, 0.5, 2.0], ..example(&[1, 2, 3], &[-100, 2, 3]) };
+        let rows = [example(&[5, 6], &[-100, 6]), weighted, example(&[9, 10], &[9, 10])];
+        let mut batch = PackedBatch::new(&rows, [0, 1, 2]);
+        assert_eq!(batch.targets, [6, -100, 2, 3, -100, 10, -100]);
+        assert_eq!(batch.weights, [1.0, 1.0, 0.5, 2.0, 1.0, 1.0, 1.0]);
+        assert_eq!((batch.supervised(), batch.weight()), (4, 4.5));
+        assert_eq!(batch.check(&rows), Ok(()));
+        assert!(PackedBatch::new(&rows, [0, 2]).weights.is_empty());
+        batch.weights[2] = 1.0;
+        assert_eq!(batch.check(&rows).unwrap_err(), "the weights of row 1 are not those of its next labels");
+        batch.weights.clear();
+        assert_eq!(batch.check(&rows).unwrap_err(), "the weights of row 1 are not those of its next labels");
     }
 
     #[test]

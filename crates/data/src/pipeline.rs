@@ -29,7 +29,7 @@ pub struct Pipeline {
 }
 
 /// A row as the model sees it, token by token.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ExplainedToken {
     /// Its id.
     pub id: u32,
@@ -37,12 +37,14 @@ pub struct ExplainedToken {
     pub text: String,
     /// The id to learn here, or [`labels::IGNORE_INDEX`].
     pub label: i32,
+    /// How much it counts in the loss, if it is trained.
+    pub weight: f32,
     /// Why.
     pub reason: Reason,
 }
 
 /// What became of the rows.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct EncodeReport {
     /// Rows given.
     pub rows: usize,
@@ -311,6 +313,7 @@ impl Pipeline {
             id: token.id,
             text: self.tokenizer.text_of(token.id),
             label: token.label,
+            weight: token.weight,
             reason: token.reason,
         };
         let sequences = self.sequences(conversation)?.into_iter();
@@ -329,7 +332,7 @@ impl Pipeline {
         for place in labels::apart(&tokens.tokens, &rendered, &self.policy) {
             let (mut rendered, tokens) = self.tokens(row, &row.messages[..=place])?;
             let others = rendered.turns.iter_mut().filter(|turn| turn.message != Some(place));
-            others.for_each(|turn| turn.supervised = Some(false));
+            others.for_each(|turn| turn.weight = Some(0.0));
             sequences.push(Sequence {
                 tokens: labels::label(&tokens.tokens, &rendered, &last_only),
                 parted: tokens.cuts > 0,

@@ -108,6 +108,7 @@ impl Pretrain {
             id,
             text: self.tokenizer.text_of(id),
             label: id as i32,
+            weight: 1.0,
             reason: if i == last { Reason::End } else { Reason::Answer },
         });
         Ok(explained.collect())
@@ -168,5 +169,5 @@ impl<'a> Block<'a> {
 
 fn example(row: &Conversation, input_ids: Vec<u32>) -> Example {
     let labels = input_ids.iter().map(|&id| id as i32).collect();
-    Example { input_ids, labels, origin: row.origin.clone() }
+    Example { input_ids, labels, weights: Vec::new(), origin: row.origin.clone() }
 }

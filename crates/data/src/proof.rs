@@ -43,7 +43,7 @@ pub enum Rule {
 }
 
 /// What was found to hold for all rows; stored with the run.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Proof {
     /// Rows checked.
     pub rows: usize,
@@ -77,7 +77,7 @@ pub struct RowProof {
 }
 
 /// A row that breaks a rule.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Violation {
     /// Which rule.
     pub rule: Rule,
@@ -246,8 +246,8 @@ fn check(
 fn trained_answers(pipeline: &Pipeline, messages: &[Message]) -> Vec<usize> {
     let answers = || (0..messages.len()).filter(|&place| messages[place].role == Role::Assistant);
     let last = answers().next_back();
-    let is_trained = |place: &usize| match messages[*place].supervised {
-        Some(wanted) => wanted,
+    let is_trained = |place: &usize| match messages[*place].weight {
+        Some(weight) => weight > 0.0,
         None => !pipeline.policy().mask_history || Some(*place) == last,
     };
     answers().filter(is_trained).collect()

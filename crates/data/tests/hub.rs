@@ -1,12 +1,11 @@
 //! Data sets of hubs, against servers on this machine that speak the hubs' protocols: lists, redirects to another
 //! machine, connections that break, tokens.
 
-use std::collections::HashMap;
+#[path = "../../hub/tests/server/mod.rs"]
+mod server;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
@@ -14,72 +13,14 @@ use sft_data::dataset::{self, DatasetOptions, LoadedData, Mix, ProblemLimit, Sta
 use sft_data::error::DataError;
 use sft_data::hub::{HubKeys, HubOptions};
 
+use server::{Answer, Log, Request, serve, sha256};
+
 const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 const TOKEN: &str = "hf_very_secret";
-
-/// A request: method, address, headers in lower case.
-#[derive(Debug, Clone)]
-struct Request {
-    method: String,
-    path: String,
-    headers: HashMap<String, String>,
-}
-
-/// An answer: status, headers, the body, and after how many bytes of it the connection breaks.
-struct Answer(u16, Vec<(String, String)>, Vec<u8>, Option<usize>);
-
-type Log = Arc<Mutex<Vec<Request>>>;
-
-/// Serves on a free port until the test ends; gives its address and what it was asked.
-fn serve(answer: impl Fn(&Request, usize) -> Answer + Send + 'static) -> (String, Log) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let log: Log = Log::default();
-    let seen = Arc::clone(&log);
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let Some(request) = read(&stream) else { continue };
-            let before = {
-                let mut seen = seen.lock().unwrap();
-                seen.push(request.clone());
-                seen.iter()
-                    .filter(|other| other.path == request.path && other.method == request.method)
-                    .count()
-                    - 1
-            };
-            write(&stream, &request, answer(&request, before));
-        }
-    });
-    (address, log)
-}
-
-fn read(stream: &TcpStream) -> Option<Request> {
-    let mut lines = BufReader::new(stream).lines();
-    let first = lines.next()?.ok()?;
-    let mut words = first.split(' ');
-    let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
-    let headers = lines.map_while(Result::ok).take_while(|line| !line.is_empty());
-    let header = |line: String| line.split_once(": ").map(|(k, v)| (k.to_lowercase(), v.to_owned()));
-    Some(Request { method, path, headers: headers.filter_map(header).collect() })
-}
-
-fn write(mut stream: &TcpStream, request: &Request, Answer(status, headers, body, breaks): Answer) {
-    let mut head = format!("HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
-    headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
-    let _ = stream.write_all((head + "\r\n").as_bytes());
-    if request.method != "HEAD" {
-        let _ = stream.write_all(&body[..breaks.unwrap_or(body.len())]);
-    }
-}
 
 fn rows(rows: std::ops::Range<usize>) -> Vec<u8> {
     let row = |row| format!("{{\"instruction\": \"q{row}\", \"output\": \"a{row}\"}}\n");
     rows.map(row).collect::<String>().into_bytes()
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    use sha2::{Digest, Sha256};
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The hub with one closed data set, whose large file lies on another machine, which breaks off once.
@@ -109,7 +50,7 @@ fn hugging_face(large: Vec<u8>) -> (String, Log, Log) {
         let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let card = b"---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: data/train*}\n  - {split: test, path: test.jsonl}\n---\n";
         match request.path.strip_prefix(&resolve) {
-            _ if request.path == "/api/datasets/own/talks/revision/main" => {
+            _ if request.path == "/api/datasets/own/talks/revision/main?blobs=true" => {
                 let files = ["README.md", "data/train one.jsonl", "test.jsonl", "../evil.jsonl"];
                 let files: Vec<_> = files.iter().map(|name| json!({"rfilename": name})).collect();
                 Answer(200, Vec::new(), json!({"sha": SHA, "siblings": files}).to_string().into_bytes(), None)

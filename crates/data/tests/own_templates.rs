@@ -295,7 +295,7 @@ fn policies_hold_for_the_models_own_template() {
          <|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\nd<|im_end|>\n)"
     );
     let mut switched_off = messages.clone();
-    switched_off[1].supervised = Some(false);
+    switched_off[1].weight = Some(0.0);
     assert!(
         marked(&pipeline(CHATML, &options, Policy::default()), &switched_off)
             .contains("(SwitchedOff b<|im_end|>)")

@@ -54,7 +54,13 @@ fn logits(dev: &Device, model: &Path, ids: &str, out: &Path, rest: &[&str]) -> O
     let ids: Vec<u32> = ids.split(',').map(str::parse).collect::<Result<_, _>>()?;
     let n = ids.len() as u32;
     let position_ids: Vec<u32> = (0..n).collect();
-    let batch = Batch { input_ids: &ids, position_ids: &position_ids, cu_seqlens: &[0, n], targets: &[] };
+    let batch = Batch {
+        input_ids: &ids,
+        position_ids: &position_ids,
+        cu_seqlens: &[0, n],
+        targets: &[],
+        weights: &[],
+    };
     let adapters = decoder.adapters();
     let mut work = Workspace::new(dev, &decoder.spec, adapters, decoder.compute, ids.len(), Purpose::Forward);
     fs::write(out, decoder.logits(dev, batch, &mut work)?.view().bytes())?;

@@ -52,6 +52,12 @@ fn logits(dev: &Device, decoder: &Decoder, ids: &[u32]) -> Result<Vec<f32>, Expo
     let mut work =
         Workspace::new(dev, &decoder.spec, decoder.adapters(), decoder.compute, ids.len(), Purpose::Forward);
     let position_ids: Vec<u32> = (0..n).collect();
-    let batch = Batch { input_ids: ids, position_ids: &position_ids, cu_seqlens: &[0, n], targets: &[] };
+    let batch = Batch {
+        input_ids: ids,
+        position_ids: &position_ids,
+        cu_seqlens: &[0, n],
+        targets: &[],
+        weights: &[],
+    };
     Ok(decoder.logits(dev, batch, &mut work)?.to_f32_vec())
 }

@@ -135,14 +135,14 @@ impl Decoder {
         let (hidden, head) = work.output(self.blocks.len(), batch.input_ids.len());
         let (params, layers) = (LogitParams::of(&self.spec), self.head_layers());
         head.clear_sums();
-        head::loss(dev, params, layers, hidden, batch.targets, head);
+        head::loss(dev, params, layers, hidden, batch.into(), head);
         let sums = head.sums(dev);
         work.give_rotary(rotary);
         Ok(sums)
     }
 
     /// Adds the loss of a micro-batch to the workspace's sums ([`Workspace::loss_sums`]), and the gradient of
-    /// `scale` · Σ nll to the gradients of all trained weights. Waits for nothing on a GPU. `dropout` is the key of this micro-batch's dropout masks.
+    /// `scale` · Σ w·nll to the gradients of all trained weights. Waits for nothing on a GPU. `dropout` is the key of this micro-batch's dropout masks.
     ///
     /// # Errors
     /// A token id outside of the vocabulary.
@@ -199,7 +199,7 @@ impl Decoder {
             weight: lm_head.as_mut().unwrap_or(embed_tokens),
             bias: head_bias.as_mut(),
         };
-        let (states, factor) = ((hidden, batch.targets), (scale, dropout));
+        let (states, factor) = ((hidden, batch.into()), (scale, dropout));
         head::loss_and_backward(dev, LogitParams::of(spec), layers, states, factor, head, d);
         if let Some(watch) = watch {
             watch.enter(String::new(), false);
@@ -273,7 +273,8 @@ impl Decoder {
         assert!(n > 0, "a step of generation has a token");
         let position_ids: Vec<u32> = (before..before + n).collect();
         let (q, k) = ([0, n], [0, before + n]);
-        let batch = Batch { input_ids, position_ids: &position_ids, cu_seqlens: &q, targets: &[] };
+        let batch =
+            Batch { input_ids, position_ids: &position_ids, cu_seqlens: &q, targets: &[], weights: &[] };
         self.check_ids(batch)?;
         let rotary = work.take_rotary(dev, batch);
         let pass = pass_of(dev, &rotary, input_ids.len(), RowOffsets { q: &q, k: &k }, None);

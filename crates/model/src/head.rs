@@ -1,7 +1,8 @@
 //! The head: final norm, logits and cross-entropy at the supervised positions alone (stages 10 and 11 of the walk).
 //!
-//! > z = cap(s·project_out(norm(h))·Wᵀ + b) at each position with a target, loss = Σ nll(z, target)
+//! > z = cap(s·project_out(norm(h))·Wᵀ + b) at each position with a target, loss = Σ w·nll(z, target)
 //!
+//! w is 1 but for answers whose row says otherwise; where all are, nothing is multiplied by it.
 //! s is 1 in most families, and cap(z) is z but for those that cap logits: c·tanh(z/c). Few have b or project_out, and
 //! one has no norm.
 //!
@@ -12,10 +13,12 @@ use sft_kernels::cross_entropy;
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows, softcap};
 
 use crate::arena::Arena;
+use crate::column::Column;
 use crate::linear::{self, Linear};
 use crate::method::Adapters;
 use crate::norm::Norm;
 use crate::parameter::Parameter;
+use crate::pass::Batch;
 use crate::spec::DecoderSpec;
 use crate::watch::Watch;
 
@@ -27,8 +30,10 @@ const LOGITS_BYTES_ON_CARD: usize = 640 << 20;
 /// What a micro-batch adds to the loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct LossSums {
-    /// Σ −log P(target).
+    /// Σ −w·log P(target).
     pub nll: f64,
+    /// Σ w; without weights the number of supervised positions.
+    pub weight: f64,
     /// Supervised positions.
     pub supervised: usize,
     /// Positions whose target has the largest logit.
@@ -38,8 +43,31 @@ pub struct LossSums {
 impl std::ops::AddAssign for LossSums {
     fn add_assign(&mut self, other: Self) {
         self.nll += other.nll;
+        self.weight += other.weight;
         self.supervised += other.supervised;
         self.correct += other.correct;
+    }
+}
+
+impl LossSums {
+    /// Σ w·nll / Σ w: the mean loss of a token.
+    pub fn mean(&self) -> f64 {
+        if self.weight > 0.0 { self.nll / self.weight } else { self.nll }
+    }
+}
+
+/// What positions are to predict, and how much each counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Targets<'a> {
+    /// The token, or a negative number where there is none, [N].
+    pub ids: &'a [i32],
+    /// w, [N]; empty where all are 1.
+    pub weights: &'a [f32],
+}
+
+impl<'a> From<Batch<'a>> for Targets<'a> {
+    fn from(batch: Batch<'a>) -> Self {
+        Self { ids: batch.targets, weights: batch.weights }
     }
 }
 
@@ -98,9 +126,20 @@ pub struct Scratch {
     targets: Vec<u32>,
     /// Of each supervised position, [S, 3].
     positions: Tensor,
+    /// w of the supervised positions, where not all are 1.
+    weights: Option<Weights>,
+    weighted: bool,
     /// Sums of the micro-batches since they were cleared; `None` where nothing is allocated.
     totals: Option<cross_entropy::Totals>,
     supervised: usize,
+    weight: f64,
+}
+
+/// The weights of the supervised positions, [S], and what their numbers are multiplied by, [3·S].
+#[derive(Debug)]
+struct Weights {
+    of_logits: Column,
+    of_positions: Column,
 }
 
 /// Of `project_out`.
@@ -150,22 +189,30 @@ impl Scratch {
             index: Vec::with_capacity(tokens),
             targets: Vec::with_capacity(tokens),
             positions: arena.tensor(DType::F32, &[tokens, cross_entropy::STATISTICS]),
+            weights: None,
+            weighted: false,
             totals: arena.device().map(cross_entropy::Totals::new),
             supervised: 0,
+            weight: 0.0,
         }
     }
 
     /// Gathers the supervised positions; returns how many there are.
-    fn select(&mut self, dev: &Device, hidden: View<'_>, targets: &[i32]) -> usize {
+    fn select(&mut self, dev: &Device, hidden: View<'_>, targets: Targets<'_>) -> usize {
         self.index.clear();
         self.targets.clear();
-        for (position, target) in targets.iter().enumerate() {
+        for (position, target) in targets.ids.iter().enumerate() {
             if let Ok(target) = u32::try_from(*target) {
                 self.index.push(position as u32);
                 self.targets.push(target);
             }
         }
         let s = self.index.len();
+        self.weighted = !targets.weights.is_empty();
+        match self.weighted {
+            false => self.weight += s as f64,
+            true => self.weigh(dev, targets.weights),
+        }
         rows::gather(dev, hidden, &self.index, 1.0, self.hidden.head_mut(s));
         s
     }
@@ -178,23 +225,48 @@ impl Scratch {
         watch.see(dev, "logits and loss", self.positions.head(s), token);
     }
 
+    /// Takes the weights of the supervised positions.
+    fn weigh(&mut self, dev: &Device, weights: &[f32]) {
+        let (s, room) = (self.index.len(), self.positions.shape()[0]);
+        // Most runs have none, and need no room for them.
+        let columns = self.weights.get_or_insert_with(|| Weights {
+            of_logits: Column::new(dev, &[room]),
+            of_positions: Column::new(dev, &[room, cross_entropy::STATISTICS]),
+        });
+        let of_logits = columns.of_logits.values(s);
+        of_logits.iter_mut().zip(&self.index).for_each(|(w, position)| *w = weights[*position as usize]);
+        self.weight += of_logits.iter().copied().map(f64::from).sum::<f64>();
+        // Of a position's numbers the first, −log P, is what counts.
+        let of_positions = columns.of_positions.values(s);
+        of_positions.fill(1.0);
+        let firsts = of_positions.iter_mut().step_by(cross_entropy::STATISTICS);
+        firsts.zip(&*of_logits).for_each(|(first, w)| *first = *w);
+        columns.of_logits.send(s);
+        columns.of_positions.send(s);
+    }
+
     /// Counts the positions of a micro-batch.
     fn count(&mut self, dev: &Device) {
         let supervised = self.targets.len();
         self.supervised += supervised;
+        if let Some(weights) = self.weights.as_ref().filter(|_| self.weighted && supervised > 0) {
+            let numbers = supervised * cross_entropy::STATISTICS;
+            let weights = weights.of_positions.view(supervised).reshape(&[numbers]);
+            rows::scale_each(dev, weights, self.positions.head_mut(supervised).reshape(&[numbers, 1]));
+        }
         self.totals.as_mut().expect("allocated").add(dev, self.positions.head(supervised));
     }
 
     /// Forgets all micro-batches.
     pub fn clear_sums(&mut self) {
-        self.supervised = 0;
+        (self.supervised, self.weight) = (0, 0.0);
         self.totals.iter_mut().for_each(cross_entropy::Totals::clear);
     }
 
     /// What the micro-batches since then come to; waits until that is known.
     pub fn sums(&self, dev: &Device) -> LossSums {
         let sums = self.totals.as_ref().map(|totals| totals.read(dev)).unwrap_or_default();
-        LossSums { nll: sums.nll, supervised: self.supervised, correct: sums.correct }
+        LossSums { nll: sums.nll, weight: self.weight, supervised: self.supervised, correct: sums.correct }
     }
 }
 
@@ -256,7 +328,7 @@ pub fn loss(
     params: LogitParams,
     layers: Layers<'_>,
     hidden: View<'_>,
-    targets: &[i32],
+    targets: Targets<'_>,
     scratch: &mut Scratch,
 ) {
     let s = scratch.select(dev, hidden, targets);
@@ -274,13 +346,13 @@ pub fn loss(
     w.count(dev);
 }
 
-/// As [`loss`], and computes the gradient of `scale` · Σ nll: of the hidden states into `dhidden` [N, C], of the
+/// As [`loss`], and computes the gradient of `scale` · Σ w·nll: of the hidden states into `dhidden` [N, C], of the
 /// layers added to theirs. `dropout` as in [`Linear::forward`].
 pub fn loss_and_backward(
     dev: &Device,
     params: LogitParams,
     mut layers: LayersMut<'_>,
-    (hidden, targets): (View<'_>, &[i32]),
+    (hidden, targets): (View<'_>, Targets<'_>),
     (scale, dropout): (f32, Option<u64>),
     scratch: &mut Scratch,
     dhidden: ViewMut<'_>,
@@ -303,6 +375,10 @@ pub fn loss_and_backward(
         params.forward(dev, states, layers.as_ref(), w.logits.head_mut(n));
         let logits = w.logits.head_mut(n);
         cross_entropy::forward_backward(dev, logits, targets, positions, scale, params.softcap);
+        if let Some(weights) = w.weights.as_ref().filter(|_| w.weighted) {
+            let weights = weights.of_logits.view(part.end).rows(part.clone());
+            rows::scale_each(dev, weights, w.logits.head_mut(n));
+        }
         let dlogits = w.logits.head(n);
         if let Some(bias) = &mut layers.bias {
             bias.accumulate(|db| rows::sum_rows(dev, dlogits, db));

@@ -9,6 +9,7 @@ mod attention;
 mod balance;
 mod block;
 pub mod cache;
+mod column;
 pub mod decoder;
 pub mod entry;
 mod error;

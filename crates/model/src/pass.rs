@@ -18,6 +18,8 @@ pub struct Batch<'a> {
     pub cu_seqlens: &'a [u32],
     /// The token that each position is to predict, or a negative number if it is not supervised, [N].
     pub targets: &'a [i32],
+    /// How much each position with a target counts in the loss, [N]; empty where all count the same, 1.
+    pub weights: &'a [f32],
 }
 
 /// cos and sin of every token of a micro-batch.

@@ -8,8 +8,9 @@
 use std::f64::consts::TAU;
 
 use sft_kernels::attention::RowOffsets;
-use sft_kernels::{DType, Device, Tensor, View};
+use sft_kernels::{DType, Device, View};
 
+use crate::column::Column;
 use crate::pass::{Angles, Chunks};
 use crate::spec::{DecoderSpec, QueryGrowth, RopeScaling, RopeSpec};
 
@@ -120,37 +121,6 @@ pub struct Rotary {
     factor: f32,
     cos: Column,
     sin: Column,
-}
-
-/// f32 values for each token, computed on the host for wherever ops run.
-#[derive(Debug)]
-struct Column {
-    values: Tensor,
-    /// A copy on the GPU, if that is where ops run.
-    sent: Option<Tensor>,
-}
-
-impl Column {
-    fn new(dev: &Device, shape: &[usize]) -> Self {
-        let values = Tensor::zeros(DType::F32, shape);
-        let sent = dev.zeros(DType::F32, shape);
-        Self { values, sent: (!sent.is_on_host()).then_some(sent) }
-    }
-
-    /// Of the first `tokens` tokens, to fill; to be followed by [`Column::send`].
-    fn values(&mut self, tokens: usize) -> &mut [f32] {
-        self.values.head_mut(tokens).as_mut_slice()
-    }
-
-    fn send(&mut self, tokens: usize) {
-        if let Some(sent) = &mut self.sent {
-            sent.head_mut(tokens).copy_from(self.values.head(tokens));
-        }
-    }
-
-    fn view(&self, tokens: usize) -> View<'_> {
-        self.sent.as_ref().unwrap_or(&self.values).head(tokens)
-    }
 }
 
 impl Rotary {

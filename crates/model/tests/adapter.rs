@@ -66,6 +66,7 @@ fn logits(decoder: &Decoder) -> Vec<f32> {
         position_ids: &position_ids,
         cu_seqlens: &[0, n as u32],
         targets: &[-100; IDS.len()],
+        weights: &[],
     };
     decoder.logits(&device(), batch, &mut work).unwrap().to_f32_vec()
 }

@@ -123,8 +123,13 @@ fn a_row_beyond_the_learned_positions_is_an_error() {
     let mut logits = |ids: &[u32]| {
         let position_ids: Vec<u32> = (0..ids.len() as u32).collect();
         let cu_seqlens = [0, ids.len() as u32];
-        let batch =
-            Batch { input_ids: ids, position_ids: &position_ids, cu_seqlens: &cu_seqlens, targets: &[] };
+        let batch = Batch {
+            input_ids: ids,
+            position_ids: &position_ids,
+            cu_seqlens: &cu_seqlens,
+            targets: &[],
+            weights: &[],
+        };
         decoder.logits(&dev, batch, &mut work).map(|_| ()).map_err(|error| error.to_string())
     };
     assert_eq!(logits(&[1, 2]), Ok(()));
@@ -340,6 +345,7 @@ fn gradients_of_every_family_are_the_slopes_of_its_loss() {
             position_ids: &[0, 1, 2, 3, 4, 0, 1, 2],
             cu_seqlens: &[0, 5, 8],
             targets: &[1, -100, 1, 5, 9, 2, 6, 5],
+            weights: &[0.5, 9.0, 2.0, 1.0, 0.25, 1.5, 1.0, 0.75],
         };
         decoder.loss_and_gradients(&dev, batch, 1.0, None, &mut work).unwrap();
         for i in 0..decoder.trained_mut().len() {
@@ -381,6 +387,7 @@ fn blocks_that_are_computed_again_give_the_same_gradients() {
                 position_ids: &[0, 1, 2, 3, 4],
                 cu_seqlens: &[0, 5],
                 targets: &[1, -100, 1, 5, 9],
+                weights: &[],
             };
             decoder.loss_and_gradients(&dev, batch, 1.0, None, &mut work).unwrap();
             decoder.trained_mut().iter().map(|p| p.gradient().unwrap().to_f32_vec()).collect::<Vec<_>>()
@@ -404,8 +411,13 @@ fn rows_that_lie_side_by_side_do_not_see_each_other() {
                 i - cu_seqlens.iter().copied().filter(|start| *start <= i).max().unwrap()
             };
             let position_ids: Vec<u32> = (0..range.len()).map(position).collect();
-            let batch =
-                Batch { input_ids: &ids[range], position_ids: &position_ids, cu_seqlens, targets: &[] };
+            let batch = Batch {
+                input_ids: &ids[range],
+                position_ids: &position_ids,
+                cu_seqlens,
+                targets: &[],
+                weights: &[],
+            };
             decoder.logits(&dev, batch, &mut work).unwrap().to_f32_vec()
         };
         let together = logits(0..7, &[0, 4, 7]);
@@ -449,6 +461,7 @@ fn a_cache_gives_the_logits_of_the_whole_row() {
             position_ids: &[0, 1, 2, 3, 4, 5, 6],
             cu_seqlens: &[0, 7],
             targets: &[],
+            weights: &[],
         };
         let whole = decoder.logits(&dev, batch, &mut work).unwrap().to_f32_vec();
         let mut cache = KvCache::new(&dev, &spec, DType::F32, 7);

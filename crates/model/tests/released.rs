@@ -74,6 +74,7 @@ fn logits(folder: &Path) -> Vec<f32> {
         position_ids: &[0, 1, 2, 3, 4, 5, 6],
         cu_seqlens: &[0, 7],
         targets: &[],
+        weights: &[],
     };
     decoder.logits(&dev, batch, &mut work).unwrap().to_f32_vec()
 }

@@ -60,6 +60,15 @@ pub struct TrainingState {
     pub trained_elements: u64,
 }
 
+/// The model that was trained further.
+#[derive(Debug, Clone, Copy)]
+pub struct Base<'a> {
+    /// Its folder.
+    pub folder: &'a Path,
+    /// Its name, as an adapter tells others what it belongs to: `model_name_or_path`.
+    pub name: &'a str,
+}
+
 /// Writes the weights of a run: the adapter, or the whole model, in `dtype` or each weight as it is (trained ones in
 /// float32, so that nothing is lost).
 ///
@@ -68,15 +77,15 @@ pub struct TrainingState {
 pub fn write_weights(
     folder: &Path,
     decoder: &Decoder,
-    base: &Path,
+    base: Base<'_>,
     lora: Option<&LoraOptions>,
     dtype: Option<DType>,
 ) -> Result<(), ModelError> {
     if let Some(options) = lora {
-        saving::copy_model_files(base, folder)?;
-        return adapter::write(decoder, options, &base.to_string_lossy(), folder);
+        saving::copy_model_files(base.folder, folder)?;
+        return adapter::write(decoder, options, base.name, folder);
     }
-    saving::save(decoder, base, folder, SaveOptions { dtype, shard_bytes: SHARD_BYTES })?;
+    saving::save(decoder, base.folder, folder, SaveOptions { dtype, shard_bytes: SHARD_BYTES })?;
     Ok(())
 }
 

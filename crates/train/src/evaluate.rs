@@ -20,9 +20,9 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Σ nll / Σ supervised tokens.
+    /// Σ w·nll / Σ w.
     pub fn loss(&self) -> f64 {
-        self.sums.nll / self.sums.supervised.max(1) as f64
+        self.sums.mean()
     }
 
     /// Share of supervised tokens that the model puts first.

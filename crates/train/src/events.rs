@@ -59,7 +59,7 @@ pub struct Progress {
     pub total_steps: u64,
     /// Epochs done, with the fraction.
     pub epoch: f64,
-    /// Σ nll / Σ supervised tokens of this step.
+    /// Σ w·nll / Σ w of this step.
     pub loss: f64,
     /// Of this step.
     pub learning_rate: f64,

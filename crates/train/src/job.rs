@@ -97,7 +97,7 @@ impl Job {
     /// # Errors
     /// Whatever is wrong with model folder, data or configuration; nothing to train on.
     pub fn prepare(config: RunConfig) -> Result<Self, TrainError> {
-        let base = PathBuf::from(&config.model_name_or_path);
+        let base = config.model_folder();
         let spec = setup::spec(&config)?;
         let method = setup::method(&config, &spec)?;
         let precision =

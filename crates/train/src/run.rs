@@ -18,7 +18,7 @@ use sft_runs::recorder::Recorder;
 use sft_runs::records::{self, EvalRecord, RecorderOptions, StepRecord, Summary};
 use sft_runs::{RunError, atomic, results};
 
-use crate::checkpoint::{self, TrainingState};
+use crate::checkpoint::{self, Base, TrainingState};
 use crate::data_files::DataFiles;
 use crate::digest::{digest, digest_of_rows};
 use crate::evaluate::{Evaluation, evaluate};
@@ -407,7 +407,7 @@ impl<'a> Running<'a> {
         checkpoint::write_weights(
             to,
             &self.trainer.decoder,
-            &self.job.base,
+            Base { folder: &self.job.base, name: &self.job.config.model_name_or_path },
             self.trainer.lora.as_ref(),
             dtype,
         )

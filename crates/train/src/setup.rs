@@ -10,12 +10,12 @@ use sft_data::cache;
 use sft_data::dataset::{DatasetOptions, Mix, MixStrategy, ProblemLimit, Stage as DataStage, ValSize};
 use sft_data::encoder::Encoder;
 use sft_data::error::DataError;
-use sft_data::hub::{HubKeys, HubOptions};
 use sft_data::labels::{OverLength, Policy};
 use sft_data::pipeline::Pipeline;
 use sft_data::pretrain::Pretrain;
 use sft_data::template::TemplateOptions;
 use sft_data::tokenize::Tokenizer;
+use sft_hub::{HubError, HubKeys, HubOptions, Model};
 use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device, DeviceError, cuda};
 use sft_model::adapter::AdapterConfig;
@@ -74,8 +74,8 @@ pub fn quantization(config: &RunConfig) -> Result<Option<Quantization>, ModelErr
         8 => Scheme::Int8,
         _ => Scheme::FourBit { kind, double: config.double_quantization },
     });
-    let folder = Path::new(&config.model_name_or_path);
-    let found = quantization::of_checkpoint(&families::text_config(folder)?).ok().flatten();
+    let folder = config.model_folder();
+    let found = quantization::of_checkpoint(&families::text_config(&folder)?).ok().flatten();
     match (asked, found) {
         (Some(asked), Some(found)) if found != Found::BitsAndBytes(asked) => Err(ModelError::Method {
             key: "quantization_bit",
@@ -90,17 +90,39 @@ pub fn quantization(config: &RunConfig) -> Result<Option<Quantization>, ModelErr
     }
 }
 
+/// Where hubs are, and where what they give lies.
+fn hub_options(config: &RunConfig) -> HubOptions {
+    HubOptions::from_env(&HubKeys {
+        hf_hub_token: config.hf_hub_token.reveal().map(str::to_owned),
+        ms_hub_token: config.ms_hub_token.reveal().map(str::to_owned),
+        cache_dir: config.cache_dir.clone(),
+    })
+}
+
+/// Finds model and adapters of a configuration: folders of this machine, or hubs', of which what describes the model and all
+/// of the adapters is fetched. The weights come when they are asked for ([`Model::fetch_weights`]).
+///
+/// # Errors
+/// A name that is neither; whatever fetching meets.
+pub fn locate(config: &mut RunConfig) -> Result<Model, HubError> {
+    let options = hub_options(config);
+    let model = Model::find(&options, &config.model_name_or_path, &config.model_revision)?;
+    let adapters = config
+        .adapter_name_or_path
+        .iter()
+        .map(|name| Ok(Model::find_adapter(&options, name)?.folder().to_owned()));
+    config.located.adapters = adapters.collect::<Result<_, HubError>>()?;
+    config.located.model = Some(model.folder().to_owned());
+    Ok(model)
+}
+
 /// Which rows are read.
 pub fn dataset_options(config: &RunConfig) -> DatasetOptions {
     DatasetOptions {
         dataset: config.dataset.clone(),
         eval_dataset: config.eval_dataset.clone(),
         dataset_dir: config.dataset_dir.clone(),
-        hub: HubOptions::from_env(&HubKeys {
-            hf_hub_token: config.hf_hub_token.reveal().map(str::to_owned),
-            ms_hub_token: config.ms_hub_token.reveal().map(str::to_owned),
-            cache_dir: config.cache_dir.clone(),
-        }),
+        hub: hub_options(config),
         stage: match config.stage {
             Stage::Pt => DataStage::Pt,
             Stage::Sft => DataStage::Sft,
@@ -135,7 +157,7 @@ pub fn dataset_options(config: &RunConfig) -> DatasetOptions {
 /// # Errors
 /// No tokenizer or no template; contradictions between them and the policy.
 pub fn pipeline(config: &RunConfig) -> Result<Pipeline, DataError> {
-    let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
+    let tokenizer = Tokenizer::load(config.model_folder())?;
     Pipeline::new(tokenizer, Some(&config.template), &template_options(config), policy(config))
 }
 
@@ -147,7 +169,7 @@ pub fn encoder(config: &RunConfig) -> Result<Encoder, DataError> {
     Ok(match config.stage {
         Stage::Sft => Encoder::Conversations(Box::new(pipeline(config)?)),
         Stage::Pt => {
-            let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
+            let tokenizer = Tokenizer::load(config.model_folder())?;
             let (template, cutoff_len) = (Some(config.template.as_str()), config.cutoff_len);
             Encoder::Text(Box::new(Pretrain::new(tokenizer, template, cutoff_len, config.packing)?))
         }
@@ -161,7 +183,7 @@ pub fn encoder(config: &RunConfig) -> Result<Encoder, DataError> {
 pub fn cache_key(config: &RunConfig) -> Result<cache::Key, DataError> {
     cache::Key::new(&cache::KeyInputs {
         dataset: &dataset_options(config),
-        model: Path::new(&config.model_name_or_path),
+        model: &config.model_folder(),
         template: &config.template,
         template_options: &template_options(config),
         policy: &policy(config),
@@ -211,7 +233,7 @@ pub fn named_pipeline(config: &RunConfig) -> Result<Option<Pipeline>, DataError>
 /// # Errors
 /// As [`families::read_spec`]; a coefficient for a model without experts.
 pub fn spec(config: &RunConfig) -> Result<DecoderSpec, ModelError> {
-    let mut spec = families::read_spec(Path::new(&config.model_name_or_path))?;
+    let mut spec = families::read_spec(&config.model_folder())?;
     let rule: Option<fn(f64, usize) -> RopeScaling> = config.rope_scaling.map(|rule| match rule {
         RopeRule::Linear => (|factor, _| RopeScaling::Linear { factor }) as fn(f64, usize) -> RopeScaling,
         RopeRule::Dynamic => {
@@ -279,14 +301,9 @@ pub fn method(config: &RunConfig, spec: &DecoderSpec) -> Result<Method, ModelErr
     }
 }
 
-/// The adapters of `adapter_name_or_path`.
-pub fn adapter_folders(config: &RunConfig) -> Vec<PathBuf> {
-    config.adapter_name_or_path.iter().map(PathBuf::from).collect()
-}
-
 /// The adapter that training continues, if there is one.
 pub fn continued_adapter(config: &RunConfig) -> Option<PathBuf> {
-    adapter_folders(config).pop().filter(|_| !config.create_new_adapter)
+    config.adapter_folders().pop().filter(|_| !config.create_new_adapter)
 }
 
 /// The compute dtype of chat and export: `infer_dtype`, or with `auto` that of the model's files (float32 for

@@ -2,9 +2,10 @@
 //!
 //! The loss is normalised here and nowhere else: every micro-batch adds the gradient of
 //!
-//! > Σ nll / (supervised tokens of the whole step)
+//! > Σ w·nll / Σ w of the whole step
 //!
-//! so the step's loss is a mean over its tokens, never a mean of means.
+//! over its supervised tokens, whose weights w are 1 where rows do not say otherwise: so the step's loss is a mean over its
+//! tokens, never a mean of means.
 
 use sft_data::loader::StepBatch;
 use sft_data::pack::PackedBatch;
@@ -19,7 +20,7 @@ use crate::optim::Optimizer;
 /// What a step came to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepOutcome {
-    /// Σ nll / Σ supervised tokens.
+    /// Σ w·nll / Σ w.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
@@ -43,6 +44,7 @@ pub fn as_batch(packed: &PackedBatch) -> Batch<'_> {
         position_ids: &packed.position_ids,
         cu_seqlens: &packed.cu_seqlens,
         targets: &packed.targets,
+        weights: &packed.weights,
     }
 }
 
@@ -65,7 +67,8 @@ pub fn gradients(
     work: &mut Workspace,
 ) -> Result<LossSums, ModelError> {
     clear(dev, decoder, work);
-    let scale = 1.0 / step.supervised().max(1) as f32;
+    let weight = step.weight();
+    let scale = if weight > 0.0 { 1.0 / weight as f32 } else { 1.0 };
     for (i, packed) in step.micro_batches.iter().enumerate() {
         let key = random::key(dropout, &[i as u64]);
         work.set_share(packed.tokens() as f32 / step.tokens().max(1) as f32);
@@ -91,7 +94,7 @@ pub fn update(
 ) -> StepOutcome {
     let mut trained = decoder.trained_mut();
     let grad_norm = gradient_norm(dev, &trained);
-    let outcome = StepOutcome { loss: sums.nll / sums.supervised.max(1) as f64, grad_norm, sums };
+    let outcome = StepOutcome { loss: sums.mean(), grad_norm, sums };
     if outcome.loss.is_finite() && grad_norm.is_finite() {
         // torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.
         let clip = if options.max_grad_norm > 0.0 { options.max_grad_norm / (grad_norm + 1e-6) } else { 1.0 };

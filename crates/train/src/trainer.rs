@@ -106,7 +106,7 @@ impl<'a> Trainer<'a> {
 /// # Errors
 /// Weights that are missing or do not fit.
 pub fn load_decoder(dev: &Device, job: &Job) -> Result<(Decoder, Option<LoraOptions>), ModelError> {
-    let (seed, folders) = (job.config.seed, setup::adapter_folders(&job.config));
+    let (seed, folders) = (job.config.seed, job.config.adapter_folders());
     let continued = setup::continued_adapter(&job.config).is_some();
     // A continued adapter is attached to a model without any; everything else begins with its own.
     let method = if continued { &Method::Inference } else { &job.method };

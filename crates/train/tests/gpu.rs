@@ -118,7 +118,7 @@ fn a_gpu_computes_models_as_transformers_and_peft_compute_them() {
 }
 
 /// The loss of two rows with all weights trained in bfloat16, and the norm of each gradient.
-fn in_bf16(dev: &Device, folder: &Path) -> (f64, Vec<(String, f32)>) {
+fn in_bf16(dev: &Device, folder: &Path, weights: &[f32]) -> (f64, Vec<(String, f32)>) {
     let mut decoder = Decoder::read(dev, folder, &Method::Full, DType::BF16, 0).unwrap();
     let purpose = workspace::Purpose::Training { recomputed: 0 };
     let (spec, adapters) = (decoder.spec.clone(), decoder.adapters().clone());
@@ -131,6 +131,7 @@ fn in_bf16(dev: &Device, folder: &Path) -> (f64, Vec<(String, f32)>) {
         position_ids: &position_ids,
         cu_seqlens: &[0, 33, 40],
         targets: &targets,
+        weights,
     };
     decoder.loss_and_gradients(dev, batch, 1.0, None, &mut work).unwrap();
     let norm = |values: Vec<f32>| values.iter().map(|x| x * x).sum::<f32>().sqrt();
@@ -140,11 +141,30 @@ fn in_bf16(dev: &Device, folder: &Path) -> (f64, Vec<(String, f32)>) {
 }
 
 #[test]
+fn a_gpu_weighs_tokens_as_the_cpu_does() {
+    let Some(gpu) = gpu() else { return };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/parity/llama");
+    let weights: Vec<f32> = (0..40).map(|i| [0.25, 1.0, 3.0][i % 3]).collect();
+    let (found, expected) = (in_bf16(&gpu, &folder, &weights), in_bf16(&cpu(), &folder, &weights));
+    let (found_plain, plain) = (in_bf16(&gpu, &folder, &[]), in_bf16(&cpu(), &folder, &[]));
+    assert!((expected.0 / plain.0 - 1.0).abs() > 0.1, "weights that change nothing show nothing");
+    for (found, expected) in [(found, expected), (found_plain, plain)] {
+        assert!((found.0 / expected.0 - 1.0).abs() < 5e-3, "{} and not {}", found.0, expected.0);
+        let largest = expected.1.iter().fold(0.0f32, |m, (_, norm)| m.max(*norm));
+        for ((name, found), (_, expected)) in found.1.iter().zip(&expected.1) {
+            let tolerance = 0.05 * expected + 2e-3 * largest;
+            assert!((found - expected).abs() < tolerance, "{name}: {found} and not {expected}");
+        }
+    }
+}
+
+#[test]
 fn a_gpu_trains_all_weights_of_a_hybrid_in_bf16_as_the_cpu_does() {
     let Some(gpu) = gpu() else { return };
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/parity");
     for case in ["falcon_h1", "lfm2", "qwen3_5_text"] {
-        let (found, expected) = (in_bf16(&gpu, &cases.join(case)), in_bf16(&cpu(), &cases.join(case)));
+        let (found, expected) =
+            (in_bf16(&gpu, &cases.join(case), &[]), in_bf16(&cpu(), &cases.join(case), &[]));
         assert!((found.0 / expected.0 - 1.0).abs() < 5e-3, "{case}: {} and not {}", found.0, expected.0);
         let largest = expected.1.iter().fold(0.0f32, |m, (_, norm)| m.max(*norm));
         for ((name, found), (_, expected)) in found.1.iter().zip(&expected.1) {

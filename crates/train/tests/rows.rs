@@ -94,3 +94,42 @@ fn many_micro_batches_are_one_batch_and_not_a_mean_of_their_means() {
     assert!((whole.0 - weighted).abs() < 1e-6, "{whole:?} {weighted}");
     assert!((whole.0 - mean_of_means).abs() > 1e-5, "rows of one length would show nothing");
 }
+
+/// Rows whose answers count 0.25, 1, 4 or not at all: in one batch, in many, and one by one.
+#[test]
+fn weights_of_rows_are_normalised_once_in_a_step() {
+    let data = tempfile::tempdir().unwrap();
+    let weight = |row: usize| [0.25, 1.0, 4.0][row % 3];
+    let row = |row: usize| {
+        let words = "so ".repeat(3 + 5 * (row % 4));
+        serde_json::json!({"messages": [
+            {"role": "user", "content": "who?"}, {"role": "assistant", "content": "nobody", "weight": 0},
+            {"role": "user", "content": "what?"}, {"role": "assistant", "content": words, "weight": weight(row)}]})
+    };
+    let rows: String = (0..8).map(|at| format!("{}\n", row(at))).collect();
+    std::fs::write(data.path().join("rows.jsonl"), rows).unwrap();
+    let dataset = format!("dataset={}", data.path().join("rows.jsonl").display());
+    let steps = |keys: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        let keys =
+            [keys, &[&dataset, "disable_shuffling=true", "learning_rate=0", "cutoff_len=128"]].concat();
+        let mut seen = First::default();
+        run(Job::prepare(config(folder.path(), &keys)).unwrap(), &mut seen).unwrap();
+        seen.0
+    };
+    let whole = steps(&["per_device_train_batch_size=8", "max_steps=1"])[0];
+    let packed = steps(&["per_device_train_batch_size=8", "packing=true", "max_steps=1"])[0];
+    let parts = steps(&["per_device_train_batch_size=1", "gradient_accumulation_steps=8", "max_steps=1"])[0];
+    for other in [packed, parts] {
+        assert_eq!(whole.2, other.2);
+        assert!((whole.0 - other.0).abs() < 1e-6 && (whole.1 - other.1).abs() < 1e-5, "{whole:?} {other:?}");
+    }
+    // Alone, a row's weight does not matter: its tokens all have the same.
+    let rows = steps(&["per_device_train_batch_size=1", "max_steps=8"]);
+    let weights = |row: usize| weight(row) * rows[row].2 as f64;
+    let total: f64 = (0..8).map(weights).sum();
+    let mean = (0..8).map(|row| rows[row].0 * weights(row)).sum::<f64>() / total;
+    assert!((whole.0 - mean).abs() < 1e-6, "{whole:?} {mean}");
+    let unweighted = rows.iter().map(|row| row.0 * row.2 as f64).sum::<f64>() / whole.2 as f64;
+    assert!((whole.0 - unweighted).abs() > 1e-5, "weights that change nothing show nothing");
+}

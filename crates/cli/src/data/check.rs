@@ -1,6 +1,7 @@
 //! `sft data check`: what is odd about the rows of a configuration, before anything is trained.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{anyhow, bail};
@@ -10,6 +11,7 @@ use sft_data::lint::{self, Finding, Kind, Limit, Lint};
 use sft_data::pipeline::{EncodeReport, LENGTH_STEP};
 use sft_data::pretrain::Pretrain;
 use sft_data::tokenize::Tokenizer;
+use sft_runs::{Curves, Series};
 use sft_train::setup;
 
 use crate::recipe::Recipe;
@@ -26,6 +28,9 @@ pub struct Check {
     /// Any finding is an error
     #[arg(long)]
     strict: bool,
+    /// Draw the lengths of the examples as NAME.png and NAME.svg
+    #[arg(long, value_name = "NAME")]
+    picture: Option<PathBuf>,
     /// Everything as JSON
     #[arg(long)]
     json: bool,
@@ -33,7 +38,7 @@ pub struct Check {
 
 /// Runs the command: exit status 1 if a finding is over its limit.
 pub fn run(args: Check) -> anyhow::Result<ExitCode> {
-    let config = args.recipe.read(Purpose::Data)?;
+    let (config, _) = args.recipe.read(Purpose::Data)?;
     let mut limits = vec![(Kind::Unproved, Limit::Rows(0))];
     let options = setup::dataset_options(&config);
     limits.push((
@@ -64,13 +69,16 @@ pub fn run(args: Check) -> anyhow::Result<ExitCode> {
             (train, eval, pipeline.tokenizer().clone())
         }
         Stage::Pt => {
-            let tokenizer = Tokenizer::load(&config.model_name_or_path)?;
+            let tokenizer = Tokenizer::load(config.model_folder())?;
             let text =
                 Pretrain::new(tokenizer.clone(), Some(&config.template), config.cutoff_len, config.packing)?;
             (text.encode_all(&data.train).1, text.encode_all(&data.eval).1, tokenizer)
         }
     };
     let eval = (!data.eval.is_empty()).then_some(eval);
+    if let Some(name) = &args.picture {
+        picture(&train, eval.as_ref()).save(name)?;
+    }
     let lint = lint::lint(&data, &train, eval.as_ref(), &tokenizer);
     let over: Vec<&Finding> = lint
         .findings
@@ -191,4 +199,25 @@ fn histogram(out: &mut impl Write, report: &EncodeReport) -> anyhow::Result<()> 
         writeln!(out, "  {from:>6}–{:<6} {count:>7} {bar}", from + LENGTH_STEP - 1)?;
     }
     Ok(())
+}
+
+/// The same as outlines of bars, of training and evaluation rows.
+fn picture(train: &EncodeReport, eval: Option<&EncodeReport>) -> Curves {
+    let outline = |report: &EncodeReport| {
+        let bar = |(from, count): (&usize, &usize)| {
+            let (from, to, count) = (*from as f64, (from + LENGTH_STEP) as f64, *count as f64);
+            [(from, 0.0), (from, count), (to, count), (to, 0.0)]
+        };
+        report.lengths.iter().flat_map(bar).collect::<Vec<_>>()
+    };
+    let reports = [("training", Some(train)), ("evaluation", eval)].into_iter().enumerate();
+    let series = reports.filter_map(|(colour, (name, report))| {
+        Some(Series { name: name.to_owned(), points: outline(report?), colour, is_faint: false })
+    });
+    Curves {
+        title: "lengths of the examples".to_owned(),
+        x_label: "tokens".to_owned(),
+        y_label: format!("examples in each {LENGTH_STEP} tokens"),
+        series: series.collect(),
+    }
 }

@@ -13,6 +13,7 @@ use serde_json::Value as Json;
 use crate::Purpose;
 use crate::choices::*;
 use crate::device::Device;
+use crate::located::Located;
 use crate::problem::NoEffect;
 use crate::schedule::SchedulerKwargs;
 use crate::source::Node;
@@ -111,6 +112,8 @@ macro_rules! define_keys {
             $( $( $(#[doc = $doc])+ pub $name: $type, )* )*
             /// Keys that were accepted and change nothing, for the program to list once.
             pub no_effect: Vec<NoEffect>,
+            /// Where models of hubs lie on this machine: not of the configuration, but of whoever has fetched them.
+            pub located: Located,
         }
 
         impl Default for RunConfig {
@@ -118,6 +121,7 @@ macro_rules! define_keys {
                 let mut config = RunConfig {
                     $( $( $name: row_default!($($default)?), )* )*
                     no_effect: Vec::new(),
+                    located: Located::default(),
                 };
                 config.derive(&|_| false);
                 config

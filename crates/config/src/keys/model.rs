@@ -2,9 +2,12 @@
 
 macro_rules! model_keys {
     ($next:ident $($rest:ident)* ; $($rows:tt)*) => { $next! { $($rest)* ; $($rows)* group "Model" {
-        /// Folder of the model: `config.json`, safetensors, tokenizer.
-        model_name_or_path: String { required: [Train, Chat, Export, Data], read_by: "model::loading" }
-        /// Adapters to load. Chat and export use all of them. When training with LoRA, all but the last are merged into the model and
+        /// The model: a folder with `config.json`, safetensors and a tokenizer, or the name of one on a hub, as in
+        /// `Qwen/Qwen2.5-0.5B-Instruct`, which is fetched once (docs/hubs.md). A folder goes first.
+        model_name_or_path: String { required: [Train, Chat, Export, Data], read_by: "hub::model, model::loading" }
+        /// Branch, tag or commit of a model from a hub (its adapters are taken from their main branch).
+        model_revision: String { default: "main".to_string(), read_by: "hub::model" }
+        /// Adapters to load: folders, or names on a hub. Chat and export use all of them. When training with LoRA, all but the last are merged into the model and
         /// the last is trained further; with `create_new_adapter` all are merged.
         adapter_name_or_path: Vec<String> { read_by: "model::adapter" }
         /// Reach longer texts than the model was trained on; null leaves the model's own way.
@@ -37,7 +40,7 @@ macro_rules! model_keys {
 }
 
 pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
-    (&["model_revision", "om_hub_token"], "models are read from folders, nothing is downloaded"),
+    (&["om_hub_token"], "the OpenMind hub is not asked"),
     (&["trust_remote_code"], "no code from a model folder is ever run"),
     (&["use_fast_tokenizer"], "there is one tokenizer, the fast one"),
     (&["low_cpu_mem_usage", "offload_folder"], "weights are mapped from their files"),

@@ -1,8 +1,8 @@
 //! The file of tokenised data: a mark, two JSON texts with their lengths, examples, a check sum.
 //!
 //! All numbers are little-endian. An example is its origin (data set and file as places in lists of the head), the
-//! ids, the labels as runs of ignored and of learned tokens, and the labels that are not their own token's id. The
-//! check sum is BLAKE3 of all before it.
+//! ids, the labels as runs of ignored and of learned tokens, the labels that are not their own token's id, and the
+//! weights as runs of equal ones (none where all are 1). The check sum is BLAKE3 of all before it.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::labels::{Example, IGNORE_INDEX};
 use crate::pipeline::EncodeReport;
 use crate::rows::RowProblem;
 
-const MARK: &[u8] = b"sft-rows 1\n";
+const MARK: &[u8] = b"sft-rows 2\n";
 const SUM_BYTES: usize = blake3::OUT_LEN;
 
 /// What rows were made of.
@@ -131,6 +131,12 @@ fn put_example(bytes: &mut Vec<u8>, example: &Example) {
         put(bytes, at);
         bytes.extend(label.to_le_bytes());
     }
+    let weights = || example.weights.chunk_by(|a, b| a == b);
+    put(bytes, weights().count());
+    for run in weights() {
+        put(bytes, run.len());
+        bytes.extend(run[0].to_le_bytes());
+    }
 }
 
 /// The different values met, and the place of each.
@@ -209,8 +215,17 @@ impl<'a> Reader<'a> {
             let label = i32::from_le_bytes(self.array()?);
             *labels.get_mut(at).ok_or("its labels are longer than its rows")? = label;
         }
-        match labels.len() == length {
-            true => Ok(Example { input_ids, labels, origin }),
+        let mut weights = Vec::new();
+        for _ in 0..self.number()? {
+            let to = weights.len() + self.number()?;
+            let weight = f32::from_le_bytes(self.array()?);
+            if to > length {
+                return Err("its weights are more than its rows' tokens".to_owned());
+            }
+            weights.resize(to, weight);
+        }
+        match labels.len() == length && [0, length].contains(&weights.len()) {
+            true => Ok(Example { input_ids, labels, weights, origin }),
             false => Err("its labels are shorter than its rows".to_owned()),
         }
     }

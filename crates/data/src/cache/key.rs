@@ -12,7 +12,7 @@ use crate::labels::Policy;
 use crate::template::TemplateOptions;
 
 /// Raised when the same inputs give other ids or labels, or the form of a cache changes.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 
 /// Everything that decides ids and labels.
 #[derive(Debug, Clone, Copy)]

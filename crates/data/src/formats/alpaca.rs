@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::calls::take_tools;
-use super::turns::switch;
+use super::turns::weight;
 use super::{Talk, missing, take_array, take_optional, take_text};
 use crate::conversation::{Message, Role};
 use crate::rows::kind_of;
@@ -28,7 +28,7 @@ pub struct AlpacaColumns {
     pub system: Option<String>,
     /// Descriptions of tools.
     pub tools: Option<String>,
-    /// Which answers are trained: a switch for the last one, or a list with one for each, `history` first.
+    /// How much answers count: a weight or a switch for the last one, or a list with one for each, `history` first.
     pub loss: Option<String>,
 }
 
@@ -85,14 +85,14 @@ pub(super) fn convert(names: &AlpacaColumns, columns: &mut Map<String, Value>) -
     messages.push(Message::text(Role::User, question.join("\n")));
     messages.push(Message::text(Role::Assistant, answer));
     if let Some(name) = &names.loss {
-        switch_answers(&mut messages, name, columns.get(name).unwrap_or(&Value::Null))?;
+        weigh_answers(&mut messages, name, columns.get(name).unwrap_or(&Value::Null))?;
     }
     let tools = take_tools(columns, names.tools.as_deref())?;
     Ok(Talk { messages, tools })
 }
 
-/// Switches answers on and off: the last by a value, or each by one of a list.
-fn switch_answers(messages: &mut [Message], name: &str, value: &Value) -> Result<(), String> {
+/// Weighs answers: the last by a value, or each by one of a list.
+fn weigh_answers(messages: &mut [Message], name: &str, value: &Value) -> Result<(), String> {
     let mut answers: Vec<&mut Message> =
         messages.iter_mut().filter(|message| message.role == Role::Assistant).collect();
     let values = match value {
@@ -103,7 +103,7 @@ fn switch_answers(messages: &mut [Message], name: &str, value: &Value) -> Result
         value => std::slice::from_ref(value),
     };
     for (message, value) in answers.iter_mut().rev().zip(values.iter().rev()) {
-        message.supervised = switch(name, value)?;
+        message.weight = weight(name, value)?;
     }
     Ok(())
 }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_column_switches_answers_on_and_off() {
+    fn a_column_weighs_answers_or_switches_them_off() {
         let format = Format::Alpaca(AlpacaColumns {
             history: Some("history".to_owned()),
             loss: Some("loss".to_owned()),
@@ -173,16 +173,17 @@ mod tests {
         };
         for (loss, expected) in [
             ("null", [None, None]),
-            ("false", [None, Some(false)]),
-            ("1", [None, Some(true)]),
-            ("[0, 1]", [Some(false), Some(true)]),
-            ("[true, null]", [Some(true), None]),
+            ("false", [None, Some(0.0)]),
+            ("1", [None, Some(1.0)]),
+            ("[0, 1]", [Some(0.0), Some(1.0)]),
+            ("[true, null]", [Some(1.0), None]),
+            ("[0.5, 2]", [Some(0.5), Some(2.0)]),
         ] {
             let talk = format.convert(row(&row_of(loss))).expect("a good row");
-            assert_eq!([talk.messages[1].supervised, talk.messages[3].supervised], expected, "{loss}");
+            assert_eq!([talk.messages[1].weight, talk.messages[3].weight], expected, "{loss}");
         }
         assert_eq!(reason(&format, &row_of("[1]")), "`loss` has 1 values for 2 answers");
-        assert!(reason(&format, &row_of("0.5")).starts_with("`loss` is 0.5: only 0, 1, true and false"));
+        assert!(reason(&format, &row_of("-1")).starts_with("`loss` is -1: a weight is"));
     }
 
     #[test]

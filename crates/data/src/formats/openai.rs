@@ -9,7 +9,7 @@
 use serde_json::{Map, Value};
 
 use super::calls::{calls_in_text, calls_of};
-use super::turns::{self, Tags, TurnColumns, supervised};
+use super::turns::{self, Tags, TurnColumns, weight_of};
 use super::{Talk, quoted};
 use crate::conversation::{Message, Role, ToolCall};
 use crate::rows::kind_of;
@@ -28,7 +28,7 @@ fn message_of(tags: &Tags, mut fields: Map<String, Value>) -> Result<Message, St
     };
     let role = role_of(tags, &role_word)?;
     let mut message = Message::text(role, "");
-    message.supervised = supervised(&fields)?;
+    message.weight = weight_of(&fields)?;
     let mut take = |key: &str| fields.get_mut(key).map(Value::take).filter(|value| !value.is_null());
     for key in ["reasoning_content", "reasoning", "thinking"] {
         if let Some(Value::String(text)) = take(key).filter(|_| message.reasoning.is_none()) {
@@ -200,17 +200,20 @@ mod tests {
     }
 
     #[test]
-    fn a_switch_of_a_message_is_kept() {
+    fn a_weight_of_a_message_is_kept() {
         for (switch, expected) in [
-            (r#""weight": 0"#, Some(false)),
-            (r#""weight": 1"#, Some(true)),
-            (r#""loss_weight": 0.0"#, Some(false)),
-            (r#""train": true"#, Some(true)),
-            (r#""loss": false"#, Some(false)),
+            (r#""weight": 0"#, Some(0.0)),
+            (r#""weight": 1"#, Some(1.0)),
+            (r#""loss_weight": 0.0"#, Some(0.0)),
+            (r#""train": true"#, Some(1.0)),
+            (r#""loss": false"#, Some(0.0)),
+            (r#""weight": 0.25"#, Some(0.25)),
+            (r#""loss_weight": 3"#, Some(3.0)),
+            (r#""masked": true"#, Some(0.0)),
             (r#""weight": null"#, None),
         ] {
             let found = messages(&format!(r#"{USER}, {{"role": "assistant", "content": "a", {switch}}}"#));
-            assert_eq!(found[1].supervised, expected, "{switch}");
+            assert_eq!(found[1].weight, expected, "{switch}");
         }
     }
 
@@ -237,8 +240,8 @@ mod tests {
                 "turn 1: a message of role `user` cannot call tools",
             ),
             (
-                r#"{"role": "user", "content": "q", "weight": 0.5}"#,
-                "turn 1: `weight` is 0.5: only 0, 1, true and false are supported",
+                r#"{"role": "user", "content": "q", "weight": -0.5}"#,
+                "turn 1: `weight` is -0.5: a weight is 0, or from 0.000001 to 1000000, or true or false",
             ),
             (
                 r#"{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "tool", "content": "r"}"#,

@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::calls::{calls_in_text, calls_of};
-use super::turns::{self, Tags, TurnColumns, supervised};
+use super::turns::{self, Tags, TurnColumns, weight_of};
 use super::{Talk, quoted};
 use crate::conversation::{Message, Role};
 use crate::rows::kind_of;
@@ -34,13 +34,13 @@ fn message_of(tags: &Tags, mut turn: Map<String, Value>) -> Result<Message, Stri
             return Err(format!("`{}` is `{from}`, which is none of {known}", tags.role));
         }
     };
-    let supervised = supervised(&turn)?;
+    let weight = weight_of(&turn)?;
     let content = match turn.get_mut(&tags.content).map(Value::take) {
         Some(content) => content,
         None => return Err(format!("no `{}`", tags.content)),
     };
     let mut message = Message::text(role, "");
-    message.supervised = supervised;
+    message.weight = weight;
     match content {
         Value::String(text) if from == tags.function => {
             (message.content, message.tool_calls) = calls_in_text(&text)?;

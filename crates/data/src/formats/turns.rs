@@ -8,6 +8,9 @@ use super::{Talk, missing, take_array, take_optional};
 use crate::conversation::{Message, Role};
 use crate::rows::kind_of;
 
+/// Largest weight of a message, and the inverse of the smallest: more is taken for a mistake.
+const MOST: f64 = 1e6;
+
 /// The columns of a format whose rows hold a list of turns.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TurnColumns {
@@ -164,25 +167,36 @@ fn whose(role: Role) -> &'static str {
     }
 }
 
-/// The per-message switch: OpenAI's `weight`, ms-swift's `loss`, `loss_weight`, Axolotl's `train` and `training`, and
-/// torchtune's `masked`, which says the opposite.
-pub(super) fn supervised(turn: &Map<String, Value>) -> Result<Option<bool>, String> {
+/// How much a message counts, where it says so: OpenAI's `weight`, ms-swift's `loss`, `loss_weight`, Axolotl's `train` and
+/// `training`, and torchtune's `masked`, which says the opposite.
+pub(super) fn weight_of(turn: &Map<String, Value>) -> Result<Option<f32>, String> {
     for key in ["weight", "loss", "loss_weight", "train", "training"] {
-        if let Some(on) = turn.get(key).map_or(Ok(None), |value| switch(key, value))? {
-            return Ok(Some(on));
+        if let Some(weight) = turn.get(key).map_or(Ok(None), |value| weight(key, value))? {
+            return Ok(Some(weight));
         }
     }
-    let masked = turn.get("masked").map_or(Ok(None), |value| switch("masked", value))?;
-    Ok(masked.map(|masked| !masked))
+    match turn.get("masked") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(masked)) => Ok(Some(f32::from(u8::from(!masked)))),
+        Some(other) => Err(format!("`masked` is {other}, not true or false")),
+    }
 }
 
-/// On, off, or nothing said. Weights between are refused: a token counts in the loss or it does not.
-pub(super) fn switch(key: &str, value: &Value) -> Result<Option<bool>, String> {
-    match value {
-        Value::Null => Ok(None),
-        Value::Bool(on) => Ok(Some(*on)),
-        Value::Number(weight) if weight.as_f64() == Some(0.0) => Ok(Some(false)),
-        Value::Number(weight) if weight.as_f64() == Some(1.0) => Ok(Some(true)),
-        other => Err(format!("`{key}` is {other}: only 0, 1, true and false are supported")),
+/// A number of what each token counts, true for 1, false for 0, or nothing said.
+pub(super) fn weight(key: &str, value: &Value) -> Result<Option<f32>, String> {
+    let weight = match value {
+        Value::Null => return Ok(None),
+        Value::Bool(on) => Some(f64::from(u8::from(*on))),
+        Value::Number(weight) => weight.as_f64(),
+        _ => None,
+    };
+    // What becomes 0 or infinite in float32 would be another thing than it says.
+    let fits = |weight: &f64| *weight == 0.0 || (MOST.recip()..=MOST).contains(weight);
+    match weight.filter(fits) {
+        Some(weight) => Ok(Some(weight as f32)),
+        None => Err(format!(
+            "`{key}` is {value}: a weight is 0, or from {} to {MOST}, or true or false",
+            MOST.recip()
+        )),
     }
 }

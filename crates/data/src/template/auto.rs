@@ -173,8 +173,8 @@ impl AutoTemplate {
             spans.extend(parts.map(|(range, part)| (range, Mark { turn, part })));
             borders.extend(found.is_asked.then_some(found.answer.start));
             let message = place.checked_sub(scene.len() - messages.len());
-            let supervised = scene.supervised(place);
-            turns.push(Turn { message, supervised, rewritten: found.rewritten, hidden });
+            let weight = scene.weight(place);
+            turns.push(Turn { message, weight, rewritten: found.rewritten, hidden });
             done = found.end;
         }
         if turns.is_empty() {
@@ -188,7 +188,7 @@ impl AutoTemplate {
         } else if done < text.len() {
             // What follows the last end token: a line break, or a question without an answer.
             spans.push((done..text.len(), Mark { turn: last + 1, part: Part::Prompt }));
-            turns.push(Turn { message: None, supervised: None, rewritten: false, hidden: false });
+            turns.push(Turn { message: None, weight: None, rewritten: false, hidden: false });
         }
         let mut segments = vec![Segment::Text { text, spans, borders, typed: Vec::new() }];
         segments.extend(end);
@@ -346,8 +346,8 @@ impl<'a> Scene<'a> {
         (0..self.len()).filter(|&i| self.sources[i].role == Role::Assistant)
     }
 
-    fn supervised(&self, place: usize) -> Option<bool> {
-        self.sources[place].supervised
+    fn weight(&self, place: usize) -> Option<f32> {
+        self.sources[place].weight
     }
 
     fn is_empty(&self, place: usize) -> bool {

@@ -22,6 +22,8 @@ const FUEL: u64 = 20_000_000;
 
 /// What one rendering may write: as much as the longest row of a file has.
 const MAX_BYTES: usize = 64 << 20;
+/// What one `tojson` may give: of its own result it doubles every backslash, so a row of them grows without end.
+const MAX_JSON_BYTES: usize = 8 << 20;
 /// How long one rendering may write: lists that were doubled again and again print for years at no cost of instructions.
 const LONGEST: Duration = Duration::from_secs(10);
 
@@ -181,7 +183,14 @@ fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Value
     }
     style.ensure_ascii = ascii.is_some_and(|value| value.is_true());
     style.sort_keys = sorted.is_some_and(|value| value.is_true());
-    Ok(Value::from(python::json_styled(&json_of(value)?, &style)))
+    let text = python::json_styled(&json_of(value)?, &style);
+    match text.len() <= MAX_JSON_BYTES {
+        true => Ok(Value::from(text)),
+        false => {
+            let reason = format!("tojson: a value of more than {MAX_JSON_BYTES} bytes");
+            Err(Error::new(ErrorKind::InvalidOperation, reason))
+        }
+    }
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {
@@ -249,6 +258,14 @@ mod tests {
         let source = "{%- if a %}\n  yes\n  {%- endif %}\n\n  {% if b %}\n    no\n  {% endif %}\n{{ a }}\n";
         assert_eq!(render(source, json!({"a": "x"})).unwrap(), "  yes\nx");
         assert_eq!(render("{% if true %}\n a\n{% endif %}\nb\n\n", json!({})).unwrap(), " a\nb\n");
+    }
+
+    #[test]
+    fn tojson_of_tojson_does_not_grow_without_end() {
+        let source = format!("{{{{ '\"'{} }}}}", " | tojson".repeat(60));
+        let template = JinjaTemplate::new(&source, Clock::System).unwrap();
+        let error = template.render(value_of(&serde_json::json!({}))).unwrap_err();
+        assert!(error.contains("tojson: a value of more than"), "{error}");
     }
 
     #[test]

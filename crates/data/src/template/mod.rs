@@ -73,12 +73,12 @@ pub enum Segment {
 }
 
 /// What is known of a turn beyond its text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Turn {
     /// Place of the answer among the messages given, if the turn has one.
     pub message: Option<usize>,
-    /// The row's own switch: `Some(false)` is never trained.
-    pub supervised: Option<bool>,
+    /// The row's own weight of the answer's tokens: `Some(0.0)` is never trained.
+    pub weight: Option<f32>,
     /// The template shows this answer otherwise than the model wrote it (earlier reasoning left out).
     pub rewritten: bool,
     /// The template leaves this answer out altogether (tool calls that it does not know): its end
@@ -86,8 +86,15 @@ pub struct Turn {
     pub hidden: bool,
 }
 
+impl Turn {
+    /// Whether the row says that this answer is trained, or that it is not; `None` where it says nothing.
+    pub fn is_wanted(&self) -> Option<bool> {
+        self.weight.map(|weight| weight > 0.0)
+    }
+}
+
 /// A rendered conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Rendered {
     /// Text and tokens in order; the parts of a turn come in the order prompt, answer, end.
     pub segments: Vec<Segment>,

@@ -169,7 +169,7 @@ impl NamedTemplate {
         let answers = (offset..messages.len()).filter(|&i| messages[i].role == Role::Assistant);
         let turns = answers.map(|i| Turn {
             message: Some(i),
-            supervised: messages[i].supervised,
+            weight: messages[i].weight,
             rewritten: false,
             hidden: false,
         });
