@@ -19,7 +19,7 @@ use crate::mlp::{Act, Mlp, Xielu};
 use crate::moe::{Experts, Moe};
 use crate::norm::Norm;
 use crate::norms::Norms;
-use crate::parameter::{Parameter, Stored};
+use crate::parameter::{Outline, Parameter, Stored};
 use crate::per_layer::{PerLayer, PerLayerInputs};
 use crate::recurrent::Recurrent;
 use crate::short_conv::ShortConv;
@@ -65,6 +65,17 @@ pub fn count(spec: &DecoderSpec, method: &Method) -> Result<WeightCounts, ModelE
     let mut loading = Loading::new(None, spec, &Source::Counting, method, DType::F32, 0);
     loading.decoder(spec, adapters);
     Ok(loading.counts)
+}
+
+/// The weights that training changes, in the model's order, nothing loaded.
+///
+/// # Errors
+/// `lora_target` that fits nothing.
+pub fn trained(spec: &DecoderSpec, method: &Method) -> Result<Vec<Outline>, ModelError> {
+    let adapters = method.adapters(spec)?;
+    let mut loading = Loading::new(None, spec, &Source::Counting, method, DType::F32, 0);
+    loading.decoder(spec, adapters);
+    Ok(loading.trained)
 }
 
 /// How a weight begins when it is drawn.
@@ -116,6 +127,7 @@ struct Loading<'a> {
     initializer_range: f64,
     moved: &'static [Moved],
     counts: WeightCounts,
+    trained: Vec<Outline>,
     problems: Vec<String>,
     non_finite: Option<(String, usize)>,
 }
@@ -138,6 +150,7 @@ impl<'a> Loading<'a> {
             initializer_range: f64::from(spec.initializer_range),
             moved: spec.moved,
             counts: WeightCounts::default(),
+            trained: Vec::new(),
             problems: Vec::new(),
             non_finite: None,
         }
@@ -592,6 +605,10 @@ impl<'a> Loading<'a> {
     fn lora(&mut self, path: &str, [outputs, inputs]: [usize; 2], rank: usize) -> Option<Lora> {
         let Method::Lora(options) = self.method else { return None };
         self.counts.trained += rank * (inputs + outputs);
+        for (kind, shape) in [("lora_A", [rank, inputs]), ("lora_B", [outputs, rank])] {
+            let name = format!("{path}.{kind}.weight");
+            self.trained.push(Outline { name, shape: shape.to_vec(), stored: Stored::Plain });
+        }
         let counting = matches!(self.source, Source::Counting);
         let (inputs, outputs, rank) = if counting { (0, 0, 0) } else { (inputs, outputs, rank) };
         let bound = 1.0 / (inputs as f64).sqrt();
@@ -599,8 +616,8 @@ impl<'a> Loading<'a> {
         let draw = |i| ((2.0 * random::uniform(key, i) - 1.0) * bound) as f32;
         let a: Vec<f32> = (0..(rank * inputs) as u64).map(draw).collect();
         Some(Lora {
-            a: self.trained(format!("{path}.lora_A.weight"), Tensor::from_slice(&a, &[rank, inputs])),
-            b: self.trained(format!("{path}.lora_B.weight"), Tensor::zeros(DType::F32, &[outputs, rank])),
+            a: self.trained_of(format!("{path}.lora_A.weight"), Tensor::from_slice(&a, &[rank, inputs])),
+            b: self.trained_of(format!("{path}.lora_B.weight"), Tensor::zeros(DType::F32, &[outputs, rank])),
             scale: options.scale(rank),
             dropout: options.dropout,
             dropout_id: random::name_part(path),
@@ -630,6 +647,9 @@ impl<'a> Loading<'a> {
         let trained = self.method.trains(name);
         let elements = shape.iter().product::<usize>();
         *if trained { &mut self.counts.trained } else { &mut self.counts.frozen } += elements;
+        if trained {
+            self.trained.push(Outline { name: name.to_owned(), shape: shape.to_vec(), stored: form });
+        }
         let stored = &self.in_files(stored, form, shape);
         let value = match self.source {
             Source::Counting => return Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0])),
@@ -650,7 +670,7 @@ impl<'a> Loading<'a> {
             self.non_finite = found.map(|element| (stored.to_owned(), element));
         }
         let parameter = if trained {
-            self.trained(name, value)
+            self.trained_of(name, value)
         } else {
             let value = if value.dtype() == self.compute { value } else { value.to_dtype(self.compute) };
             Parameter::frozen(name, self.placed(value))
@@ -658,7 +678,7 @@ impl<'a> Loading<'a> {
         parameter.stored(form)
     }
 
-    fn trained(&self, name: impl Into<String>, value: Tensor) -> Parameter {
+    fn trained_of(&self, name: impl Into<String>, value: Tensor) -> Parameter {
         Parameter::trained(name, self.placed(value), self.compute)
     }
 

@@ -44,6 +44,40 @@ pub struct Parameter {
     packed: Option<Packed>,
 }
 
+/// What a weight is, without its values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outline {
+    /// Its name.
+    pub name: String,
+    /// The dimensions.
+    pub shape: Vec<usize>,
+    /// How it lies in files.
+    pub stored: Stored,
+}
+
+impl Outline {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether weight decay applies to it: not to biases and norms, which are the weights of one dimension
+    /// (the rule of Hugging Face's Trainer).
+    pub fn decays(&self) -> bool {
+        self.shape.len() > 1 && !self.is_of_vectors()
+    }
+
+    /// Whether it is one matrix in transformers' modules.
+    pub fn is_matrix(&self) -> bool {
+        self.shape.len() == 2 && !self.is_of_vectors()
+    }
+
+    /// Whether its rows are vectors of their own in transformers' modules.
+    fn is_of_vectors(&self) -> bool {
+        self.stored == Stored::Rows || self.name.ends_with("_bias")
+    }
+}
+
 #[derive(Debug)]
 enum Value {
     Whole(Tensor),
@@ -127,11 +161,15 @@ impl Parameter {
 
     /// The tensors that it is in files, by name.
     pub fn in_files(&self) -> Vec<(String, StoredTensor<'_>)> {
-        let value = match &self.value {
+        self.stored.parts(&self.name, self.as_used())
+    }
+
+    /// The weight in its own type and form, for a file that is read as it is used.
+    pub fn as_used(&self) -> StoredTensor<'_> {
+        match &self.value {
             Value::Whole(value) => value.into(),
             Value::Halves(value) => value.into(),
-        };
-        self.stored.parts(&self.name, value)
+        }
     }
 
     /// Its gradient as transformers' modules have the weight; nothing if it is frozen.
@@ -178,11 +216,9 @@ impl Parameter {
         self.gradient.is_some()
     }
 
-    /// Whether weight decay applies to it: not to biases and norms, which are the weights of one dimension
-    /// (the rule of Hugging Face's Trainer).
-    pub fn decays(&self) -> bool {
-        let is_bias = self.name.ends_with("_bias");
-        self.shape().len() > 1 && self.stored != Stored::Rows && !is_bias
+    /// What it is, without its values.
+    pub fn outline(&self) -> Outline {
+        Outline { name: self.name.clone(), shape: self.shape().to_vec(), stored: self.stored }
     }
 
     /// The dimensions.
@@ -287,6 +323,17 @@ impl Parameter {
         }
     }
 
+    /// The weight, and the memory of its gradient to keep something of its shape in between two steps; `None` if the
+    /// weight is frozen.
+    pub fn for_exchange(&mut self) -> Option<ForExchange<'_>> {
+        let gradient = self.gradient.as_mut()?;
+        let weight = match &mut self.value {
+            Value::Whole(value) => MasterWeight::Whole(value.view_mut()),
+            Value::Halves(value) => value.master(),
+        };
+        Some(ForExchange { weight, memory: gradient.sum.view_mut() })
+    }
+
     /// What an update reads and writes; `None` if the weight is frozen.
     pub fn for_update(&mut self) -> Option<ForUpdate<'_>> {
         let gradient = self.gradient.as_ref()?.sum.view();
@@ -296,6 +343,15 @@ impl Parameter {
         };
         Some(ForUpdate { weight, gradient })
     }
+}
+
+/// A trained weight, and its gradient's memory.
+#[derive(Debug)]
+pub struct ForExchange<'a> {
+    /// f32.
+    pub weight: MasterWeight<'a>,
+    /// f32: what is written here is lost when the next step begins.
+    pub memory: ViewMut<'a>,
 }
 
 /// Whether trained weights that products read are in halves: where these have no type for f32.

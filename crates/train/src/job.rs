@@ -13,11 +13,12 @@ use sft_data::loader::{Loader, LoaderOptions};
 use sft_data::pipeline::EncodeReport;
 use sft_data::rows::RowProblem;
 use sft_kernels::{DType, DeviceError, cuda};
+use sft_model::loading;
 use sft_model::method::Method;
 use sft_model::spec::DecoderSpec;
 
 use crate::memory_plan::{self, MemoryPlan, PlanInputs};
-use crate::optim::AdamW;
+use crate::optim::{Outline, Recipe};
 use crate::rows::{Rows, check_prompts};
 use crate::schedule::Schedule;
 use crate::{TrainError, setup};
@@ -33,6 +34,10 @@ pub struct Job {
     pub spec: DecoderSpec,
     /// What is trained.
     pub method: Method,
+    /// The weights that are trained.
+    pub trained: Vec<Outline>,
+    /// What updates them.
+    pub optimizer: Recipe,
     /// Type of activations and of frozen weights.
     pub compute: DType,
     /// How the data sets were read.
@@ -138,6 +143,9 @@ impl Job {
             total_steps,
         );
         let card = setup::card(&config);
+        let trained = loading::trained(&spec, &method)?;
+        let optimizer = setup::optimizer(&config, &spec, &trained, total_steps)?;
+        optimizer.check(&trained, card.is_some())?;
         let available = match card {
             Some(card) => Some(cuda::free_bytes(card).map_err(DeviceError::from)? as u64),
             None => memory_plan::available_bytes(),
@@ -145,6 +153,8 @@ impl Job {
         let plan = MemoryPlan::new(&PlanInputs {
             spec: &spec,
             method: &method,
+            trained: &trained,
+            optimizer: &optimizer,
             compute,
             max_tokens,
             rows,
@@ -157,6 +167,8 @@ impl Job {
             base,
             spec,
             method,
+            trained,
+            optimizer,
             compute,
             datasets: reports,
             problems,
@@ -210,7 +222,7 @@ impl Job {
             IntervalStrategy::Steps => self.every(c.save_steps) <= self.total_steps,
             IntervalStrategy::Epoch => self.steps_per_epoch() <= self.total_steps,
         };
-        let state = if c.save_only_model { 0 } else { counts.trained * AdamW::STATE_BYTES };
+        let state = if c.save_only_model { 0 } else { self.optimizer.checkpoint_bytes(&self.trained) };
         let checkpoint = if due { frozen + counts.trained * DType::F32.bytes() + state } else { 0 };
         (frozen + counts.trained * trained.bytes() + checkpoint) as u64
     }

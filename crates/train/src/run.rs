@@ -227,7 +227,10 @@ impl<'a> Running<'a> {
 
     /// Evaluates and records; whether training should stop because it does not get better.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
-        let Some(records) = self.eval_records(observer)? else { return Ok(false) };
+        self.trainer.begin_evaluation();
+        let records = self.eval_records(observer)?;
+        self.trainer.end_evaluation();
+        let Some(records) = records else { return Ok(false) };
         let mut evals_since_best = 0;
         for record in &records {
             let outcome = self.recorder.record_eval(record)?;
@@ -286,12 +289,16 @@ impl<'a> Running<'a> {
             return Ok(path.clone());
         }
         let mut writer = CheckpointWriter::begin(self.folder, self.step)?;
-        self.write_weights(writer.folder(), None)?;
+        self.trainer.begin_evaluation();
+        let written = self.write_weights(writer.folder(), None);
+        self.trainer.end_evaluation();
+        written?;
         if self.job.config.save_only_model {
             writer.set_model_only();
         } else {
-            checkpoint::write_state(writer.folder(), &self.state(), self.trainer.optimizer.as_ref())
-                .map_err(on_disk)?;
+            let (state, optimizer) = (self.state(), self.trainer.optimizer.as_ref());
+            let trained = self.trainer.decoder.trained_mut();
+            checkpoint::write_state(writer.folder(), &state, optimizer, &trained).map_err(on_disk)?;
         }
         self.recorder.save(&writer)?;
         let path = writer.finish()?.path;
@@ -319,6 +326,7 @@ impl<'a> Running<'a> {
     }
 
     fn finish(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+        self.trainer.begin_evaluation();
         if self.job.config.load_best_model_at_end
             && let Some(step) = self.recorder.best_checkpoint_step().filter(|best| *best != self.step)
         {

@@ -13,6 +13,7 @@ use serde_json::Value as Json;
 use crate::Purpose;
 use crate::choices::*;
 use crate::device::Device;
+use crate::optim_args::OptimArgs;
 use crate::problem::NoEffect;
 use crate::schedule::SchedulerKwargs;
 use crate::source::Node;

@@ -29,7 +29,7 @@ struct Update {
 
 struct Sgd {
     static constexpr int STATES = 0;
-    static INLINE void apply(const float* c, const float* f, float g, float& p, float*) {
+    static __device__ __forceinline__ void apply(const float* c, const float* f, float g, float& p, float*) {
         g = g * c[0] + f[1] * p;
         p -= f[0] * g;
     }
@@ -37,7 +37,7 @@ struct Sgd {
 
 struct Momentum {
     static constexpr int STATES = 1;
-    static INLINE void apply(const float* c, const float* f, float g, float& p, float* s) {
+    static __device__ __forceinline__ void apply(const float* c, const float* f, float g, float& p, float* s) {
         g = g * c[0] + f[1] * p;
         s[0] = c[1] * s[0] + c[2] * g;
         p -= f[0] * (c[3] * s[0] + c[4] * g);
@@ -46,7 +46,7 @@ struct Momentum {
 
 struct AdamW {
     static constexpr int STATES = 2;
-    static INLINE void apply(const float* c, const float* f, float g, float& p, float* s) {
+    static __device__ __forceinline__ void apply(const float* c, const float* f, float g, float& p, float* s) {
         g = g * c[0];
         s[0] += (g - s[0]) * c[1];
         s[1] = s[1] * c[2] + g * g * c[3];
@@ -56,7 +56,7 @@ struct AdamW {
 
 struct Lion {
     static constexpr int STATES = 1;
-    static INLINE void apply(const float* c, const float* f, float g, float& p, float* s) {
+    static __device__ __forceinline__ void apply(const float* c, const float* f, float g, float& p, float* s) {
         g = g * c[0];
         float direction = s[0] * c[1] + g * c[2];
         float step = direction > 0.0f ? f[0] : direction < 0.0f ? -f[0] : 0.0f;
@@ -67,7 +67,7 @@ struct Lion {
 
 struct AdEMAMix {
     static constexpr int STATES = 3;
-    static INLINE void apply(const float* c, const float* f, float g, float& p, float* s) {
+    static __device__ __forceinline__ void apply(const float* c, const float* f, float g, float& p, float* s) {
         g = g * c[0];
         s[0] = s[0] * c[1] + g * c[2];
         s[1] = s[1] * c[3] + g * c[4];
@@ -79,7 +79,7 @@ struct AdEMAMix {
 
 struct ScheduleFree {
     static constexpr int STATES = 2;
-    static INLINE void apply(const float* c, const float* f, float g, float& y, float* s) {
+    static __device__ __forceinline__ void apply(const float* c, const float* f, float g, float& y, float* s) {
         g = g * c[0];
         s[1] = s[1] * c[1] + g * g * c[2];
         float d = g / (sqrtf(s[1] / c[3]) + c[4]) + f[2] * y;
@@ -90,7 +90,7 @@ struct ScheduleFree {
 
 struct Average {
     static constexpr int STATES = 1;
-    static INLINE void apply(const float* c, const float*, float z, float& p, float* s) {
+    static __device__ __forceinline__ void apply(const float* c, const float*, float z, float& p, float* s) {
         s[0] = p;
         p += c[0] * (z - p);
     }
@@ -98,7 +98,7 @@ struct Average {
 
 struct Replace {
     static constexpr int STATES = 0;
-    static INLINE void apply(const float*, const float*, float value, float& p, float*) { p = value; }
+    static __device__ __forceinline__ void apply(const float*, const float*, float value, float& p, float*) { p = value; }
 };
 
 template <class Rule, int N> INLINE void update_at(const Update& u, const Updated& t, u64 i) {
