@@ -68,8 +68,8 @@ impl ApolloOptions {
     /// Bytes of the room that all weights share: a projected gradient, and a copy of it.
     pub(super) fn workspace_bytes(&self, weights: &[Outline]) -> usize {
         let all: Vec<Projected> = weights.iter().filter_map(|weight| self.of(weight)).collect();
-        let [low, between] = Workspace::elements(&all);
-        (2 * low + between) * size_of::<f32>()
+        let copy = Workspace::elements(&all)[0] * size_of::<f32>();
+        Workspace::bytes(&all, self.projection.subspace) + copy
     }
 }
 

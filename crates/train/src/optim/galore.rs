@@ -59,7 +59,9 @@ impl GaLoreOptions {
     /// Bytes of the room that all weights share.
     pub(super) fn workspace_bytes(&self, weights: &[Outline]) -> usize {
         let all: Vec<Projected> = weights.iter().filter_map(|weight| self.of(weight)).collect();
-        Workspace::elements(&all).iter().sum::<usize>() * size_of::<f32>()
+        // Adafactor reads the projected gradient while it writes the direction.
+        let copy = if self.inner == Inner::Adafactor { Workspace::elements(&all)[0] } else { 0 };
+        Workspace::bytes(&all, self.projection.subspace) + copy * size_of::<f32>()
     }
 }
 

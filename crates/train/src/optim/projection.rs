@@ -123,6 +123,12 @@ impl Projected {
         if self.side == Side::Full { self.rank * self.inputs.max(self.outputs) } else { 0 }
     }
 
+    /// Bytes that making the projections anew takes: the gradient in f64, and two squares of its shorter side.
+    pub fn refresh_bytes(&self) -> usize {
+        let short = self.outputs.min(self.inputs);
+        (self.outputs * self.inputs + 2 * short * short) * size_of::<f64>()
+    }
+
     /// Makes the projections anew from a gradient.
     pub fn refresh(&self, g: View<'_>, tensors: &mut [&mut Tensor]) {
         let found = singular::leading(g.as_slice(), self.outputs, self.inputs, self.rank);
@@ -241,6 +247,18 @@ impl Workspace {
     pub fn elements(all: &[Projected]) -> [usize; 2] {
         let largest = |of: &dyn Fn(&Projected) -> usize| all.iter().map(of).max().unwrap_or(0);
         [largest(&|p| p.low_shape().iter().product()), largest(&|p| p.between())]
+    }
+
+    /// Bytes of both tensors, and of what all threads take at once to make projections anew.
+    pub fn bytes(all: &[Projected], subspace: Subspace) -> usize {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut refresh: Vec<usize> = all.iter().map(Projected::refresh_bytes).collect();
+        refresh.sort_unstable_by(|a, b| b.cmp(a));
+        let refresh = match subspace {
+            Subspace::Svd => refresh.iter().take(threads).sum(),
+            Subspace::Random => 0,
+        };
+        Self::elements(all).iter().sum::<usize>() * size_of::<f32>() + refresh
     }
 
     /// For one matrix.
