@@ -5,9 +5,13 @@
 //! The rules are LLaMA-Factory's (`hparams/parser.py`, `*_args.py`, 0.9.5) and transformers'
 //! (`TrainingArguments.__post_init__`, 5.6); where a rule is our own, it says so.
 
+mod optimizer;
+
 use std::collections::BTreeMap;
 
-use crate::choices::{ComputeDtype, FinetuningType, IntervalStrategy, LrSchedulerType, MixStrategy, Stage};
+use crate::choices::{
+    ComputeDtype, FinetuningType, IntervalStrategy, LrSchedulerType, MixStrategy, Optim, Stage,
+};
 use crate::keys::RunConfig;
 use crate::problem::{ConfigError, NoEffect, Place, Problem};
 use crate::resolve::Purpose;
@@ -28,6 +32,7 @@ pub(crate) fn check(
     checks.data(config);
     checks.method(config);
     checks.quantization(config);
+    checks.optimizer(config);
     checks.precision(config);
     checks.schedule(config);
     if purpose == Purpose::Train {
@@ -386,7 +391,10 @@ fn idle_keys(c: &RunConfig, given: &Given) -> Vec<NoEffect> {
         format!("read only with `save_strategy: steps`, and it is `{}`", c.save_strategy),
     );
     list(c.max_steps > 0, &["num_train_epochs"], format!("`max_steps: {}` decides", c.max_steps));
-    let constant = c.lr_scheduler_type == LrSchedulerType::Constant;
+    for (when, keys, reason) in optimizer::idle(c) {
+        list(when, keys, reason);
+    }
+    let constant = c.lr_scheduler_type == LrSchedulerType::Constant && c.optim != Optim::ScheduleFreeAdamw;
     let reason = "`lr_scheduler_type: constant` has no warm-up; `constant_with_warmup` has";
     list(constant, &["warmup_ratio", "warmup_steps"], reason.to_string());
     let keeps_best = c.load_best_model_at_end || c.early_stopping_steps.is_some();

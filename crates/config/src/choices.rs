@@ -234,19 +234,110 @@ choices! {
 
     /// The rule that turns gradients into updates.
     Optim {
-        /// AdamW with decoupled weight decay; both of transformers' names mean the same here.
+        /// AdamW with decoupled weight decay; all of these names mean the same here, where nothing is paged.
         #[default]
-        AdamwTorch = "adamw_torch" | "adamw_torch_fused",
+        AdamwTorch = "adamw_torch" | "adamw_torch_fused" | "paged_adamw_32bit" | "paged_adamw",
+        /// AdamW with moments in blocks of 8 bits (bitsandbytes).
+        Adamw8bit = "adamw_8bit" | "adamw_bnb_8bit" | "paged_adamw_8bit",
+        /// Plain gradient descent, with momentum if `optim_args` says so.
+        Sgd = "sgd",
+        /// Second moments of rows and columns alone.
+        Adafactor = "adafactor",
+        /// The sign of a momentum.
+        Lion = "lion_32bit" | "paged_lion_32bit",
+        /// The same with the momentum in blocks of 8 bits.
+        Lion8bit = "lion_8bit" | "paged_lion_8bit",
+        /// AdamW with a second, slow momentum.
+        Ademamix = "ademamix" | "paged_ademamix_32bit",
+        /// The same with moments in blocks of 8 bits.
+        Ademamix8bit = "ademamix_8bit" | "paged_ademamix_8bit",
+        /// AdamW whose average over the steps is what is evaluated and written.
+        ScheduleFreeAdamw = "schedule_free_adamw",
     }
     not_yet {
-        "adafactor" | "adamw_torch_4bit" | "adamw_torch_8bit" | "ademamix" | "ademamix_8bit" | "sgd" | "adagrad"
-        | "adamw_bnb_8bit" | "adamw_8bit" | "lion_8bit" | "lion_32bit" | "paged_adamw_8bit" | "paged_adamw_32bit"
-        | "paged_ademamix_32bit" | "paged_ademamix_8bit" | "paged_lion_32bit" | "paged_lion_8bit" | "rmsprop"
-        | "rmsprop_bnb" | "rmsprop_bnb_8bit" | "rmsprop_bnb_32bit" | "galore_adamw" | "galore_adamw_8bit"
-        | "galore_adafactor" | "galore_adamw_layerwise" | "galore_adamw_8bit_layerwise" | "galore_adafactor_layerwise"
-        | "apollo_adamw" | "apollo_adamw_layerwise" | "lomo" | "adalomo" | "grokadamw" | "schedule_free_radam"
-        | "schedule_free_adamw" | "schedule_free_sgd" | "stable_adamw" | "adamw_apex_fused" | "adamw_anyprecision"
-        | "adamw_torch_xla" | "adamw_torch_npu_fused" | "adamw_hf" => "use `adamw_torch`",
+        "galore_adamw" | "galore_adafactor" => "use `use_galore: true`, with `optim: adafactor` for the second",
+        "apollo_adamw" => "use `use_apollo: true`",
+        "adamw_torch_8bit" | "adamw_torch_4bit" => "use `adamw_8bit`",
+        "schedule_free_radam" | "schedule_free_sgd" => "use `schedule_free_adamw`",
+        "adagrad" | "rmsprop" | "rmsprop_bnb" | "rmsprop_bnb_8bit" | "rmsprop_bnb_32bit" | "galore_adamw_8bit"
+        | "galore_adamw_layerwise" | "galore_adamw_8bit_layerwise" | "galore_adafactor_layerwise"
+        | "apollo_adamw_layerwise" | "lomo" | "adalomo" | "grokadamw" | "stable_adamw" | "adamw_apex_fused"
+        | "adamw_anyprecision" | "adamw_torch_xla" | "adamw_torch_npu_fused" | "adamw_hf" => "use `adamw_torch`",
+    }
+
+    /// Which side of a gradient GaLore projects.
+    GaloreProjType {
+        /// Right of matrices that are not wide, left of wide ones.
+        #[default]
+        Std = "std",
+        /// The other way round.
+        ReverseStd = "reverse_std",
+        /// Always right.
+        Right = "right",
+        /// Always left.
+        Left = "left",
+        /// Both.
+        Full = "full",
+    }
+
+    /// Where APOLLO's projections come from.
+    ApolloProj {
+        /// Drawn numbers.
+        #[default]
+        Random = "random",
+        /// Singular vectors of a gradient.
+        Svd = "svd",
+    }
+
+    /// Which side of a gradient APOLLO projects.
+    ApolloProjType {
+        /// Right of matrices that are not wide, left of wide ones.
+        #[default]
+        Std = "std",
+        /// Always right.
+        Right = "right",
+        /// Always left.
+        Left = "left",
+    }
+
+    /// What APOLLO scales by a factor of its own.
+    ApolloScaleType {
+        /// A row, or a column of a wide matrix.
+        #[default]
+        Channel = "channel",
+        /// A matrix.
+        Tensor = "tensor",
+    }
+
+    /// Which part of the model BAdam updates at a time.
+    BadamMode {
+        /// A block.
+        #[default]
+        Layer = "layer",
+        /// A share of each matrix.
+        Ratio = "ratio",
+    }
+
+    /// The order in which BAdam takes blocks.
+    BadamSwitchMode {
+        /// From the first one.
+        #[default]
+        Ascending = "ascending",
+        /// From the last one.
+        Descending = "descending",
+        /// Drawn, each once.
+        Random = "random",
+        /// `badam_start_block` alone.
+        Fixed = "fixed",
+    }
+
+    /// Which elements BAdam updates with `badam_mode: ratio`.
+    BadamMaskMode {
+        /// One after the other.
+        #[default]
+        Adjacent = "adjacent",
+        /// Here and there.
+        Scatter = "scatter",
     }
 
     /// The evaluation figure that says which checkpoint is best.

@@ -13,6 +13,7 @@ mod docs;
 mod keys;
 mod located;
 mod nearest;
+mod optim_args;
 mod problem;
 mod resolve;
 mod resolved;
@@ -21,14 +22,16 @@ mod source;
 mod value;
 
 pub use choices::{
-    BestMetric, ComputeDtype, ExportDevice, FinetuningType, InferDtype, IntervalStrategy, LrSchedulerType,
-    MixStrategy, OnNonFinite, Optim, OverLength, QuantizationMethod, QuantizationType, RampShape, Reporter,
-    RopeScaling, Stage,
+    ApolloProj, ApolloProjType, ApolloScaleType, BadamMaskMode, BadamMode, BadamSwitchMode, BestMetric,
+    ComputeDtype, ExportDevice, FinetuningType, GaloreProjType, InferDtype, IntervalStrategy,
+    LrSchedulerType, MixStrategy, OnNonFinite, Optim, OverLength, QuantizationMethod, QuantizationType,
+    RampShape, Reporter, RopeScaling, Stage,
 };
 pub use device::Device;
 pub use docs::{json_schema, reference};
 pub use keys::RunConfig;
 pub use located::Located;
+pub use optim_args::OptimArgs;
 pub use problem::{ConfigError, ConfigErrors, NoEffect, Place, Problem};
 pub use resolve::{Purpose, load, load_text};
 pub use schedule::{LrSchedule, SchedulerKwargs};

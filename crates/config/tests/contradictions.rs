@@ -224,3 +224,62 @@ fn a_schedule_that_lacks_a_parameter_is_refused() {
     );
     refused("lr_scheduler_type: polynomial; learning_rate: 1e-8", "must be below learning_rate");
 }
+
+#[test]
+fn an_optimizer_of_whole_matrices_and_adapters_do_not_mix() {
+    for key in ["use_galore", "use_apollo", "use_badam", "use_adam_mini"] {
+        refused(&format!("{key}: true"), "`finetuning_type` is `lora`");
+        accepted(&format!("{key}: true; finetuning_type: full"));
+        accepted(&format!("{key}: true; finetuning_type: freeze"));
+    }
+    refused("loraplus_lr_ratio: 16; finetuning_type: full", "needs `finetuning_type: lora`");
+    accepted("loraplus_lr_ratio: 16");
+    accepted("use_muon: true");
+}
+
+#[test]
+fn a_run_has_one_optimizer() {
+    let full = "finetuning_type: full";
+    refused(&format!("use_galore: true; use_apollo: true; {full}"), "each ask for an optimizer of their own");
+    refused(&format!("use_badam: true; use_muon: true; {full}"), "`use_badam`, `use_muon` each ask");
+    refused("loraplus_lr_ratio: 4; use_muon: true", "each ask for an optimizer of their own");
+    refused(&format!("use_galore: true; optim: lion_32bit; {full}"), "`optim` is `lion_32bit`");
+    accepted(&format!("use_galore: true; optim: adafactor; {full}"));
+    refused(&format!("use_apollo: true; optim: adafactor; {full}"), "leave `optim` out");
+    refused("use_muon: true; optim: adamw_8bit", "leave `optim` out");
+}
+
+#[test]
+fn settings_of_an_optimizer_fit_it_and_each_other() {
+    let full = "finetuning_type: full";
+    refused("optim: sgd; optim_args: alpha=5", "`sgd` takes momentum, dampening, nesterov");
+    refused("optim_args: momentum=0.9", "`adamw_torch` takes nothing");
+    refused("optim: sgd; optim_args: nesterov=true", "needs a momentum above 0");
+    accepted("optim: sgd; optim_args: momentum=0.9,nesterov=true");
+    refused("optim: ademamix; adam_beta1: 0; optim_args: t_beta3=5", "one of them is 0");
+    refused("optim: schedule_free_adamw; adam_beta1: 0", "no average to go back to");
+    refused(
+        &format!("use_apollo: true; apollo_proj_type: left; {full}"),
+        "`apollo_scale_type: channel` needs `apollo_proj_type: std`",
+    );
+    accepted(&format!("use_apollo: true; apollo_proj_type: left; apollo_scale_type: tensor; {full}"));
+    refused(&format!("use_badam: true; badam_switch_mode: fixed; {full}"), "needs `badam_start_block`");
+    refused(&format!("use_badam: true; badam_switch_interval: 0; {full}"), "no number of steps");
+    refused(
+        &format!("use_badam: true; badam_mode: ratio; weight_decay: 0.1; {full}"),
+        "knows no weight decay",
+    );
+    refused(
+        &format!("use_badam: true; badam_mode: ratio; badam_update_ratio: 0; {full}"),
+        "nothing to train",
+    );
+}
+
+#[test]
+fn an_optimizer_without_kernels_for_gpus_is_refused_there() {
+    refused("optim: adafactor; device: cuda", "no kernels for GPUs yet");
+    refused("use_muon: true; device: cuda", "no kernels for GPUs yet");
+    accepted("optim: adamw_8bit; device: cuda");
+    accepted("optim: schedule_free_adamw; device: cuda");
+    accepted("loraplus_lr_ratio: 16; device: cuda");
+}

@@ -29,7 +29,8 @@ pub fn permutation(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
 }
 
 /// The Mersenne Twister of 32-bit words, as in torch's CPU generator (the seed's low 32 bits count).
-struct Mt19937 {
+#[derive(Debug)]
+pub struct Mt19937 {
     state: [u32; Self::WORDS],
     next: usize,
 }
@@ -38,7 +39,8 @@ impl Mt19937 {
     const WORDS: usize = 624;
     const SHIFT: usize = 397;
 
-    fn new(seed: u64) -> Self {
+    /// The generator of `torch.manual_seed(seed)`.
+    pub fn new(seed: u64) -> Self {
         let mut state = [0_u32; Self::WORDS];
         state[0] = seed as u32;
         for i in 1..Self::WORDS {
@@ -48,7 +50,8 @@ impl Mt19937 {
         Self { state, next: Self::WORDS }
     }
 
-    fn next_u32(&mut self) -> u32 {
+    /// The next 32 random bits.
+    pub fn next_u32(&mut self) -> u32 {
         if self.next == Self::WORDS {
             self.twist();
         }

@@ -1,26 +1,9 @@
 // AdamW, the norm of gradients and their zeros, of all tensors in one launch: see adamw.rs. Every tensor is cut into
 // chunks, and a block finds the tensor of its chunk in a table.
 
-constexpr u64 CHUNK = 8192;
 constexpr int LANES = 4;
 // Elements that an update handles at once: 16 bytes of a half.
 constexpr int TOGETHER = 8;
-
-// The tensor that a chunk is of: the last that begins at it or before.
-template <class Tensor> INLINE const Tensor& tensor_of(const Tensor* tensors, u32 count, u64 chunk) {
-    u32 low = 0, high = count;
-    while (high - low > 1) {
-        u32 middle = (low + high) / 2;
-        if (tensors[middle].first_chunk <= chunk) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return tensors[low];
-}
-
-INLINE u64 smaller(u64 a, u64 b) { return a < b ? a : b; }
 
 struct Trained {
     u64 first_chunk;
@@ -47,32 +30,10 @@ struct AdamWUpdate {
     u32 count;
 };
 
-template <int N> INLINE void load_master(float (&x)[N], const Trained& t, u64 i) {
-    if (!t.low) return load_floats(x, (const float*)t.p + i);
-    Vector<bf16, N> high = *(const Vector<bf16, N>*)((const bf16*)t.p + i);
-    Vector<u16, N> low = *(const Vector<u16, N>*)(t.low + i);
-#pragma unroll
-    for (int k = 0; k < N; k++) x[k] = whole_of(FloatHalves{high.at[k], low.at[k]});
-}
-
-template <int N> INLINE void store_master(const Trained& t, const float (&x)[N], u64 i) {
-    if (!t.low) return store_floats((float*)t.p + i, x);
-    Vector<bf16, N> high;
-    Vector<u16, N> low;
-#pragma unroll
-    for (int k = 0; k < N; k++) {
-        FloatHalves halves = halves_of(x[k]);
-        high.at[k] = halves.high;
-        low.at[k] = halves.low;
-    }
-    *(Vector<bf16, N>*)((bf16*)t.p + i) = high;
-    *(Vector<u16, N>*)(t.low + i) = low;
-}
-
 template <int N> INLINE void update_at(const AdamWUpdate& f, const Trained& t, float decay, u64 i) {
     float p[N], g[N], m[N], v[N];
     load_floats(g, t.g + i);
-    load_master(p, t, i);
+    load_master(p, t.p, t.low, i);
     load_floats(m, (const float*)t.m + i);
     load_floats(v, (const float*)t.v + i);
 #pragma unroll
@@ -82,7 +43,7 @@ template <int N> INLINE void update_at(const AdamWUpdate& f, const Trained& t, f
         v[k] = v[k] * f.b2 + scaled * scaled * f.rest2;
         p[k] = p[k] * decay - f.step_size * (m[k] / (sqrtf(v[k]) / f.root2 + f.eps));
     }
-    store_master(t, p, i);
+    store_master(t.p, t.low, p, i);
     store_floats(t.m + i, m);
     store_floats(t.v + i, v);
 }

@@ -205,49 +205,26 @@ pub fn zero_all<'a>(dev: &Device, gradients: impl Iterator<Item = ViewMut<'a>>) 
 mod on_cuda {
     //! The same on a GPU, all tensors in one launch: `adamw.cu`.
     //!
-    //! A table says where the tensors are and which chunk is the first of each. It is the same in every step, so that
-    //! it is sent once.
+    //! The table of tensors is the same in every step, so that it is sent once.
 
     use super::{AdamWUpdate, Factors};
     use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
     use crate::halves::MasterWeight;
+    use crate::tensor_table::TensorTable;
     use crate::{Device, View, ViewMut};
 
     pub(crate) static SOURCE: Source = Source::new(
         "adamw",
-        concat!(include_str!("halves.cuh"), "\n#line 1 \"adamw.cu\"\n", include_str!("adamw.cu")),
+        concat!(
+            include_str!("halves.cuh"),
+            include_str!("tensor_table.cuh"),
+            "\n#line 1 \"adamw.cu\"\n",
+            include_str!("adamw.cu")
+        ),
     );
 
-    /// Elements of one block.
-    const CHUNK: usize = 8192;
-    const THREADS: usize = 256;
     /// Threads of the block that adds up the sums of chunks.
     const TOTAL_THREADS: usize = 1024;
-
-    /// Rows of 64-bit words, one for each tensor: its first chunk, its elements, and what the kernel's struct has beyond.
-    #[derive(Default)]
-    struct Table {
-        words: Vec<u32>,
-        tensors: u32,
-        chunks: usize,
-        /// Of one f32 for each element.
-        bytes: usize,
-    }
-
-    impl Table {
-        fn push<const W: usize>(&mut self, elements: usize, others: [u64; W]) {
-            for word in [self.chunks as u64, elements as u64].into_iter().chain(others) {
-                self.words.extend([word as u32, (word >> 32) as u32]);
-            }
-            self.tensors += 1;
-            self.chunks += elements.div_ceil(CHUNK);
-            self.bytes += elements * size_of::<f32>();
-        }
-
-        fn grid(&self) -> Grid {
-            Grid::new(self.chunks, THREADS)
-        }
-    }
 
     #[derive(Clone, Copy)]
     #[repr(C)]
@@ -267,7 +244,7 @@ mod on_cuda {
         factors: Factors,
         updates: impl Iterator<Item = AdamWUpdate<'a>>,
     ) {
-        let mut table = Table::default();
+        let mut table = TensorTable::default();
         for AdamWUpdate { g, mut state, weight_decay } in updates {
             let (p, low) = match &mut state.p {
                 MasterWeight::Whole(p) => (p.device(), DevicePtr::NULL),
@@ -277,9 +254,9 @@ mod on_cuda {
             let [g, p, low, m, v] = addresses.map(DevicePtr::address);
             table.push(state.p.elements(), [g, p, low, m, v, weight_decay.to_bits()]);
         }
-        let _timed = dev.pass("adamw", 7 * table.bytes);
-        let tensors = cuda.indices(&table.words);
-        let params = Update { tensors, learning_rate, factors, count: table.tensors };
+        let _timed = dev.pass("adamw", 7 * table.bytes());
+        let tensors = cuda.indices(table.words());
+        let params = Update { tensors, learning_rate, factors, count: table.tensors() };
         cuda.launch(&SOURCE, "adamw_update", &[], table.grid(), params);
     }
 
@@ -309,18 +286,18 @@ mod on_cuda {
         (dev, cuda): (&Device, &Cuda),
         gradients: impl Iterator<Item = View<'a>>,
     ) -> f64 {
-        let mut table = Table::default();
+        let mut table = TensorTable::default();
         gradients.for_each(|g| table.push(g.elements(), [g.device().address()]));
-        if table.chunks == 0 {
+        if table.chunks() == 0 {
             return 0.0;
         }
-        let _timed = dev.pass("gradient norm", table.bytes);
-        let scratch = cuda.scratch((table.chunks + 1) * size_of::<f64>());
+        let _timed = dev.pass("gradient norm", table.bytes());
+        let scratch = cuda.scratch((table.chunks() + 1) * size_of::<f64>());
         let sums = scratch.start();
-        let total = sums.offset(table.chunks * size_of::<f64>());
-        let params = Squares { tensors: cuda.indices(&table.words), sums, count: table.tensors };
+        let total = sums.offset(table.chunks() * size_of::<f64>());
+        let params = Squares { tensors: cuda.indices(table.words()), sums, count: table.tensors() };
         cuda.launch(&SOURCE, "adamw_squares", &[], table.grid(), params);
-        let params = Total { sums, total, count: table.chunks as u64 };
+        let params = Total { sums, total, count: table.chunks() as u64 };
         cuda.launch(&SOURCE, "adamw_total", &[], Grid::new(1, TOTAL_THREADS), params);
         cuda.read_f64(total, 1)[0]
     }
@@ -336,10 +313,10 @@ mod on_cuda {
     unsafe impl Params for Zero {}
 
     pub(super) fn zero_all<'a>((dev, cuda): (&Device, &Cuda), gradients: impl Iterator<Item = ViewMut<'a>>) {
-        let mut table = Table::default();
+        let mut table = TensorTable::default();
         gradients.for_each(|mut g| table.push(g.elements(), [g.device().address()]));
-        let _timed = dev.pass("zero gradients", table.bytes);
-        let params = Zero { tensors: cuda.indices(&table.words), count: table.tensors };
+        let _timed = dev.pass("zero gradients", table.bytes());
+        let params = Zero { tensors: cuda.indices(table.words()), count: table.tensors() };
         cuda.launch(&SOURCE, "adamw_zero", &[], table.grid(), params);
     }
 }

@@ -61,8 +61,10 @@ mod scratch;
 pub mod sinks;
 pub mod softcap;
 pub mod tensor;
+mod tensor_table;
 #[cfg(test)]
 mod testing;
+pub mod update;
 pub mod xielu;
 
 pub use device::{CpuOptions, Device, DeviceError};

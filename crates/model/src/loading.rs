@@ -20,7 +20,7 @@ use crate::mlp::{Act, Mlp, Xielu};
 use crate::moe::{Experts, Moe};
 use crate::norm::Norm;
 use crate::norms::Norms;
-use crate::parameter::{Parameter, Stored};
+use crate::parameter::{Outline, Parameter, Stored};
 use crate::per_layer::{PerLayer, PerLayerInputs};
 use crate::quantization::{self, Precision, Quantization};
 use crate::recurrent::Recurrent;
@@ -97,6 +97,17 @@ fn elements(shape: &[usize]) -> usize {
     shape.iter().fold(1, |product: usize, size| product.saturating_mul(*size))
 }
 
+/// The weights that training changes, in the model's order, nothing loaded.
+///
+/// # Errors
+/// `lora_target` that fits nothing.
+pub fn trained(spec: &DecoderSpec, method: &Method) -> Result<Vec<Outline>, ModelError> {
+    let adapters = method.adapters(spec)?;
+    let mut loading = Loading::new(None, spec, &Source::Counting, method, DType::F32.into(), 0);
+    loading.decoder(spec, adapters);
+    Ok(loading.trained)
+}
+
 /// How a weight begins when it is drawn.
 #[derive(Clone, Copy)]
 enum Start {
@@ -148,6 +159,7 @@ struct Loading<'a> {
     initializer_range: f64,
     moved: &'static [Moved],
     counts: WeightCounts,
+    trained: Vec<Outline>,
     problems: Vec<String>,
     non_finite: Option<(String, usize)>,
 }
@@ -171,6 +183,7 @@ impl<'a> Loading<'a> {
             initializer_range: f64::from(spec.initializer_range),
             moved: spec.moved,
             counts: WeightCounts::default(),
+            trained: Vec::new(),
             problems: Vec::new(),
             non_finite: None,
         }
@@ -635,6 +648,10 @@ impl<'a> Loading<'a> {
         let Method::Lora(options) = self.method else { return None };
         let added = rank.saturating_mul(inputs.saturating_add(outputs));
         self.counts.trained = self.counts.trained.saturating_add(added);
+        for (kind, shape) in [("lora_A", [rank, inputs]), ("lora_B", [outputs, rank])] {
+            let name = format!("{path}.{kind}.weight");
+            self.trained.push(Outline { name, shape: shape.to_vec(), stored: Stored::Plain });
+        }
         let counting = matches!(self.source, Source::Counting);
         let (inputs, outputs, rank) = if counting { (0, 0, 0) } else { (inputs, outputs, rank) };
         let bound = 1.0 / (inputs as f64).sqrt();
@@ -642,8 +659,8 @@ impl<'a> Loading<'a> {
         let draw = |i| ((2.0 * random::uniform(key, i) - 1.0) * bound) as f32;
         let a: Vec<f32> = (0..(rank * inputs) as u64).map(draw).collect();
         Some(Lora {
-            a: self.trained(format!("{path}.lora_A.weight"), Tensor::from_slice(&a, &[rank, inputs])),
-            b: self.trained(format!("{path}.lora_B.weight"), Tensor::zeros(DType::F32, &[outputs, rank])),
+            a: self.trained_of(format!("{path}.lora_A.weight"), Tensor::from_slice(&a, &[rank, inputs])),
+            b: self.trained_of(format!("{path}.lora_B.weight"), Tensor::zeros(DType::F32, &[outputs, rank])),
             scale: options.scale(rank),
             dropout: options.dropout,
             dropout_id: random::name_part(path),
@@ -716,13 +733,16 @@ impl<'a> Loading<'a> {
         let trained = self.method.trains(name);
         let count = if trained { &mut self.counts.trained } else { &mut self.counts.frozen };
         *count = count.saturating_add(elements(shape));
+        if trained {
+            self.trained.push(Outline { name: name.to_owned(), shape: shape.to_vec(), stored: form });
+        }
         let stored = self.in_files(stored, form, shape);
         let drawn = (if trained { DType::F32 } else { self.compute }, start);
         let Some(value) = self.value(&stored, form, shape, drawn) else {
             return Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0]));
         };
         let parameter = if trained {
-            self.trained(name, value)
+            self.trained_of(name, value)
         } else {
             let value = if value.dtype() == self.compute { value } else { value.to_dtype(self.compute) };
             Parameter::frozen(name, self.placed(value))
@@ -754,7 +774,7 @@ impl<'a> Loading<'a> {
         Some(value)
     }
 
-    fn trained(&self, name: impl Into<String>, value: Tensor) -> Parameter {
+    fn trained_of(&self, name: impl Into<String>, value: Tensor) -> Parameter {
         Parameter::trained(name, self.placed(value), self.compute)
     }
 

@@ -198,7 +198,7 @@ fn linear_modules(spec: &DecoderSpec) -> Vec<&'static str> {
 }
 
 /// Full names of all linear layers but the head.
-pub(crate) fn linear_paths(spec: &DecoderSpec) -> impl Iterator<Item = String> {
+pub fn linear_paths(spec: &DecoderSpec) -> impl Iterator<Item = String> {
     let layers = spec.layers.iter().enumerate();
     let blocks =
         layers.flat_map(move |(i, layer)| layer.linear_names().map(move |name| spec.names.in_block(i, name)));

@@ -47,6 +47,40 @@ pub struct Parameter {
     packed: Option<Packed>,
 }
 
+/// What a weight is, without its values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outline {
+    /// Its name.
+    pub name: String,
+    /// The dimensions.
+    pub shape: Vec<usize>,
+    /// How it lies in files.
+    pub stored: Stored,
+}
+
+impl Outline {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether weight decay applies to it: not to biases and norms, which are the weights of one dimension
+    /// (the rule of Hugging Face's Trainer).
+    pub fn decays(&self) -> bool {
+        self.shape.len() > 1 && !self.is_of_vectors()
+    }
+
+    /// Whether it is one matrix in transformers' modules.
+    pub fn is_matrix(&self) -> bool {
+        self.shape.len() == 2 && !self.is_of_vectors()
+    }
+
+    /// Whether its rows are vectors of their own in transformers' modules.
+    fn is_of_vectors(&self) -> bool {
+        self.stored == Stored::Rows || self.name.ends_with("_bias")
+    }
+}
+
 #[derive(Debug)]
 enum Value {
     Whole(Tensor),
@@ -142,12 +176,22 @@ impl Parameter {
 
     /// The tensors that it is in files, by name.
     pub fn in_files(&self) -> Vec<(String, StoredTensor<'_>)> {
-        let value = match &self.value {
+        match &self.value {
+            Value::Quantized(value) => quantization::in_files(&self.name, value),
+            _ => self.stored.parts(&self.name, self.as_used()),
+        }
+    }
+
+    /// The weight in its own type and form, for a file that is read as it is used.
+    ///
+    /// # Panics
+    /// If it is quantised.
+    pub fn as_used(&self) -> StoredTensor<'_> {
+        match &self.value {
             Value::Whole(value) => value.into(),
             Value::Halves(value) => value.into(),
-            Value::Quantized(value) => return quantization::in_files(&self.name, value),
-        };
-        self.stored.parts(&self.name, value)
+            Value::Quantized(_) => panic!("{}: a quantised weight is several tensors", self.name),
+        }
     }
 
     /// Its gradient as transformers' modules have the weight; nothing if it is frozen.
@@ -207,11 +251,9 @@ impl Parameter {
         self.gradient.is_some()
     }
 
-    /// Whether weight decay applies to it: not to biases and norms, which are the weights of one dimension
-    /// (the rule of Hugging Face's Trainer).
-    pub fn decays(&self) -> bool {
-        let is_bias = self.name.ends_with("_bias");
-        self.shape().len() > 1 && self.stored != Stored::Rows && !is_bias
+    /// What it is, without its values.
+    pub fn outline(&self) -> Outline {
+        Outline { name: self.name.clone(), shape: self.shape().to_vec(), stored: self.stored }
     }
 
     /// The dimensions.
@@ -323,16 +365,27 @@ impl Parameter {
         }
     }
 
+    /// The weight, and the memory of its gradient to keep something of its shape in between two steps; `None` if the
+    /// weight is frozen.
+    pub fn for_exchange(&mut self) -> Option<ForExchange<'_>> {
+        let (gradient, weight) = (self.gradient.as_mut()?, self.value.master()?);
+        Some(ForExchange { weight, memory: gradient.sum.view_mut() })
+    }
+
     /// What an update reads and writes; `None` if the weight is frozen.
     pub fn for_update(&mut self) -> Option<ForUpdate<'_>> {
-        let gradient = self.gradient.as_ref()?.sum.view();
-        let weight = match &mut self.value {
-            Value::Whole(value) => MasterWeight::Whole(value.view_mut()),
-            Value::Halves(value) => value.master(),
-            Value::Quantized(_) => return None,
-        };
+        let (gradient, weight) = (self.gradient.as_ref()?.sum.view(), self.value.master()?);
         Some(ForUpdate { weight, gradient })
     }
+}
+
+/// A trained weight, and its gradient's memory.
+#[derive(Debug)]
+pub struct ForExchange<'a> {
+    /// f32.
+    pub weight: MasterWeight<'a>,
+    /// f32: what is written here is lost when the next step begins.
+    pub memory: ViewMut<'a>,
 }
 
 /// Whether trained weights that products read are in halves: where these have no type for f32.
@@ -341,6 +394,15 @@ fn are_in_halves(compute: DType, value: View<'_>) -> bool {
 }
 
 impl Value {
+    /// To write; `None` if it is quantised.
+    fn master(&mut self) -> Option<MasterWeight<'_>> {
+        match self {
+            Value::Whole(value) => Some(MasterWeight::Whole(value.view_mut())),
+            Value::Halves(value) => Some(value.master()),
+            Value::Quantized(_) => None,
+        }
+    }
+
     fn view(&self) -> View<'_> {
         match self {
             Value::Whole(value) => value.view(),

@@ -5,7 +5,7 @@
 //! | `adapter_model.safetensors`, `adapter_config.json` | LoRA: the adapter, float32, in PEFT's format |
 //! | `model*.safetensors`, `config.json` | full and freeze: the model; trained weights float32, so that nothing is lost |
 //! | tokenizer files | copied from the model folder |
-//! | `optimizer.safetensors` | the optimizer's state |
+//! | `optimizer.safetensors` | the optimizer's state, and the weights that training goes on from where these are others |
 //! | `training_state.json` | step, data cursor, what the run was |
 //!
 //! Random numbers come from counters (seed, step), so the step is all there is to save of them.
@@ -18,8 +18,9 @@ use sft_data::loader::Cursor;
 use sft_kernels::DType;
 use sft_model::adapter;
 use sft_model::method::{LoraOptions, Method};
+use sft_model::parameter::Parameter;
 use sft_model::saving::{self, SaveOptions};
-use sft_model::weights::{WeightFiles, write_file};
+use sft_model::weights::{StoredTensor, WeightFiles, write_file};
 use sft_model::{Decoder, ModelError};
 use sft_runs::disk;
 
@@ -97,9 +98,17 @@ pub fn write_state(
     folder: &Path,
     state: &TrainingState,
     optimizer: &dyn Optimizer,
+    trained: &[&mut Parameter],
 ) -> Result<(), ModelError> {
-    let tensors = optimizer.state();
-    write_file(&folder.join(OPTIMIZER), tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor)))?;
+    let mut tensors: Vec<(String, StoredTensor<'_>)> =
+        optimizer.state().into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
+    if optimizer.evaluates_elsewhere() {
+        tensors.extend(trained.iter().map(|parameter| (trained_name(parameter), parameter.as_used())));
+    }
+    write_file(
+        &folder.join(OPTIMIZER),
+        tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())),
+    )?;
     let path = folder.join(STATE);
     let text = serde_json::to_string_pretty(state).unwrap_or_default();
     disk::write(&path, text.as_bytes()).map_err(|source| ModelError::File { path, source })
@@ -121,6 +130,31 @@ pub fn read_weights(folder: &Path, decoder: &mut Decoder, method: &Method) -> Re
         let stored = if lora { adapter::stored_name(parameter.name()) } else { parameter.name().to_owned() };
         let shape = parameter.shape().to_vec();
         match files.tensor(&stored, &shape) {
+            Ok(tensor) => parameter.set(tensor.view()),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(ModelError::Weights { folder: folder.to_owned(), problems }.into())
+    }
+}
+
+/// A weight that training goes on from, beside the optimizer's state.
+fn trained_name(parameter: &Parameter) -> String {
+    format!("param.{}", parameter.name())
+}
+
+/// Takes the weights that training goes on from, where the checkpoint's weights are others.
+///
+/// # Errors
+/// Files that are missing or do not fit.
+pub fn read_trained(folder: &Path, decoder: &mut Decoder) -> Result<(), TrainError> {
+    let files = WeightFiles::open(folder, &[folder.join(OPTIMIZER)])?;
+    let mut problems = Vec::new();
+    for parameter in decoder.trained_mut() {
+        match files.tensor(&trained_name(parameter), &parameter.shape().to_vec()) {
             Ok(tensor) => parameter.set(tensor.view()),
             Err(problem) => problems.push(problem),
         }

@@ -13,12 +13,13 @@ use sft_data::loader::{Loader, LoaderOptions};
 use sft_data::pipeline::EncodeReport;
 use sft_data::rows::RowProblem;
 use sft_kernels::{DType, DeviceError, cuda, give_back_freed};
+use sft_model::loading;
 use sft_model::method::Method;
 use sft_model::quantization::Precision;
 use sft_model::spec::DecoderSpec;
 
 use crate::memory_plan::{self, MemoryPlan, PlanInputs};
-use crate::optim::AdamW;
+use crate::optim::{Outline, Recipe};
 use crate::rows::{Rows, check_prompts};
 use crate::schedule::Schedule;
 use crate::{TrainError, setup};
@@ -34,6 +35,10 @@ pub struct Job {
     pub spec: DecoderSpec,
     /// What is trained.
     pub method: Method,
+    /// The weights that are trained.
+    pub trained: Vec<Outline>,
+    /// What updates them.
+    pub optimizer: Recipe,
     /// Types of activations and of frozen weights.
     pub precision: Precision,
     /// How the data sets were read.
@@ -154,6 +159,9 @@ impl Job {
             total_steps,
         );
         let card = setup::card(&config);
+        let trained = loading::trained(&spec, &method)?;
+        let optimizer = setup::optimizer(&config, &spec, &trained, total_steps)?;
+        optimizer.check(&trained, card.is_some())?;
         let available = match card {
             Some(card) => Some(cuda::free_bytes(card).map_err(DeviceError::from)? as u64),
             None => memory_plan::available_bytes(),
@@ -164,6 +172,8 @@ impl Job {
         let inputs = PlanInputs {
             spec: &spec,
             method: &method,
+            trained: &trained,
+            optimizer: &optimizer,
             precision,
             max_tokens,
             rows,
@@ -178,6 +188,8 @@ impl Job {
             base,
             spec,
             method,
+            trained,
+            optimizer,
             precision,
             datasets: reports,
             problems,
@@ -232,7 +244,7 @@ impl Job {
             IntervalStrategy::Steps => self.every(c.save_steps) <= self.total_steps,
             IntervalStrategy::Epoch => self.steps_per_epoch() <= self.total_steps,
         };
-        let state = if c.save_only_model { 0 } else { counts.trained * AdamW::STATE_BYTES };
+        let state = if c.save_only_model { 0 } else { self.optimizer.checkpoint_bytes(&self.trained) };
         let checkpoint = if due { frozen + counts.trained * DType::F32.bytes() + state } else { 0 };
         (frozen + counts.trained * trained.bytes() + checkpoint) as u64
     }
@@ -246,6 +258,8 @@ impl Job {
         Ok(MemoryPlan::new(&PlanInputs {
             spec: &self.spec,
             method: &self.method,
+            trained: &self.trained,
+            optimizer: &self.optimizer,
             precision: self.precision,
             max_tokens: max_tokens.max(evaluated_tokens),
             rows: self.plan.rows,

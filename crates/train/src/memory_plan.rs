@@ -6,11 +6,12 @@ use sft_kernels::DType;
 use sft_model::ModelError;
 use sft_model::loading::{self, WeightCounts};
 use sft_model::method::{Adapters, Method};
+use sft_model::parameter::Outline;
 use sft_model::quantization::Precision;
 use sft_model::spec::DecoderSpec;
 use sft_model::workspace::{Purpose, Workspace, WorkspaceBytes};
 
-use crate::optim::AdamW;
+use crate::optim::Recipe;
 
 /// Program, thread pool and packing buffers: measured by `tools/measure_memory.py`.
 const PROGRAM_BYTES: usize = 42 << 20;
@@ -29,7 +30,7 @@ pub struct MemoryPlan {
     pub trained_weights: usize,
     /// Their gradients, float32.
     pub gradients: usize,
-    /// State of the optimizer.
+    /// State of the optimizer, and what it works in.
     pub optimizer: usize,
     /// Activations and workspace.
     pub work: WorkspaceBytes,
@@ -54,6 +55,10 @@ pub struct PlanInputs<'a> {
     pub spec: &'a DecoderSpec,
     /// What is trained.
     pub method: &'a Method,
+    /// The weights that are.
+    pub trained: &'a [Outline],
+    /// What updates them.
+    pub optimizer: &'a Recipe,
     /// Types of activations and of frozen weights.
     pub precision: Precision,
     /// Tokens of the largest micro-batch.
@@ -118,7 +123,8 @@ impl MemoryPlan {
                     * compute.bytes(),
             trained_weights: f32_bytes,
             gradients: f32_bytes,
-            optimizer: counts.trained * AdamW::STATE_BYTES,
+            optimizer: inputs.optimizer.state_bytes(inputs.trained)
+                + inputs.optimizer.workspace_bytes(inputs.trained),
             work: Workspace::plan(
                 inputs.spec,
                 adapters,

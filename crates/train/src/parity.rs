@@ -21,7 +21,7 @@ use sft_model::weights::WeightFiles;
 use sft_model::workspace::{Purpose, Workspace};
 use sft_model::{Decoder, ModelError, families, quantization};
 
-use crate::optim::{AdamW, AdamWOptions, Optimizer};
+use crate::optim::{AdamWOptions, Bits, Decays, Groups, Optimizer, Recipe, Rule};
 use crate::step::{UpdateOptions, as_batch, gradients, update};
 
 /// The largest differences that still count as equal.
@@ -80,6 +80,51 @@ impl Parity {
 /// Files that are missing or malformed; a model that is not supported.
 pub fn compare(dev: &Device, case: &Path) -> Result<Parity, ModelError> {
     dev.install(|| Case::read(case)?.compare(dev))
+}
+
+/// Trains all weights of a case's model, or its adapter, by an optimizer; returns the loss at each step before its update,
+/// and the model with the weights that are evaluated.
+///
+/// # Errors
+/// As [`compare`]; what `make` says.
+pub fn train(
+    dev: &Device,
+    case: &Path,
+    adapter: bool,
+    learning_rates: &[f64],
+    make: impl FnOnce(&mut Decoder) -> Result<Box<dyn Optimizer>, ModelError> + Send,
+) -> Result<(Vec<f64>, Decoder), ModelError> {
+    dev.install(|| {
+        let case = Case::read(case)?;
+        let method = if adapter { Method::Inference } else { Method::Full };
+        let mut decoder = Decoder::read(dev, &case.folder, &method, DType::F32, 0)?;
+        if adapter {
+            PeftAdapter::read(&case.folder.join("adapter"))?.attach(dev, &mut decoder, true)?;
+        }
+        let mut work = case.workspace(dev, &decoder);
+        let mut optimizer = make(&mut decoder)?;
+        let (step, model) = (case.step(true), (&mut decoder, &mut work));
+        let losses = take_steps(dev, model, &step, optimizer.as_mut(), learning_rates)?;
+        optimizer.begin_evaluation(dev, &mut decoder.trained_mut());
+        Ok((losses, decoder))
+    })
+}
+
+/// Steps on one batch, without clipping; their losses.
+fn take_steps(
+    dev: &Device,
+    (decoder, work): (&mut Decoder, &mut Workspace),
+    step: &StepBatch,
+    optimizer: &mut dyn Optimizer,
+    learning_rates: &[f64],
+) -> Result<Vec<f64>, ModelError> {
+    let mut losses = Vec::new();
+    for learning_rate in learning_rates {
+        let sums = gradients(dev, decoder, step, 0, work)?;
+        let options = UpdateOptions { learning_rate: *learning_rate, max_grad_norm: 0.0 };
+        losses.push(update(dev, decoder, optimizer, options, sums).loss);
+    }
+    Ok(losses)
 }
 
 struct Case {
@@ -251,17 +296,17 @@ impl Case {
             fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
         let expected: Vec<f64> =
             serde_json::from_str(&text).map_err(|source| ModelError::Json { path: path.clone(), source })?;
-        let options =
-            AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, decay_all: true };
-        let mut optimizer: Box<dyn Optimizer> = Box::new(AdamW::new(options, &decoder.trained_mut()));
-        let mut largest = 0.0;
-        for expected in expected {
-            let sums = gradients(dev, decoder, step, 0, work)?;
-            let options = UpdateOptions { learning_rate: 1e-3, max_grad_norm: 0.0 };
-            let outcome = update(dev, decoder, optimizer.as_mut(), options, sums);
-            largest = larger(largest, (outcome.loss / expected - 1.0).abs());
-        }
-        Ok(largest)
+        let adam = AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+        let groups = Groups { weight_decay: 0.01, decays: Decays::All, lora_plus: None };
+        let recipe = Recipe { groups, rule: Rule::AdamW(adam, Bits::B32) };
+        let mut optimizer = recipe.make(&mut decoder.trained_mut());
+        let rates = vec![1e-3; expected.len()];
+        let losses = take_steps(dev, (decoder, work), step, optimizer.as_mut(), &rates)?;
+        Ok(losses
+            .iter()
+            .zip(expected)
+            .map(|(found, expected)| (found / expected - 1.0).abs())
+            .fold(0.0, larger))
     }
 }
 

@@ -303,7 +303,10 @@ impl<'a> Running<'a> {
     /// Evaluates and records; whether training should stop because it does not get better. One that is interrupted is
     /// owed: whoever resumes the run begins with it.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
-        let records = self.eval_records(observer)?;
+        self.trainer.begin_evaluation();
+        let records = self.eval_records(observer);
+        self.trainer.end_evaluation();
+        let records = records?;
         self.owes_evaluation = records.is_none() && !self.job.eval.is_empty();
         let Some(records) = records else { return Ok(false) };
         let mut evals_since_best = 0;
@@ -387,12 +390,16 @@ impl<'a> Running<'a> {
         }
         self.check_data_files(observer)?;
         let mut writer = CheckpointWriter::begin(self.folder, self.step)?;
-        self.write_weights(writer.folder(), None)?;
+        self.trainer.begin_evaluation();
+        let written = self.write_weights(writer.folder(), None);
+        self.trainer.end_evaluation();
+        written?;
         if self.job.config.save_only_model {
             writer.set_model_only();
         } else {
-            checkpoint::write_state(writer.folder(), &self.state(), self.trainer.optimizer.as_ref())
-                .map_err(on_disk)?;
+            let (state, optimizer) = (self.state(), self.trainer.optimizer.as_ref());
+            let trained = self.trainer.decoder.trained_mut();
+            checkpoint::write_state(writer.folder(), &state, optimizer, &trained).map_err(on_disk)?;
         }
         self.recorder.save(&writer)?;
         let path = writer.finish()?.path;
@@ -420,6 +427,7 @@ impl<'a> Running<'a> {
     }
 
     fn finish(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+        self.trainer.begin_evaluation();
         if self.job.config.load_best_model_at_end
             && let Some(step) = self.recorder.best_checkpoint_step().filter(|best| *best != self.step)
         {

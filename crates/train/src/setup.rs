@@ -1,5 +1,7 @@
 //! From the configuration to the stages: which options each of them gets. The one place that reads both.
 
+mod optimizer;
+
 use std::path::{Path, PathBuf};
 
 use sft_config::{
@@ -23,6 +25,8 @@ use sft_model::method::{LoraOptions, Method};
 use sft_model::quantization::{Found, Quantization};
 use sft_model::spec::{DecoderSpec, RopeScaling};
 use sft_model::{ModelError, families, quantization};
+
+pub use optimizer::optimizer;
 
 /// The device of a run.
 ///

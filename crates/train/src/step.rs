@@ -79,11 +79,6 @@ pub fn gradients(
     Ok(work.loss_sums(dev))
 }
 
-/// The Euclidean norm of all gradients together.
-pub fn gradient_norm(dev: &Device, trained: &[&mut Parameter]) -> f64 {
-    adamw::sum_of_squares_all(dev, trained.iter().filter_map(|p| p.gradient())).sqrt()
-}
-
 /// Clips and updates, unless loss or gradient is not finite: then nothing is changed and the outcome says so.
 pub fn update(
     dev: &Device,
@@ -93,7 +88,7 @@ pub fn update(
     sums: LossSums,
 ) -> StepOutcome {
     let mut trained = decoder.trained_mut();
-    let grad_norm = gradient_norm(dev, &trained);
+    let grad_norm = optimizer.sum_of_squares(dev, &trained).sqrt();
     let outcome = StepOutcome { loss: sums.mean(), grad_norm, sums };
     if outcome.loss.is_finite() && grad_norm.is_finite() {
         // torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.

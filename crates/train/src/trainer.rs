@@ -14,7 +14,7 @@ use sft_model::{Decoder, ModelError};
 use crate::TrainError;
 use crate::checkpoint::{self, TrainingState};
 use crate::job::Job;
-use crate::optim::{AdamW, AdamWOptions, Optimizer};
+use crate::optim::Optimizer;
 use crate::setup;
 use crate::step::{StepOutcome, UpdateOptions, clear, gradients, update};
 
@@ -41,20 +41,12 @@ impl<'a> Trainer<'a> {
     /// Weights that are missing or do not fit.
     pub fn new(dev: &'a Device, job: &Job) -> Result<Self, ModelError> {
         let (mut decoder, lora) = load_decoder(dev, job)?;
-        let c = &job.config;
-        let options = AdamWOptions {
-            beta1: c.adam_beta1,
-            beta2: c.adam_beta2,
-            eps: c.adam_epsilon,
-            weight_decay: c.weight_decay,
-            decay_all: false,
-        };
         if job.plan.pack {
             decoder.pack_frozen(dev);
         }
-        let trained = decoder.trained_mut();
+        let mut trained = decoder.trained_mut();
         let trained_elements = trained.iter().map(|p| p.elements() as u64).sum();
-        let optimizer: Box<dyn Optimizer> = Box::new(AdamW::new(options, &trained));
+        let optimizer = job.optimizer.make(&mut trained);
         drop(trained);
         let purpose = Purpose::Training { recomputed: job.plan.recomputed };
         let work = Workspace::new(
@@ -80,7 +72,21 @@ impl<'a> Trainer<'a> {
         expected: &TrainingState,
     ) -> Result<TrainingState, TrainError> {
         checkpoint::read_weights(from, &mut self.decoder, method)?;
-        checkpoint::read_state(from, expected, self.optimizer.as_mut())
+        let state = checkpoint::read_state(from, expected, self.optimizer.as_mut())?;
+        if self.optimizer.evaluates_elsewhere() {
+            checkpoint::read_trained(from, &mut self.decoder)?;
+        }
+        Ok(state)
+    }
+
+    /// Puts the weights to evaluate and to write in the place of those that training goes on from.
+    pub fn begin_evaluation(&mut self) {
+        self.optimizer.begin_evaluation(self.dev, &mut self.decoder.trained_mut());
+    }
+
+    /// Puts those that training goes on from back.
+    pub fn end_evaluation(&mut self) {
+        self.optimizer.end_evaluation(self.dev, &mut self.decoder.trained_mut());
     }
 
     /// Forgets all gradients and sums.

@@ -22,6 +22,8 @@ macro_rules! method_keys {
         additional_target: Vec<String> { read_by: "model::adapter" }
         /// LoRA: scale by lora_alpha / √lora_rank.
         use_rslora: bool { read_by: "model::linear" }
+        /// LoRA+: learning rate of the matrices B over that of A; null for one rate.
+        loraplus_lr_ratio: Option<f64> { range: Range::above(0.0), read_by: "train::optim" }
         /// LoRA: merge the adapters of `adapter_name_or_path` and train a new one.
         create_new_adapter: bool { read_by: "model::adapter" }
         /// Freeze: how many layers are trained, the last ones; negative numbers are the first ones.
@@ -30,6 +32,54 @@ macro_rules! method_keys {
         freeze_trainable_modules: Targets { default: Targets::All, read_by: "model::method" }
         /// Freeze: modules outside of the layers that are trained too, such as `embed_tokens`, `norm`, `lm_head`.
         freeze_extra_modules: Vec<String> { read_by: "model::method" }
+        /// GaLore: moments of gradients in few dimensions (docs/optimizers.md).
+        use_galore: bool { read_by: "train::optim" }
+        /// GaLore: the linear layers whose gradients are projected: those whose names have one of these in them.
+        galore_target: Targets { default: Targets::All, read_by: "train::optim" }
+        /// GaLore: dimensions of a projected gradient.
+        galore_rank: u32 { default: 16, range: Range::at_least(1.0), read_by: "train::optim" }
+        /// GaLore: steps after which projections are made anew.
+        galore_update_interval: u64 { default: 200, range: Range::at_least(1.0), read_by: "train::optim" }
+        /// GaLore: strength of projected updates.
+        galore_scale: f64 { default: 2.0, range: Range::above(0.0), read_by: "train::optim" }
+        /// GaLore: which side of a gradient is projected.
+        galore_proj_type: GaloreProjType { read_by: "train::optim" }
+        /// APOLLO: gradients scaled by what moments in few dimensions say (docs/optimizers.md).
+        use_apollo: bool { read_by: "train::optim" }
+        /// APOLLO: the linear layers whose gradients are projected: those whose names have one of these in them.
+        apollo_target: Targets { default: Targets::All, read_by: "train::optim" }
+        /// APOLLO: dimensions of a projected gradient.
+        apollo_rank: u32 { default: 16, range: Range::at_least(1.0), read_by: "train::optim" }
+        /// APOLLO: steps after which projections are made anew.
+        apollo_update_interval: u64 { default: 200, range: Range::at_least(1.0), read_by: "train::optim" }
+        /// APOLLO: strength of scaled updates; its root counts.
+        apollo_scale: f64 { default: 32.0, range: Range::above(0.0), read_by: "train::optim" }
+        /// APOLLO: where projections come from.
+        apollo_proj: ApolloProj { read_by: "train::optim" }
+        /// APOLLO: which side of a gradient is projected.
+        apollo_proj_type: ApolloProjType { read_by: "train::optim" }
+        /// APOLLO: what has a factor of its own.
+        apollo_scale_type: ApolloScaleType { read_by: "train::optim" }
+        /// APOLLO: limit the growth of updates after their strength is applied, not before.
+        apollo_scale_front: bool { read_by: "train::optim" }
+        /// BAdam: update one part of the model after the other (docs/optimizers.md).
+        use_badam: bool { read_by: "train::optim" }
+        /// BAdam: a block at a time, or a share of each matrix.
+        badam_mode: BadamMode { read_by: "train::optim" }
+        /// BAdam: the first block, from 0; null takes the one that the order begins with.
+        badam_start_block: Option<u64> { read_by: "train::optim" }
+        /// BAdam: the order of the blocks.
+        badam_switch_mode: BadamSwitchMode { read_by: "train::optim" }
+        /// BAdam: steps of a block; -1 stays with the first.
+        badam_switch_interval: i64 { default: 50, range: Range::at_least(-1.0), read_by: "train::optim" }
+        /// BAdam: share of each matrix that is updated (`badam_mode: ratio`).
+        badam_update_ratio: f64 { default: 0.05, range: Range::between(0.0, 1.0), read_by: "train::optim" }
+        /// BAdam: which elements are updated (`badam_mode: ratio`).
+        badam_mask_mode: BadamMaskMode { read_by: "train::optim" }
+        /// Adam-mini in the place of `optim`: one second moment for a head or a row.
+        use_adam_mini: bool { read_by: "train::optim" }
+        /// Muon in the place of `optim` for matrices, and AdamW for the rest.
+        use_muon: bool { read_by: "train::optim" }
         /// Count how often the most likely token is the right one during evaluation.
         compute_accuracy: bool { read_by: "train::eval" }
         /// Keep the rows in the order of the data.
@@ -47,48 +97,12 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
         "tokens per second, in total and supervised, are always reported",
     ),
     (&["freeze_vision_tower", "freeze_multi_modal_projector"], "only text is trained on"),
-    (&["loraplus_lr_embedding"], "read only with `loraplus_lr_ratio`, which is not built yet"),
+    (&["loraplus_lr_embedding"], "adapters are put on linear layers, and none on embeddings"),
+    (&["badam_verbose"], "it says what the package badam prints"),
     (&["pissa_iter", "pissa_convert"], "read only with `pissa_init`, which is not built yet"),
     (
         &["oft_rank", "oft_block_size", "oft_target", "module_dropout"],
         "read only with `finetuning_type: oft`, which is not built yet",
-    ),
-    (
-        &[
-            "galore_target",
-            "galore_rank",
-            "galore_update_interval",
-            "galore_scale",
-            "galore_proj_type",
-            "galore_layerwise",
-        ],
-        "read only with `use_galore`, which is not built yet",
-    ),
-    (
-        &[
-            "apollo_target",
-            "apollo_rank",
-            "apollo_update_interval",
-            "apollo_scale",
-            "apollo_proj",
-            "apollo_proj_type",
-            "apollo_scale_type",
-            "apollo_layerwise",
-            "apollo_scale_front",
-        ],
-        "read only with `use_apollo`, which is not built yet",
-    ),
-    (
-        &[
-            "badam_mode",
-            "badam_start_block",
-            "badam_switch_mode",
-            "badam_switch_interval",
-            "badam_update_ratio",
-            "badam_mask_mode",
-            "badam_verbose",
-        ],
-        "read only with `use_badam`, which is not built yet",
     ),
     (&["asft_alpha", "eaft_alpha"], "read only with a loss that is not built yet"),
     (&["hyper_parallel_args"], "read only with `use_hyper_parallel`, which is not built"),
@@ -141,13 +155,9 @@ pub(super) const NOT_YET: &[super::NotYetKey] = &[
     ),
     ("use_dora", "false", "leave it out: plain LoRA"),
     ("pissa_init", "false", "leave it out: LoRA begins with B = 0"),
-    ("loraplus_lr_ratio", "null", "leave it out: both matrices share `learning_rate`"),
-    ("use_galore", "false", "use `finetuning_type: lora`, which saves more memory"),
-    ("use_apollo", "false", "use `finetuning_type: lora`, which saves more memory"),
-    ("use_badam", "false", "use `finetuning_type: freeze` or `lora`"),
+    ("galore_layerwise", "false", "leave it out: gradients of all layers are kept until the update"),
+    ("apollo_layerwise", "false", "leave it out: gradients of all layers are kept until the update"),
     ("use_llama_pro", "false", "use `finetuning_type: freeze`"),
-    ("use_adam_mini", "false", "leave it out: AdamW"),
-    ("use_muon", "false", "leave it out: AdamW"),
     ("use_mca", "false", "leave it out"),
     ("use_hyper_parallel", "false", "leave it out"),
     ("use_dft_loss", "false", "leave it out: cross-entropy"),

@@ -14,6 +14,7 @@ use crate::Purpose;
 use crate::choices::*;
 use crate::device::Device;
 use crate::located::Located;
+use crate::optim_args::OptimArgs;
 use crate::problem::NoEffect;
 use crate::schedule::SchedulerKwargs;
 use crate::source::Node;

@@ -44,8 +44,11 @@ macro_rules! training_keys {
             auto: "`warmup_ratio`, or 0" = |c| c.warmup_amount(),
             read_by: "train::schedule",
         }
-        /// The optimizer.
+        /// The optimizer; docs/optimizers.md says what each costs.
         optim: Optim { read_by: "train::optim" }
+        /// Settings of the optimizer as `name=value,…`: `momentum`, `dampening`, `nesterov` (sgd), `beta3`, `alpha`,
+        /// `t_alpha`, `t_beta3` (ademamix), `r`, `weight_lr_power` (schedule_free_adamw).
+        optim_args: OptimArgs { read_by: "train::optim" }
         /// Pull of the weights towards 0; biases and norms are exempt.
         weight_decay: f64 { range: Range::at_least(0.0), read_by: "train::optim" }
         /// AdamW: memory of the gradient's mean.
@@ -236,12 +239,7 @@ pub(super) const NOT_YET: &[super::NotYetKey] = &[
     ("fsdp", "null", "leave it out: training runs in one process, which plans its memory itself"),
     ("accelerator_config", "null", "leave it out"),
     ("parallelism_config", "null", "leave it out"),
-    (
-        "optim_args",
-        "null",
-        "leave it out: `adam_beta1`, `adam_beta2`, `adam_epsilon` and `weight_decay` set AdamW",
-    ),
-    ("optim_target_modules", "null", "leave it out"),
+    ("optim_target_modules", "null", "use `galore_target` or `apollo_target`"),
     ("label_smoothing_factor", "0", "leave it out"),
     ("neftune_noise_alpha", "null", "leave it out"),
     (

@@ -79,7 +79,7 @@ impl Source {
 
 /// All files of kernels. One that is not listed here cannot be launched.
 pub fn all() -> Vec<&'static Source> {
-    let ops: [&Source; 25] = [
+    let ops: [&Source; 26] = [
         &crate::activation::SOURCE,
         &crate::adamw::SOURCE,
         &crate::columns::SOURCE,
@@ -104,6 +104,7 @@ pub fn all() -> Vec<&'static Source> {
         &crate::rows::SOURCE,
         &crate::sinks::SOURCE,
         &crate::softcap::SOURCE,
+        &crate::update::SOURCE,
         &crate::xielu::SOURCE,
     ];
     let mut all: Vec<_> = ops.into_iter().chain(crate::attention::sources()).collect();

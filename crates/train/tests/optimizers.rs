@@ -1,0 +1,196 @@
+//! Every optimizer trains as the package that it comes from, and goes on from a checkpoint to the bit.
+//!
+//! `tools/make_optimizer_goldens.py` made the losses and weights; an entry's keys are those of a configuration, so that what
+//! becomes of them is part of what is compared.
+
+use std::path::{Path, PathBuf};
+
+use sft_config::{Purpose, RunConfig, load_text};
+use sft_kernels::{CpuOptions, Device};
+use sft_model::{Decoder, families};
+use sft_train::events::{Event, Observer, Silent};
+use sft_train::optim::{Bits, Outline, Recipe, Rule};
+use sft_train::run::{Outcome, run};
+use sft_train::{Job, parity, setup};
+
+const QUICKSTART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../quickstart");
+
+/// The most that a loss is off, relative, and a weight.
+const LOSS: f64 = 1e-4;
+const WEIGHT: f64 = 1e-4;
+
+fn case() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/parity/llama")
+}
+
+fn config(keys: &[String]) -> RunConfig {
+    let text = "model_name_or_path: unused\ndataset: unused\noutput_dir: unused\n";
+    load_text(text, "test.yaml", keys, Purpose::Train).unwrap()
+}
+
+/// The golden file: entries by name.
+fn goldens() -> serde_json::Map<String, serde_json::Value> {
+    serde_json::from_str(include_str!("../goldens/optimizers.json")).unwrap()
+}
+
+fn read<T: serde::de::DeserializeOwned>(value: &serde_json::Value) -> T {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+fn recipe(config: &RunConfig, decoder: &mut Decoder, steps: u64) -> Recipe {
+    let weights: Vec<Outline> = decoder.trained_mut().iter().map(|p| p.outline()).collect();
+    let spec = families::read_spec(&case()).unwrap();
+    let mut recipe = setup::optimizer(config, &spec, &weights, steps).unwrap();
+    // Weights of the case are smaller than what is kept in 8 bits by default.
+    match &mut recipe.rule {
+        Rule::AdamW(_, bits) | Rule::Lion(_, bits) | Rule::AdEMAMix(_, bits) if *bits == Bits::B8 => {
+            *bits = Bits::B8 { min_elements: 1 };
+        }
+        _ => {}
+    }
+    recipe
+}
+
+/// The largest relative difference of a loss, and the largest of a weight, of six steps.
+fn compare(dev: &Device, golden: &serde_json::Value) -> (f64, f64) {
+    let config = config(&read::<Vec<String>>(&golden["keys"]));
+    let adapter = config.finetuning_type == sft_config::FinetuningType::Lora;
+    let rates: Vec<f64> = read(&golden["learning_rates"]);
+    let (losses, mut decoder) = parity::train(dev, &case(), adapter, &rates, |decoder| {
+        let recipe = recipe(&config, decoder, rates.len() as u64);
+        Ok(recipe.make(&mut decoder.trained_mut()))
+    })
+    .unwrap();
+    let expected: Vec<f64> = read(&golden["losses"]);
+    let off = losses.iter().zip(&expected).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
+    let weights = golden["weights"].as_object().unwrap();
+    let trained = decoder.trained_mut();
+    assert_eq!(trained.len(), weights.len(), "as many trained weights as the package has");
+    let mut worst = 0.0f64;
+    for parameter in trained {
+        let values = parameter.to_host().to_f32_vec();
+        let expected: [f64; 3] = read(&weights[parameter.name()]);
+        let found = [0, values.len() / 2, values.len() - 1].map(|i| f64::from(values[i]));
+        worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(worst, f64::max);
+    }
+    (off, worst)
+}
+
+#[test]
+fn six_steps_of_every_optimizer_are_those_of_its_package() {
+    let dev = Device::cpu(CpuOptions { threads: None, isa: None }).unwrap();
+    let mut wrong = Vec::new();
+    for (name, golden) in goldens() {
+        let (loss, weight) = compare(&dev, &golden);
+        println!("{name:24} loss {loss:.1e}, weights {weight:.1e}");
+        if !(loss <= LOSS && weight <= WEIGHT) {
+            wrong.push(format!("{name}: loss {loss:.1e}, weights {weight:.1e}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Interrupts after a number of steps.
+struct After(u64, u64);
+
+impl Observer for After {
+    fn on(&mut self, event: &Event<'_>) {
+        if let Event::Step(progress) = event {
+            self.1 = progress.step;
+        }
+    }
+    fn interrupted(&self) -> bool {
+        self.1 >= self.0
+    }
+}
+
+fn job(output: &Path, keys: &[&str]) -> Job {
+    let text = format!(
+        "model_name_or_path: {QUICKSTART}/base\ndataset_dir: {QUICKSTART}/data\ndataset: quickstart_train\n\
+         train_from_scratch: true\nfinetuning_type: full\nmax_samples: 12\ncutoff_len: 32\noutput_dir: {}\n\
+         per_device_train_batch_size: 2\nmax_steps: 7\nlearning_rate: 1e-3\nweight_decay: 0.01\nlogging_steps: 1\n\
+         val_size: 2\neval_strategy: steps\neval_steps: 2\ndevice: cpu\nsave_strategy: \"no\"\n",
+        output.display()
+    );
+    let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+    Job::prepare(load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap()).unwrap()
+}
+
+fn train(output: &Path, keys: &[&str], observer: &mut dyn Observer) -> Outcome {
+    run(job(output, keys), observer).unwrap()
+}
+
+/// A recipe for every optimizer, and for every way that one keeps its state.
+const RECIPES: [&[&str]; 21] = [
+    &["optim=adamw_torch"],
+    &["optim=adamw_8bit"],
+    &["optim=sgd"],
+    &["optim=sgd", "optim_args=momentum=0.9"],
+    &["optim=adafactor"],
+    &["optim=lion_32bit"],
+    &["optim=lion_8bit"],
+    &["optim=ademamix"],
+    &["optim=ademamix_8bit"],
+    &["optim=schedule_free_adamw", "warmup_steps=2"],
+    &["use_adam_mini=true"],
+    &["use_muon=true"],
+    &["use_galore=true", "galore_rank=4", "galore_update_interval=2"],
+    &["use_galore=true", "galore_rank=4", "galore_proj_type=full", "optim=adafactor"],
+    &["use_apollo=true", "apollo_rank=4", "apollo_update_interval=3"],
+    &["use_apollo=true", "apollo_rank=1", "apollo_scale_type=tensor", "apollo_proj=svd"],
+    &["use_badam=true", "badam_switch_interval=2"],
+    &["use_badam=true", "badam_switch_interval=1", "badam_switch_mode=random"],
+    &["use_badam=true", "badam_switch_interval=-1", "badam_switch_mode=fixed", "badam_start_block=1"],
+    &["use_badam=true", "badam_mode=ratio", "weight_decay=0"],
+    &["use_badam=true", "badam_mode=ratio", "badam_mask_mode=scatter", "weight_decay=0"],
+];
+
+#[test]
+fn a_run_that_is_taken_up_again_equals_one_that_was_not_stopped_with_every_optimizer() {
+    for keys in RECIPES {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = train(&folder.path().join("whole"), keys, &mut Silent);
+        let parts = folder.path().join("parts");
+        let first = train(&parts, keys, &mut After(3, 0));
+        assert_eq!((first.steps, first.interrupted_at.is_some()), (3, true), "{keys:?}");
+        let second = train(&parts, keys, &mut Silent);
+        assert_eq!((second.steps, second.interrupted_at), (7, None), "{keys:?}");
+        assert_eq!(second.digest, whole.digest, "{keys:?}");
+    }
+}
+
+#[test]
+fn threads_do_not_change_what_an_optimizer_does() {
+    for keys in RECIPES {
+        let folder = tempfile::tempdir().unwrap();
+        let digest = |threads: &str| {
+            let keys = [keys, &[threads, "max_steps=3", "eval_strategy=no", "val_size=0"]].concat();
+            train(&folder.path().join(threads), &keys, &mut Silent).digest
+        };
+        assert_eq!(digest("threads=1"), digest("threads=2"), "{keys:?}");
+    }
+}
+
+#[test]
+fn checkpoints_hold_the_bytes_that_the_plan_counts() {
+    for keys in RECIPES {
+        let folder = tempfile::tempdir().unwrap();
+        let (planned, trained) = {
+            let job = job(folder.path(), keys);
+            let trained: usize = job.trained.iter().map(Outline::elements).sum();
+            (job.optimizer.checkpoint_bytes(&job.trained), trained)
+        };
+        let stopped = train(&folder.path().join("run"), keys, &mut After(1, 0));
+        let file = stopped.interrupted_at.unwrap().join("optimizer.safetensors");
+        let bytes = std::fs::read(file).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let kept: usize = tensors.iter().map(|(_, tensor)| tensor.data().len()).sum();
+        println!("{keys:?}: {:.3} bytes a weight", kept as f64 / trained as f64);
+        // Besides, schedule-free AdamW has two numbers, and a block that is not the largest of BAdam is smaller.
+        assert!(kept <= planned + 16, "{keys:?}: {kept} bytes in the checkpoint, {planned} in the plan");
+        assert!(
+            kept + 16 >= planned || keys[0] == "use_badam=true",
+            "{keys:?}: {kept} bytes, {planned} in the plan"
+        );
+    }
+}
