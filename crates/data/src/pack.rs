@@ -96,8 +96,8 @@ impl PackedBatch {
             let or_one = |weights: &[f32], at: usize| weights.get(at).copied().unwrap_or(1.0);
             let is_next = |at| or_one(weights, at) == or_one(&example.weights, at + 1);
             // Comparing one by one is for the few batches that have weights.
-            let no_weights = weights.is_empty() && example.weights.is_empty();
-            if !no_weights && !(0..inner.len()).all(is_next) {
+            let has_weights = !weights.is_empty() || !example.weights.is_empty();
+            if has_weights && !(0..inner.len()).all(is_next) {
                 return Err(format!("the weights of row {row} are not those of its next labels"));
             }
         }
