@@ -40,7 +40,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     dev.install(|| {
         let decoder = read(stored, Last::Merged)?;
         let shard_bytes = usize::try_from(config.export_size).unwrap_or(usize::MAX).saturating_mul(SaveOptions::GB);
-        let options = SaveOptions { dtype: Some(stored), shard_bytes };
+        let num_expand = config.num_expand;
+        let options = SaveOptions { dtype: Some(stored), shard_bytes, num_expand };
         let written = merged(&decoder, base, &config.export_dir, options, pipeline.as_ref())?;
         println!("wrote {} files to {} in {}", written.files.len(), config.export_dir.display(), stored.name());
         if !folders.is_empty() {

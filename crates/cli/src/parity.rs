@@ -44,13 +44,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 let or_none = |x: Option<f64>| x.map_or("–".to_owned(), |x| format!("{x:.1e}"));
                 let (gradient, worst) = found.gradient.clone().unzip();
                 let (gradient, full, lora) = (or_none(gradient), or_none(found.full), or_none(found.lora));
+                let others: String =
+                    found.others.iter().map(|(kind, worst)| format!("  {kind} {worst:.1e}")).collect();
                 let holds = found.holds(&limits);
                 let verdict = match holds {
                     true => String::new(),
                     false => format!("  OVER ({})", worst.as_deref().unwrap_or("quantised")),
                 };
                 println!(
-                    "{name:<24} {:>9.1e} {:>9.1e} {gradient:>9} {full:>9} {lora:>9}{verdict}",
+                    "{name:<24} {:>9.1e} {:>9.1e} {gradient:>9} {full:>9} {lora:>9}{others}{verdict}",
                     found.logits, found.loss
                 );
                 failed += usize::from(!holds);

@@ -32,7 +32,9 @@ pub(crate) fn check(
     checks.data(config);
     checks.method(config);
     checks.quantization(config);
+    checks.quantized_adapters(config);
     checks.optimizer(config);
+    checks.loss(config);
     checks.precision(config);
     checks.schedule(config);
     if purpose == Purpose::Train {
@@ -195,6 +197,37 @@ impl Checks<'_> {
             "`use_rslora` needs `finetuning_type: lora`",
             "remove it, or use `finetuning_type: lora`",
         );
+        self.refuse_if(
+            c.use_dora && !lora,
+            &["use_dora", "finetuning_type"],
+            "`use_dora` needs `finetuning_type: lora`",
+            "remove it, or use `finetuning_type: lora`",
+        );
+        self.refuse_if(
+            c.pissa_init && !lora,
+            &["pissa_init", "finetuning_type"],
+            "`pissa_init` needs `finetuning_type: lora`",
+            "remove it, or use `finetuning_type: lora`",
+        );
+        self.refuse_if(
+            c.use_llama_pro && c.finetuning_type == FinetuningType::Full,
+            &["use_llama_pro", "finetuning_type"],
+            "`use_llama_pro` trains the new blocks of a model, and `finetuning_type: full` all of it",
+            "use `finetuning_type: freeze` or `lora`",
+        );
+        self.refuse_if(
+            c.use_llama_pro && c.freeze_trainable_layers < 1,
+            &["use_llama_pro", "freeze_trainable_layers"],
+            "`use_llama_pro` needs the number of new blocks in `freeze_trainable_layers`",
+            "give the number that the model was expanded by",
+        );
+        // LLaMA-Factory begins nothing there, in silence.
+        self.refuse_if(
+            c.pissa_init && adapter && !c.create_new_adapter,
+            &["pissa_init", "adapter_name_or_path"],
+            "`pissa_init` begins a new adapter, but that of `adapter_name_or_path` is trained further",
+            "remove `pissa_init`, or set `create_new_adapter: true`",
+        );
         // Our own rule: low-rank matrices beside random frozen weights learn nothing.
         self.refuse_if(
             c.train_from_scratch && c.finetuning_type != FinetuningType::Full,
@@ -234,6 +267,33 @@ impl Checks<'_> {
             &["quantization_bit", "create_new_adapter", "adapter_name_or_path"],
             "adapters are not merged into a quantised model, and `create_new_adapter` and several adapters need that",
             "merge them with `sft export` without `quantization_bit` first, and begin with the merged model",
+        );
+    }
+
+    fn quantized_adapters(&mut self, c: &RunConfig) {
+        self.refuse_if(
+            c.quantization_bit.is_some() && c.pissa_init,
+            &["quantization_bit", "pissa_init"],
+            "`pissa_init` takes the start of the adapter out of each weight, and nothing is taken out of codes",
+            "keep one of the two",
+        );
+    }
+
+    /// LLaMA-Factory takes the first of several losses and leaves the others out in silence.
+    fn loss(&mut self, c: &RunConfig) {
+        let losses = [
+            ("use_dft_loss", c.use_dft_loss),
+            ("use_eaft_loss", c.use_eaft_loss),
+            ("use_asft_loss", c.use_asft_loss),
+            ("label_smoothing_factor", c.label_smoothing_factor > 0.0),
+        ];
+        let asked: Vec<&str> = losses.iter().filter(|(_, asked)| *asked).map(|(key, _)| *key).collect();
+        let named: Vec<String> = asked.iter().map(|key| format!("`{key}`")).collect();
+        self.refuse_if(
+            asked.len() > 1,
+            &asked,
+            &format!("{} each replace the loss, and there is one", named.join(" and ")),
+            "keep one of them",
         );
     }
 
@@ -363,7 +423,8 @@ fn idle_keys(c: &RunConfig, given: &Given) -> Vec<NoEffect> {
         &lora,
         format!("read only with `finetuning_type: lora`, and it is `{}`", c.finetuning_type),
     );
-    let freeze = ["freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"];
+    let layers = ["freeze_trainable_layers"];
+    let freeze = ["freeze_trainable_modules", "freeze_extra_modules"];
     let not_freeze = c.finetuning_type != FinetuningType::Freeze;
     list(
         not_freeze,
@@ -374,6 +435,18 @@ fn idle_keys(c: &RunConfig, given: &Given) -> Vec<NoEffect> {
     list(c.quantization_bit != Some(4), &four_bits, "read only with `quantization_bit: 4`".to_string());
     let reason = "read only with `quantization_bit`".to_string();
     list(c.quantization_bit.is_none(), &["quantization_method"], reason);
+    let pissa = ["pissa_iter", "pissa_convert"];
+    list(!c.pissa_init, &pissa, "read only with `pissa_init: true`".to_string());
+    list(
+        not_freeze && !c.use_llama_pro,
+        &layers,
+        format!(
+            "read only with `finetuning_type: freeze` or `use_llama_pro`, and it is `{}`",
+            c.finetuning_type
+        ),
+    );
+    list(!c.use_eaft_loss, &["eaft_alpha"], "read only with `use_eaft_loss: true`".to_string());
+    list(!c.use_asft_loss, &["asft_alpha"], "read only with `use_asft_loss: true`".to_string());
     list(!c.streaming, &["buffer_size"], "read only with `streaming: true`".to_string());
     list(c.streaming, &["overwrite_cache"], "rows of a stream are not kept".to_string());
     let no_eval_sets = c.eval_dataset.is_empty();

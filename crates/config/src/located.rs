@@ -21,9 +21,14 @@ impl RunConfig {
 
     /// The folders of the adapters.
     pub fn adapter_folders(&self) -> Vec<PathBuf> {
-        match self.located.adapters.is_empty() {
+        let folders = match self.located.adapters.is_empty() {
             true => self.adapter_name_or_path.iter().map(PathBuf::from).collect(),
             false => self.located.adapters.clone(),
-        }
+        };
+        let inside = |folder: PathBuf| match &self.adapter_folder {
+            Some(part) => folder.join(part),
+            None => folder,
+        };
+        folders.into_iter().map(inside).collect()
     }
 }

@@ -124,13 +124,10 @@ fn what_is_not_built_is_refused_by_name_with_a_way_out() {
         ("optim: adagrad", "adamw_torch"),
         ("optim: galore_adamw", "use_galore: true"),
         ("quantization_method: hqq", "bnb"),
-        ("use_dora: true", "LoRA"),
-        ("pissa_init: true", "LoRA"),
         ("galore_layerwise: true", "leave it out"),
         ("apollo_layerwise: true", "leave it out"),
         ("deepspeed: examples/ds_z3.json", "one process"),
         ("fsdp: full_shard", "one process"),
-        ("neftune_noise_alpha: 5", "leave it out"),
         ("fp16: true", "bf16: true"),
         ("compute_dtype: float16", "bfloat16"),
         ("report_to: wandb", "tensorboard"),
@@ -152,18 +149,55 @@ fn what_is_not_built_is_refused_by_name_with_a_way_out() {
 #[test]
 fn a_key_that_is_not_built_means_nothing_at_its_default() {
     for line in [
-        "use_dora: false",
+        "shift_attn: false",
         "deepspeed: null",
         "quantization_bit:",
         "num_beams: 1",
         "fp16: no",
-        "label_smoothing_factor: 0.0",
+        "eval_delay: 0.0",
         "export_legacy_format: false",
         "fsdp: ''",
         "report_to: []",
     ] {
         accepted(line);
     }
+}
+
+#[test]
+fn contradictions_of_adapters_losses_and_new_blocks_are_all_told() {
+    let full = "finetuning_type: full\n";
+    for (lines, told) in [
+        ("use_dora: true", &["`use_dora` needs"][..]),
+        ("pissa_init: true\nuse_dora: true", &["`pissa_init` needs", "`use_dora` needs"]),
+        ("use_llama_pro: true", &["`use_llama_pro` trains the new blocks"]),
+        ("use_dft_loss: true\nuse_eaft_loss: true", &["`use_dft_loss` and `use_eaft_loss` each replace"]),
+        (
+            "use_asft_loss: true\nlabel_smoothing_factor: 0.1",
+            &["`use_asft_loss` and `label_smoothing_factor`"],
+        ),
+    ] {
+        let text = format!("{GOOD}{full}{lines}\n");
+        let error = load_text(&text, "c.yaml", &[], Purpose::Train).unwrap_err().to_string();
+        says(&error, told);
+    }
+    let lora = "finetuning_type: lora\n";
+    for (lines, told) in [
+        ("use_llama_pro: true\nfreeze_trainable_layers: -2", "the number of new blocks"),
+        ("pissa_init: true\nadapter_name_or_path: a", "set `create_new_adapter: true`"),
+    ] {
+        let text = format!("{GOOD}{lora}{lines}\n");
+        says(&load_text(&text, "c.yaml", &[], Purpose::Train).unwrap_err().to_string(), &[told]);
+    }
+    says(&problem("label_smoothing_factor: 1"), &["at least 0 and below 1"]);
+    says(&problem("pissa_iter: -2"), &["at least -1"]);
+}
+
+#[test]
+fn what_belongs_to_a_loss_or_a_start_that_is_not_asked_for_is_listed_as_idle() {
+    let text = format!("{GOOD}eaft_alpha: 2\nasft_alpha: 1\npissa_iter: 4\n");
+    let c = load_text(&text, "c.yaml", &[], Purpose::Train).unwrap();
+    let idle: Vec<&str> = c.no_effect.iter().map(|idle| idle.key.as_str()).collect();
+    assert_eq!(idle, ["pissa_iter", "eaft_alpha", "asft_alpha"]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use serde_json::Value;
 use sft_export::{SaveOptions, agree, merged};
 use sft_kernels::{CpuOptions, DType, Device, random};
 use sft_model::adapter::{self, Last, PeftAdapter};
-use sft_model::method::{LoraOptions, Method};
+use sft_model::method::{LoraInit, LoraOptions, Method};
 use sft_model::workspace::{Purpose, Workspace};
 use sft_model::{Batch, Decoder};
 
@@ -31,7 +31,8 @@ fn main() -> Outcome {
         ["adapter", model, out, options] => random_adapter(&dev, model.as_ref(), out.as_ref(), options),
         ["export", model, out, dtype, shard_bytes, rest @ ..] => {
             let dtype = if *dtype == "bfloat16" { DType::BF16 } else { DType::F32 };
-            let options = SaveOptions { dtype: Some(dtype), shard_bytes: shard_bytes.parse()? };
+            let options =
+                SaveOptions { dtype: Some(dtype), shard_bytes: shard_bytes.parse()?, num_expand: 0 };
             export(&dev, model.as_ref(), out.as_ref(), options, rest)
         }
         _ => Err("see the head of this file".into()),
@@ -79,6 +80,8 @@ fn random_adapter(dev: &Device, model: &Path, out: &Path, options: &str) -> Outc
         dropout: 0.0,
         targets: names("targets"),
         use_rslora: values["use_rslora"] == true,
+        use_dora: false,
+        init: LoraInit::Random,
         modules_to_save: names("modules_to_save"),
     };
     let method = Method::Lora(options.clone());

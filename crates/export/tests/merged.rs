@@ -9,7 +9,7 @@ use sft_export::{ExportError, SaveOptions, agree, merged};
 use sft_kernels::{CpuOptions, DType, Device};
 use sft_model::adapter::{self, Last, PeftAdapter};
 use sft_model::loading::{self, Source};
-use sft_model::method::{LoraOptions, Method};
+use sft_model::method::{LoraInit, LoraOptions, Method, expanded_blocks, linears_of_blocks};
 use sft_model::spec::RopeScaling;
 use sft_model::{Decoder, families, saving};
 
@@ -20,7 +20,7 @@ fn device() -> Device {
 }
 
 fn options(dtype: DType) -> SaveOptions {
-    SaveOptions { dtype: Some(dtype), shard_bytes: SaveOptions::GB }
+    SaveOptions { dtype: Some(dtype), shard_bytes: SaveOptions::GB, num_expand: 0 }
 }
 
 fn lora() -> LoraOptions {
@@ -30,6 +30,8 @@ fn lora() -> LoraOptions {
         dropout: 0.0,
         targets: Vec::new(),
         use_rslora: false,
+        use_dora: false,
+        init: LoraInit::Random,
         modules_to_save: Vec::new(),
     }
 }
@@ -92,6 +94,41 @@ fn adapter_folder(base: &Path, options: &LoraOptions) -> tempfile::TempDir {
 
 fn config(folder: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn an_expanded_model_computes_the_same_until_its_new_blocks_are_trained() {
+    let (base, place) = (base_folder(false), tempfile::tempdir().unwrap());
+    let (decoder, out) = (read(base.path(), DType::F32), place.path().join("out"));
+    let more = |num_expand| SaveOptions { num_expand, ..options(DType::F32) };
+    let error = merged(&decoder, base.path(), &out, more(3), None).unwrap_err().to_string();
+    assert!(error.contains("num_expand") && error.contains("choose one of 1, 2"), "{error}");
+    merged(&decoder, base.path(), &out, more(2), None).unwrap();
+    assert_eq!(config(&out)["num_hidden_layers"], json!(4));
+    let expanded = read(&out, DType::F32);
+    let ids: Vec<u32> = (0..20).map(|i| i * 7 % 40).collect();
+    let found = agree(&device(), &decoder, &expanded, &ids).unwrap();
+    assert_eq!((found.max_difference, expanded.blocks.len()), (0.0, 4));
+    let value = |decoder: &Decoder, name: &str| {
+        let all = decoder.base_parameters();
+        all.iter().find(|p| p.name() == name).unwrap().value().to_f32_vec()
+    };
+    // By LLaMA-Factory's script: a copy of block 0 after it, its outputs zero; then block 1.
+    for (from, to) in [(0, 0), (0, 1), (1, 2), (1, 3)] {
+        for name in ["self_attn.q_proj", "mlp.up_proj", "self_attn.o_proj", "mlp.down_proj"] {
+            let found = value(&expanded, &format!("model.layers.{to}.{name}.weight"));
+            let is_zero = to % 2 == 1 && (name.ends_with("o_proj") || name.ends_with("down_proj"));
+            let expected = value(&decoder, &format!("model.layers.{from}.{name}.weight"));
+            assert_eq!(found, if is_zero { vec![0.0; expected.len()] } else { expected }, "{to} {name}");
+        }
+    }
+    let spec = families::read_spec(&out).unwrap();
+    assert_eq!(expanded_blocks(&spec, 2).unwrap(), [1, 3]);
+    assert!(expanded_blocks(&spec, 3).unwrap_err().to_string().contains("freeze_trainable_layers"));
+    let Ok(Method::Freeze { trained }) = Method::freeze_all_but(&spec, [1, 3], &[], &[]) else { panic!() };
+    assert_eq!(trained, ["model.layers.1.", "model.layers.3."]);
+    let names = linears_of_blocks(&spec, &[1, 3], &["q_proj".into()]).unwrap();
+    assert_eq!(names, ["model.layers.1.self_attn.q_proj", "model.layers.3.self_attn.q_proj"]);
 }
 
 #[test]
@@ -162,7 +199,7 @@ fn weights_of_another_type_are_halved_and_named_in_config_json() {
 fn shards_hold_at_most_the_bytes_asked_for_and_the_index_names_them() {
     let (base, place) = (base_folder(false), tempfile::tempdir().unwrap());
     let (out, decoder) = (place.path().join("out"), read(base.path(), DType::F32));
-    let options = SaveOptions { dtype: None, shard_bytes: 4000 };
+    let options = SaveOptions { dtype: None, shard_bytes: 4000, num_expand: 0 };
     let exported = merged(&decoder, base.path(), &out, options, None).unwrap();
     let shards: Vec<&String> = exported.files.iter().filter(|name| name.ends_with(".safetensors")).collect();
     assert!(shards.len() > 3, "{shards:?}");
@@ -216,7 +253,7 @@ fn positions_scaled_for_longer_rows_are_written_into_config_json() {
 fn a_checkpoint_keeps_trained_weights_in_float32() {
     let (base, out) = (base_folder(false), tempfile::tempdir().unwrap());
     let trained = Decoder::read(&device(), base.path(), &Method::Full, DType::BF16, 0).unwrap();
-    let options = SaveOptions { dtype: None, shard_bytes: SaveOptions::GB };
+    let options = SaveOptions { dtype: None, shard_bytes: SaveOptions::GB, num_expand: 0 };
     saving::save(&trained, base.path(), out.path(), options).unwrap();
     assert_eq!(config(out.path())["torch_dtype"], "float32");
     let again = read(out.path(), DType::F32);

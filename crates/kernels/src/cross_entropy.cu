@@ -6,12 +6,12 @@
 typedef float f32;
 
 constexpr float LOG2_E = 1.4426950408889634f;
-constexpr int STATISTICS = 3;
+constexpr int STATISTICS = 4;
 
 struct CrossEntropy {
     void* logits;
     const u32* targets;
-    // nll, lse and whether the target is the largest, of each row.
+    // nll, lse, whether the target is the largest, and the loss, of each row.
     float* positions;
     u64 vocabulary;
     float scale;
@@ -109,6 +109,7 @@ template <class T> INLINE float loss_of_row(const CrossEntropy& p, T* z, float* 
         position[0] = lse - of_target;
         position[1] = lse;
         position[2] = of_target == largest && equal_before == 0.0f ? 1.0f : 0.0f;
+        position[3] = lse - of_target;
     }
     return lse;
 }
@@ -179,25 +180,29 @@ struct AddPositions {
     u64 count;
 };
 
-// Adds nll and correct of all positions to the totals, by one block of 1024 threads.
+// Adds nll, correct and loss of all positions to the totals, by one block of 1024 threads.
 extern "C" __global__ void cross_entropy_add(AddPositions p) {
-    __shared__ double nll[1024], correct[1024];
-    double own_nll = 0.0, own_correct = 0.0;
+    __shared__ double nll[1024], correct[1024], loss[1024];
+    double own_nll = 0.0, own_correct = 0.0, own_loss = 0.0;
     for (u64 i = threadIdx.x; i < p.count; i += 1024) {
         own_nll += (double)p.positions[i * STATISTICS];
         own_correct += (double)p.positions[i * STATISTICS + 2];
+        own_loss += (double)p.positions[i * STATISTICS + 3];
     }
     nll[threadIdx.x] = own_nll;
     correct[threadIdx.x] = own_correct;
+    loss[threadIdx.x] = own_loss;
     for (int half = 512; half > 0; half /= 2) {
         __syncthreads();
         if (threadIdx.x < half) {
             nll[threadIdx.x] += nll[threadIdx.x + half];
             correct[threadIdx.x] += correct[threadIdx.x + half];
+            loss[threadIdx.x] += loss[threadIdx.x + half];
         }
     }
     if (threadIdx.x == 0) {
         p.totals[0] += nll[0];
         p.totals[1] += correct[0];
+        p.totals[2] += loss[0];
     }
 }

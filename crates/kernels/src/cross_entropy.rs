@@ -20,15 +20,18 @@ pub(crate) use on_cuda::SOURCE;
 /// Logits that go through the loops together, in the first-level cache.
 const BLOCK: usize = 512;
 
-/// Numbers that forward leaves of a position: −log P(target); log Σ exp(z), for backward; and 1 if the target has the
-/// largest logit (the first of equals wins, as in torch's argmax), else 0.
-pub const STATISTICS: usize = 3;
+/// Numbers that forward leaves of a position: −log P(target); log Σ exp(z), for backward; 1 if the target has the
+/// largest logit (the first of equals wins, as in torch's argmax), else 0; and the loss, which is the first of these
+/// but where [`crate::objective`] says otherwise.
+pub const STATISTICS: usize = 4;
 
 /// What positions come to.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Sums {
     /// Σ −log P(target).
     pub nll: f64,
+    /// Σ loss.
+    pub loss: f64,
     /// Positions whose target has the largest logit.
     pub correct: usize,
 }
@@ -36,6 +39,7 @@ pub struct Sums {
 impl std::ops::AddAssign for Sums {
     fn add_assign(&mut self, other: Self) {
         self.nll += other.nll;
+        self.loss += other.loss;
         self.correct += other.correct;
     }
 }
@@ -44,18 +48,18 @@ impl std::ops::AddAssign for Sums {
 #[derive(Debug)]
 pub struct Totals {
     on_host: Sums,
-    /// Two f64 on a GPU, in the room of four f32: Σ nll, and the number of correct ones.
+    /// Three f64 on a GPU, in the room of six f32: Σ nll, the number of correct ones, and Σ loss.
     on_card: Option<Tensor>,
 }
 
 impl Totals {
     /// Of nothing yet.
     pub fn new(dev: &Device) -> Self {
-        let on_card = dev.cuda().map(|_| dev.zeros(DType::F32, &[4]));
+        let on_card = dev.cuda().map(|_| dev.zeros(DType::F32, &[6]));
         Self { on_host: Sums::default(), on_card }
     }
 
-    /// Adds positions f32 [S, 3], in their order on the CPU and in a fixed one on a GPU.
+    /// Adds positions f32 [S, 4], in their order on the CPU and in a fixed one on a GPU.
     ///
     /// # Panics
     /// If they have another shape.
@@ -71,6 +75,7 @@ impl Totals {
         let mut sums = Sums::default();
         for position in positions.as_slice::<f32>().chunks_exact(STATISTICS) {
             sums.nll += f64::from(position[0]);
+            sums.loss += f64::from(position[3]);
             sums.correct += usize::from(position[2] == 1.0);
         }
         self.on_host += sums;
@@ -93,7 +98,7 @@ impl Totals {
     }
 }
 
-/// Fills a row of `positions` (f32 [S, 3], see [`STATISTICS`]) for each row of `logits` ([S, V]).
+/// Fills a row of `positions` (f32 [S, 4], see [`STATISTICS`]) for each row of `logits` ([S, V]).
 ///
 /// # Panics
 /// If shapes do not fit or a target is outside the vocabulary.
@@ -193,7 +198,7 @@ fn loss_of_row<E: Element>(isa: Isa, z: &[E], target: usize) -> [f32; STATISTICS
     let lse = largest + sum.ln();
     let of_target = z[target].to_f32();
     let correct = of_target == largest && !z[..target].iter().any(|z| z.to_f32() == largest);
-    [lse - of_target, lse, f32::from(u8::from(correct))]
+    [lse - of_target, lse, f32::from(u8::from(correct)), lse - of_target]
 }
 
 /// scale · (softmax − one-hot), times the slope of the cap.
@@ -303,7 +308,7 @@ mod on_cuda {
         count: u64,
     }
 
-    // SAFETY: the struct of the kernel; `positions` holds three f32 for each of `count`, `totals` two f64.
+    // SAFETY: the struct of the kernel; `positions` holds four f32 for each of `count`, `totals` three f64.
     unsafe impl Params for AddPositions {}
 
     pub fn add(cuda: &Cuda, positions: View<'_>, mut totals: ViewMut<'_>) {
@@ -313,8 +318,8 @@ mod on_cuda {
     }
 
     pub fn read(cuda: &Cuda, totals: View<'_>) -> Sums {
-        let sums = cuda.read_f64(totals.device(), 2);
-        Sums { nll: sums[0], correct: sums[1] as usize }
+        let sums = cuda.read_f64(totals.device(), 3);
+        Sums { nll: sums[0], loss: sums[2], correct: sums[1] as usize }
     }
 
     pub fn forward(cuda: &Cuda, logits: View<'_>, targets: &[u32], mut positions: ViewMut<'_>) {
@@ -437,13 +442,13 @@ mod tests {
                 let found = positions_of(&dev, &ties, &[target])[0][2];
                 assert_eq!(found, correct, "the first of equals is the answer");
             }
-            assert_eq!(positions_of(&dev, &dev.zeros(DType::F32, &[0, 2]), &[]), [[0.0; 3]; 0]);
+            assert_eq!(positions_of(&dev, &dev.zeros(DType::F32, &[0, 2]), &[]), [[0.0; STATISTICS]; 0]);
             // The largest logit comes last, after a block that is impossible.
             let mut late = vec![f32::NEG_INFINITY; 2 * BLOCK];
             late[BLOCK..].fill(-50.0);
             late[2 * BLOCK - 1] = 3.0;
             let late = on(&late, &[1, 2 * BLOCK]);
-            assert_eq!(positions_of(&dev, &late, &[2 * BLOCK as u32 - 1]), [[0.0, 3.0, 1.0]]);
+            assert_eq!(positions_of(&dev, &late, &[2 * BLOCK as u32 - 1]), [[0.0, 3.0, 1.0, 0.0]]);
         }
     }
 }

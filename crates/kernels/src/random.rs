@@ -50,6 +50,20 @@ pub fn fill_normal(dev: &Device, key: u64, scale: f64, out: ViewMut<'_>) {
     });
 }
 
+/// Adds numbers of `key` from the `first` on, uniform in ±`scale`.
+pub fn add_uniform(dev: &Device, (key, first): (u64, u64), scale: f32, out: ViewMut<'_>) {
+    if let Some(cuda) = dev.cuda() {
+        return on_cuda::add_uniform(cuda, (key, first), scale, out);
+    }
+    with_dtype!(out.dtype(), E => {
+        dev.for_each_chunk(out.as_mut_slice::<E>(), CHUNK, |chunk, values| {
+            for (x, i) in values.iter_mut().zip(first + (chunk * CHUNK) as u64..) {
+                *x = E::from_f32(x.to_f32() + scale * (2.0 * uniform(key, i) - 1.0) as f32);
+            }
+        });
+    });
+}
+
 mod on_cuda {
     use crate::ViewMut;
     use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
@@ -73,6 +87,25 @@ mod on_cuda {
         let params = FillNormal { out: out.device(), elements: elements as u64, key, scale };
         cuda.launch(&SOURCE, "fill_normal", &[dtype], Grid::element_wise(elements, dtype), params);
     }
+
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct AddUniform {
+        out: DevicePtr,
+        elements: u64,
+        key: u64,
+        first: u64,
+        scale: f32,
+    }
+
+    // SAFETY: the struct of random.cu; `out` holds `elements` of its type.
+    unsafe impl Params for AddUniform {}
+
+    pub fn add_uniform(cuda: &Cuda, (key, first): (u64, u64), scale: f32, mut out: ViewMut<'_>) {
+        let (dtype, elements) = (out.dtype(), out.elements());
+        let params = AddUniform { out: out.device(), elements: elements as u64, key, first, scale };
+        cuda.launch(&SOURCE, "add_uniform", &[dtype], Grid::element_wise(elements, dtype), params);
+    }
 }
 
 #[cfg(test)]
@@ -89,6 +122,21 @@ mod tests {
                 fill_normal(&dev, 9, 0.5, found.view_mut());
                 let expected: Vec<f64> = (0..5003).map(|i| 0.5 * normal(9, i)).collect();
                 assert_close("numbers", &to_f64(&found), &expected, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn added_numbers_are_those_of_the_key_whatever_part_is_asked_for() {
+        for dev in devices() {
+            for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::BF16, 1.0 / 128.0)] {
+                let mut found = dev.zeros(dtype, &[4100]);
+                add_uniform(&dev, (9, 77), 0.5, found.view_mut());
+                let mut expected: Vec<f64> = (0..4100).map(|i| uniform(9, 77 + i) - 0.5).collect();
+                assert_close("numbers", &to_f64(&found), &expected, tolerance);
+                add_uniform(&dev, (9, 80), 0.5, found.view_mut().into_rows(3..7));
+                expected[3..7].iter_mut().for_each(|x| *x *= 2.0);
+                assert_close("twice", &to_f64(&found), &expected, 2.0 * tolerance);
             }
         }
     }

@@ -98,7 +98,7 @@ impl Saved {
         let qkv = inputs::Saved::new(arena, dtype, tokens, spec.inputs, adapters);
         let latent = spec.latent.as_ref();
         let latent = latent.map(|spec| latent::Saved::new(arena, dtype, tokens, (spec, norm), adapters));
-        let o_proj = linear::Saved::new(arena, dtype, tokens, adapters.rank_of(spec.output));
+        let o_proj = linear::Saved::new(arena, dtype, tokens, adapters.carried_by(spec.output));
         Self { q, k: key, v, out, lse, gate, q_normed, k_normed, v_normed, qkv, latent, o_proj }
     }
 }

@@ -119,8 +119,8 @@ impl Scratch {
         let inputs = widest.max(c).max(mixers.unwrap_or(0));
         let changes_outputs = spec.layers.iter().any(LayerSpec::changes_outputs);
         let parallel = spec.layers.iter().any(|layer| layer.parallel);
-        let (rank, dropout) = (adapters.largest_rank(), adapters.has_dropout());
-        let linears = linear::Scratch::new(arena, dtype, backward_tokens, inputs, rank, dropout);
+        let (largest, dropout) = (adapters.largest(), adapters.has_dropout());
+        let linears = linear::Scratch::new(arena, dtype, backward_tokens, inputs, largest, dropout);
         let latent = latent::Scratch::new(arena, dtype, tokens, spec);
         Self {
             h: arena.tensor(dtype, &[tokens, c]),

@@ -141,8 +141,25 @@ impl Decoder {
         Ok(sums)
     }
 
+    /// What [`head::logits_of`] reads of a micro-batch, nothing trained.
+    pub(crate) fn prepare_head(
+        &self,
+        dev: &Device,
+        batch: Batch<'_>,
+        work: &mut Workspace,
+    ) -> Result<(), ModelError> {
+        self.check_ids(batch)?;
+        let rotary = work.take_rotary(dev, batch);
+        let pass = training_pass(dev, &rotary, batch, None);
+        self.forward_blocks(&pass, batch, work, None);
+        let (hidden, head) = work.output(self.blocks.len(), batch.input_ids.len());
+        head::prepare(dev, self.head_layers(), hidden, batch.targets, head);
+        work.give_rotary(rotary);
+        Ok(())
+    }
+
     /// Adds the loss of a micro-batch to the workspace's sums ([`Workspace::loss_sums`]), and the gradient of
-    /// `scale` · Σ w·nll to the gradients of all trained weights. Waits for nothing on a GPU. `dropout` is the key of this micro-batch's dropout masks.
+    /// `scale` · Σ w·loss to the gradients of all trained weights. Waits for nothing on a GPU. `dropout` is the key of this micro-batch's dropout masks.
     ///
     /// # Errors
     /// A token id outside of the vocabulary.
@@ -185,6 +202,10 @@ impl Decoder {
     ) -> Result<(), ModelError> {
         self.check_ids(batch)?;
         let n = batch.input_ids.len();
+        let mut reference = work.take_reference();
+        if let Some(reference) = &mut reference {
+            reference.forward(dev, batch)?;
+        }
         let rotary = work.take_rotary(dev, batch);
         let pass = Pass { watch, ..training_pass(dev, &rotary, batch, dropout) };
         work.begin_forward();
@@ -200,7 +221,8 @@ impl Decoder {
             bias: head_bias.as_mut(),
         };
         let (states, factor) = ((hidden, batch.into()), (scale, dropout));
-        head::loss_and_backward(dev, LogitParams::of(spec), layers, states, factor, head, d);
+        let scratch = (&mut *head, reference.as_deref_mut());
+        head::loss_and_backward(dev, LogitParams::of(spec), layers, states, factor, scratch, d);
         if let Some(watch) = watch {
             watch.enter(String::new(), false);
             head.show(dev, watch);
@@ -237,6 +259,7 @@ impl Decoder {
             let (h, d, scratch) = work.entry_gradient();
             entry.backward(&pass, embed_tokens, batch.input_ids, (h.head(n), d.head_mut(n)), scratch);
         }
+        work.give_reference(reference);
         work.give_rotary(rotary);
         Ok(())
     }
@@ -294,7 +317,7 @@ impl Decoder {
         logits
     }
 
-    fn head_layers(&self) -> head::Layers<'_> {
+    pub(crate) fn head_layers(&self) -> head::Layers<'_> {
         head::Layers {
             norm: self.norm.as_ref(),
             project_out: self.project_out.as_ref(),

@@ -2,10 +2,11 @@
 //!
 //! > h₀ = norm(project_in(s·embed_tokens[ids]) + embed_positions[position + offset])
 //!
-//! Most families have the embedding alone; s is 1 in most. Saved for backward: what goes into `project_in` and into
+//! Most families have the embedding alone; s is 1 in most. In training NEFTune (Jain et al., 2023) adds uniform noise of
+//! ±α/√(T·d) to the embedding of a row of T tokens, d wide, before s: its derivative is that of nothing. Saved for backward: what goes into `project_in` and into
 //! the norm.
 
-use sft_kernels::{DType, Tensor, View, ViewMut, rows};
+use sft_kernels::{DType, Tensor, View, ViewMut, random, rows};
 
 use crate::arena::Arena;
 use crate::linear::{self, Linear};
@@ -27,6 +28,8 @@ pub struct Entry {
     pub positions: Option<Positions>,
     /// Of the sum.
     pub norm: Option<Norm>,
+    /// NEFTune's α: noise on the embedding in training.
+    pub noise: Option<f32>,
     /// What makes inputs of their own for all blocks, from h₀.
     pub per_layer: Option<PerLayerInputs>,
 }
@@ -73,12 +76,12 @@ impl Scratch {
     ) -> Self {
         let c = spec.hidden_size;
         let projection = spec.embedding_projection.map(|projection| {
-            let (width, rank) = (projection.width, adapters.outside.rank_of(projection.into));
+            let (width, carried) = (projection.width, adapters.outside.carried_by(projection.into));
             Projection {
                 x: arena.tensor(dtype, &[tokens, width]),
                 dx: arena.tensor(dtype, &[tokens, width]),
-                saved: linear::Saved::new(arena, dtype, tokens, rank),
-                scratch: linear::Scratch::new(arena, dtype, tokens, width, rank, adapters.has_dropout()),
+                saved: linear::Saved::new(arena, dtype, tokens, carried),
+                scratch: linear::Scratch::new(arena, dtype, tokens, width, carried, adapters.has_dropout()),
             }
         });
         let adds = spec.positions.is_some() || spec.embedding_norm.is_some();
@@ -124,10 +127,14 @@ impl Entry {
         match (&self.project_in, &mut s.projection) {
             (Some(linear), Some(p)) => {
                 rows::gather(dev, embedding.value(), ids, self.multiplier, p.x.head_mut(n));
+                self.add_noise(pass, p.x.head_mut(n));
                 let x = p.x.head(n);
                 linear.forward(dev, x, sum.reborrow(), &mut p.saved, &mut p.scratch, pass.dropout);
             }
-            _ => rows::gather(dev, embedding.value(), ids, self.multiplier, sum.reborrow()),
+            _ => {
+                rows::gather(dev, embedding.value(), ids, self.multiplier, sum.reborrow());
+                self.add_noise(pass, sum.reborrow());
+            }
         }
         if let (Some(positions), Some(t)) = (&self.positions, &mut s.t) {
             s.index.clear();
@@ -140,6 +147,18 @@ impl Entry {
         }
         if let (Some(layer), Some(inputs)) = (&self.per_layer, per_layer) {
             layer.forward(pass, ids, h.as_view(), inputs);
+        }
+    }
+
+    /// NEFTune's noise on the embedding x [N, d] of a micro-batch that is trained on.
+    fn add_noise(&self, pass: &Pass<'_>, mut x: ViewMut<'_>) {
+        let Some((alpha, key)) = self.noise.zip(pass.dropout) else { return };
+        let (key, width) = (random::key(key, &[random::name_part("neftune")]), x.dim(1));
+        for row in pass.rows.q.windows(2) {
+            let [start, end] = [row[0] as usize, row[1] as usize];
+            let scale = self.multiplier * alpha / (((end - start) * width) as f32).sqrt();
+            let first = (start * width) as u64;
+            random::add_uniform(pass.dev, (key, first), scale, x.reborrow().into_rows(start..end));
         }
     }
 

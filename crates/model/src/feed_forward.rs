@@ -57,7 +57,7 @@ impl Saved {
         let shared = shared_gate.map(|name| Shared {
             logit: arena.tensor(dtype, &[tokens, 1]),
             out: arena.tensor(dtype, &[tokens, hidden]),
-            gate: linear::Saved::new(arena, dtype, tokens, adapters.rank_of(name)),
+            gate: linear::Saved::new(arena, dtype, tokens, adapters.carried_by(name)),
         });
         let moe = spec.moe.as_ref().map(|moe| moe::Saved::new(arena, dtype, tokens, moe, adapters));
         Self { mlp, shared, moe }

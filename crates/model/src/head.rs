@@ -1,6 +1,6 @@
 //! The head: final norm, logits and cross-entropy at the supervised positions alone (stages 10 and 11 of the walk).
 //!
-//! > z = cap(s·project_out(norm(h))·Wᵀ + b) at each position with a target, loss = Σ w·nll(z, target)
+//! > z = cap(s·project_out(norm(h))·Wᵀ + b) at each position with a target, loss = Σ w·nll(z, target), or what [`objective`] makes of nll
 //!
 //! w is 1 but for answers whose row says otherwise; where all are, nothing is multiplied by it.
 //! s is 1 in most families, and cap(z) is z but for those that cap logits: c·tanh(z/c). Few have b or project_out, and
@@ -9,8 +9,8 @@
 //! Positions are taken in chunks, so that logits [N, V] never exist whole; forward and backward of a chunk follow
 //! each other while its logits are there. The gradient of positions without a target is zero.
 
-use sft_kernels::cross_entropy;
-use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows, softcap};
+use sft_kernels::objective::{self, Loss};
+use sft_kernels::{DType, Device, Tensor, View, ViewMut, cross_entropy, rows, softcap};
 
 use crate::arena::Arena;
 use crate::column::Column;
@@ -19,6 +19,7 @@ use crate::method::Adapters;
 use crate::norm::Norm;
 use crate::parameter::Parameter;
 use crate::pass::Batch;
+use crate::reference::Reference;
 use crate::spec::DecoderSpec;
 use crate::watch::Watch;
 
@@ -34,6 +35,8 @@ pub struct LossSums {
     pub nll: f64,
     /// Σ w; without weights the number of supervised positions.
     pub weight: f64,
+    /// Σ of what is minimised, which is the same but with another [`Loss`].
+    pub loss: f64,
     /// Supervised positions.
     pub supervised: usize,
     /// Positions whose target has the largest logit.
@@ -44,15 +47,21 @@ impl std::ops::AddAssign for LossSums {
     fn add_assign(&mut self, other: Self) {
         self.nll += other.nll;
         self.weight += other.weight;
+        self.loss += other.loss;
         self.supervised += other.supervised;
         self.correct += other.correct;
     }
 }
 
 impl LossSums {
-    /// Σ w·nll / Σ w: the mean loss of a token.
+    /// Σ w·nll / Σ w: the mean cross-entropy of a token, which evaluation measures.
     pub fn mean(&self) -> f64 {
         if self.weight > 0.0 { self.nll / self.weight } else { self.nll }
+    }
+
+    /// Σ w·loss / Σ w: the mean of what is minimised.
+    pub fn mean_loss(&self) -> f64 {
+        if self.weight > 0.0 { self.loss / self.weight } else { self.loss }
     }
 }
 
@@ -124,7 +133,7 @@ pub struct Scratch {
     logits: Tensor,
     index: Vec<u32>,
     targets: Vec<u32>,
-    /// Of each supervised position, [S, 3].
+    /// Of each supervised position, [S, 4].
     positions: Tensor,
     /// w of the supervised positions, where not all are 1.
     weights: Option<Weights>,
@@ -133,9 +142,11 @@ pub struct Scratch {
     totals: Option<cross_entropy::Totals>,
     supervised: usize,
     weight: f64,
+    /// What is minimised.
+    pub(crate) loss: Loss,
 }
 
-/// The weights of the supervised positions, [S], and what their numbers are multiplied by, [3·S].
+/// The weights of the supervised positions, [S], and what their numbers are multiplied by, [4·S].
 #[derive(Debug)]
 struct Weights {
     of_logits: Column,
@@ -170,12 +181,12 @@ impl Scratch {
         };
         let chunk = (bytes / (vocab * logits.bytes())).clamp(1, tokens.max(1));
         let projection = spec.embedding_projection.map(|projection| {
-            let (width, rank) = (projection.width, adapters.outside.rank_of(projection.out_of));
+            let (width, carried) = (projection.width, adapters.outside.carried_by(projection.out_of));
             Projection {
                 y: arena.tensor(dtype, &[tokens, width]),
                 dy: arena.tensor(dtype, &[tokens, width]),
-                saved: linear::Saved::new(arena, dtype, tokens, rank),
-                scratch: linear::Scratch::new(arena, dtype, tokens, hidden, rank, adapters.has_dropout()),
+                saved: linear::Saved::new(arena, dtype, tokens, carried),
+                scratch: linear::Scratch::new(arena, dtype, tokens, hidden, carried, adapters.has_dropout()),
             }
         });
         Self {
@@ -194,6 +205,7 @@ impl Scratch {
             totals: arena.device().map(cross_entropy::Totals::new),
             supervised: 0,
             weight: 0.0,
+            loss: Loss::default(),
         }
     }
 
@@ -236,11 +248,10 @@ impl Scratch {
         let of_logits = columns.of_logits.values(s);
         of_logits.iter_mut().zip(&self.index).for_each(|(w, position)| *w = weights[*position as usize]);
         self.weight += of_logits.iter().copied().map(f64::from).sum::<f64>();
-        // Of a position's numbers the first, −log P, is what counts.
+        // Of a position's numbers −log P and the loss are what counts.
         let of_positions = columns.of_positions.values(s);
-        of_positions.fill(1.0);
-        let firsts = of_positions.iter_mut().step_by(cross_entropy::STATISTICS);
-        firsts.zip(&*of_logits).for_each(|(first, w)| *first = *w);
+        let each = of_positions.chunks_exact_mut(cross_entropy::STATISTICS);
+        each.zip(&*of_logits).for_each(|(numbers, w)| numbers.copy_from_slice(&[*w, 1.0, 1.0, *w]));
         columns.of_logits.send(s);
         columns.of_positions.send(s);
     }
@@ -266,7 +277,13 @@ impl Scratch {
     /// What the micro-batches since then come to; waits until that is known.
     pub fn sums(&self, dev: &Device) -> LossSums {
         let sums = self.totals.as_ref().map(|totals| totals.read(dev)).unwrap_or_default();
-        LossSums { nll: sums.nll, weight: self.weight, supervised: self.supervised, correct: sums.correct }
+        LossSums {
+            nll: sums.nll,
+            loss: sums.loss,
+            weight: self.weight,
+            supervised: self.supervised,
+            correct: sums.correct,
+        }
     }
 }
 
@@ -346,7 +363,35 @@ pub fn loss(
     w.count(dev);
 }
 
-/// As [`loss`], and computes the gradient of `scale` · Σ w·nll: of the hidden states into `dhidden` [N, C], of the
+/// The states that a reference's head reads at the supervised positions of hidden states [N, C], into its scratch.
+pub(crate) fn prepare(
+    dev: &Device,
+    layers: Layers<'_>,
+    hidden: View<'_>,
+    targets: &[i32],
+    scratch: &mut Scratch,
+) {
+    let s = scratch.select(dev, hidden, Targets { ids: targets, weights: &[] });
+    let w = scratch;
+    let normed = (&mut w.normed, &mut w.statistics);
+    layers.states(dev, w.hidden.head(s), normed, &mut w.projection, None);
+}
+
+/// Logits of a chunk of the positions that [`prepare`] was for.
+pub(crate) fn logits_of<'a>(
+    dev: &Device,
+    params: LogitParams,
+    layers: Layers<'_>,
+    part: std::ops::Range<usize>,
+    w: &'a mut Scratch,
+) -> View<'a> {
+    let n = part.len();
+    let states = w.projection.as_ref().map_or(&w.normed, |p| &p.y).view().rows(part);
+    params.forward(dev, states, layers, w.logits.head_mut(n));
+    w.logits.head(n)
+}
+
+/// As [`loss`], of what is to be minimised, and computes the gradient of `scale` · Σ w·loss: of the hidden states into `dhidden` [N, C], of the
 /// layers added to theirs. `dropout` as in [`Linear::forward`].
 pub fn loss_and_backward(
     dev: &Device,
@@ -354,7 +399,7 @@ pub fn loss_and_backward(
     mut layers: LayersMut<'_>,
     (hidden, targets): (View<'_>, Targets<'_>),
     (scale, dropout): (f32, Option<u64>),
-    scratch: &mut Scratch,
+    (scratch, mut reference): (&mut Scratch, Option<&mut Reference>),
     dhidden: ViewMut<'_>,
 ) {
     let s = scratch.select(dev, hidden, targets);
@@ -373,8 +418,10 @@ pub fn loss_and_backward(
         let targets = &w.targets[part.clone()];
         let positions = w.positions.view_mut().into_rows(part.clone());
         params.forward(dev, states, layers.as_ref(), w.logits.head_mut(n));
-        let logits = w.logits.head_mut(n);
-        cross_entropy::forward_backward(dev, logits, targets, positions, scale, params.softcap);
+        let reference = reference.as_deref_mut().map(|reference| reference.logits(dev, part.clone()));
+        let logits = (w.logits.head_mut(n), reference);
+        let scaling = (scale, params.softcap);
+        objective::forward_backward(dev, w.loss, logits, targets, positions, scaling);
         if let Some(weights) = w.weights.as_ref().filter(|_| w.weighted) {
             let weights = weights.of_logits.view(part.end).rows(part.clone());
             rows::scale_each(dev, weights, w.logits.head_mut(n));

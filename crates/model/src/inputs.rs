@@ -40,7 +40,7 @@ impl Saved {
         names: InputNames,
         adapters: &LayerAdapters,
     ) -> Self {
-        let saved = |name: &&str| linear::Saved::new(arena, dtype, tokens, adapters.rank_of(name));
+        let saved = |name: &&str| linear::Saved::new(arena, dtype, tokens, adapters.carried_by(name));
         Self { linears: names.names().iter().map(saved).collect() }
     }
 }
@@ -128,8 +128,8 @@ impl Inputs {
         let (n, dev) = (x.dim(0), pass.dev);
         let layers = self.linears.iter().zip(&mut saved.linears);
         linear::down(dev, x, layers, scratch, pass.dropout);
-        for ((linear, output), saved) in self.linears.iter().zip(outputs).zip(&saved.linears) {
-            linear.output(dev, x, in_rows_mut(output, n), saved);
+        for ((linear, output), saved) in self.linears.iter().zip(outputs).zip(&mut saved.linears) {
+            linear.output(dev, x, in_rows_mut(output, n), saved, scratch, pass.dropout);
         }
     }
 

@@ -81,7 +81,7 @@ impl Saved {
         adapters: &LayerAdapters,
     ) -> Self {
         let saved =
-            |arena: &mut Arena<'_>, name| linear::Saved::new(arena, dtype, tokens, adapters.rank_of(name));
+            |arena: &mut Arena<'_>, name| linear::Saved::new(arena, dtype, tokens, adapters.carried_by(name));
         let (q_a, q_b) = match spec.queries {
             LatentQueries::Direct(name) => (None, name),
             LatentQueries::Narrow { rank, a, b, .. } => {

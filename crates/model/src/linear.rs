@@ -1,4 +1,5 @@
-//! A linear layer, plain or with a LoRA adapter (stages 9 and 11 of the walk).
+//! A linear layer, plain or with an adapter: LoRA, or DoRA, whose part is in [`crate::dora`] (stages 9 and 11 of the
+//! walk).
 //!
 //! Formula, with weight W [out, in], bias b and adapter A [R, in], B [out, R] (Hu et al., 2021):
 //!
@@ -17,6 +18,8 @@ use sft_kernels::matmul::Matmul;
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, dropout, random, rows};
 
 use crate::arena::Arena;
+use crate::dora::{self, Dora};
+use crate::method::Carried;
 use crate::parameter::Parameter;
 
 /// A linear layer.
@@ -43,6 +46,19 @@ pub struct Lora {
     pub dropout: f32,
     /// Tells this layer's dropout masks from the others'.
     pub dropout_id: u64,
+    /// Magnitudes of the weight's rows.
+    pub dora: Option<Dora>,
+    /// What A and B began as, if the weight was changed for it (PiSSA).
+    pub start: Option<Start>,
+}
+
+/// What an adapter began as, f32 in the host's memory.
+#[derive(Debug)]
+pub struct Start {
+    /// [R, in].
+    pub a: Tensor,
+    /// [out, R].
+    pub b: Tensor,
 }
 
 /// What forward leaves for backward.
@@ -50,20 +66,28 @@ pub struct Lora {
 pub struct Saved {
     /// s·drop(x)·Aᵀ: [N · largest R], since blocks that share it may carry adapters of different ranks.
     xa: Option<Tensor>,
+    dora: Option<dora::Saved>,
 }
 
 impl Saved {
     /// Room for `tokens` tokens.
-    pub fn new(arena: &mut Arena<'_>, dtype: DType, tokens: usize, rank: Option<usize>) -> Self {
-        Self { xa: rank.map(|rank| arena.tensor(dtype, &[tokens * rank])) }
+    pub fn new(arena: &mut Arena<'_>, dtype: DType, tokens: usize, carried: Option<Carried>) -> Self {
+        let dora = carried.filter(|carried| carried.dora);
+        Self {
+            xa: carried.map(|carried| arena.tensor(dtype, &[tokens * carried.rank])),
+            dora: dora.map(|carried| dora::Saved::new(arena, dtype, tokens, carried)),
+        }
     }
 
     /// xa [N, R], of a layer that carries an adapter.
     fn xa(&self, n: usize, rank: usize) -> View<'_> {
-        let xa = self.xa.as_ref().expect("the workspace was made for the adapters on this model");
+        let xa = self.xa.as_ref().expect(MADE_FOR_ADAPTERS);
         xa.head(n * rank).reshape(&[n, rank])
     }
 }
+
+/// What holds of every workspace.
+const MADE_FOR_ADAPTERS: &str = "the workspace was made for the adapters on this model";
 
 /// Most linear layers that read one input: queries, keys and values.
 const MOST_OF_ONE_INPUT: usize = 3;
@@ -75,21 +99,26 @@ pub struct Scratch {
     dropped: Option<Tensor>,
     /// dxa of each of the layers that read one input: [N · largest R].
     dxa: Option<[Tensor; MOST_OF_ONE_INPUT]>,
+    dora: Option<dora::Scratch>,
 }
 
 impl Scratch {
-    /// Room for `tokens` tokens, inputs of at most `width` and adapters of at most `rank`.
+    /// Room for `tokens` tokens, inputs of at most `width` and adapters that `largest` holds.
     pub fn new(
         arena: &mut Arena<'_>,
         dtype: DType,
         tokens: usize,
         width: usize,
-        rank: Option<usize>,
+        largest: Option<Carried>,
         dropout: bool,
     ) -> Self {
+        let mut dxa = |rank: usize| std::array::from_fn(|_| arena.tensor(dtype, &[tokens * rank]));
+        let dxa = largest.map(|largest| dxa(largest.rank));
+        let dora = largest.filter(|largest| largest.dora);
         Self {
-            dropped: (rank.is_some() && dropout).then(|| arena.tensor(dtype, &[tokens * width])),
-            dxa: rank.map(|rank| std::array::from_fn(|_| arena.tensor(dtype, &[tokens * rank]))),
+            dropped: (largest.is_some() && dropout).then(|| arena.tensor(dtype, &[tokens * width])),
+            dxa,
+            dora: dora.map(|largest| dora::Scratch::new(arena, dtype, tokens, largest)),
         }
     }
 }
@@ -112,8 +141,14 @@ impl Linear {
 
     /// Weight and bias, and the adapter's.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
-        let lora = self.lora.as_mut().map(|lora| [&mut lora.a, &mut lora.b]);
-        [&mut self.weight].into_iter().chain(&mut self.bias).chain(lora.into_iter().flatten())
+        let lora = self.lora.as_mut().into_iter().flat_map(Lora::parameters_mut);
+        [&mut self.weight].into_iter().chain(&mut self.bias).chain(lora)
+    }
+
+    /// Takes the magnitudes of a fresh adapter from the weight again, which has changed.
+    pub(crate) fn begin_magnitudes(&mut self) {
+        let weight = &self.weight;
+        self.lora.iter_mut().filter_map(|lora| lora.dora.as_mut()).for_each(|dora| dora.begin(weight));
     }
 
     /// y = x·Wᵀ + b + adapter. x is [N, in], y is [N, out]. `dropout` is the key of this micro-batch, `None` when
@@ -128,16 +163,36 @@ impl Linear {
         dropout: Option<u64>,
     ) {
         down(dev, x, [(self, &mut *saved)], scratch, dropout);
-        self.output(dev, x, y, saved);
+        self.output(dev, x, y, saved, scratch, dropout);
     }
 
     /// y of [`Linear::forward`] once [`down`] has left xa.
-    pub fn output(&self, dev: &Device, x: View<'_>, y: ViewMut<'_>, saved: &Saved) {
-        let product = self.weight.x_wt(x, y).bias(self.bias.as_ref().map(Parameter::value));
-        match &self.lora {
-            None => product.run(dev),
-            Some(lora) => product.plus(saved.xa(x.dim(0), lora.rank()), lora.b.value()).run(dev),
+    pub fn output(
+        &self,
+        dev: &Device,
+        x: View<'_>,
+        y: ViewMut<'_>,
+        saved: &mut Saved,
+        scratch: &mut Scratch,
+        dropout: Option<u64>,
+    ) {
+        let bias = self.bias.as_ref().map(Parameter::value);
+        let Some(lora) = &self.lora else { return self.weight.x_wt(x, y).bias(bias).run(dev) };
+        let (n, rank) = (x.dim(0), lora.rank());
+        let Some(dora) = &lora.dora else {
+            let product = self.weight.x_wt(x, y).bias(bias);
+            return product.plus(saved.xa(n, rank), lora.b.value()).run(dev);
+        };
+        let drops = lora.dropout_key(dropout).is_some();
+        if drops {
+            lora.dropped(dev, x, &mut scratch.dropped, dropout);
         }
+        let dropped = scratch.dropped.as_mut().filter(|_| drops);
+        let Saved { xa, dora: saved } = saved;
+        let xa = xa.as_ref().expect(MADE_FOR_ADAPTERS).head(n * rank).reshape(&[n, rank]);
+        let (saved, scratch) = (saved.as_mut(), scratch.dora.as_mut());
+        let (saved, scratch) = saved.zip(scratch).expect(MADE_FOR_ADAPTERS);
+        lora.output_with_magnitudes(dev, dora, (&self.weight, bias), (x, dropped), xa, y, saved, scratch);
     }
 
     /// Adds to the gradients of what is trained; writes the input's gradient to `dx` if there is one, or adds to it
@@ -187,33 +242,52 @@ impl Linear {
         backward_of_input(dev, std::slice::from_mut(self), x, [dy], scratch, dropout);
     }
 
-    /// The gradient of the bias, dxa, and the gradient of B.
-    fn backward_output(&mut self, dev: &Device, dy: View<'_>, saved: &Saved, dxa: Option<&mut Tensor>) {
+    /// The gradient of the bias, dxa, and the gradients of B and of magnitudes.
+    fn backward_output(
+        &mut self,
+        dev: &Device,
+        dy: View<'_>,
+        saved: &Saved,
+        dxa: Option<&mut Tensor>,
+        scratch: &mut Option<dora::Scratch>,
+    ) {
         if let Some(db) = self.bias.as_mut().and_then(Parameter::gradient_mut) {
             rows::sum_rows(dev, dy, db);
         }
         if let (Some(lora), Some(dxa)) = (&mut self.lora, dxa) {
             let (n, rank, scale) = (dy.dim(0), lora.rank(), lora.scale);
+            let mut dy = dy;
+            if let (true, Some(saved), Some(scratch)) = (lora.dora.is_some(), &saved.dora, scratch.as_mut()) {
+                lora.backward_magnitudes(dev, dy, saved, scratch);
+                dy = scratch.du(n, dy.dim(1));
+            }
             let (b, db) = lora.b.value_and_gradient();
             let (xa, dxa) = (saved.xa(n, rank), matrix(dxa, n, rank));
             lora::backward_output(dev, BackwardOutput { dy, b, xa, scale, dxa, db });
         }
     }
 
-    /// The gradient of the input, `dropped` being workspace.
+    /// The gradient of the input; what `backward_output` has left is in `saved` and in workspace.
     fn input_gradient(
         &self,
         dev: &Device,
         dy: View<'_>,
         (mut dx, accumulate): (ViewMut<'_>, bool),
         dxa: Option<&Tensor>,
-        dropped: &mut Option<Tensor>,
+        (saved, dropped, scratch): (&Saved, &mut Option<Tensor>, &mut Option<dora::Scratch>),
         dropout: Option<u64>,
     ) {
-        let product = self.weight.dy_w(dy, dx.reborrow()).accumulate_if(accumulate);
-        let Some((lora, dxa)) = self.lora.as_ref().zip(dxa) else { return product.run(dev) };
+        let Some((lora, dxa)) = self.lora.as_ref().zip(dxa) else {
+            return self.weight.dy_w(dy, dx.reborrow()).accumulate_if(accumulate).run(dev);
+        };
         let (n, rank, inputs) = (dy.dim(0), lora.rank(), lora.a.shape()[1]);
         let dxa = dxa.head(n * rank).reshape(&[n, rank]);
+        if let (true, Some(saved), Some(scratch)) = (lora.dora.is_some(), &saved.dora, scratch) {
+            let dropped = dropped.as_mut().zip(lora.dropout_key(dropout));
+            let (dy, dx) = ((dy, dxa), (dx, accumulate));
+            return lora.input_gradient_with_magnitudes(dev, &self.weight, dy, dx, dropped, saved, scratch);
+        }
+        let product = self.weight.dy_w(dy, dx.reborrow()).accumulate_if(accumulate);
         match lora.dropout_key(dropout).zip(dropped.as_mut()) {
             None => product.plus(dxa, lora.a.value()).run(dev),
             Some((key, buffer)) => {
@@ -236,7 +310,7 @@ pub fn down<'a>(
 ) {
     let sharing = layers.into_iter().filter_map(|(layer, saved)| {
         let lora = layer.lora.as_ref()?;
-        let xa = saved.xa.as_mut().expect("the workspace was made for the adapters on this model");
+        let xa = saved.xa.as_mut().expect(MADE_FOR_ADAPTERS);
         let xa = matrix(xa, x.dim(0), lora.rank());
         let adapter = Down { a: lora.a.value(), scale: lora.scale, xa };
         if lora.dropout_key(dropout).is_none() {
@@ -280,14 +354,14 @@ fn backward_to_input<const P: usize>(
     dropout: Option<u64>,
 ) {
     assert!(layers.len() <= MOST_OF_ONE_INPUT, "{} linear layers of one input", layers.len());
-    let Scratch { dropped, dxa } = scratch;
+    let Scratch { dropped, dxa, dora } = scratch;
+    let mut dx = dx;
     for (i, ((layer, dy), saved)) in layers.iter_mut().zip(gradients).zip(saved).enumerate() {
-        layer.backward_output(dev, dy, saved, dxa.as_mut().map(|dxa| &mut dxa[i]));
-    }
-    let Some((mut dx, accumulate)) = dx else { return };
-    for (i, (layer, dy)) in layers.iter().zip(gradients).enumerate() {
-        let to = (dx.reborrow(), accumulate || i > 0);
-        layer.input_gradient(dev, dy, to, dxa.as_ref().map(|dxa| &dxa[i]), dropped, dropout);
+        layer.backward_output(dev, dy, saved, dxa.as_mut().map(|dxa| &mut dxa[i]), dora);
+        let Some((dx, accumulate)) = &mut dx else { continue };
+        let to = (dx.reborrow(), *accumulate || i > 0);
+        let work = (saved, &mut *dropped, &mut *dora);
+        layer.input_gradient(dev, dy, to, dxa.as_ref().map(|dxa| &dxa[i]), work, dropout);
     }
 }
 
@@ -300,7 +374,7 @@ fn backward_of_input<const P: usize>(
     scratch: &mut Scratch,
     dropout: Option<u64>,
 ) {
-    let Scratch { dropped, dxa } = scratch;
+    let Scratch { dropped, dxa, .. } = scratch;
     for (layer, dy) in layers.iter_mut().zip(gradients) {
         layer.weight.add_dyt_x(dev, dy, x, 1.0);
     }
@@ -317,6 +391,16 @@ impl Lora {
     /// R.
     fn rank(&self) -> usize {
         self.a.shape()[0]
+    }
+
+    /// A, B and magnitudes.
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        [&self.a, &self.b].into_iter().chain(self.dora.as_ref().map(|dora| &dora.magnitude))
+    }
+
+    /// A, B and magnitudes.
+    pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        [&mut self.a, &mut self.b].into_iter().chain(self.dora.as_mut().map(|dora| &mut dora.magnitude))
     }
 
     /// drop(x), in workspace; or x itself where nothing is dropped.

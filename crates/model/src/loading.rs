@@ -1,5 +1,6 @@
 //! Where a decoder's weights come from: the files of a model folder, or a seed.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use sft_kernels::quantized::QuantizedWeight;
@@ -9,6 +10,7 @@ use crate::ModelError;
 use crate::attention::Attention;
 use crate::block::Block;
 use crate::decoder::Decoder;
+use crate::dora::{self, Dora};
 use crate::entry::{Entry, Positions};
 use crate::feed_forward::FeedForward;
 use crate::inputs::Inputs;
@@ -108,6 +110,13 @@ pub fn trained(spec: &DecoderSpec, method: &Method) -> Result<Vec<Outline>, Mode
     Ok(loading.trained)
 }
 
+/// [out, in] of every linear layer but the head, by its full name, nothing loaded.
+pub(crate) fn linear_widths(spec: &DecoderSpec) -> BTreeMap<String, [usize; 2]> {
+    let mut loading = Loading::new(None, spec, &Source::Counting, &Method::Inference, DType::F32.into(), 0);
+    loading.decoder(spec, Adapters::none(spec));
+    loading.linear_widths
+}
+
 /// How a weight begins when it is drawn.
 #[derive(Clone, Copy)]
 enum Start {
@@ -162,6 +171,8 @@ struct Loading<'a> {
     trained: Vec<Outline>,
     problems: Vec<String>,
     non_finite: Option<(String, usize)>,
+    /// [out, in] of every linear layer but the head, by its full name.
+    linear_widths: BTreeMap<String, [usize; 2]>,
 }
 
 impl<'a> Loading<'a> {
@@ -186,6 +197,7 @@ impl<'a> Loading<'a> {
             trained: Vec::new(),
             problems: Vec::new(),
             non_finite: None,
+            linear_widths: BTreeMap::new(),
         }
     }
 
@@ -261,7 +273,8 @@ impl<'a> Loading<'a> {
                 spec: per_layer,
             }
         });
-        Entry { multiplier: spec.embedding_multiplier, project_in, positions, norm, per_layer }
+        let multiplier = spec.embedding_multiplier;
+        Entry { multiplier, project_in, positions, norm, noise: None, per_layer }
     }
 
     /// The layer at the end of a block.
@@ -626,6 +639,7 @@ impl<'a> Loading<'a> {
         rank: Option<usize>,
     ) -> Linear {
         let name = format!("{path}.weight");
+        self.linear_widths.insert(path.to_owned(), shape);
         let weight = match self.quantized(&name, stored, shape) {
             Some(quantized) => quantized,
             None => {
@@ -636,21 +650,26 @@ impl<'a> Loading<'a> {
             }
         };
         let bias = bias.then(|| self.parameter(&format!("{path}.bias"), &shape[..1], Start::All(0.0)));
-        Linear {
-            weight,
-            bias: bias.map(|bias| bias.as_bias(self.compute)),
-            lora: rank.and_then(|rank| self.lora(path, shape, rank)),
-        }
+        let lora = rank.and_then(|rank| self.lora((path, &weight), shape, rank));
+        Linear { weight, bias: bias.map(|bias| bias.as_bias(self.compute)), lora }
     }
 
-    /// A fresh adapter: A uniform in ±1/√in, B zero (PEFT's default).
-    fn lora(&mut self, path: &str, [outputs, inputs]: [usize; 2], rank: usize) -> Option<Lora> {
+    /// A fresh adapter: A uniform in ±1/√in, B zero (PEFT's default); of DoRA with the magnitudes that the rows of the
+    /// weight have.
+    fn lora(
+        &mut self,
+        (path, weight): (&str, &Parameter),
+        [outputs, inputs]: [usize; 2],
+        rank: usize,
+    ) -> Option<Lora> {
         let Method::Lora(options) = self.method else { return None };
-        let added = rank.saturating_mul(inputs.saturating_add(outputs));
-        self.counts.trained = self.counts.trained.saturating_add(added);
-        for (kind, shape) in [("lora_A", [rank, inputs]), ("lora_B", [outputs, rank])] {
-            let name = format!("{path}.{kind}.weight");
-            self.trained.push(Outline { name, shape: shape.to_vec(), stored: Stored::Plain });
+        let mut adds = vec![("lora_A.weight", vec![rank, inputs]), ("lora_B.weight", vec![outputs, rank])];
+        if options.use_dora {
+            adds.push((dora::MAGNITUDE, vec![outputs]));
+        }
+        for (kind, shape) in adds {
+            self.counts.trained = self.counts.trained.saturating_add(elements(&shape));
+            self.trained.push(Outline { name: format!("{path}.{kind}"), shape, stored: Stored::Plain });
         }
         let counting = matches!(self.source, Source::Counting);
         let (inputs, outputs, rank) = if counting { (0, 0, 0) } else { (inputs, outputs, rank) };
@@ -664,6 +683,12 @@ impl<'a> Loading<'a> {
             scale: options.scale(rank),
             dropout: options.dropout,
             dropout_id: random::name_part(path),
+            dora: (options.use_dora && !counting).then(|| {
+                let magnitudes = Tensor::from_slice(&dora::row_norms(weight), &[outputs]);
+                let name = format!("{path}.{}", dora::MAGNITUDE);
+                Dora::new(Parameter::trained(name, self.placed(magnitudes), DType::F32), weight)
+            }),
+            start: None,
         })
     }
 

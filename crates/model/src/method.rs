@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::ModelError;
+use crate::loading;
 use crate::spec::{DecoderSpec, LayerSpec, ModuleNames};
 
 /// What is trained.
@@ -34,8 +35,25 @@ pub struct LoraOptions {
     pub targets: Vec<String>,
     /// Scale by √R (Kalajdzievski, 2023).
     pub use_rslora: bool,
+    /// Magnitudes of their own for the rows of adapted weights (DoRA; Liu et al., 2024).
+    pub use_dora: bool,
+    /// What A and B begin as.
+    pub init: LoraInit,
     /// PEFT's `modules_to_save`: modules trained whole (`embed_tokens`, `lm_head`, `norm`).
     pub modules_to_save: Vec<String>,
+}
+
+/// What the matrices of an adapter begin as.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LoraInit {
+    /// A random, B zero.
+    #[default]
+    Random,
+    /// The largest singular values of the weight, which are taken out of it (PiSSA; Meng et al., 2024).
+    Pissa {
+        /// Iterations of a fast decomposition; `None` for as many as a full one's result takes.
+        iterations: Option<usize>,
+    },
 }
 
 impl LoraOptions {
@@ -43,6 +61,20 @@ impl LoraOptions {
     pub fn scale(&self, rank: usize) -> f32 {
         let rank = rank as f64;
         (self.alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32
+    }
+
+    /// Refuses magnitudes for routers: their outputs are float32, whatever the other layers compute in.
+    fn check_routers(&self, spec: &DecoderSpec, adapters: &Adapters) -> Result<(), ModelError> {
+        let routers = spec.layers.iter().filter_map(|layer| Some(layer.moe.as_ref()?.router.name));
+        let with = |(router, layer): &(&str, &LayerAdapters)| layer.carried_by(router).is_some();
+        let hit = routers.zip(&adapters.layers).find(with).filter(|_| self.use_dora);
+        hit.map_or(Ok(()), |(router, _)| {
+            Err(ModelError::Method {
+                key: "use_dora",
+                reason: format!("`{router}` chooses among experts, and a router has no magnitudes"),
+                help: "name the other linear layers in `lora_target`, or leave `use_dora` out".into(),
+            })
+        })
     }
 
     /// Whether `modules_to_save` takes the embedding or the head, which parts them where they are tied.
@@ -73,9 +105,6 @@ impl Method {
         modules: &[String],
         extra: &[String],
     ) -> Result<Self, ModelError> {
-        let inside: Vec<&str> = spec.layers.first().map(block_parts).unwrap_or_default();
-        let around = outside_modules(spec);
-        let outside: Vec<&str> = around.iter().map(|path| last_part(path)).collect();
         let total = spec.layers.len();
         let count = usize::try_from(layers.unsigned_abs()).unwrap_or(usize::MAX);
         if count > total || count == 0 {
@@ -85,6 +114,23 @@ impl Method {
                 help: format!("choose 1 to {total}, or −{total} to −1 for the first ones"),
             });
         }
+        let blocks = if layers > 0 { total - count..total } else { 0..count };
+        Self::freeze_all_but(spec, blocks, modules, extra)
+    }
+
+    /// As [`Method::freeze`], of these blocks.
+    ///
+    /// # Errors
+    /// Names of modules that the model lacks.
+    pub fn freeze_all_but(
+        spec: &DecoderSpec,
+        blocks: impl IntoIterator<Item = usize>,
+        modules: &[String],
+        extra: &[String],
+    ) -> Result<Self, ModelError> {
+        let inside: Vec<&str> = spec.layers.first().map(block_parts).unwrap_or_default();
+        let around = outside_modules(spec);
+        let outside: Vec<&str> = around.iter().map(|path| last_part(path)).collect();
         let unknown = |key, names: &[String], known: &[&str]| {
             let bad = names.iter().find(|name| !known.contains(&name.as_str()));
             bad.map(|name| ModelError::Method {
@@ -100,7 +146,6 @@ impl Method {
         {
             return Err(error);
         }
-        let blocks = if layers > 0 { total - count..total } else { 0..count };
         let is_named = |path: &&&str| extra.iter().any(|name| name == last_part(path));
         let mut trained: Vec<String> =
             around.iter().filter(is_named).map(|path| format!("{path}.")).collect();
@@ -150,13 +195,23 @@ impl Method {
             (hit.is_some() || lora.targets.is_empty()) && !is_whole
         };
         let mut adapters = Adapters::of(Adapters::none(spec).layers, lora.dropout > 0.0);
+        let widths = loading::linear_widths(spec);
+        let carried = |path: &str| Carried {
+            rank: lora.rank,
+            outputs: widths.get(path).map_or(0, |[outputs, _]| *outputs),
+            dora: lora.use_dora,
+        };
         for (i, layer) in adapters.layers.iter_mut().enumerate() {
-            let names = spec.layers[i].linear_names();
-            let carrying = names.filter(|name| carries(&spec.names.in_block(i, name)));
-            layer.ranks.extend(carrying.map(|name| (name.to_owned(), lora.rank)));
+            for name in spec.layers[i].linear_names() {
+                let path = spec.names.in_block(i, name);
+                if carries(&path) {
+                    layer.carried.insert(name.to_owned(), carried(&path));
+                }
+            }
         }
         let outside = outside_linears(spec).filter(|name| carries(name));
-        adapters.outside.ranks.extend(outside.map(|name| (name.to_owned(), lora.rank)));
+        adapters.outside.carried.extend(outside.map(|name| (name.to_owned(), carried(name))));
+        lora.check_routers(spec, &adapters)?;
         if let Some(unused) = used.iter().position(|used| !used) {
             return Err(ModelError::Method {
                 key: "lora_target",
@@ -178,6 +233,46 @@ impl Method {
         }
         Ok(adapters)
     }
+}
+
+/// The blocks that LLaMA-Pro's expansion has put into a model, if there are so many: the last of every L / count.
+///
+/// # Errors
+/// A number that does not divide that of the blocks.
+pub fn expanded_blocks(spec: &DecoderSpec, count: i64) -> Result<Vec<usize>, ModelError> {
+    let total = spec.layers.len();
+    match usize::try_from(count).ok().filter(|count| *count > 0 && total.is_multiple_of(*count)) {
+        Some(count) => Ok((0..count).map(|i| (i + 1) * (total / count) - 1).collect()),
+        None => Err(ModelError::Method {
+            key: "freeze_trainable_layers",
+            reason: format!("{count} new blocks do not stand at even distances among {total}"),
+            help: "give the number that the model was expanded by".into(),
+        }),
+    }
+}
+
+/// Full names of the linear layers of these blocks that are called so; all of them without a name.
+///
+/// # Errors
+/// Names that fit no linear layer of the blocks.
+pub fn linears_of_blocks(
+    spec: &DecoderSpec,
+    blocks: &[usize],
+    targets: &[String],
+) -> Result<Vec<String>, ModelError> {
+    let of_block = |i: usize| spec.layers[i].linear_names().map(move |name| spec.names.in_block(i, name));
+    let all: Vec<String> = blocks.iter().flat_map(|i| of_block(*i)).collect();
+    let unused = targets.iter().find(|target| !all.iter().any(|path| has_ending(path, target)));
+    if let Some(unused) = unused {
+        return Err(ModelError::Method {
+            key: "lora_target",
+            reason: format!("no linear layer of the new blocks is called `{unused}`"),
+            help: format!("choose `all`, or among {}", linear_modules(spec).join(", ")),
+        });
+    }
+    let is_meant =
+        |path: &String| targets.is_empty() || targets.iter().any(|target| has_ending(path, target));
+    Ok(all.into_iter().filter(is_meant).collect())
 }
 
 /// The last part of a module's name.
@@ -292,17 +387,23 @@ impl Adapters {
 
     /// The largest rank, if there is any adapter.
     pub fn largest_rank(&self) -> Option<usize> {
-        self.layers.iter().chain([&self.outside]).flat_map(|layer| layer.ranks.values()).copied().max()
+        self.largest().map(|largest| largest.rank)
     }
 
-    /// The largest rank of each linear layer over all blocks: for buffers that blocks share.
+    /// What holds every adapter of the model: for buffers that all layers share.
+    pub fn largest(&self) -> Option<Carried> {
+        let all = self.layers.iter().chain([&self.outside]).flat_map(|layer| layer.carried.values());
+        all.copied().reduce(Carried::or)
+    }
+
+    /// What holds the adapters on each linear layer of all blocks: for buffers that blocks share.
     pub fn merged(&self) -> LayerAdapters {
-        let mut ranks = BTreeMap::new();
-        for (name, rank) in self.layers.iter().flat_map(|layer| &layer.ranks) {
-            let largest = ranks.entry(name.clone()).or_insert(*rank);
-            *largest = (*largest).max(*rank);
+        let mut carried = BTreeMap::new();
+        for (name, one) in self.layers.iter().flat_map(|layer| &layer.carried) {
+            let largest = carried.entry(name.clone()).or_insert(*one);
+            *largest = largest.or(*one);
         }
-        LayerAdapters { ranks }
+        LayerAdapters { carried }
     }
 
     /// Whether their inputs are dropped in training.
@@ -311,16 +412,44 @@ impl Adapters {
     }
 }
 
-/// Ranks of the adapters of one block, by the linear layer's name inside it.
+/// The adapter on a linear layer, as far as buffers depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carried {
+    /// R.
+    pub rank: usize,
+    /// Width of the layer's output.
+    pub outputs: usize,
+    /// Whether the rows of the layer's weight have magnitudes of their own.
+    pub dora: bool,
+}
+
+impl Carried {
+    /// What holds either of two.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            rank: self.rank.max(other.rank),
+            outputs: self.outputs.max(other.outputs),
+            dora: self.dora || other.dora,
+        }
+    }
+}
+
+/// The adapters of one block, by the linear layer's name inside it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LayerAdapters {
-    /// R by name.
-    pub ranks: BTreeMap<String, usize>,
+    /// What each carries, by name.
+    pub carried: BTreeMap<String, Carried>,
 }
 
 impl LayerAdapters {
     /// Rank of the adapter on a linear layer, if it carries one.
     pub fn rank_of(&self, module: &str) -> Option<usize> {
-        self.ranks.get(module).copied()
+        self.carried_by(module).map(|carried| carried.rank)
+    }
+
+    /// What a linear layer carries.
+    pub fn carried_by(&self, module: &str) -> Option<Carried> {
+        self.carried.get(module).copied()
     }
 }

@@ -114,7 +114,7 @@ impl Saved {
         let gate = spec.gated.then(|| arena.tensor(dtype, &[tokens, f]));
         let up = arena.tensor(dtype, &[tokens, f]);
         let gate_up = inputs::Saved::new(arena, dtype, tokens, spec.inputs, adapters);
-        let down_proj = linear::Saved::new(arena, dtype, tokens, adapters.rank_of(spec.output));
+        let down_proj = linear::Saved::new(arena, dtype, tokens, adapters.carried_by(spec.output));
         Self { gate, up, gate_up, down_proj }
     }
 

@@ -78,7 +78,7 @@ impl Saved {
             index: arena.indices(slots),
             gate: arena.tensor(dtype, &[slots, f]),
             up: arena.tensor(dtype, &[slots, f]),
-            router: linear::Saved::new(arena, dtype, tokens, adapters.rank_of(spec.router.name)),
+            router: linear::Saved::new(arena, dtype, tokens, adapters.carried_by(spec.router.name)),
         }
     }
 }

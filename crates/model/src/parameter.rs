@@ -10,6 +10,7 @@ use sft_kernels::matmul::{Matmul, Matrix, PackedWeight, Reads};
 use sft_kernels::quantized::QuantizedWeight;
 use sft_kernels::{DType, Device, Slab, Tensor, View, ViewMut};
 
+use crate::dora;
 use crate::quantization;
 use crate::weights::StoredTensor;
 
@@ -64,10 +65,11 @@ impl Outline {
         self.shape.iter().product()
     }
 
-    /// Whether weight decay applies to it: not to biases and norms, which are the weights of one dimension
-    /// (the rule of Hugging Face's Trainer).
+    /// Whether weight decay applies to it: not to biases and norms, which are the weights of one dimension but for
+    /// DoRA's magnitudes (the rule of Hugging Face's Trainer).
     pub fn decays(&self) -> bool {
-        self.shape.len() > 1 && !self.is_of_vectors()
+        let is_magnitude = self.name.ends_with(dora::MAGNITUDE);
+        (self.shape.len() > 1 || is_magnitude) && !self.is_of_vectors()
     }
 
     /// Whether it is one matrix in transformers' modules.

@@ -58,7 +58,7 @@ impl Inputs {
     ) -> Option<Self> {
         let (layers, c) = (spec.layers.len(), spec.hidden_size);
         let PerLayerSpec { width, projection, .. } = spec.per_layer?;
-        let rank = adapters.outside.rank_of(projection);
+        let carried = adapters.outside.carried_by(projection);
         let mut all = || arena.tensor(dtype, &[tokens, layers * width]);
         Some(Self {
             p: all(),
@@ -66,8 +66,8 @@ impl Inputs {
             projected: all(),
             t: all(),
             statistics: arena.tensor(DType::F32, &[tokens, layers * spec.norm.kind.statistics()]),
-            saved: linear::Saved::new(arena, dtype, tokens, rank),
-            scratch: linear::Scratch::new(arena, dtype, tokens, c, rank, adapters.has_dropout()),
+            saved: linear::Saved::new(arena, dtype, tokens, carried),
+            scratch: linear::Scratch::new(arena, dtype, tokens, c, carried, adapters.has_dropout()),
             width,
         })
     }
@@ -165,7 +165,7 @@ impl Saved {
         adapters: &LayerAdapters,
     ) -> Self {
         let (p, c) = ([tokens, spec.width], [tokens, model.hidden_size]);
-        let mut linear = |name: &str| linear::Saved::new(arena, dtype, tokens, adapters.rank_of(name));
+        let mut linear = |name: &str| linear::Saved::new(arena, dtype, tokens, adapters.carried_by(name));
         let (gate, output) = (linear(spec.gate), linear(spec.output));
         Self {
             x: arena.tensor(dtype, &c),

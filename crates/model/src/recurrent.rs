@@ -133,7 +133,7 @@ impl Saved {
             parts,
             o: arena.tensor(dtype, &[tokens, spec.width(Part::V)]),
             inputs: names.map(|names| inputs::Saved::new(arena, dtype, tokens, names, adapters)).collect(),
-            out_proj: linear::Saved::new(arena, dtype, tokens, adapters.rank_of(spec.output)),
+            out_proj: linear::Saved::new(arena, dtype, tokens, adapters.carried_by(spec.output)),
         }
     }
 

@@ -14,6 +14,7 @@ use sft_runs::disk;
 
 use crate::ModelError;
 use crate::decoder::Decoder;
+use crate::expansion;
 use crate::families;
 use crate::quantization;
 use crate::spec::{DecoderSpec, RopeScaling};
@@ -47,6 +48,8 @@ pub struct SaveOptions {
     pub dtype: Option<DType>,
     /// Bytes of a file of weights, at most (but for a single larger tensor).
     pub shard_bytes: usize,
+    /// So many more blocks, which add nothing until they are trained (LLaMA-Pro).
+    pub num_expand: usize,
 }
 
 impl SaveOptions {
@@ -59,7 +62,9 @@ impl SaveOptions {
             Some(weight) if quantization::scheme_of(weight).is_some() => weight.byte_len() as u64,
             _ => (p.elements() * self.dtype.unwrap_or(p.dtype()).bytes()) as u64,
         };
-        decoder.base_parameters().into_iter().map(bytes).sum()
+        let all: u64 = decoder.base_parameters().into_iter().map(bytes).sum();
+        // A new block is as large as the others, which are at most all there is.
+        all + all * self.num_expand as u64 / decoder.spec.layers.len().max(1) as u64
     }
 }
 
@@ -67,23 +72,49 @@ impl SaveOptions {
 /// them into `folder`, which exists. Returns the names of all files.
 ///
 /// # Errors
-/// A source without `config.json`; what the file system says.
+/// A source without `config.json`; what the file system says; more blocks than can stand among those there are.
 pub fn save(
     decoder: &Decoder,
     source: &Path,
     folder: &Path,
     options: SaveOptions,
 ) -> Result<Vec<String>, ModelError> {
+    expansion::check(&decoder.spec, options.num_expand)?;
     let mut files = copy_model_files(source, folder)?;
-    let config = config_of(decoder, source, options.dtype)?;
+    let mut config = config_of(decoder, source, options.dtype)?;
+    if let (Some(config), 1..) = (config.as_object_mut(), options.num_expand) {
+        expansion::configure(config, decoder.spec.layers.len(), options.num_expand);
+    }
     let path = folder.join("config.json");
     disk::write(&path, format!("{config:#}\n").as_bytes())
         .map_err(|source| ModelError::File { path, source })?;
     files.push("config.json".into());
+    check_expanded(decoder, folder, options.num_expand)?;
     let parameters = decoder.base_parameters();
+    let zeros = expansion::zeros(&decoder.spec, &parameters, options.num_expand);
     let tensors: Vec<_> = parameters.into_iter().flat_map(|p| p.in_files()).collect();
+    let tensors = match options.num_expand {
+        0 => tensors,
+        expand => expansion::tensors(&decoder.spec, tensors, &zeros, expand),
+    };
     files.extend(weights::write_model(folder, &tensors, options.dtype, options.shard_bytes)?);
     Ok(files)
+}
+
+/// Refuses an expanded model whose configuration makes other blocks of the copies: one that gives blocks their kinds by
+/// their numbers.
+fn check_expanded(decoder: &Decoder, folder: &Path, expand: usize) -> Result<(), ModelError> {
+    if expand == 0 || families::read_spec(folder)?.layers == expansion::layers(&decoder.spec, expand) {
+        return Ok(());
+    }
+    Err(ModelError::Method {
+        key: "num_expand",
+        reason: format!(
+            "the blocks of this {} model have their kinds by their numbers, which change when others come between",
+            decoder.spec.model_type
+        ),
+        help: "tune the model with lora or freeze instead".into(),
+    })
 }
 
 /// Copies tokenizer, chat template, generation settings and licence; a file that is not there is left out. Returns

@@ -67,7 +67,7 @@ impl Saved {
             c,
             u,
             in_proj: inputs::Saved::new(arena, dtype, tokens, spec.inputs(), adapters),
-            out_proj: linear::Saved::new(arena, dtype, tokens, adapters.rank_of(spec.output)),
+            out_proj: linear::Saved::new(arena, dtype, tokens, adapters.carried_by(spec.output)),
         }
     }
 }

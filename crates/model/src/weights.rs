@@ -450,6 +450,11 @@ impl<'a> StoredTensor<'a> {
         self.shape.iter().product()
     }
 
+    /// The type that it is kept in.
+    pub(crate) fn dtype_in_memory(&self) -> DType {
+        self.dtype
+    }
+
     /// It as a tensor of its own.
     ///
     /// # Panics

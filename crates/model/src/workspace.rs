@@ -1,5 +1,6 @@
 //! Every buffer that a pass needs, made once: activations, what forward saves, gradients of activations, scratch.
 
+use sft_kernels::objective::Loss;
 use sft_kernels::{DType, Device, Tensor, View, ViewMut};
 
 use crate::arena::Arena;
@@ -10,6 +11,7 @@ use crate::head;
 use crate::method::Adapters;
 use crate::pass::Batch;
 use crate::per_layer;
+use crate::reference::Reference;
 use crate::rotary::Rotaries;
 use crate::spec::{DecoderSpec, LayerSpec};
 
@@ -40,6 +42,8 @@ pub struct Workspace {
     /// The gradient of the current h, [N, C].
     d: Tensor,
     rotary: Option<Rotaries>,
+    /// What a loss compares with.
+    reference: Option<Box<Reference>>,
     max_tokens: usize,
 }
 
@@ -133,7 +137,9 @@ impl Workspace {
         let head = head::Scratch::new(arena, compute, n, spec, adapters);
         let head_bytes = arena.bytes() - activations - scratch_bytes;
         let bytes = WorkspaceBytes { activations, scratch: scratch_bytes, head: head_bytes };
-        (Self { hidden, saved, saved_of, scratch, entry, head, d, rotary, max_tokens }, bytes)
+        let work =
+            Self { hidden, saved, saved_of, scratch, entry, head, d, rotary, reference: None, max_tokens };
+        (work, bytes)
     }
 
     /// The micro-batches to come have this part of their step's tokens: how much their balance among experts counts.
@@ -153,6 +159,30 @@ impl Workspace {
 
     fn balance(&mut self) -> impl Iterator<Item = &mut Balance> {
         self.scratch.mlp.moe.iter_mut().map(|moe| &mut moe.balance)
+    }
+
+    /// What is minimised, with the model that it compares with if it does.
+    ///
+    /// # Panics
+    /// If one of the two is without the other.
+    pub fn set_loss(&mut self, loss: Loss, reference: Option<Reference>) {
+        assert_eq!(loss.needs_reference(), reference.is_some(), "{loss:?} and a reference");
+        self.head.loss = loss;
+        self.reference = reference.map(Box::new);
+    }
+
+    /// The reference, lent out for a pass.
+    pub(crate) fn take_reference(&mut self) -> Option<Box<Reference>> {
+        self.reference.take()
+    }
+
+    pub(crate) fn give_reference(&mut self, reference: Option<Box<Reference>>) {
+        self.reference = reference;
+    }
+
+    /// The head's workspace.
+    pub(crate) fn head_mut(&mut self) -> &mut head::Scratch {
+        &mut self.head
     }
 
     /// Forgets the loss of all micro-batches.

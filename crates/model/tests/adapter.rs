@@ -11,7 +11,7 @@ use sft_kernels::{CpuOptions, DType, Device, Tensor};
 use sft_model::adapter::{self, Last, PeftAdapter};
 use sft_model::linear::Linear;
 use sft_model::loading::{self, Source};
-use sft_model::method::{LoraOptions, Method};
+use sft_model::method::{LoraInit, LoraOptions, Method};
 use sft_model::weights::{WeightFiles, write_file};
 use sft_model::workspace::{Purpose, Workspace};
 use sft_model::{Batch, Decoder, ModelError, families};
@@ -52,6 +52,8 @@ fn options() -> LoraOptions {
         dropout: 0.0,
         targets: Vec::new(),
         use_rslora: false,
+        use_dora: false,
+        init: LoraInit::Random,
         modules_to_save: Vec::new(),
     }
 }
@@ -130,6 +132,127 @@ fn a_merged_adapter_computes_what_an_attached_one_does() {
 }
 
 #[test]
+fn a_merged_adapter_with_magnitudes_computes_what_an_attached_one_does() {
+    for name in ["llama", "qwen2", "gpt2"] {
+        let folder = case(name).join("dora");
+        let (plain, mut attached, mut merged) =
+            (base(name, DType::F32), base(name, DType::F32), base(name, DType::F32));
+        let options = attach(&folder, &mut attached).unwrap();
+        assert!(options.use_dora);
+        PeftAdapter::read(&folder).unwrap().merge(&device(), &mut merged).unwrap();
+        let (plain, attached, merged) = (logits(&plain), logits(&attached), logits(&merged));
+        assert!(difference(&plain, &attached) > 1e-2, "{name}: the adapter changes nothing");
+        assert!(difference(&attached, &merged) < 1e-4, "{name}: {}", difference(&attached, &merged));
+    }
+}
+
+/// A decoder with adapters that begin as the largest singular values of its weights.
+fn pissa(options: &LoraOptions) -> Decoder {
+    let method = Method::Lora(options.clone());
+    let mut decoder = Decoder::read(&device(), &case("llama"), &method, DType::F32, 7).unwrap();
+    adapter::begin(&device(), &mut decoder, options).unwrap();
+    decoder
+}
+
+/// A copy of PEFT's adapter that says to have begun with our random vectors.
+fn marked(from: &Path) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(from.join("adapter_model.safetensors"), folder.path().join("adapter_model.safetensors"))
+        .unwrap();
+    let text = fs::read_to_string(from.join("adapter_config.json")).unwrap();
+    let mut values: Value = serde_json::from_str(&text).unwrap();
+    values["sft_pissa_start"] = json!(true);
+    fs::write(folder.path().join("adapter_config.json"), values.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn an_adapter_that_began_with_random_vectors_of_peft_is_refused() {
+    let message = refusal(&case("llama").join("pissa_niter_16"), "llama");
+    assert!(message.contains("random vectors that are not stored") && message.contains("help:"), "{message}");
+}
+
+#[test]
+fn an_adapter_that_begins_as_singular_values_begins_as_pefts_does_and_changes_nothing() {
+    let plain = logits(&base("llama", DType::F32));
+    for (folder, iterations) in [("pissa", None), ("pissa_niter_16", Some(16))] {
+        let init = LoraInit::Pissa { iterations };
+        let fresh = pissa(&LoraOptions { rank: 2, alpha: 4.0, init, ..options() });
+        assert!(difference(&plain, &logits(&fresh)) < 1e-5, "{folder}");
+        let mut attached = base("llama", DType::F32);
+        let theirs = marked(&case("llama").join(folder));
+        assert_eq!(attach(theirs.path(), &mut attached).unwrap().init, init);
+        for (ours, theirs) in fresh.linears().zip(attached.linears()) {
+            let [ours, theirs] = [ours, theirs].map(|linear| linear.lora.as_ref().unwrap());
+            // A pair of vectors has no sign of its own.
+            let product = |lora: &sft_model::linear::Lora| {
+                let (a, b) = (lora.a.value().to_f32_vec(), lora.b.value().to_f32_vec());
+                let [rank, inputs] = [lora.a.shape()[0], lora.a.shape()[1]];
+                let element = |at: usize| -> f32 {
+                    (0..rank).map(|r| b[at / inputs * rank + r] * a[r * inputs + at % inputs]).sum()
+                };
+                (0..lora.b.shape()[0] * inputs).map(element).collect::<Vec<f32>>()
+            };
+            let (ours, theirs) = (product(ours), product(theirs));
+            let largest = theirs.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            if iterations.is_none() {
+                assert!(difference(&ours, &theirs) < 1e-4 * largest, "{}", difference(&ours, &theirs));
+            }
+            // Fast decompositions of other random vectors are others, of which none holds more than another.
+            let [ours, theirs] = [ours, theirs].map(|part| part.iter().map(|x| x * x).sum::<f32>());
+            assert!((ours / theirs - 1.0).abs() < 1e-2, "{folder}: {ours} and {theirs} of the weight");
+        }
+        if iterations.is_none() {
+            assert!(difference(&plain, &logits(&attached)) < 1e-4);
+            let mut merged = base("llama", DType::F32);
+            PeftAdapter::read(&case("llama").join(folder)).unwrap().merge(&device(), &mut merged).unwrap();
+            assert!(difference(&plain, &logits(&merged)) < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn an_adapter_of_singular_values_is_read_again_and_converted_to_one_of_the_models_weights() {
+    let out = tempfile::tempdir().unwrap();
+    for use_dora in [false, true] {
+        let init = LoraInit::Pissa { iterations: Some(4) };
+        let options = LoraOptions { init, use_dora, use_rslora: use_dora, ..options() };
+        let mut decoder = pissa(&options);
+        for (l, parameter) in decoder.trained_mut().into_iter().enumerate() {
+            let mut values = parameter.value().to_f32_vec();
+            for (i, x) in values.iter_mut().enumerate() {
+                *x += 0.05 * sft_kernels::random::normal(l as u64, i as u64) as f32;
+            }
+            let shape = parameter.value().shape().to_vec();
+            parameter.set(sft_kernels::View::of(&values, &shape));
+        }
+        let trained = logits(&decoder);
+        assert!(difference(&trained, &logits(&base("llama", DType::F32))) > 1e-2);
+        let mut again = base("llama", DType::F32);
+        adapter::write(&decoder, &options, "", out.path()).unwrap();
+        attach(out.path(), &mut again).unwrap();
+        assert_eq!(trained, logits(&again), "with the rest of the weights made again");
+        adapter::write_converted(&decoder, &options, "", out.path()).unwrap();
+        let mut plain = base("llama", DType::F32);
+        let converted = attach(out.path(), &mut plain).unwrap();
+        assert_eq!((converted.init, converted.rank), (LoraInit::Random, 2 * options.rank));
+        assert!(difference(&trained, &logits(&plain)) < 1e-4, "{}", difference(&trained, &logits(&plain)));
+    }
+}
+
+#[test]
+fn fresh_magnitudes_change_nothing_whatever_was_merged_before() {
+    let folder = case("llama").join("adapter");
+    let method = Method::Lora(LoraOptions { use_dora: true, ..options() });
+    let mut fresh = Decoder::read(&device(), &case("llama"), &method, DType::F32, 7).unwrap();
+    assert!(difference(&logits(&base("llama", DType::F32)), &logits(&fresh)) < 1e-6);
+    adapter::apply(&device(), &mut fresh, std::slice::from_ref(&folder), Last::Merged).unwrap();
+    let mut merged = base("llama", DType::F32);
+    PeftAdapter::read(&folder).unwrap().merge(&device(), &mut merged).unwrap();
+    assert!(difference(&logits(&merged), &logits(&fresh)) < 1e-5);
+}
+
+#[test]
 fn merging_into_bf16_rounds_the_sum_once() {
     let folder = case("llama").join("adapter");
     let (before, mut merged) = (base("llama", DType::BF16), base("llama", DType::BF16));
@@ -170,6 +293,7 @@ fn an_adapter_that_is_written_reads_back_with_the_same_logits() {
             LoraOptions { use_rslora: true, targets: vec!["q_proj".into(), "down_proj".into()], ..options() },
         ),
         ("qwen2", LoraOptions { targets: vec!["model.layers.1.mlp.up_proj".into()], ..options() }),
+        ("qwen2", LoraOptions { use_dora: true, ..options() }),
     ] {
         let decoder = random_lora(name, &options);
         adapter::write(&decoder, &options, "a/base", out.path()).unwrap();
@@ -310,6 +434,13 @@ fn all_adapters_but_the_last_are_merged() {
     assert!(difference(&continued, &attached) < 1e-5 && difference(&attached, &merged) < 1e-4);
     assert!(difference(&merged, &apply(&folders[..1], Last::Merged).0) > 1e-2, "the second adapter is lost");
     assert!(trained > 0 && frozen == 0 && none == 0);
+    // One with magnitudes after one that began as singular values.
+    let folders = ["pissa", "dora"].map(|kind| case("llama").join(kind));
+    let ((continued, trained), (attached, _)) =
+        (apply(&folders, Last::Continued), apply(&folders, Last::Attached));
+    let (merged, _) = apply(&folders, Last::Merged);
+    assert!(difference(&continued, &attached) < 1e-5 && difference(&attached, &merged) < 1e-4);
+    assert!(trained > 0);
 }
 
 #[test]
@@ -362,11 +493,11 @@ fn another_kind_of_adapter_is_refused_by_name() {
     for (key, value) in [
         ("peft_type", json!("IA3")),
         ("bias", json!("all")),
-        ("use_dora", json!(true)),
         ("lora_bias", json!(true)),
         ("layer_replication", json!([[0, 2]])),
         ("trainable_token_indices", json!([1])),
-        ("init_lora_weights", json!("pissa")),
+        ("init_lora_weights", json!("olora")),
+        ("init_lora_weights", json!("pissa_niter_x")),
         ("a_key_of_the_future", json!(true)),
     ] {
         let folder = changed("llama", |config| config[key] = value);
@@ -407,6 +538,31 @@ fn a_pickled_adapter_and_a_folder_without_one_are_refused() {
     assert!(refusal(folder.path(), "llama").contains("can run code"));
     let empty = tempfile::tempdir().unwrap();
     assert!(refusal(empty.path(), "llama").contains("there is no adapter_config.json here"));
+}
+
+#[test]
+fn magnitudes_that_are_missing_or_not_announced_are_named() {
+    let folder = changed("llama", |config| config["use_dora"] = json!(true));
+    let message = refusal(folder.path(), "llama");
+    assert!(message.contains("q_proj.lora_magnitude_vector"), "{message}");
+    let folder = changed_tensors("llama", |tensors| {
+        let name = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector";
+        tensors.push((name.into(), Tensor::from_slice(&[1.0f32; 16], &[16])));
+    });
+    let message = refusal(folder.path(), "llama");
+    assert!(message.contains("has no `use_dora: true`"), "{message}");
+}
+
+#[test]
+fn routers_get_no_magnitudes() {
+    let spec = families::read_spec(&case("qwen2_moe")).unwrap();
+    let method = Method::Lora(LoraOptions { use_dora: true, ..options() });
+    let routed = method.adapters(&spec);
+    let plain = Method::Lora(options()).adapters(&spec).unwrap();
+    let router = plain.layers[0].carried_by("mlp.gate").is_some();
+    assert_eq!(routed.is_err(), router);
+    let named = LoraOptions { use_dora: true, targets: vec!["q_proj".into()], ..options() };
+    Method::Lora(named).adapters(&spec).unwrap();
 }
 
 #[test]

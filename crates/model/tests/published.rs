@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sft_kernels::{CpuOptions, DType, Device};
 use sft_model::adapter::{self, PeftAdapter};
 use sft_model::loading::{self, Source};
-use sft_model::method::{LoraOptions, Method};
+use sft_model::method::{LoraInit, LoraOptions, Method};
 use sft_model::saving::{self, SaveOptions};
 use sft_model::weights::WeightFiles;
 use sft_model::{Decoder, families};
@@ -24,7 +24,7 @@ fn folder(keys: Value) -> tempfile::TempDir {
     let spec = families::read_spec(folder.path()).unwrap();
     let source = Source::Random { seed: 5 };
     let decoder = loading::load(&device(), &spec, &source, &Method::Inference, DType::F32, 0).unwrap();
-    let options = SaveOptions { dtype: None, shard_bytes: SaveOptions::GB };
+    let options = SaveOptions { dtype: None, shard_bytes: SaveOptions::GB, num_expand: 0 };
     saving::save(&decoder, folder.path(), folder.path(), options).unwrap();
     folder
 }
@@ -42,7 +42,7 @@ fn tensors(folder: &std::path::Path) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> 
 
 #[test]
 fn a_model_that_is_read_and_written_again_has_the_same_tensors() {
-    let options = SaveOptions { dtype: None, shard_bytes: SaveOptions::GB };
+    let options = SaveOptions { dtype: None, shard_bytes: SaveOptions::GB, num_expand: 0 };
     for family in families::supported() {
         let (before, after) = (folder(small::keys(family)), tempfile::tempdir().unwrap());
         let decoder = Decoder::read(&device(), before.path(), &Method::Full, DType::F32, 0).unwrap();
@@ -108,7 +108,7 @@ fn experts_that_lie_together_in_files_are_read_and_written_so() {
     for (a, b) in decoder.base_parameters().into_iter().zip(again.base_parameters()) {
         assert_eq!((a.name(), a.value().bytes()), (b.name(), b.value().bytes()));
     }
-    let options = SaveOptions { dtype: None, shard_bytes: SaveOptions::GB };
+    let options = SaveOptions { dtype: None, shard_bytes: SaveOptions::GB, num_expand: 0 };
     let out = tempfile::tempdir().unwrap();
     saving::save(&again, together.path(), out.path(), options).unwrap();
     assert!(tensors(together.path()) == tensors(out.path()));
@@ -141,6 +141,8 @@ fn an_adapter_sits_on_the_modules_that_the_file_has() {
         dropout: 0.0,
         targets: Vec::new(),
         use_rslora: false,
+        use_dora: false,
+        init: LoraInit::Random,
         modules_to_save: Vec::new(),
     };
     for (family, targets, transposed) in [

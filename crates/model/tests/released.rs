@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sft_kernels::{CpuOptions, DType, Device, Tensor};
 use sft_model::loading::{self, Source};
-use sft_model::method::{LoraOptions, Method};
+use sft_model::method::{LoraInit, LoraOptions, Method};
 use sft_model::saving::{self, SaveOptions};
 use sft_model::weights::{self, WeightFiles};
 use sft_model::workspace::{Purpose, Workspace};
@@ -20,7 +20,7 @@ mod small;
 /// Shape and values by name.
 type Weights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-const SAVE: SaveOptions = SaveOptions { dtype: None, shard_bytes: SaveOptions::GB };
+const SAVE: SaveOptions = SaveOptions { dtype: None, shard_bytes: SaveOptions::GB, num_expand: 0 };
 
 fn device() -> Device {
     Device::cpu(CpuOptions { threads: Some(1), isa: None }).unwrap()
@@ -261,6 +261,8 @@ fn a_head_with_rows_of_length_one_is_never_trained() {
             dropout: 0.0,
             targets: Vec::new(),
             use_rslora: false,
+            use_dora: false,
+            init: LoraInit::Random,
             modules_to_save: whole.iter().map(|name| (*name).to_owned()).collect(),
         })
     };

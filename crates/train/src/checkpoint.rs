@@ -86,7 +86,12 @@ pub fn write_weights(
         saving::copy_model_files(base.folder, folder)?;
         return adapter::write(decoder, options, base.name, folder);
     }
-    saving::save(decoder, base.folder, folder, SaveOptions { dtype, shard_bytes: SHARD_BYTES })?;
+    saving::save(
+        decoder,
+        base.folder,
+        folder,
+        SaveOptions { dtype, shard_bytes: SHARD_BYTES, num_expand: 0 },
+    )?;
     Ok(())
 }
 

@@ -206,8 +206,13 @@ mod tests {
     use sft_model::head::LossSums;
 
     fn outcome(loss: f64, grad_norm: f64, supervised: usize) -> StepOutcome {
-        let sums =
-            LossSums { nll: loss * supervised as f64, supervised, weight: supervised as f64, correct: 0 };
+        let sums = LossSums {
+            nll: loss * supervised as f64,
+            loss: loss * supervised as f64,
+            supervised,
+            weight: supervised as f64,
+            correct: 0,
+        };
         StepOutcome { loss, grad_norm, sums }
     }
 

@@ -8,6 +8,7 @@ use sft_model::loading::{self, WeightCounts};
 use sft_model::method::{Adapters, Method};
 use sft_model::parameter::Outline;
 use sft_model::quantization::Precision;
+use sft_model::reference::Reference;
 use sft_model::spec::DecoderSpec;
 use sft_model::workspace::{Purpose, Workspace, WorkspaceBytes};
 
@@ -32,6 +33,8 @@ pub struct MemoryPlan {
     pub gradients: usize,
     /// State of the optimizer, and what it works in.
     pub optimizer: usize,
+    /// The model that the loss compares with, and its workspace.
+    pub reference: usize,
     /// Activations and workspace.
     pub work: WorkspaceBytes,
     /// The rows, tokenised.
@@ -61,6 +64,8 @@ pub struct PlanInputs<'a> {
     pub optimizer: &'a Recipe,
     /// Types of activations and of frozen weights.
     pub precision: Precision,
+    /// Whether the loss compares with a frozen model beside the trained one.
+    pub reference: bool,
     /// Tokens of the largest micro-batch.
     pub max_tokens: usize,
     /// Bytes of the tokenised rows.
@@ -116,6 +121,12 @@ impl MemoryPlan {
         // Weights that backward does not pass are not worth it, and nothing is frozen in full tuning.
         let pack = pack && matches!(inputs.method, Method::Lora(_));
         let f32_bytes = counts.trained * DType::F32.bytes();
+        let reference = || -> Result<usize, ModelError> {
+            let counts = loading::count(inputs.spec, &Method::Inference, quantization)?;
+            let weights = counts.quantized_bytes + (counts.frozen - counts.quantized) * compute.bytes();
+            let (spec, tokens) = (inputs.spec, inputs.max_tokens);
+            Ok(weights + Reference::plan(spec, compute, tokens, inputs.on_card).total())
+        };
         Ok(Self {
             counts,
             frozen_weights: counts.quantized_bytes
@@ -125,6 +136,7 @@ impl MemoryPlan {
             gradients: f32_bytes,
             optimizer: inputs.optimizer.state_bytes(inputs.trained)
                 + inputs.optimizer.workspace_bytes(inputs.trained),
+            reference: if inputs.reference { reference()? } else { 0 },
             work: Workspace::plan(
                 inputs.spec,
                 adapters,
@@ -153,6 +165,9 @@ impl MemoryPlan {
             ("workspace of the blocks", self.work.scratch),
             ("logits and loss", self.work.head),
         ];
+        if self.reference > 0 {
+            all.push(("reference model", self.reference));
+        }
         if self.on_card {
             let tensors = all.iter().map(|(_, bytes)| bytes).sum::<usize>();
             // The driver hands out whole pages of 2 MiB, about 1 % more than what large models ask for.

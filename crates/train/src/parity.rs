@@ -1,11 +1,12 @@
 //! Proof that a model is computed as transformers and PEFT compute it: a case folder in, differences out.
 //!
 //! A case holds a small model, a batch, and what transformers made of it: logits, loss, the gradient of every weight,
-//! the losses of six AdamW steps on all weights and on an adapter. `tools/make_parity_case.py` makes one of any model.
+//! the losses of six AdamW steps on all weights and on adapters. `tools/make_parity_case.py` makes one of any model,
+//! `tools/make_adapter_curves.py` adds adapters of other kinds.
 //! Everything is computed twice, with the rows packed into one micro-batch and with each row alone; the larger
 //! difference counts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,9 +15,11 @@ use safetensors::tensor::Dtype;
 use sft_data::labels::IGNORE_INDEX;
 use sft_data::loader::{Cursor, StepBatch};
 use sft_data::pack::PackedBatch;
+use sft_kernels::objective::Loss;
 use sft_kernels::{DType, Device};
 use sft_model::adapter::PeftAdapter;
 use sft_model::method::{Adapters, Method};
+use sft_model::reference::Reference;
 use sft_model::weights::WeightFiles;
 use sft_model::workspace::{Purpose, Workspace};
 use sft_model::{Decoder, ModelError, families, quantization};
@@ -59,9 +62,14 @@ pub struct Parity {
     pub gradient: Option<(f64, String)>,
     /// Largest difference of the losses of training all weights, relative; `None` likewise.
     pub full: Option<f64>,
-    /// The same for the adapter; `None` where the case has none.
+    /// The same for LoRA's adapter; `None` where the case has none.
     pub lora: Option<f64>,
+    /// The same for adapters of other kinds, by the names of their folders.
+    pub others: BTreeMap<&'static str, f64>,
 }
+
+/// Folders of adapters of other kinds than LoRA's.
+const OTHER_ADAPTERS: [&str; 2] = ["dora", "pissa"];
 
 impl Parity {
     /// Whether every difference is within its limit. NaN is not.
@@ -70,7 +78,7 @@ impl Parity {
             && self.loss <= limits.loss
             && self.gradient.as_ref().is_none_or(|(gradient, _)| *gradient <= limits.gradient)
             && self.full.is_none_or(|full| full <= limits.training)
-            && self.lora.is_none_or(|lora| lora <= limits.training)
+            && self.lora.iter().chain(self.others.values()).all(|adapter| *adapter <= limits.training)
     }
 }
 
@@ -127,6 +135,25 @@ fn take_steps(
     Ok(losses)
 }
 
+/// The losses of so many steps of training all weights of a case with a loss of another kind.
+///
+/// # Errors
+/// As [`compare`].
+pub fn curve(dev: &Device, case: &Path, loss: Loss, steps: usize) -> Result<Vec<f64>, ModelError> {
+    let case = Case::read(case)?;
+    dev.install(|| {
+        let mut decoder = Decoder::read(dev, &case.folder, &Method::Full, DType::F32, 0)?;
+        let mut work = case.workspace(dev, &decoder);
+        let reference = || -> Result<Reference, ModelError> {
+            let frozen = Decoder::read(dev, &case.folder, &Method::Inference, DType::F32, 0)?;
+            Ok(Reference::new(dev, frozen, work.max_tokens()))
+        };
+        let reference = loss.needs_reference().then(reference).transpose()?;
+        work.set_loss(loss, reference);
+        case.losses(dev, &mut decoder, &case.step(false), &mut work, steps)
+    })
+}
+
 struct Case {
     folder: PathBuf,
     rows: Vec<Vec<u32>>,
@@ -172,7 +199,14 @@ impl Case {
 
     fn compare(&self, dev: &Device) -> Result<Parity, ModelError> {
         let steps = [self.step(true), self.step(false)];
-        let mut parity = Parity { logits: 0.0, loss: 0.0, gradient: None, full: None, lora: None };
+        let mut parity = Parity {
+            logits: 0.0,
+            loss: 0.0,
+            gradient: None,
+            full: None,
+            lora: None,
+            others: BTreeMap::new(),
+        };
         let frozen =
             quantization::of_checkpoint(&families::text_config(&self.folder)?).is_ok_and(|s| s.is_some());
         let method = if frozen { Method::Inference } else { Method::Full };
@@ -188,15 +222,29 @@ impl Case {
                 let full = self.train(dev, &mut decoder, step, &mut work, "full_losses.json")?;
                 parity.full = Some(larger(parity.full.unwrap_or(0.0), full));
             }
-            if self.folder.join("adapter").join("lora_losses.json").exists() {
-                let mut decoder = Decoder::read(dev, &self.folder, &Method::Inference, DType::F32, 0)?;
-                PeftAdapter::read(&self.folder.join("adapter"))?.attach(dev, &mut decoder, true)?;
-                let mut work = self.workspace(dev, &decoder);
-                let lora = self.train(dev, &mut decoder, step, &mut work, "adapter/lora_losses.json")?;
+            if let Some(lora) = self.train_adapter(dev, step, "adapter")? {
                 parity.lora = Some(larger(parity.lora.unwrap_or(0.0), lora));
+            }
+            for kind in OTHER_ADAPTERS {
+                if let Some(other) = self.train_adapter(dev, step, kind)? {
+                    let largest = parity.others.entry(kind).or_default();
+                    *largest = larger(*largest, other);
+                }
             }
         }
         Ok(parity)
+    }
+
+    /// As [`Case::train`], of the adapter in a folder of the case, if it is there.
+    fn train_adapter(&self, dev: &Device, step: &StepBatch, kind: &str) -> Result<Option<f64>, ModelError> {
+        let losses = format!("{kind}/lora_losses.json");
+        if !self.folder.join(&losses).exists() {
+            return Ok(None);
+        }
+        let mut decoder = Decoder::read(dev, &self.folder, &Method::Inference, DType::F32, 0)?;
+        PeftAdapter::read(&self.folder.join(kind))?.attach(dev, &mut decoder, true)?;
+        let mut work = self.workspace(dev, &decoder);
+        self.train(dev, &mut decoder, step, &mut work, &losses).map(Some)
     }
 
     fn workspace(&self, dev: &Device, decoder: &Decoder) -> Workspace {
@@ -296,17 +344,27 @@ impl Case {
             fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
         let expected: Vec<f64> =
             serde_json::from_str(&text).map_err(|source| ModelError::Json { path: path.clone(), source })?;
+        let found = self.losses(dev, decoder, step, work, expected.len())?;
+        Ok(found
+            .iter()
+            .zip(&expected)
+            .fold(0.0, |m, (found, expected)| larger(m, (found / expected - 1.0).abs())))
+    }
+
+    /// Trains on the case with AdamW as the cases' script does; the losses of the steps.
+    fn losses(
+        &self,
+        dev: &Device,
+        decoder: &mut Decoder,
+        step: &StepBatch,
+        work: &mut Workspace,
+        steps: usize,
+    ) -> Result<Vec<f64>, ModelError> {
         let adam = AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
         let groups = Groups { weight_decay: 0.01, decays: Decays::All, lora_plus: None };
         let recipe = Recipe { groups, rule: Rule::AdamW(adam, Bits::B32) };
         let mut optimizer = recipe.make(&mut decoder.trained_mut());
-        let rates = vec![1e-3; expected.len()];
-        let losses = take_steps(dev, (decoder, work), step, optimizer.as_mut(), &rates)?;
-        Ok(losses
-            .iter()
-            .zip(expected)
-            .map(|(found, expected)| (found / expected - 1.0).abs())
-            .fold(0.0, larger))
+        take_steps(dev, (decoder, work), step, optimizer.as_mut(), &vec![1e-3; steps])
     }
 }
 

@@ -10,7 +10,7 @@ use sft_data::loader::StepBatch;
 use sft_data::pipeline::Pipeline;
 use sft_data::template::saved;
 use sft_kernels::{DType, Device};
-use sft_model::{Decoder, ModelError};
+use sft_model::{Decoder, ModelError, adapter};
 use sft_runs::checkpoint::{CheckpointWriter, rotate};
 use sft_runs::folder::{ResumeFrom, RunFolder, Start};
 use sft_runs::memory::peak_rss_bytes;
@@ -410,6 +410,16 @@ impl<'a> Running<'a> {
         Ok(path)
     }
 
+    /// The adapter as one of the model's own weights, where LLaMA-Factory puts it.
+    fn write_converted(&self) -> Result<(), TrainError> {
+        let Some(options) = &self.trainer.lora else { return Ok(()) };
+        let folder = self.folder.path().join("pissa_converted");
+        std::fs::create_dir_all(&folder)
+            .map_err(|source| on_disk(ModelError::File { path: folder.clone(), source }))?;
+        let base = self.job.base.to_string_lossy();
+        adapter::write_converted(&self.trainer.decoder, options, &base, &folder).map_err(on_disk)
+    }
+
     fn write_weights(&self, to: &Path, dtype: Option<DType>) -> Result<(), TrainError> {
         checkpoint::write_weights(
             to,
@@ -440,6 +450,9 @@ impl<'a> Running<'a> {
         self.write_proof()?;
         if self.job.config.do_train {
             self.write_weights(self.folder.path(), Some(self.job.precision.compute))?;
+            if self.job.config.pissa_convert {
+                self.write_converted()?;
+            }
             let mut extra = serde_json::Map::new();
             extra.insert("trained_parameters".into(), json!(self.trainer.trained_elements));
             extra.extend(self.health.counts().map(|(warning, steps)| (warning.key().into(), json!(steps))));

@@ -18,10 +18,11 @@ use sft_data::pretrain::Pretrain;
 use sft_data::template::TemplateOptions;
 use sft_data::tokenize::Tokenizer;
 use sft_hub::{HubError, HubKeys, HubOptions, Model};
+use sft_kernels::objective::Loss;
 use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device, DeviceError, cuda};
 use sft_model::adapter::AdapterConfig;
-use sft_model::method::{LoraOptions, Method};
+use sft_model::method::{self, LoraInit, LoraOptions, Method};
 use sft_model::quantization::{Found, Quantization};
 use sft_model::spec::{DecoderSpec, RopeScaling};
 use sft_model::{ModelError, families, quantization};
@@ -283,8 +284,15 @@ pub fn method(config: &RunConfig, spec: &DecoderSpec) -> Result<Method, ModelErr
         Targets::All => Vec::new(),
         Targets::Names(names) => names.clone(),
     };
+    let expanded = || method::expanded_blocks(spec, config.freeze_trainable_layers);
     match config.finetuning_type {
         FinetuningType::Full => Ok(Method::Full),
+        FinetuningType::Freeze if config.use_llama_pro => Method::freeze_all_but(
+            spec,
+            expanded()?,
+            &names(&config.freeze_trainable_modules),
+            &config.freeze_extra_modules,
+        ),
         FinetuningType::Freeze => Method::freeze(
             spec,
             config.freeze_trainable_layers,
@@ -297,11 +305,38 @@ pub fn method(config: &RunConfig, spec: &DecoderSpec) -> Result<Method, ModelErr
                 rank: config.lora_rank as usize,
                 alpha: config.lora_alpha,
                 dropout: config.lora_dropout as f32,
-                targets: names(&config.lora_target),
+                targets: match (names(&config.lora_target), config.use_llama_pro) {
+                    (names, true) => method::linears_of_blocks(spec, &expanded()?, &names)?,
+                    (names, false) => names,
+                },
                 use_rslora: config.use_rslora,
+                use_dora: config.use_dora,
+                init: lora_init(config),
                 modules_to_save: config.additional_target.clone(),
             })),
         },
+    }
+}
+
+fn lora_init(config: &RunConfig) -> LoraInit {
+    match config.pissa_init {
+        false => LoraInit::Random,
+        true => LoraInit::Pissa { iterations: usize::try_from(config.pissa_iter).ok() },
+    }
+}
+
+/// What is minimised.
+pub fn loss(config: &RunConfig) -> Loss {
+    if config.use_dft_loss {
+        Loss::Dft
+    } else if config.use_eaft_loss {
+        Loss::Eaft { alpha: config.eaft_alpha as f32 }
+    } else if config.use_asft_loss {
+        Loss::Asft { alpha: config.asft_alpha as f32 }
+    } else if config.label_smoothing_factor > 0.0 {
+        Loss::Smoothed { factor: config.label_smoothing_factor as f32 }
+    } else {
+        Loss::CrossEntropy
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The loss is normalised here and nowhere else: every micro-batch adds the gradient of
 //!
-//! > Σ w·nll / Σ w of the whole step
+//! > Σ w·loss / Σ w of the whole step
 //!
 //! over its supervised tokens, whose weights w are 1 where rows do not say otherwise: so the step's loss is a mean over its
 //! tokens, never a mean of means.
@@ -20,7 +20,7 @@ use crate::optim::Optimizer;
 /// What a step came to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepOutcome {
-    /// Σ w·nll / Σ w.
+    /// Σ w·loss / Σ w.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
@@ -89,7 +89,7 @@ pub fn update(
 ) -> StepOutcome {
     let mut trained = decoder.trained_mut();
     let grad_norm = optimizer.sum_of_squares(dev, &trained).sqrt();
-    let outcome = StepOutcome { loss: sums.mean(), grad_norm, sums };
+    let outcome = StepOutcome { loss: sums.mean_loss(), grad_norm, sums };
     if outcome.loss.is_finite() && grad_norm.is_finite() {
         // torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.
         let clip = if options.max_grad_norm > 0.0 { options.max_grad_norm / (grad_norm + 1e-6) } else { 1.0 };

@@ -7,6 +7,7 @@ use sft_kernels::{Device, random};
 use sft_model::adapter::{self, Last};
 use sft_model::loading::{self, Source};
 use sft_model::method::{LoraOptions, Method};
+use sft_model::reference::Reference;
 use sft_model::weights::WeightFiles;
 use sft_model::workspace::{Purpose, Workspace};
 use sft_model::{Decoder, ModelError};
@@ -49,7 +50,7 @@ impl<'a> Trainer<'a> {
         let optimizer = job.optimizer.make(&mut trained);
         drop(trained);
         let purpose = Purpose::Training { recomputed: job.plan.recomputed };
-        let work = Workspace::new(
+        let mut work = Workspace::new(
             dev,
             &job.spec,
             decoder.adapters(),
@@ -57,6 +58,10 @@ impl<'a> Trainer<'a> {
             job.plan.max_tokens,
             purpose,
         );
+        let loss = setup::loss(&job.config);
+        let reference = loss.needs_reference().then(|| load_reference(dev, job)).transpose()?;
+        work.set_loss(loss, reference);
+        decoder.entry.noise = job.config.neftune_noise_alpha.map(|alpha| alpha as f32);
         Ok(Self { dev, decoder, lora, optimizer, work, trained_elements })
     }
 
@@ -112,10 +117,26 @@ impl<'a> Trainer<'a> {
 /// # Errors
 /// Weights that are missing or do not fit.
 pub fn load_decoder(dev: &Device, job: &Job) -> Result<(Decoder, Option<LoraOptions>), ModelError> {
-    let (seed, folders) = (job.config.seed, job.config.adapter_folders());
+    let folders = job.config.adapter_folders();
     let continued = setup::continued_adapter(&job.config).is_some();
     // A continued adapter is attached to a model without any; everything else begins with its own.
     let method = if continued { &Method::Inference } else { &job.method };
+    let mut decoder = load_base(dev, job, method)?;
+    let last = if continued { Last::Continued } else { Last::Merged };
+    let carried = adapter::apply(dev, &mut decoder, &folders, last)?;
+    let fresh = match &job.method {
+        Method::Lora(options) => Some(options.clone()),
+        _ => None,
+    };
+    if let (None, Some(options)) = (&carried, &fresh) {
+        adapter::begin(dev, &mut decoder, options)?;
+    }
+    Ok((decoder, carried.or(fresh)))
+}
+
+/// The model of a job without the adapters of `adapter_name_or_path`.
+fn load_base(dev: &Device, job: &Job, method: &Method) -> Result<Decoder, ModelError> {
+    let seed = job.config.seed;
     let files;
     let source = if job.config.train_from_scratch || job.random_weights {
         Source::Random { seed }
@@ -123,12 +144,12 @@ pub fn load_decoder(dev: &Device, job: &Job) -> Result<(Decoder, Option<LoraOpti
         files = WeightFiles::open_model(&job.base)?;
         Source::Files(&files)
     };
-    let mut decoder = loading::load(dev, &job.spec, &source, method, job.precision, seed)?;
-    let last = if continued { Last::Continued } else { Last::Merged };
-    let carried = adapter::apply(dev, &mut decoder, &folders, last)?;
-    let fresh = match &job.method {
-        Method::Lora(options) => Some(options.clone()),
-        _ => None,
-    };
-    Ok((decoder, carried.or(fresh)))
+    loading::load(dev, &job.spec, &source, method, job.precision, seed)
+}
+
+/// The model that training begins with, frozen, for a loss that compares with it.
+fn load_reference(dev: &Device, job: &Job) -> Result<Reference, ModelError> {
+    let mut decoder = load_base(dev, job, &Method::Inference)?;
+    adapter::apply(dev, &mut decoder, &job.config.adapter_folders(), Last::Merged)?;
+    Ok(Reference::new(dev, decoder, job.plan.max_tokens))
 }

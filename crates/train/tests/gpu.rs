@@ -76,6 +76,10 @@ fn a_gpu_trains_as_the_cpu_does() {
         (&["finetuning_type=full", "bf16=true", "packing=true"], 2e-2),
         (&["finetuning_type=lora", "bf16=true", "lora_dropout=0.1"], 2e-2),
         (&["finetuning_type=lora", "bf16=true", "disable_gradient_checkpointing=false"], 2e-2),
+        (&["finetuning_type=lora", "bf16=true", "lora_dropout=0.1", "use_dora=true"], 2e-2),
+        (&["finetuning_type=full", "use_asft_loss=true", "neftune_noise_alpha=5"], 1e-3),
+        (&["finetuning_type=lora", "label_smoothing_factor=0.1"], 1e-3),
+        (&["finetuning_type=lora", "use_eaft_loss=true"], 1e-3),
     ] {
         let (found, expected) = (steps_of(&gpu, keys), steps_of(&cpu(), keys));
         println!("{keys:?}: {found:?}, on the CPU {expected:?}");

@@ -38,6 +38,12 @@ fn models_are_computed_as_transformers_and_peft_compute_them() {
             // PEFT cannot wrap a router that returns two things, and puts no adapter on Mamba's kind.
             let without = ["falcon_h1", "llama4_text", "mamba2"];
             assert_eq!(found.lora.is_some(), !without.contains(&case), "{case} has an adapter");
+            let others: &[&str] = match case {
+                "llama" => &["dora", "pissa"],
+                "qwen2" | "gpt2" => &["dora"],
+                _ => &[],
+            };
+            assert!(found.others.keys().copied().eq(others.iter().copied()), "{case}: {found:?}");
             assert!(found.holds(&Limits::FLOAT32), "{case} on {isa}: {found:?}");
         }
     }

@@ -54,16 +54,40 @@ fn four_steps_and_five_more_equal_nine_of_full_tuning() {
     assert_eq!(whole, parts);
 }
 
-#[test]
-fn four_steps_and_five_more_equal_nine_of_lora_with_dropout() {
+/// Trains adapters of a model with weights both ways.
+fn both_ways_of_lora(keys: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let base = folder.path().join("base");
     let scratch = format!("model_name_or_path={QUICKSTART}/base");
-    let keys = [scratch.as_str(), "finetuning_type=full", "train_from_scratch=true", "max_steps=1"];
-    train(&base, &keys, &mut Silent);
+    let begin = [scratch.as_str(), "finetuning_type=full", "train_from_scratch=true", "max_steps=1"];
+    train(&base, &begin, &mut Silent);
     let base = format!("model_name_or_path={}", base.display());
-    let (whole, parts) = both_ways(&[&base, "finetuning_type=lora", "lora_dropout=0.1", "packing=true"]);
-    assert_eq!(whole, parts);
+    let keys = [&[base.as_str(), "finetuning_type=lora"], keys].concat();
+    let (whole, parts) = both_ways(&keys);
+    assert_eq!(whole, parts, "{keys:?}");
+}
+
+#[test]
+fn four_steps_and_five_more_equal_nine_of_lora_with_dropout() {
+    both_ways_of_lora(&["lora_dropout=0.1", "packing=true"]);
+}
+
+#[test]
+fn four_steps_and_five_more_equal_nine_of_dora() {
+    both_ways_of_lora(&["use_dora=true", "lora_dropout=0.1", "weight_decay=0.1"]);
+}
+
+#[test]
+fn four_steps_and_five_more_equal_nine_of_pissa() {
+    both_ways_of_lora(&["pissa_init=true", "pissa_iter=4", "pissa_convert=true"]);
+    both_ways_of_lora(&["pissa_init=true", "pissa_iter=-1", "use_dora=true", "bf16=true"]);
+}
+
+#[test]
+fn four_steps_and_five_more_equal_nine_with_each_loss() {
+    both_ways_of_lora(&["use_asft_loss=true", "neftune_noise_alpha=5"]);
+    both_ways_of_lora(&["use_eaft_loss=true"]);
+    both_ways_of_lora(&["label_smoothing_factor=0.1", "use_dora=true"]);
 }
 
 #[test]

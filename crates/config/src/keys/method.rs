@@ -24,10 +24,21 @@ macro_rules! method_keys {
         use_rslora: bool { read_by: "model::linear" }
         /// LoRA+: learning rate of the matrices B over that of A; null for one rate.
         loraplus_lr_ratio: Option<f64> { range: Range::above(0.0), read_by: "train::optim" }
+        /// LoRA: magnitudes of their own for the rows of adapted weights (DoRA).
+        use_dora: bool { read_by: "model::dora" }
+        /// LoRA: begin with the largest singular values of each weight, taken out of it (PiSSA).
+        pissa_init: bool { read_by: "model::adapter" }
+        /// PiSSA: iterations of the fast decomposition; −1 for as many as a full one's result takes.
+        pissa_iter: i64 { default: 16, range: Range::at_least(-1.0), read_by: "model::svd" }
+        /// PiSSA: write the adapter as one of the model's own weights too, of twice the rank, into `pissa_converted`.
+        pissa_convert: bool { read_by: "model::adapter" }
         /// LoRA: merge the adapters of `adapter_name_or_path` and train a new one.
         create_new_adapter: bool { read_by: "model::adapter" }
         /// Freeze: how many layers are trained, the last ones; negative numbers are the first ones.
         freeze_trainable_layers: i64 { default: 2, read_by: "model::method" }
+        /// Freeze and LoRA: train the blocks that LLaMA-Pro's expansion has put in (`num_expand` of `sft export`):
+        /// `freeze_trainable_layers` says how many there are.
+        use_llama_pro: bool { read_by: "model::method" }
         /// Freeze: the modules trained in these layers.
         freeze_trainable_modules: Targets { default: Targets::All, read_by: "model::method" }
         /// Freeze: modules outside of the layers that are trained too, such as `embed_tokens`, `norm`, `lm_head`.
@@ -82,6 +93,17 @@ macro_rules! method_keys {
         use_muon: bool { read_by: "train::optim" }
         /// Count how often the most likely token is the right one during evaluation.
         compute_accuracy: bool { read_by: "train::eval" }
+        /// Weigh each token's loss by its probability (DFT), instead of plain cross-entropy.
+        use_dft_loss: bool { read_by: "kernels::objective" }
+        /// Weigh each token's loss by how undecided the model is about it (EAFT).
+        use_eaft_loss: bool { read_by: "kernels::objective" }
+        /// EAFT: power of that weight; 0 is plain cross-entropy.
+        eaft_alpha: f64 { default: 1.0, range: Range::at_least(0.0), read_by: "kernels::objective" }
+        /// DFT's loss, with a divergence that holds the model near the one that training began with (ASFT). That model
+        /// is kept beside the trained one, and computes forward in each step.
+        use_asft_loss: bool { read_by: "kernels::objective" }
+        /// ASFT: weight of the divergence.
+        asft_alpha: f64 { default: 0.1, range: Range::at_least(0.0), read_by: "kernels::objective" }
         /// Keep the rows in the order of the data.
         disable_shuffling: bool { read_by: "data::loader" }
         /// Stop after so many evaluations without a better one; null never stops early.
@@ -99,12 +121,10 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
     (&["freeze_vision_tower", "freeze_multi_modal_projector"], "only text is trained on"),
     (&["loraplus_lr_embedding"], "adapters are put on linear layers, and none on embeddings"),
     (&["badam_verbose"], "it says what the package badam prints"),
-    (&["pissa_iter", "pissa_convert"], "read only with `pissa_init`, which is not built yet"),
     (
         &["oft_rank", "oft_block_size", "oft_target", "module_dropout"],
         "read only with `finetuning_type: oft`, which is not built yet",
     ),
-    (&["asft_alpha", "eaft_alpha"], "read only with a loss that is not built yet"),
     (&["hyper_parallel_args"], "read only with `use_hyper_parallel`, which is not built"),
     (
         &[
@@ -153,16 +173,10 @@ pub(super) const NOT_YET: &[super::NotYetKey] = &[
         "false",
         "use `bf16: true`: trained weights stay in float32, so that small updates are not lost",
     ),
-    ("use_dora", "false", "leave it out: plain LoRA"),
-    ("pissa_init", "false", "leave it out: LoRA begins with B = 0"),
     ("galore_layerwise", "false", "leave it out: gradients of all layers are kept until the update"),
     ("apollo_layerwise", "false", "leave it out: gradients of all layers are kept until the update"),
-    ("use_llama_pro", "false", "use `finetuning_type: freeze`"),
     ("use_mca", "false", "leave it out"),
     ("use_hyper_parallel", "false", "leave it out"),
-    ("use_dft_loss", "false", "leave it out: cross-entropy"),
-    ("use_asft_loss", "false", "leave it out: cross-entropy"),
-    ("use_eaft_loss", "false", "leave it out: cross-entropy"),
     ("use_swanlab", "false", "use `report_to: tensorboard`; trainer_log.jsonl is always written"),
     ("freeze_language_model", "false", "leave it out: there would be nothing to train"),
 ];

@@ -10,6 +10,8 @@ macro_rules! model_keys {
         /// Adapters to load: folders, or names on a hub. Chat and export use all of them. When training with LoRA, all but the last are merged into the model and
         /// the last is trained further; with `create_new_adapter` all are merged.
         adapter_name_or_path: Vec<String> { read_by: "model::adapter" }
+        /// Folder inside each of `adapter_name_or_path` that the adapter is in; null is the folder itself.
+        adapter_folder: Option<String> { read_by: "model::adapter" }
         /// Reach longer texts than the model was trained on; null leaves the model's own way.
         rope_scaling: Option<RopeScaling> { read_by: "model::rotary" }
         /// Models with experts: weight of the auxiliary loss that spreads tokens evenly over them, whose gradient the
@@ -105,7 +107,6 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
 ];
 
 pub(super) const NOT_YET: &[super::NotYetKey] = &[
-    ("adapter_folder", "null", "write the whole path into `adapter_name_or_path`"),
     ("resize_vocab", "false", "leave it out: the model's vocabulary is kept as it is"),
     ("split_special_tokens", "false", "leave it out"),
     ("add_tokens", "null", "leave it out, or add the tokens to the model folder beforehand"),

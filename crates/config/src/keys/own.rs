@@ -27,5 +27,8 @@ macro_rules! own_keys {
         /// share that is exactly as expected; all are in the run's `held_out_answers.jsonl`. Answers are the most
         /// likely tokens, at most `max_new_tokens`.
         show_answers: usize { read_by: "cli::answers" }
+        /// `sft export`: write so many more blocks, spread evenly among those of the model, which add nothing until they
+        /// are trained (LLaMA-Pro). `use_llama_pro` with `freeze_trainable_layers` set to the same number trains them.
+        num_expand: usize { read_by: "model::expansion" }
     } } };
 }

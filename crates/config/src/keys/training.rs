@@ -59,6 +59,11 @@ macro_rules! training_keys {
         adam_epsilon: f64 { default: 1e-8, range: Range::above(0.0), read_by: "train::optim" }
         /// Gradients whose norm is larger are scaled down to it; 0 leaves them as they are.
         max_grad_norm: f64 { default: 1.0, range: Range::at_least(0.0), read_by: "train::step" }
+        /// Spread this part of each target's probability over all tokens; 0 is plain cross-entropy. Training only:
+        /// evaluations report plain cross-entropy.
+        label_smoothing_factor: f64 { range: Range::until(0.0, 1.0), read_by: "kernels::objective" }
+        /// NEFTune: uniform noise of ± this / √(tokens of the row × width) on the embeddings while training; null for none.
+        neftune_noise_alpha: Option<f64> { range: Range::at_least(0.0), read_by: "model::entry" }
         /// Compute in bfloat16 with float32 accumulation.
         bf16: bool { read_by: "train::run, as compute_dtype" }
         /// Log every so many steps: a count, or a fraction of all steps.
@@ -240,8 +245,6 @@ pub(super) const NOT_YET: &[super::NotYetKey] = &[
     ("accelerator_config", "null", "leave it out"),
     ("parallelism_config", "null", "leave it out"),
     ("optim_target_modules", "null", "use `galore_target` or `apollo_target`"),
-    ("label_smoothing_factor", "0", "leave it out"),
-    ("neftune_noise_alpha", "null", "leave it out"),
     (
         "auto_find_batch_size",
         "false",

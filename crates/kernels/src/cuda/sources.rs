@@ -79,7 +79,7 @@ impl Source {
 
 /// All files of kernels. One that is not listed here cannot be launched.
 pub fn all() -> Vec<&'static Source> {
-    let ops: [&Source; 26] = [
+    let ops: [&Source; 28] = [
         &crate::activation::SOURCE,
         &crate::adamw::SOURCE,
         &crate::columns::SOURCE,
@@ -87,6 +87,7 @@ pub fn all() -> Vec<&'static Source> {
         &crate::convert::SOURCE,
         &crate::cross_entropy::SOURCE,
         &crate::decay::SOURCE,
+        &crate::dora::SOURCE,
         &crate::dropout::SOURCE,
         &crate::experts::SOURCE,
         &crate::gated::SOURCE,
@@ -96,6 +97,7 @@ pub fn all() -> Vec<&'static Source> {
         &crate::layer_norm::SOURCE,
         &crate::linear_attention::SOURCE,
         &crate::lora::SOURCE,
+        &crate::objective::SOURCE,
         &crate::random::SOURCE,
         &crate::rms_norm::SOURCE,
         &crate::rope::SOURCE,

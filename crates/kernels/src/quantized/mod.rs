@@ -335,8 +335,16 @@ impl QuantizedWeight {
         }
     }
 
-    /// All values [out, in], in the type that products round them to, of a weight in the host's memory.
+    /// All values [out, in], in the type that products round them to, in the host's memory.
     pub fn to_tensor(&self) -> Tensor {
+        let (Codes::FourBit { bytes, .. } | Codes::Fp8 { bytes, .. } | Codes::Int8 { bytes, .. }) =
+            &self.codes;
+        if !bytes.tensor.is_on_host() {
+            let mut decoded = bytes.tensor.zeros_beside(self.dtype, &self.shape);
+            let to = decoded.view_mut().device();
+            on_cuda::decode(bytes.tensor.view().cuda(), self, self.dtype, to);
+            return decoded.to_host();
+        }
         let mut tensor = Tensor::zeros(self.dtype, &self.shape);
         if tensor.elements() > 0 {
             with_dtype!(self.dtype, E => {

@@ -125,6 +125,7 @@ fn device_matches_reference() {
                     let weight = QuantizedWeight::quantize(&cpus()[0], weight.view(), scheme, dtype);
                     let values = weight.to_tensor();
                     let weight = weight.on(&dev);
+                    assert_eq!(to_f64(&weight.to_tensor()), to_f64(&values), "{} {dtype:?}", scheme.name());
                     // Each row alone: a product with the unit matrix is the weight itself.
                     let unit: Vec<f32> =
                         (0..inputs * inputs).map(|i| f32::from(i % (inputs + 1) == 0)).collect();

@@ -9,7 +9,7 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use crate::ModelError;
-use crate::method::{LoraOptions, has_ending, has_part, linear_paths};
+use crate::method::{LoraInit, LoraOptions, has_ending, has_part, linear_paths};
 use crate::spec::DecoderSpec;
 
 /// Name of the file.
@@ -26,6 +26,10 @@ pub struct AdapterConfig {
     pub dropout: f32,
     /// Scale by √R.
     pub use_rslora: bool,
+    /// Magnitudes of rows beside A and B.
+    pub use_dora: bool,
+    /// What A and B began as.
+    pub init: LoraInit,
     /// Modules stored whole.
     pub modules_to_save: Vec<String>,
     /// The model that it was trained on, as its author called it.
@@ -49,6 +53,10 @@ enum Selection {
     Pattern(Regex),
 }
 
+/// Our own key: a fast decomposition began with random vectors that the names of the layers draw, so that it can be made
+/// again. PEFT draws others each time.
+const START: &str = "sft_pissa_start";
+
 /// Keys that say nothing of what is computed from the tensors.
 const WITHOUT_EFFECT: [&str; 15] = [
     "auto_mapping",
@@ -69,7 +77,7 @@ const WITHOUT_EFFECT: [&str; 15] = [
 ];
 
 /// Keys that are read below.
-const READ: [&str; 16] = [
+const READ: [&str; 18] = [
     "alpha_pattern",
     "bias",
     "ensure_weight_tying",
@@ -84,7 +92,9 @@ const READ: [&str; 16] = [
     "peft_type",
     "r",
     "rank_pattern",
+    START,
     "target_modules",
+    "use_dora",
     "use_rslora",
 ];
 
@@ -127,6 +137,8 @@ impl AdapterConfig {
                 alpha: number(values, "lora_alpha")?.unwrap_or(8.0),
                 dropout: number(values, "lora_dropout")?.unwrap_or(0.0) as f32,
                 use_rslora: is_set(values.get("use_rslora")),
+                use_dora: is_set(values.get("use_dora")),
+                init: init(values.get("init_lora_weights")).unwrap_or_default(),
                 modules_to_save: words(values, "modules_to_save")?,
                 base_model: values.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
                 targets: selection(values, "target_modules")?
@@ -211,12 +223,14 @@ impl AdapterConfig {
             dropout: self.dropout,
             targets,
             use_rslora: self.use_rslora,
+            use_dora: self.use_dora,
+            init: self.init,
             modules_to_save: self.modules_to_save.clone(),
         }
     }
 }
 
-/// Refuses adapters whose tensors do not mean W + s·B·A.
+/// Refuses adapters whose tensors do not mean W + s·B·A, its rows scaled to magnitudes with DoRA.
 fn check_kind(values: &Map<String, Value>) -> Result<(), (String, &'static str)> {
     const MERGE: &str = "merge the adapter with PEFT and name the merged model in model_name_or_path";
     let word = |key: &str| values.get(key).and_then(Value::as_str);
@@ -230,17 +244,22 @@ fn check_kind(values: &Map<String, Value>) -> Result<(), (String, &'static str)>
             MERGE,
         ));
     }
-    match values.get("init_lora_weights") {
-        None | Some(Value::Null | Value::Bool(_)) => {}
-        Some(Value::String(start)) if ["gaussian", "eva", "orthogonal"].contains(&start.as_str()) => {}
-        Some(start) => {
-            return Err((
-                format!(
-                    "init_lora_weights is {start}: the adapter belongs to a base model changed when it began"
-                ),
-                "convert it to a plain LoRA adapter with PEFT (path_initial_model_for_weight_conversion)",
-            ));
-        }
+    if let Some(start) = values.get("init_lora_weights").filter(|start| init(Some(start)).is_none()) {
+        return Err((
+            format!(
+                "init_lora_weights is {start}: the adapter belongs to a base model changed when it began"
+            ),
+            "convert it to a plain LoRA adapter with PEFT (path_initial_model_for_weight_conversion)",
+        ));
+    }
+    let is_fast =
+        matches!(init(values.get("init_lora_weights")), Some(LoraInit::Pissa { iterations: Some(_) }));
+    if is_fast && !is_set(values.get(START)) {
+        let start = &values["init_lora_weights"];
+        return Err((
+            format!("init_lora_weights is {start}: PEFT began with random vectors that are not stored"),
+            "convert it to a plain LoRA adapter where it was trained (path_initial_model_for_weight_conversion)",
+        ));
     }
     if is_set(values.get("target_parameters")) {
         return Err(("`target_parameters` is not supported".into(), MERGE));
@@ -250,6 +269,31 @@ fn check_kind(values: &Map<String, Value>) -> Result<(), (String, &'static str)>
         return Err((format!("`{key}` is {value}, which is not supported"), MERGE));
     }
     Ok(())
+}
+
+/// What A and B of an adapter began as by `init_lora_weights`, if weights beside them are known from the model's.
+fn init(value: Option<&Value>) -> Option<LoraInit> {
+    match value {
+        None | Some(Value::Null | Value::Bool(_)) => Some(LoraInit::Random),
+        Some(Value::String(start)) => match start.as_str() {
+            "gaussian" | "eva" | "orthogonal" => Some(LoraInit::Random),
+            "pissa" => Some(LoraInit::Pissa { iterations: None }),
+            other => {
+                let iterations = other.strip_prefix("pissa_niter_")?.parse().ok()?;
+                Some(LoraInit::Pissa { iterations: Some(iterations) })
+            }
+        },
+        Some(_) => None,
+    }
+}
+
+/// `init_lora_weights` of such a start.
+fn init_text(init: LoraInit) -> Value {
+    match init {
+        LoraInit::Random => json!(true),
+        LoraInit::Pissa { iterations: None } => json!("pissa"),
+        LoraInit::Pissa { iterations: Some(iterations) } => json!(format!("pissa_niter_{iterations}")),
+    }
 }
 
 /// Whether a value is other than null, false, 0 and empty.
@@ -352,8 +396,9 @@ pub(super) struct Written<'a> {
 
 /// The file's text, with all of PEFT's keys in its order.
 pub(super) fn text(written: &Written<'_>) -> String {
-    let LoraOptions { rank, alpha, dropout, use_rslora, modules_to_save, .. } = written.options;
-    let values = json!({
+    let LoraOptions { rank, alpha, dropout, use_rslora, use_dora, init, modules_to_save, .. } =
+        written.options;
+    let mut values = json!({
         "alora_invocation_tokens": null,
         "alpha_pattern": written.alpha_pattern,
         "arrow_config": null,
@@ -366,7 +411,7 @@ pub(super) fn text(written: &Written<'_>) -> String {
         "exclude_modules": null,
         "fan_in_fan_out": written.fan_in_fan_out,
         "inference_mode": true,
-        "init_lora_weights": true,
+        "init_lora_weights": init_text(*init),
         "layer_replication": null,
         "layers_pattern": null,
         "layers_to_transform": null,
@@ -387,10 +432,13 @@ pub(super) fn text(written: &Written<'_>) -> String {
         "target_parameters": null,
         "task_type": "CAUSAL_LM",
         "trainable_token_indices": null,
-        "use_dora": false,
+        "use_dora": use_dora,
         "use_qalora": false,
         "use_rslora": use_rslora,
     });
+    if let LoraInit::Pissa { iterations: Some(_) } = init {
+        values[START] = json!(true);
+    }
     format!("{values:#}")
 }
 

@@ -7,6 +7,7 @@ use sft_kernels::{DType, Device, Tensor};
 use super::{PREFIX, PeftAdapter, is_saved, path_of};
 use crate::ModelError;
 use crate::decoder::Decoder;
+use crate::dora;
 use crate::parameter::Stored;
 use crate::spec::DecoderSpec;
 use crate::weights::first_non_finite;
@@ -18,6 +19,8 @@ pub(super) struct LayerTensors {
     pub a: Tensor,
     /// [out, R].
     pub b: Tensor,
+    /// DoRA's magnitudes, [out].
+    pub magnitude: Option<Tensor>,
     /// s.
     pub scale: f32,
 }
@@ -69,8 +72,17 @@ impl Fit {
             let help = format!("was it trained on another base model{base}? check model_name_or_path");
             return Err(ModelError::AdapterTensors { folder, problems: fitting.problems, help });
         }
-        let pairs = layers.iter().flat_map(|(path, t)| [(path, "lora_A", &t.a), (path, "lora_B", &t.b)]);
-        let loras = pairs.map(|(path, which, tensor)| (format!("{path}.{which}.weight"), tensor));
+        let of_layer = |(path, t)| {
+            let LayerTensors { a, b, magnitude, .. }: &LayerTensors = t;
+            let all = [
+                ("lora_A.weight", Some(a)),
+                ("lora_B.weight", Some(b)),
+                (dora::MAGNITUDE, magnitude.as_ref()),
+            ];
+            all.into_iter().filter_map(move |(which, tensor)| Some((path, which, tensor?)))
+        };
+        let loras = layers.iter().flat_map(of_layer);
+        let loras = loras.map(|(path, which, tensor): (&String, _, _)| (format!("{path}.{which}"), tensor));
         for (name, tensor) in loras.chain(saved.iter().map(|(name, tensor)| (name.clone(), tensor))) {
             if let Some(element) = first_non_finite(dev, tensor.view()) {
                 return Err(ModelError::NonFinite { folder, name: format!("{PREFIX}{name}"), element });
@@ -103,8 +115,13 @@ impl Fitting<'_> {
             let (outputs, inputs) = (linear.weight.shape()[0], linear.weight.shape()[1]);
             let a = self.take(tensors, a, &[rank, inputs]);
             let b = self.take(tensors, b, &[outputs, rank]);
-            if let (Some(a), Some(b)) = (a, b) {
-                layers.insert(path.to_owned(), LayerTensors { a, b, scale: config.scale_of(path, rank) });
+            let magnitude = config.use_dora.then(|| {
+                let name = format!("{PREFIX}{path}.{}", dora::MAGNITUDE);
+                self.take(tensors, name, &[outputs])
+            });
+            if let (Some(a), Some(b), None | Some(Some(_))) = (a, b, &magnitude) {
+                let (magnitude, scale) = (magnitude.flatten(), config.scale_of(path, rank));
+                layers.insert(path.to_owned(), LayerTensors { a, b, magnitude, scale });
             }
         }
         if layers.is_empty() && self.problems.is_empty() {
@@ -169,7 +186,7 @@ impl Fitting<'_> {
             let reason = if outside {
                 "adapters on the head and the embedding are not supported"
             } else if name.contains(".lora_magnitude_vector") {
-                "DoRA is not supported"
+                "magnitudes of DoRA, and adapter_config.json has no `use_dora: true`"
             } else if name.contains(".lora_") {
                 "no layer that target_modules names"
             } else {

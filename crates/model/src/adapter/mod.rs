@@ -3,7 +3,8 @@
 //! In: a folder with `adapter_config.json` and `adapter_model.safetensors`, as PEFT 0.18 writes them. Out: a decoder
 //! that carries the adapter, or has it in its weights; and such a folder from a decoder.
 //!
-//! A layer with an adapter computes x·Wᵀ + s·(x·Aᵀ)·Bᵀ, so the merged weight is W + s·B·A. Tensor names are the
+//! A layer with an adapter computes x·Wᵀ + s·(x·Aᵀ)·Bᵀ, so the merged weight is W + s·B·A; of DoRA its rows have the
+//! lengths that the adapter stores (`….q_proj.lora_magnitude_vector` [out]). Tensor names are the
 //! decoder's own behind `base_model.model.`: `….q_proj.lora_A.weight` [R, in], `….q_proj.lora_B.weight` [out, R], and
 //! for each of `modules_to_save` its weights.
 //!
@@ -12,8 +13,10 @@
 
 mod config;
 mod fit;
+mod pissa;
 mod write;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use sft_kernels::matmul::Matmul;
@@ -21,14 +24,16 @@ use sft_kernels::{DType, Device, Tensor};
 
 use crate::ModelError;
 use crate::decoder::Decoder;
-use crate::linear::{Linear, Lora};
-use crate::method::{Adapters, LayerAdapters, LoraOptions, is_saved};
+use crate::dora::{self, Dora};
+use crate::linear::{Linear, Lora, Start};
+use crate::method::{Adapters, Carried, LayerAdapters, LoraInit, LoraOptions, is_saved};
 use crate::parameter::Parameter;
 use crate::weights::WeightFiles;
 use fit::{Fit, LayerTensors};
 
 pub use config::AdapterConfig;
-pub use write::write;
+pub use pissa::begin;
+pub use write::{write, write_converted};
 
 /// Name of the file of tensors.
 pub(crate) const TENSORS: &str = "adapter_model.safetensors";
@@ -129,6 +134,7 @@ impl PeftAdapter {
             return Err(self.error("the model carries an adapter already", "merge all adapters but the last"));
         }
         let Fit { mut layers, saved } = Fit::of(self, dev, decoder)?;
+        let mut starts = self.take_starts(dev, decoder, &layers)?;
         separate_head(decoder, &self.config.options(Vec::new()));
         for (name, value) in &saved {
             replace(decoder, name, value, trained);
@@ -139,8 +145,16 @@ impl PeftAdapter {
         let mut put = |linear: &mut Linear, name: &str, ranks: &mut LayerAdapters| {
             let path = path_of(linear).to_owned();
             let Some(tensors) = layers.remove(&path) else { return };
-            ranks.ranks.insert(name.to_owned(), tensors.a.shape()[0]);
-            linear.lora = Some(tensors.into_lora(&path, compute, dropout, trained));
+            let carried = Carried {
+                rank: tensors.a.shape()[0],
+                outputs: linear.outputs(),
+                dora: tensors.magnitude.is_some(),
+            };
+            ranks.carried.insert(name.to_owned(), carried);
+            let start = starts.remove(&path);
+            let weight = &linear.weight;
+            let lora = tensors.into_lora(dev, (&path, weight), compute, dropout, trained);
+            linear.lora = Some(Lora { start, ..lora });
         };
         for (block, ranks) in decoder.blocks.iter_mut().zip(&mut adapters.layers) {
             block.linears_mut().for_each(|(name, linear)| put(linear, name, ranks));
@@ -153,7 +167,7 @@ impl PeftAdapter {
         Ok(self.config.options_for(&decoder.spec))
     }
 
-    /// W ← W + s·B·A, computed in f32 and rounded once to the weight's type; modules stored whole replace the
+    /// W ← W + s·B·A, with DoRA's magnitudes, computed in f32 and rounded once to the weight's type; modules stored whole replace the
     /// model's. A weight that was mapped from its file is owned afterwards.
     ///
     /// # Errors
@@ -166,6 +180,7 @@ impl PeftAdapter {
             ));
         }
         let Fit { mut layers, saved } = Fit::of(self, dev, decoder)?;
+        self.take_starts(dev, decoder, &layers)?;
         separate_head(decoder, &self.config.options(Vec::new()));
         for (name, value) in &saved {
             let trained = decoder.base_parameters().iter().any(|p| p.name() == name && p.is_trained());
@@ -173,17 +188,42 @@ impl PeftAdapter {
         }
         for linear in decoder.linears_mut() {
             let path = path_of(linear).to_owned();
-            let Some(LayerTensors { a, b, scale }) = layers.remove(&path) else { continue };
+            let Some(LayerTensors { a, b, magnitude, scale }) = layers.remove(&path) else { continue };
             // A copy of the same type: `Matmul` adds to it in f32 and rounds the sum once.
-            let mut merged = linear.weight.value().to_dtype(linear.weight.value().dtype());
+            let dtype = linear.weight.value().dtype();
+            let mut merged =
+                linear.weight.value().to_dtype(if magnitude.is_some() { DType::F32 } else { dtype });
             Matmul::new(b.view(), a.view(), merged.view_mut()).alpha(scale).accumulate().run(dev);
+            if let Some(magnitude) = magnitude {
+                merged = dora::with_magnitudes(&merged, &magnitude).to_dtype(dtype).on(dev);
+            }
             if let Some(element) = crate::weights::first_non_finite(dev, merged.view()) {
                 let name = format!("{path}.weight with the adapter merged");
                 return Err(ModelError::NonFinite { folder: self.folder.clone(), name, element });
             }
             linear.weight = linear.weight.with_value(merged);
+            linear.begin_magnitudes();
         }
         Ok(())
+    }
+
+    /// Takes what the adapter began as out of the weights that carry it, if it began as their largest singular values.
+    fn take_starts(
+        &self,
+        dev: &Device,
+        decoder: &mut Decoder,
+        layers: &BTreeMap<String, LayerTensors>,
+    ) -> Result<BTreeMap<String, Start>, ModelError> {
+        let LoraInit::Pissa { iterations } = self.config.init else { return Ok(BTreeMap::new()) };
+        let mut starts = BTreeMap::new();
+        for linear in decoder.linears_mut() {
+            let path = path_of(linear).to_owned();
+            let Some(layer) = layers.get(&path) else { continue };
+            let size = (layer.a.shape()[0], layer.scale);
+            let start = pissa::take_start(dev, linear, size, iterations)?;
+            starts.insert(path, Start { a: start.a.to_host(), b: start.b.to_host() });
+        }
+        Ok(starts)
     }
 
     fn error(&self, reason: &str, help: &str) -> ModelError {
@@ -192,22 +232,40 @@ impl PeftAdapter {
 }
 
 impl LayerTensors {
-    fn into_lora(self, path: &str, compute: DType, dropout: f32, trained: bool) -> Lora {
+    /// The adapter on the layer of this name with this weight.
+    fn into_lora(
+        self,
+        dev: &Device,
+        (path, weight): (&str, &Parameter),
+        compute: DType,
+        dropout: f32,
+        trained: bool,
+    ) -> Lora {
         let parameter = |which: &str, value: Tensor| {
-            let name = format!("{path}.{which}.weight");
+            let name = format!("{path}.{which}");
+            // Magnitudes stay float32: no product reads them.
+            let compute = if which == dora::MAGNITUDE { DType::F32 } else { compute };
             if trained {
                 Parameter::trained(name, value, compute)
             } else {
                 Parameter::frozen(name, value.to_dtype(compute))
             }
         };
-        Lora {
-            a: parameter("lora_A", self.a),
-            b: parameter("lora_B", self.b),
+        let mut lora = Lora {
+            a: parameter("lora_A.weight", self.a),
+            b: parameter("lora_B.weight", self.b),
             scale: self.scale,
             dropout,
             dropout_id: sft_kernels::random::name_part(path),
+            dora: None,
+            start: None,
+        };
+        if let Some(magnitude) = self.magnitude {
+            let magnitude = parameter(dora::MAGNITUDE, magnitude);
+            lora.dora = Some(Dora::new(magnitude, weight));
+            lora.keep_factors(dev, weight);
         }
+        lora
     }
 }
 

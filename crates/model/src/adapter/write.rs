@@ -12,9 +12,10 @@ use super::{PREFIX, TENSORS, is_saved, path_of};
 use crate::ModelError;
 use crate::decoder::Decoder;
 use crate::linear::{Linear, Lora};
-use crate::method::LoraOptions;
+use crate::method::{LoraInit, LoraOptions};
 use crate::parameter::{Parameter, Stored};
-use crate::weights;
+use crate::weights::{self, StoredTensor};
+use sft_kernels::Tensor;
 
 /// Writes the adapter on a decoder, and the weights of `modules_to_save`. Each file appears whole or not at all.
 ///
@@ -26,6 +27,54 @@ use crate::weights;
 pub fn write(
     decoder: &Decoder,
     options: &LoraOptions,
+    base_model: &str,
+    folder: &Path,
+) -> Result<(), ModelError> {
+    let adapters = carried(decoder).flat_map(|(_, lora)| lora.parameters());
+    let tensors = adapters.flat_map(Parameter::in_files).collect();
+    write_with(decoder, (options, 1), tensors, base_model, folder)
+}
+
+/// As [`write()`], of adapters that were taken out of their weights when they began ([`super::begin`]): what has come to
+/// them since, as adapters of the model's own weights. Their rank is twice that of the trained ones (PEFT's
+/// `path_initial_model_for_weight_conversion`):
+///
+/// > s·(B·A − B₀·A₀) = s·(B ‖ −B₀)·(A over A₀)
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_converted(
+    decoder: &Decoder,
+    options: &LoraOptions,
+    base_model: &str,
+    folder: &Path,
+) -> Result<(), ModelError> {
+    let mut owned: Vec<(String, Tensor)> = Vec::new();
+    for (_, lora) in carried(decoder) {
+        let Some(start) = &lora.start else { continue };
+        let (a, b) = (lora.a.to_host(), lora.b.to_host());
+        let (rank, inputs, outputs) = (a.shape()[0], a.shape()[1], b.shape()[0]);
+        let both = [a.to_f32_vec(), start.a.to_f32_vec()].concat();
+        owned.push((lora.a.name().to_owned(), Tensor::from_slice(&both, &[2 * rank, inputs])));
+        let (now, then) = (b.to_f32_vec(), start.b.to_f32_vec());
+        let rows = now.chunks(rank).zip(then.chunks(rank));
+        let both: Vec<f32> =
+            rows.flat_map(|(now, then)| now.iter().copied().chain(then.iter().map(|b| -b))).collect();
+        owned.push((lora.b.name().to_owned(), Tensor::from_slice(&both, &[outputs, 2 * rank])));
+        let magnitude = lora.dora.as_ref().map(|dora| &dora.magnitude);
+        owned.extend(magnitude.map(|m| (m.name().to_owned(), m.to_host())));
+    }
+    let tensors = owned.iter().map(|(name, tensor)| (name.clone(), StoredTensor::from(tensor))).collect();
+    let alpha = options.alpha * if options.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+    let options = LoraOptions { rank: 2 * options.rank, alpha, init: LoraInit::Random, ..options.clone() };
+    write_with(decoder, (&options, 2), tensors, base_model, folder)
+}
+
+/// Writes these tensors of adapters, whose ranks are so many times those on the decoder.
+fn write_with(
+    decoder: &Decoder,
+    (options, times): (&LoraOptions, usize),
+    adapters: Vec<(String, StoredTensor<'_>)>,
     base_model: &str,
     folder: &Path,
 ) -> Result<(), ModelError> {
@@ -41,12 +90,11 @@ pub fn write(
     }
     let saved =
         decoder.base_parameters().into_iter().filter(|p| is_saved(&options.modules_to_save, p.name()));
-    let pairs = carried(decoder).flat_map(|(_, lora)| [&lora.a, &lora.b]);
-    let tensors = pairs.chain(saved).flat_map(Parameter::in_files);
+    let tensors = adapters.into_iter().chain(saved.flat_map(Parameter::in_files));
     let tensors: Vec<_> = tensors.map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)).collect();
     let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()));
     weights::write_file(&folder.join(TENSORS), named)?;
-    let (rank_pattern, alpha_pattern) = patterns(decoder, options);
+    let (rank_pattern, alpha_pattern) = patterns(decoder, options, times);
     // PEFT's word for weights that are [in, out].
     let is_transposed = |(linear, _): (&Linear, &Lora)| linear.weight.stored_as() == Stored::Transposed;
     let fan_in_fan_out = carried(decoder).any(is_transposed);
@@ -76,10 +124,14 @@ pub(super) fn target_modules(paths: &[String], all: &[String]) -> Vec<String> {
 }
 
 /// `rank_pattern` and `alpha_pattern`: layers whose adapter differs from the options.
-fn patterns(decoder: &Decoder, options: &LoraOptions) -> (Map<String, Value>, Map<String, Value>) {
+fn patterns(
+    decoder: &Decoder,
+    options: &LoraOptions,
+    times: usize,
+) -> (Map<String, Value>, Map<String, Value>) {
     let (mut ranks, mut alphas) = (Map::new(), Map::new());
     for (linear, lora) in carried(decoder) {
-        let (path, rank) = (path_of(linear).to_owned(), lora.a.value().dim(0));
+        let (path, rank) = (path_of(linear).to_owned(), times * lora.a.value().dim(0));
         if rank != options.rank {
             ranks.insert(path.clone(), json!(rank));
         }

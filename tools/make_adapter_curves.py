@@ -1,0 +1,74 @@
+"""Adds training curves of PEFT's other adapters to a parity case (see make_parity_case.py), for `sft parity CASE`.
+
+usage: make_adapter_curves.py CASE KIND...     KIND: dora, pissa, pissa_niter_16
+
+CASE/KIND holds what PEFT saves of the adapter before the first step (`adapter_config.json`, `adapter_model.safetensors`;
+B and magnitudes are random so that all weights have gradients; PiSSA's are those that it begins with) and
+`lora_losses.json`: the loss at each of six AdamW steps, as make_parity_case.py trains.
+
+needs: torch, transformers, peft, safetensors
+"""
+import json
+import os
+import shutil
+import sys
+
+import torch
+import transformers
+from make_parity_case import keep_only, train
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+RANK = 2
+
+
+def config_of(kind):
+    common = dict(target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = dict(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, **common)
+    if kind == "dora":
+        return LoraConfig(use_dora=True, **lora)
+    return LoraConfig(init_lora_weights=kind, **lora)
+
+
+def randomize(model, kind, generator):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name and kind == "dora":
+                parameter.normal_(0, 0.05, generator=generator)
+            if "lora_magnitude_vector" in name:
+                parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def write_curve(case, kind):
+    torch.manual_seed(1234)
+    generator = torch.Generator().manual_seed(4321)
+    model = AutoModelForCausalLM.from_pretrained(case, dtype=torch.float32, attn_implementation="eager")
+    model = get_peft_model(model, config_of(kind)).eval()
+    randomize(model, kind, generator)
+    folder = os.path.join(case, kind)
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    keep_only(folder, ("adapter_config.json", "adapter_model.safetensors"))
+    path = os.path.join(folder, "adapter_config.json")
+    config = json.load(open(path))
+    config["base_model_name_or_path"] = None  # a folder of the machine it was made on
+    config["target_modules"].sort()  # a set in PEFT: without this the file differs from run to run
+    json.dump(config, open(path, "w"), indent=2)
+    batch = load_file(os.path.join(case, "case.safetensors"))
+    losses = train(model, batch["input_ids"], batch["labels"], 6)
+    json.dump(losses, open(os.path.join(folder, "lora_losses.json"), "w"))
+    print(f"{folder}: {losses[0]:.5f} to {losses[-1]:.5f}")
+
+
+def main():
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for kind in sys.argv[2:]:
+        write_curve(sys.argv[1], kind)
+
+
+if __name__ == "__main__":
+    main()
