@@ -8,7 +8,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device};
-use sft_model::method::{LoraOptions, Method};
+use sft_model::method::{LoraInit, LoraOptions, Method};
 use sft_model::quantization::{self, Found, Precision, Quantization};
 use sft_model::saving::{self, SaveOptions};
 use sft_model::{Decoder, ModelError, families};
@@ -51,7 +51,13 @@ fn tensors(folder: &Path) -> BTreeMap<String, Stored> {
 
 fn written(decoder: &Decoder, from: &Path) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    saving::save(decoder, from, folder.path(), SaveOptions { dtype: None, shard_bytes: usize::MAX }).unwrap();
+    saving::save(
+        decoder,
+        from,
+        folder.path(),
+        SaveOptions { dtype: None, shard_bytes: usize::MAX, num_expand: 0 },
+    )
+    .unwrap();
     folder
 }
 
@@ -166,6 +172,8 @@ fn the_plan_counts_the_bytes_that_are_taken() {
         dropout: 0.0,
         targets: Vec::new(),
         use_rslora: false,
+        use_dora: false,
+        init: LoraInit::Random,
         modules_to_save: Vec::new(),
     });
     for (_, scheme) in SCHEMES {
