@@ -159,7 +159,7 @@ pub fn read_trained(folder: &Path, decoder: &mut Decoder) -> Result<(), TrainErr
     let files = WeightFiles::open(folder, &[folder.join(OPTIMIZER)])?;
     let mut problems = Vec::new();
     for parameter in decoder.trained_mut() {
-        match files.tensor(&trained_name(parameter), &parameter.shape().to_vec()) {
+        match files.tensor(&trained_name(parameter), parameter.shape()) {
             Ok(tensor) => parameter.set(tensor.view()),
             Err(problem) => problems.push(problem),
         }

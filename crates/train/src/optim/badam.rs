@@ -362,9 +362,9 @@ impl Optimizer for BAdamShares {
         }
         let step = Step { updates: local, grad_scale };
         let rate = adam_rate(self.options.adam, local) * learning_rate;
-        for i in 0..self.outlines.len() {
+        for (i, parameter) in parameters.iter_mut().enumerate() {
             let share = self.share(i, self.updates);
-            let Some((p, g)) = host::weight_and_gradient(parameters[i]) else { continue };
+            let Some((p, g)) = host::weight_and_gradient(parameter) else { continue };
             let (mut of_p, of_g) = (share.gather(p), share.gather(g));
             let (_, [(_, m), (_, v)]) = &mut self.moments.of[i];
             plain_adam(dev, self.options.adam, (step, rate, 1.0), (&mut of_p, &of_g), &mut [m, v]);
