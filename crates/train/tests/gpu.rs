@@ -80,6 +80,13 @@ fn a_gpu_trains_as_the_cpu_does() {
         (&["finetuning_type=full", "use_asft_loss=true", "neftune_noise_alpha=5"], 1e-3),
         (&["finetuning_type=lora", "label_smoothing_factor=0.1"], 1e-3),
         (&["finetuning_type=lora", "use_eaft_loss=true"], 1e-3),
+        (&["finetuning_type=lora", "bf16=true", "quantization_bit=4"], 2e-2),
+        (&["finetuning_type=lora", "quantization_bit=8"], 1e-3),
+        (&["finetuning_type=full", "optim=schedule_free_adamw"], 1e-3),
+        (&["finetuning_type=full", "optim=sgd", "optim_args=momentum=0.9"], 1e-3),
+        (&["finetuning_type=full", "optim=adamw_8bit", "bf16=true"], 2e-2),
+        (&["finetuning_type=full", "optim=ademamix_8bit", "bf16=true"], 2e-2),
+        (&["finetuning_type=lora", "optim=lion_32bit", "loraplus_lr_ratio=4", "bf16=true"], 2e-2),
     ] {
         let (found, expected) = (steps_of(&gpu, keys), steps_of(&cpu(), keys));
         println!("{keys:?}: {found:?}, on the CPU {expected:?}");
