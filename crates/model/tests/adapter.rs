@@ -198,9 +198,12 @@ fn an_adapter_that_begins_as_singular_values_begins_as_pefts_does_and_changes_no
             if iterations.is_none() {
                 assert!(difference(&ours, &theirs) < 1e-4 * largest, "{}", difference(&ours, &theirs));
             }
-            // Fast decompositions of other random vectors are others, of which none holds more than another.
+            // Fast decompositions of other random vectors are others: where singular values lie close, 200 draws of torch's
+            // `svd_lowrank` on these weights hold 0.87 to 1 of what the best two vectors do.
+            let spread = if iterations.is_none() { 1e-2 } else { 0.13 };
             let [ours, theirs] = [ours, theirs].map(|part| part.iter().map(|x| x * x).sum::<f32>());
-            assert!((ours / theirs - 1.0).abs() < 1e-2, "{folder}: {ours} and {theirs} of the weight");
+            let share = ours / theirs;
+            assert!((1.0 - spread..1.0 / (1.0 - spread)).contains(&share), "{folder}: {share} of PEFT's");
         }
         if iterations.is_none() {
             assert!(difference(&plain, &logits(&attached)) < 1e-4);
