@@ -20,7 +20,7 @@ from pathlib import Path
 COMMON = {
     "template": "empty", "packing": "true", "bf16": "true", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
     "lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "logging_steps": 1, "save_strategy": "no", "val_size": 64,
-    "eval_strategy": "no", "do_eval": "true", "seed": 42, "plot_loss": "false",
+    "eval_strategy": "no", "do_train": "true", "do_eval": "true", "seed": 42, "plot_loss": "false",
 }
 LORA = {"finetuning_type": "lora", "lora_target": "all", "lora_rank": 8, "learning_rate": 2e-4}
 FULL = {"finetuning_type": "full", "learning_rate": 2e-5}
@@ -49,7 +49,9 @@ def run(args, name, keys):
         done = subprocess.run(command, capture_output=True, text=True, env=env)
         if done.returncode != 0:
             sys.exit(f"{name}: {done.stderr or done.stdout}")
-        results = json.loads((out / "all_results.json").read_text())
+        results = {}
+        for part in ("train", "eval"):
+            results.update(json.loads((out / f"{part}_results.json").read_text()))
         return {
             "peak_bytes": results["peak_bytes"],
             "tokens_per_s": results["tokens_per_s"],
@@ -79,7 +81,7 @@ def main():
     print(f"| method | peak memory | tokens/s | held-out loss after {args.steps} steps |\n|---|--:|--:|--:|")
     for name in names:
         middle = {key: statistics.median(run[key] for run in runs[name]) for key in runs[name][0]}
-        print(f"| {name} | {middle['peak_bytes'] / 1e9:.2f} GB | {middle['tokens_per_s']:.0f} | {middle['eval_loss']:.4f} |")
+        print(f"| {name} | {middle["peak_bytes"] / 1e9:.3g} GB | {middle['tokens_per_s']:.0f} | {middle['eval_loss']:.4f} |")
 
 
 if __name__ == "__main__":
