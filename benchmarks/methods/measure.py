@@ -81,7 +81,7 @@ def main():
     print(f"| method | peak memory | tokens/s | held-out loss after {args.steps} steps |\n|---|--:|--:|--:|")
     for name in names:
         middle = {key: statistics.median(run[key] for run in runs[name]) for key in runs[name][0]}
-        print(f"| {name} | {middle["peak_bytes"] / 1e9:.3g} GB | {middle['tokens_per_s']:.0f} | {middle['eval_loss']:.4f} |")
+        print(f"| {name} | {middle['peak_bytes'] / 1e9:.3g} GB | {middle['tokens_per_s']:.0f} | {middle['eval_loss']:.4f} |")
 
 
 if __name__ == "__main__":
