@@ -6,11 +6,11 @@ use std::time::Instant;
 use serde_json::json;
 use sft_config::{IntervalStrategy, OnNonFinite, Reporter, Resume};
 use sft_data::batches::Batches;
+use sft_data::encoder::Encoder;
 use sft_data::loader::StepBatch;
-use sft_data::pipeline::Pipeline;
 use sft_data::template::saved;
 use sft_kernels::{DType, Device};
-use sft_model::{Decoder, ModelError, adapter};
+use sft_model::{Decoder, ModelError, adapter, saving};
 use sft_runs::checkpoint::{CheckpointWriter, rotate};
 use sft_runs::folder::{ResumeFrom, RunFolder, Start};
 use sft_runs::memory::peak_rss_bytes;
@@ -81,8 +81,8 @@ struct Running<'a> {
     owes_evaluation: bool,
     /// Digest of the training rows, where they are all kept.
     rows: Option<String>,
-    /// Of a named template, which the folders of the run are told.
-    pipeline: Option<Pipeline>,
+    /// Template and tokens that the folders of the run are told of.
+    encoder: Option<Encoder>,
     /// Checkpoint of the current step, if it is written already.
     saved_at: Option<PathBuf>,
 }
@@ -91,7 +91,7 @@ impl<'a> Running<'a> {
     fn begin(dev: &'a Device, job: Job, folder: &'a RunFolder) -> Result<Self, TrainError> {
         let trainer = Trainer::new(dev, &job)?;
         let recorder = Recorder::open(folder, recorder_options(&job))?;
-        let pipeline = setup::named_pipeline(&job.config)?;
+        let encoder = setup::told_encoder(&job.config)?;
         let data_files = DataFiles::new(job.datasets.iter().flat_map(|set| &set.files));
         let rows = match &job.train {
             Batches::Kept(loader) if job.config.do_train => Some(digest_of_rows(loader.examples())),
@@ -102,7 +102,7 @@ impl<'a> Running<'a> {
             trainer,
             recorder,
             step: 0,
-            pipeline,
+            encoder,
             saved_at: None,
             job,
             skipped: 0,
@@ -429,8 +429,9 @@ impl<'a> Running<'a> {
             dtype,
         )
         .map_err(on_disk)?;
-        let Some(pipeline) = &self.pipeline else { return Ok(()) };
-        for (name, text) in saved::files(pipeline, to)? {
+        let Some(encoder) = &self.encoder else { return Ok(()) };
+        saving::copy_model_files(encoder.tokenizer().dir(), to).map_err(on_disk)?;
+        for (name, text) in saved::files(encoder, to)? {
             atomic::write(&to.join(name), text.as_bytes())?;
         }
         Ok(())
