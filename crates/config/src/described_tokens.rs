@@ -29,17 +29,14 @@ fn read(file: &Path) -> Result<Vec<(String, String)>, Reject> {
     let text = std::fs::read_to_string(file).map_err(|error| refused(error.to_string()))?;
     let (entries, problems) = source::read_text(&text, file);
     if let Some(problem) = problems.first() {
-        return Err(Reject::because(problem.to_string(), LOOKS_LIKE));
+        let said = problem.to_string();
+        return Err(Reject::because(said.lines().next().unwrap_or_default(), LOOKS_LIKE));
     }
     let described = entries.into_iter().map(|entry| match entry.node.text() {
         Some(description) if !entry.key.is_empty() => Ok((entry.key, description.to_owned())),
         _ => Err(refused(format!("`{}` has no description", entry.key))),
     });
-    let tokens = described.collect::<Result<Vec<_>, _>>()?;
-    match tokens.is_empty() {
-        true => Err(refused("no token is in it".into())),
-        false => Ok(tokens),
-    }
+    described.collect()
 }
 
 impl KeyType for DescribedTokens {
