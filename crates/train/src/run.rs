@@ -439,12 +439,14 @@ impl<'a> Running<'a> {
 
     fn finish(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
         self.trainer.begin_evaluation();
+        let mut has_best = false;
         if self.job.config.load_best_model_at_end
             && let Some(step) = self.recorder.best_checkpoint_step().filter(|best| *best != self.step)
         {
             let best = self.folder.path().join(format!("checkpoint-{step}"));
             checkpoint::read_weights(&best, &mut self.trainer.decoder, &self.job.method)?;
             observer.on(&Event::BestLoaded { step });
+            has_best = true;
         }
         let mut results = serde_json::Map::new();
         self.check_data_files(observer)?;
@@ -459,17 +461,33 @@ impl<'a> Running<'a> {
             extra.extend(self.health.counts().map(|(warning, steps)| (warning.key().into(), json!(steps))));
             results = self.recorder.finish(&Summary { peak_bytes: peak_rss_bytes(), extra })?;
         }
-        if self.job.config.do_eval
-            && let Some(records) = self.eval_records(observer)?
-        {
-            results::save_eval(self.folder.path(), &records)?;
-            results.extend(records.iter().flat_map(EvalRecord::metrics));
+        let mut interrupted_at = None;
+        if self.job.config.do_eval {
+            match self.eval_records(observer)? {
+                Some(records) => {
+                    results::save_eval(self.folder.path(), &records)?;
+                    results.extend(records.iter().flat_map(EvalRecord::metrics));
+                }
+                None if self.job.eval.is_empty() => {}
+                None => interrupted_at = Some(self.before_the_end(has_best, observer)?),
+            }
         }
         if self.job.config.do_train {
             model_card::write(&self.job, self.folder.path(), self.recorder.state())?;
         }
         let digest = digest(&mut self.trainer.decoder);
-        Ok(Outcome { steps: self.step, results, interrupted_at: None, digest, decoder: self.trainer.decoder })
+        Ok(Outcome { steps: self.step, results, interrupted_at, digest, decoder: self.trainer.decoder })
+    }
+
+    /// A checkpoint from which the evaluation at the end, which was broken off, is made again: of the last step, or where the
+    /// weights of the best one have taken the place of its own, the last that there is.
+    fn before_the_end(&mut self, has_best: bool, observer: &mut dyn Observer) -> Result<PathBuf, TrainError> {
+        if self.job.config.do_train && !has_best {
+            self.trainer.end_evaluation();
+            return self.save(observer);
+        }
+        let last = sft_runs::checkpoint::last_good(self.folder.path()).ok().and_then(|(last, _)| last);
+        Ok(last.map_or_else(|| self.folder.path().to_owned(), |last| last.path))
     }
 }
 
