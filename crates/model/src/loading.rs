@@ -156,6 +156,16 @@ pub fn load(
     Ok(decoder)
 }
 
+/// A value of its own in a type; the pages of one in a file, which have been read for it, are given back.
+fn copied(value: Tensor, dtype: DType) -> Tensor {
+    if value.dtype() == dtype && value.owned_bytes() > 0 {
+        return value;
+    }
+    let copy = value.to_dtype(dtype);
+    value.release_pages();
+    copy
+}
+
 /// Builds a decoder, collecting everything that does not fit.
 struct Loading<'a> {
     dev: Option<&'a Device>,
@@ -796,11 +806,10 @@ impl<'a> Loading<'a> {
         let Some(value) = value(self, if trained { DType::F32 } else { self.compute }) else {
             return Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0]));
         };
-        let parameter = if trained {
-            self.trained_of(name, value)
-        } else {
-            let value = if value.dtype() == self.compute { value } else { value.to_dtype(self.compute) };
-            Parameter::frozen(name, self.placed(value))
+        let parameter = match trained {
+            true => self.trained_of(name, copied(value, DType::F32)),
+            false if value.dtype() == self.compute => Parameter::frozen(name, self.placed(value)),
+            false => Parameter::frozen(name, self.placed(copied(value, self.compute))),
         };
         parameter.stored(form)
     }

@@ -82,6 +82,8 @@ pub struct PlanChoices {
     pack: Option<bool>,
     /// Tokens of the largest micro-batch of an evaluation.
     evaluated_tokens: usize,
+    /// Tokens of the longest row.
+    longest: usize,
 }
 
 /// Rows that are evaluated together.
@@ -137,6 +139,10 @@ impl Job {
         };
         let max_tokens = largest_train.max(largest_eval.unwrap_or(0));
         let rows = examples.iter().chain(eval_examples()).map(|e| e.len() * 8).sum();
+        let longest = match config.streaming {
+            true => config.cutoff_len,
+            false => examples.iter().chain(eval_examples()).map(Example::len).max().unwrap_or(0),
+        };
         let train = match config.streaming {
             false => Batches::Kept(Loader::new(examples, train)?),
             true => {
@@ -177,6 +183,8 @@ impl Job {
             precision,
             reference: setup::loss(&config).needs_reference(),
             max_tokens,
+            longest,
+            threads: setup::threads(&config),
             rows,
             recompute,
             pack,
@@ -204,7 +212,7 @@ impl Job {
             epochs,
             schedule,
             plan,
-            choices: PlanChoices { recompute, pack, evaluated_tokens },
+            choices: PlanChoices { recompute, pack, evaluated_tokens, longest },
             available,
             random_weights: false,
             config,
@@ -255,7 +263,7 @@ impl Job {
     /// # Errors
     /// `lora_target` that fits nothing.
     pub fn plan_of(&self, max_tokens: usize) -> Result<MemoryPlan, TrainError> {
-        let PlanChoices { recompute, pack, evaluated_tokens } = self.choices;
+        let PlanChoices { recompute, pack, evaluated_tokens, longest } = self.choices;
         Ok(MemoryPlan::new(&PlanInputs {
             spec: &self.spec,
             method: &self.method,
@@ -264,6 +272,8 @@ impl Job {
             precision: self.precision,
             reference: setup::loss(&self.config).needs_reference(),
             max_tokens: max_tokens.max(evaluated_tokens),
+            longest,
+            threads: setup::threads(&self.config),
             rows: self.plan.rows,
             recompute,
             pack,

@@ -42,6 +42,11 @@ pub fn device(config: &RunConfig) -> Result<Device, DeviceError> {
     device_of(config.device, CpuOptions { threads: config.threads, isa: None })
 }
 
+/// Threads of the CPU that a run will have: as many as asked for, or one a core.
+pub fn threads(config: &RunConfig) -> usize {
+    config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 /// The device that is asked for; what is left for the CPU runs with `options`.
 ///
 /// # Errors
