@@ -55,18 +55,19 @@ def parse_arguments():
     p.add_argument("--no-adapter", action="store_true", help="for models that PEFT cannot put an adapter on")
     p.add_argument("--quantize", choices=("nf4", "fp4", "int8", "awq", "gptq", "fp8"), help="with --model: quantise its linear layers")
     p.add_argument("--plain-scales", action="store_true", help="with --quantize nf4 or fp4: no double quantisation")
+    p.add_argument("--attention", default="eager", help="transformers' implementation: its `eager` adds Falcon's ALiBi twice, `sdpa` once")
     p.add_argument("--seed", type=int, default=1234)
     return p.parse_args()
 
 
-def random_model(model_type, settings, generator):
+def random_model(model_type, settings, attention, generator):
     """A tiny model in which every parameter matters: norm weights are not 1 and biases are not 0."""
     keys = dict(TINY)
     for item in settings:
         key, _, value = item.partition("=")
         keys[key] = json.loads(value)
     config = AutoConfig.for_model(model_type, **keys)
-    config._attn_implementation = "eager"
+    config._attn_implementation = attention
     switch_dropout_off(config)
     model = AutoModelForCausalLM.from_config(config).float()
     with torch.no_grad():
@@ -280,10 +281,10 @@ def main():
         by_bitsandbytes = args.quantize and args.quantize not in OTHER_TOOLS
         quantized = {"quantization_config": quantization(args)} if by_bitsandbytes else {}
         model = AutoModelForCausalLM.from_pretrained(
-            args.model, config=config, dtype=torch.float32, attn_implementation="eager", **quantized
+            args.model, config=config, dtype=torch.float32, attn_implementation=args.attention, **quantized
         )
     else:
-        model = random_model(args.model_type, args.set, generator)
+        model = random_model(args.model_type, args.set, args.attention, generator)
     # Not `train`: dropout is off, and a router that draws its choices in training would never give the same numbers.
     model.eval()
     input_ids, labels = draw_batch(args, model, generator)

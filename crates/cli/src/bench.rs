@@ -204,6 +204,7 @@ fn as_json(report: &Report) -> serde_json::Value {
         "tokens_per_s": report.tokens_per_s(),
         "supervised_tokens_per_s": report.supervised_per_s(),
         "flops_per_s": report.flops_per_s(),
+        "flops_per_step": report.flops_per_step(),
         "loss": report.loss,
         "peak_bytes": report.peak_bytes,
         "ops_ms": ops,

@@ -60,6 +60,11 @@ impl HfConfig {
         self.values
     }
 
+    /// Keys that stand in no file.
+    pub(crate) fn of(values: Map<String, Value>) -> Self {
+        Self { path: PathBuf::new(), values, problems: RefCell::default() }
+    }
+
     /// The same file with a part of it for the whole.
     pub(crate) fn with_values(self, values: Map<String, Value>) -> Self {
         Self { values, ..self }

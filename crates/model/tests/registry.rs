@@ -27,7 +27,7 @@ fn the_example_of_a_family_in_docs_is_its_file() {
 }
 
 /// The families' files: the registry and what several share are apart.
-const SHARED: &[&str] = &["mod.rs", "registry.rs", "wrappers.rs", "page.rs", "experts.rs"];
+const SHARED: &[&str] = &["mod.rs", "registry.rs", "wrappers.rs", "page.rs", "figures.rs", "experts.rs"];
 
 #[test]
 fn a_family_is_a_small_file() {

@@ -82,10 +82,14 @@ impl Report {
         self.median(|step| step.seconds)
     }
 
+    /// Multiplications and additions of a step.
+    pub fn flops_per_step(&self) -> f64 {
+        self.ops.values().map(|cost| cost.flops).sum::<f64>() / self.profiled.len().max(1) as f64
+    }
+
     /// Multiplications and additions a second of the median step.
     pub fn flops_per_s(&self) -> f64 {
-        let flops = self.ops.values().map(|cost| cost.flops).sum::<f64>();
-        flops / self.profiled.len().max(1) as f64 / self.step_s()
+        self.flops_per_step() / self.step_s()
     }
 
     fn median(&self, of: impl Fn(&TimedStep) -> f64) -> f64 {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
+use serde::Deserialize;
 use sft_data::labels::IGNORE_INDEX;
 use sft_data::loader::{Cursor, StepBatch};
 use sft_data::pack::PackedBatch;
@@ -28,7 +29,7 @@ use crate::optim::{AdamWOptions, Bits, Decays, Groups, Optimizer, Recipe, Rule};
 use crate::step::{UpdateOptions, as_batch, gradients, update};
 
 /// The largest differences that still count as equal.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct Limits {
     /// Of logits, relative to the largest logit.
     pub logits: f64,
@@ -36,18 +37,62 @@ pub struct Limits {
     pub loss: f64,
     /// Of a gradient, relative, in the L2 norm.
     pub gradient: f64,
-    /// Of the losses of training, relative.
-    pub training: f64,
+    /// Of the losses of training all weights, relative.
+    pub full: f64,
+    /// The same of adapters; a case may have none.
+    #[serde(default)]
+    pub lora: f64,
 }
-
-/// A gradient smaller than this part of all of them is compared as if it were as large: of some weights the gradient
-/// is zero but for rounding (a bias of keys adds the same to all scores of a query where nothing is rotated). A
-/// thousandth of it is still less than f32 resolves.
-const LEAST_GRADIENT: f64 = 1e-5;
 
 impl Limits {
     /// What float32 reaches.
-    pub const FLOAT32: Limits = Limits { logits: 1e-4, loss: 1e-5, gradient: 1e-3, training: 1e-4 };
+    pub const FLOAT32: Limits = Limits { logits: 1e-4, loss: 1e-5, gradient: 1e-3, full: 1e-4, lora: 1e-4 };
+
+    /// Those of a case. bfloat16 has those of the case itself: [`OF_ITS_OWN`] times what transformers' own is off there.
+    /// A model in which a token may change its expert is further off than a dense one.
+    ///
+    /// # Errors
+    /// As [`Limits::transformers_bf16`].
+    pub fn of(case: &Path, dtype: DType) -> Result<Self, ModelError> {
+        if dtype == DType::F32 {
+            return Ok(Self::FLOAT32);
+        }
+        let Self { logits, loss, gradient, full, lora } = Self::transformers_bf16(case)?;
+        let [logits, loss, gradient, full, lora] =
+            [logits, loss, gradient, full, lora].map(|own| OF_ITS_OWN * own);
+        Ok(Self { logits, loss, gradient, full, lora })
+    }
+
+    /// How far transformers' own bfloat16 is off its float32 in a case: what `tools/make_bf16_spread.py` measures and
+    /// leaves in the case's folder.
+    ///
+    /// # Errors
+    /// A case without that file; one that is malformed.
+    pub fn transformers_bf16(case: &Path) -> Result<Self, ModelError> {
+        let path = case.join("bfloat16.json");
+        if !path.exists() {
+            return Err(ModelError::Missing {
+                folder: case.to_owned(),
+                what: "bfloat16.json".into(),
+                help: "tools/make_bf16_spread.py CASE measures how far transformers' own bfloat16 is off"
+                    .into(),
+            });
+        }
+        let text =
+            fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
+        serde_json::from_str(&text).map_err(|source| ModelError::Json { path, source })
+    }
+}
+
+/// bfloat16 is allowed this many times the largest difference that transformers' own shows in several roundings: the
+/// largest of a few draws is not the largest there is.
+pub const OF_ITS_OWN: f64 = 2.0;
+
+/// A gradient smaller than this part of all of them is compared as if it were as large: of some weights the gradient
+/// is zero but for rounding (a bias of keys adds the same to all scores of a query where nothing is rotated). In
+/// float32 a thousandth of the part is still less than it resolves; in bfloat16 a hundredth of it is.
+fn least_gradient(dtype: DType) -> f64 {
+    if dtype == DType::F32 { 1e-5 } else { 1e-2 }
 }
 
 /// What a case came to.
@@ -69,25 +114,37 @@ pub struct Parity {
 }
 
 /// Folders of adapters of other kinds than LoRA's.
-const OTHER_ADAPTERS: [&str; 2] = ["dora", "pissa"];
+pub const OTHER_ADAPTERS: [&str; 2] = ["dora", "pissa"];
 
 impl Parity {
+    /// The largest part of its limit that a difference takes, and of what; above 1, or NaN, it does not hold.
+    pub fn share(&self, limits: &Limits) -> (f64, &'static str) {
+        let adapters = self.lora.iter().chain(self.others.values());
+        let all = [
+            (Some(self.logits), limits.logits, "logits"),
+            (Some(self.loss), limits.loss, "loss"),
+            (self.gradient.as_ref().map(|(gradient, _)| *gradient), limits.gradient, "gradient"),
+            (self.full, limits.full, "full"),
+            (adapters.copied().reduce(larger), limits.lora, "lora"),
+        ];
+        let shares = all.into_iter().filter_map(|(found, limit, of)| Some((found? / limit, of)));
+        // NaN of either sign is the largest.
+        shares.max_by(|a, b| a.0.is_nan().cmp(&b.0.is_nan()).then(a.0.total_cmp(&b.0))).unwrap_or_default()
+    }
+
     /// Whether every difference is within its limit. NaN is not.
     pub fn holds(&self, limits: &Limits) -> bool {
-        self.logits <= limits.logits
-            && self.loss <= limits.loss
-            && self.gradient.as_ref().is_none_or(|(gradient, _)| *gradient <= limits.gradient)
-            && self.full.is_none_or(|full| full <= limits.training)
-            && self.lora.iter().chain(self.others.values()).all(|adapter| *adapter <= limits.training)
+        self.share(limits).0 <= 1.0
     }
 }
 
-/// Compares a case.
+/// Compares a case, computed in float32 or in bfloat16 (frozen weights and activations; what is trained stays float32).
+/// Adapters of other kinds than LoRA's are compared in float32 alone.
 ///
 /// # Errors
 /// Files that are missing or malformed; a model that is not supported.
-pub fn compare(dev: &Device, case: &Path) -> Result<Parity, ModelError> {
-    dev.install(|| Case::read(case)?.compare(dev))
+pub fn compare(dev: &Device, case: &Path, dtype: DType) -> Result<Parity, ModelError> {
+    dev.install(|| Case { dtype, ..Case::read(case)? }.compare(dev))
 }
 
 /// Trains all weights of a case's model, or its adapter, by an optimizer; returns the loss at each step before its update,
@@ -156,6 +213,8 @@ pub fn curve(dev: &Device, case: &Path, loss: Loss, steps: usize) -> Result<Vec<
 
 struct Case {
     folder: PathBuf,
+    /// What it is computed in.
+    dtype: DType,
     rows: Vec<Vec<u32>>,
     labels: Vec<Vec<i32>>,
     logits: Vec<f32>,
@@ -187,6 +246,7 @@ impl Case {
             |rows: Vec<Vec<i64>>| rows.into_iter().map(|row| row.into_iter().map(|v| v as i32).collect());
         Ok(Self {
             folder: folder.to_owned(),
+            dtype: DType::F32,
             rows: integers("input_ids")?
                 .into_iter()
                 .map(|row| row.into_iter().map(|v| v as u32).collect())
@@ -211,7 +271,7 @@ impl Case {
             quantization::of_checkpoint(&families::text_config(&self.folder)?).is_ok_and(|s| s.is_some());
         let method = if frozen { Method::Inference } else { Method::Full };
         for step in &steps {
-            let mut decoder = Decoder::read(dev, &self.folder, &method, DType::F32, 0)?;
+            let mut decoder = Decoder::read(dev, &self.folder, &method, self.dtype, 0)?;
             let mut work = self.workspace(dev, &decoder);
             self.compare_logits(dev, &mut decoder, step, &mut work, &mut parity)?;
             if !frozen {
@@ -225,7 +285,7 @@ impl Case {
             if let Some(lora) = self.train_adapter(dev, step, "adapter")? {
                 parity.lora = Some(larger(parity.lora.unwrap_or(0.0), lora));
             }
-            for kind in OTHER_ADAPTERS {
+            for kind in OTHER_ADAPTERS.into_iter().filter(|_| self.dtype == DType::F32) {
                 if let Some(other) = self.train_adapter(dev, step, kind)? {
                     let largest = parity.others.entry(kind).or_default();
                     *largest = larger(*largest, other);
@@ -241,7 +301,7 @@ impl Case {
         if !self.folder.join(&losses).exists() {
             return Ok(None);
         }
-        let mut decoder = Decoder::read(dev, &self.folder, &Method::Inference, DType::F32, 0)?;
+        let mut decoder = Decoder::read(dev, &self.folder, &Method::Inference, self.dtype, 0)?;
         PeftAdapter::read(&self.folder.join(kind))?.attach(dev, &mut decoder, true)?;
         let mut work = self.workspace(dev, &decoder);
         self.train(dev, &mut decoder, step, &mut work, &losses).map(Some)
@@ -250,7 +310,7 @@ impl Case {
     fn workspace(&self, dev: &Device, decoder: &Decoder) -> Workspace {
         let adapters: &Adapters = decoder.adapters();
         let tokens = self.rows.iter().map(Vec::len).sum();
-        Workspace::new(dev, &decoder.spec, adapters, DType::F32, tokens, Purpose::Training { recomputed: 0 })
+        Workspace::new(dev, &decoder.spec, adapters, self.dtype, tokens, Purpose::Training { recomputed: 0 })
     }
 
     /// The rows as one optimizer step: in one micro-batch, or in one each.
@@ -323,7 +383,7 @@ impl Case {
         }
         let all = norms.iter().map(|(_, (_, norm))| norm * norm).sum::<f64>().sqrt();
         let relative = |(name, (difference, norm)): (String, (f64, f64))| {
-            let norm = f64::max(norm, LEAST_GRADIENT * all);
+            let norm = f64::max(norm, least_gradient(self.dtype) * all);
             (if difference == 0.0 { 0.0 } else { difference / norm }, name)
         };
         let worst = norms.into_iter().map(relative).max_by(|a, b| a.0.total_cmp(&b.0));

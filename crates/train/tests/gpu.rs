@@ -123,7 +123,7 @@ fn a_gpu_computes_models_as_transformers_and_peft_compute_them() {
         "qwen2_moe",
         "qwen3",
     ] {
-        let found = compare(&gpu, &cases.join(case)).unwrap();
+        let found = compare(&gpu, &cases.join(case), DType::F32).unwrap();
         assert!(found.holds(&Limits::FLOAT32), "{case}: {found:?}");
     }
 }

@@ -1,43 +1,51 @@
 //! The cases under `crates/model/tests/parity`, computed by transformers and PEFT.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use sft_kernels::{CpuOptions, Device, Isa};
-use sft_train::parity::{Limits, compare};
+use sft_kernels::{CpuOptions, DType, Device, Isa};
+use sft_train::parity::{Limits, Parity, compare};
+
+/// Whole models; PEFT cannot wrap a router that returns two things, and puts no adapter on Mamba's kind.
+const WITHOUT_ADAPTER: [&str; 3] = ["falcon_h1", "llama4_text", "mamba2"];
+const PLAIN: [&str; 16] = [
+    "bloom",
+    "deepseek_v3",
+    "falcon_h1",
+    "gpt2",
+    "gpt_neox",
+    "gpt_oss",
+    "lfm2",
+    "llama",
+    "llama4_text",
+    "mamba2",
+    "mistral",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_5_text",
+    "qwen3_next",
+];
+const QUANTISED: [&str; 6] =
+    ["llama__awq", "llama__fp4", "llama__fp8", "llama__gptq", "llama__int8", "llama__nf4"];
+
+fn folder(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/parity").join(case)
+}
+
+/// Calls `check` with what a case comes to on every instruction set.
+fn on_every_isa(case: &str, dtype: DType, check: impl Fn(Isa, &Parity)) {
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        let dev = Device::cpu(CpuOptions { threads: None, isa: Some(isa) }).unwrap();
+        let found = compare(&dev, &folder(case), dtype).unwrap();
+        assert_eq!(found.lora.is_some(), !WITHOUT_ADAPTER.contains(&case), "{case} has an adapter");
+        check(isa, &found);
+    }
+}
 
 #[test]
 fn models_are_computed_as_transformers_and_peft_compute_them() {
-    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/parity");
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-        let dev = Device::cpu(CpuOptions { threads: None, isa: Some(isa) }).unwrap();
-        for case in [
-            "bloom",
-            "deepseek_v3",
-            "falcon_h1",
-            "gpt2",
-            "gpt_neox",
-            "gpt_oss",
-            "lfm2",
-            "llama",
-            "llama4_text",
-            "llama__awq",
-            "llama__fp4",
-            "llama__fp8",
-            "llama__gptq",
-            "llama__int8",
-            "llama__nf4",
-            "mamba2",
-            "mistral",
-            "qwen2",
-            "qwen2_moe",
-            "qwen3",
-            "qwen3_5_text",
-            "qwen3_next",
-        ] {
-            let found = compare(&dev, &cases.join(case)).unwrap();
-            // PEFT cannot wrap a router that returns two things, and puts no adapter on Mamba's kind.
-            let without = ["falcon_h1", "llama4_text", "mamba2"];
-            assert_eq!(found.lora.is_some(), !without.contains(&case), "{case} has an adapter");
+    for case in PLAIN.into_iter().chain(QUANTISED) {
+        on_every_isa(case, DType::F32, |isa, found| {
             let others: &[&str] = match case {
                 "llama" => &["dora", "pissa"],
                 "qwen2" | "gpt2" => &["dora"],
@@ -45,6 +53,24 @@ fn models_are_computed_as_transformers_and_peft_compute_them() {
             };
             assert!(found.others.keys().copied().eq(others.iter().copied()), "{case}: {found:?}");
             assert!(found.holds(&Limits::FLOAT32), "{case} on {isa}: {found:?}");
-        }
+        });
     }
+}
+
+#[test]
+fn bfloat16_is_off_by_no_more_than_transformers_own_is() {
+    for case in PLAIN {
+        let limits = Limits::of(&folder(case), DType::BF16).unwrap();
+        on_every_isa(case, DType::BF16, |isa, found| {
+            assert!(found.holds(&limits), "{case} on {isa}: {found:?}, and at most {limits:?}");
+            // A run in float32 by mistake would be off by a thousandth of this.
+            assert!(found.logits > limits.logits / 100.0, "{case} on {isa}: {found:?} is no bfloat16");
+        });
+    }
+}
+
+#[test]
+fn a_case_without_the_spread_of_bfloat16_says_how_to_measure_it() {
+    let error = Limits::of(&folder("llama__nf4"), DType::BF16).unwrap_err().to_string();
+    assert!(error.contains("tools/make_bf16_spread.py"), "{error}");
 }

@@ -15,6 +15,7 @@ mod exaone4;
 mod experts;
 mod falcon;
 mod falcon_h1;
+mod figures;
 mod gemma;
 mod gemma4;
 mod glm;

@@ -2,19 +2,28 @@
 
 use std::fmt::Write;
 
-use super::registry::FAMILIES;
+use sft_kernels::DType;
+
+use super::figures;
+use super::registry::{FAMILIES, Family};
 use super::wrappers::{refused, wrapped};
 
 const HEAD: &str = "\
 # Models
 
-This page is what `sft models` prints. The `model_type` of a folder's `config.json` says which family a model is of. With every family all methods work: full, freeze and
-LoRA (on all linear layers, experts included), in float32 and bfloat16, and generation with a cache of its kind. A head whose rows are
-divided by their length is not trained; LoRA beside it is.
+This page is what `sft models` prints. The `model_type` of a folder's `config.json` says which family a model is of. Released models are
+examples: any checkpoint of the family is read. Templates are those that LLaMA-Factory has for some of them; `template: auto` takes the
+model's own. All families generate with a cache of their kind, and compute in float32 and bfloat16.
 
-Released models are examples: any checkpoint of the family is read. Templates are those that LLaMA-Factory has for some of them;
-`template: auto` takes the model's own. A family is compared with transformers by `sft parity` (logits, loss, gradients, training),
-or, where transformers has no class, with the family named here: the same weights in both layouts give the same logits.
+**Methods.** *All*: full, freeze, LoRA on all linear layers and its variants (DoRA, PiSSA), QLoRA. *All, experts whole*: full and freeze
+train the experts; adapters are on the linear layers beside them, as with PEFT, and QLoRA leaves experts in 16 bits. *No DoRA on
+routers*: LoRA adapts the router too, which has no magnitudes. A head whose rows are divided by their length is not trained; LoRA beside
+it is. `crates/model/tests/methods.rs` trains a small model of every family with each.
+
+**Figures.** The largest differences from transformers and PEFT by `sft parity`, over the cases of a family: logits (relative to the largest
+logit) · loss · gradient of any weight (relative, L2) · losses of six steps of training, full and LoRA. Both dtypes are compared with
+transformers' float32; what transformers' own bfloat16 is off by, and how to repeat it: [parity.md](parity.md). Where transformers has no
+class, the family named there is computed with the same weights in both layouts, and gives the same logits.
 ";
 
 const WRAPPERS: &str = "
@@ -37,14 +46,18 @@ const REFUSED: &str = "
 /// The page, in Markdown.
 pub fn page() -> String {
     let mut page = format!(
-        "{HEAD}\n| `model_type` | what it is | released | templates | compared with |\n|---|---|---|---|---|\n"
+        "{HEAD}\n| `model_type` | what it is | released | templates | methods | float32 | bfloat16 |\n\
+         |---|---|---|---|---|---|---|\n"
     );
     for family in FAMILIES {
         let templates =
             family.templates.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-        let compared = family.twin.map_or("transformers".to_owned(), |twin| format!("`{twin}`"));
-        let cells = [family.about, family.released, &templates, &compared].map(in_cell).join(" | ");
-        put(&mut page, format_args!("| `{}` | {cells} |", family.model_type));
+        let [float32, bfloat16] = [DType::F32, DType::BF16].map(|dtype| match family.twin {
+            Some(twin) => format!("as `{twin}`"),
+            None => figures::of(family.model_type, dtype).map_or_else(String::new, |all| all.to_string()),
+        });
+        let cells = [family.about, family.released, &templates, methods(family), &float32, &bfloat16];
+        put(&mut page, format_args!("| `{}` | {} |", family.model_type, cells.map(in_cell).join(" | ")));
     }
     page.push_str(WRAPPERS);
     for (name, family, moved) in wrapped() {
@@ -55,6 +68,15 @@ pub fn page() -> String {
         put(&mut page, format_args!("| `{name}` | {reason} |"));
     }
     page
+}
+
+/// Which methods work; the head of the page says what the words are.
+fn methods(family: &Family) -> &'static str {
+    match (family.experts().is_some(), family.adapts_routers()) {
+        (false, _) => "all",
+        (true, false) => "all, experts whole",
+        (true, true) => "all, experts whole, no DoRA on routers",
+    }
 }
 
 /// Text in a cell of a table; a dash where there is none.

@@ -1,6 +1,9 @@
 //! The registry: `model_type` → what reads it, and what is known of it (`sft models` prints it).
 
+use serde_json::Map;
+
 use super::*;
+use crate::spec::MoeSpec;
 
 /// A family of models.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +32,20 @@ const fn family(
 }
 
 impl Family {
+    /// Experts of a model of it, if it has some.
+    pub(super) fn experts(&self) -> Option<MoeSpec> {
+        // Sizes do not matter; what else is not there is what the family's class has.
+        let sizes =
+            ["num_hidden_layers", "num_local_experts", "num_experts"].map(|key| (key.into(), 4.into()));
+        let spec = (self.read)(&HfConfig::of(Map::from_iter(sizes)));
+        spec.layers.into_iter().find_map(|layer| layer.moe)
+    }
+
+    /// Whether LoRA on all linear layers adapts routers, too; they take no DoRA.
+    pub fn adapts_routers(&self) -> bool {
+        self.experts().is_some_and(|experts| experts.router.is_linear)
+    }
+
     /// The same, compared with another family in place of transformers.
     const fn like(self, twin: &'static str) -> Self {
         Self { twin: Some(twin), ..self }
