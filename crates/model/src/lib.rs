@@ -29,6 +29,7 @@ mod mlp;
 mod moe;
 pub mod norm;
 mod norms;
+pub mod oft;
 pub mod parameter;
 pub mod pass;
 pub mod per_layer;

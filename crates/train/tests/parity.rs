@@ -17,6 +17,7 @@ fn models_are_computed_as_transformers_and_peft_compute_them() {
             "gpt2",
             "gpt_neox",
             "gpt_oss",
+            "gpt_oss__mxfp4",
             "lfm2",
             "llama",
             "llama4_text",
@@ -24,6 +25,7 @@ fn models_are_computed_as_transformers_and_peft_compute_them() {
             "llama__fp4",
             "llama__fp8",
             "llama__gptq",
+            "llama__gptq_act",
             "llama__int8",
             "llama__nf4",
             "mamba2",
@@ -39,7 +41,8 @@ fn models_are_computed_as_transformers_and_peft_compute_them() {
             let without = ["falcon_h1", "llama4_text", "mamba2"];
             assert_eq!(found.lora.is_some(), !without.contains(&case), "{case} has an adapter");
             let others: &[&str] = match case {
-                "llama" => &["dora", "pissa"],
+                "llama" => &["dora", "oft", "pissa"],
+                "llama__nf4" | "qwen3" => &["oft"],
                 "qwen2" | "gpt2" => &["dora"],
                 _ => &[],
             };
