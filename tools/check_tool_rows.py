@@ -8,7 +8,7 @@ TOKENIZER  a folder with a tokenizer; TEMPLATE a name of LLaMA-Factory's, else t
 stdout     one line for each of them: rows, answers, calls, and how many are not as they should be; the first of those in full
 
 For every row: each run of trained tokens is one answer of the row, and each answer is one run. A run ends with a token that ends
-turns, and is, special tokens apart, the words of the answer: nothing of a question or of a tool's result is in it. Thoughts stand
+turns (behind which a named template may have white space), and is, special tokens apart, the words of the answer: nothing of a question or of a tool's result is in it. Thoughts stand
 before the words in <think>, where the template shows them. Of calls, every name and all arguments are in it as JSON, and nothing
 else but the template's marks. Exit status 1 if something is not so.
 
@@ -101,7 +101,9 @@ def check(sft, folder, dataset, tokenizer, template):
                 run.append(token)
             elif run:
                 words = decoder.decode(run, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                runs.setdefault(line["row"], []).append((words, run[-1] in ends))
+                # LLaMA-Factory's templates train the line's end behind the token that ends the turn.
+                last = next((token for token in reversed(run) if decoder.decode([token]).strip()), None)
+                runs.setdefault(line["row"], []).append((words, last in ends))
                 run = []
     wrong, counts = [], [0, 0]
     for at, row in enumerate(rows):

@@ -17,7 +17,6 @@ use sft_data::labels::Reason;
 use sft_data::pipeline::{ExplainedToken, Pipeline};
 use sft_data::pretrain::Pretrain;
 use sft_data::rows::RowProblem;
-use sft_data::tokenize::Tokenizer;
 use sft_train::{TrainError, setup};
 
 use crate::recipe::Recipe;
@@ -127,7 +126,7 @@ fn explainer(config: &RunConfig) -> anyhow::Result<Explainer> {
             Box::new(move |row| pipeline.explain_all(row))
         }
         Stage::Pt => {
-            let tokenizer = Tokenizer::load(config.model_folder())?;
+            let tokenizer = setup::tokenizer(config)?;
             let text = Pretrain::new(tokenizer, Some(&config.template), config.cutoff_len, config.packing)?;
             Box::new(move |row| Ok(vec![text.explain(row)?]))
         }

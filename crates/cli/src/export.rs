@@ -7,8 +7,10 @@ use sft_export::{SaveOptions, agree, merged};
 use sft_kernels::DType;
 use sft_model::Decoder;
 use sft_model::adapter::{self, Last};
+use sft_model::loading::{self, Source};
 use sft_model::method::Method;
 use sft_model::quantization::Precision;
+use sft_model::weights::WeightFiles;
 use sft_train::setup;
 
 use crate::recipe::Recipe;
@@ -27,13 +29,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dev = setup::device(&config)?;
     model.fetch_weights()?;
     let base = model.folder();
-    let pipeline = setup::named_pipeline(&config)?;
+    let (spec, encoder) = (setup::spec(&config)?, setup::told_encoder(&config)?);
+    let files = WeightFiles::open_model(base)?;
     let stored = setup::infer_dtype(&config, base)?;
     let folders = config.adapter_folders();
     let quantization = setup::quantization(&config)?;
     let read = |compute: DType, last: Last| -> anyhow::Result<Decoder> {
         let precision = Precision { compute, quantization };
-        let mut decoder = Decoder::read(&dev, base, &Method::Inference, precision, 0)?;
+        let source = Source::Files(&files);
+        let mut decoder = loading::load(&dev, &spec, &source, &Method::Inference, precision, config.seed)?;
         adapter::apply(&dev, &mut decoder, &folders, last)?;
         Ok(decoder)
     };
@@ -42,7 +46,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let shard_bytes = usize::try_from(config.export_size).unwrap_or(usize::MAX).saturating_mul(SaveOptions::GB);
         let num_expand = config.num_expand;
         let options = SaveOptions { dtype: Some(stored), shard_bytes, num_expand };
-        let written = merged(&decoder, base, &config.export_dir, options, pipeline.as_ref())?;
+        let written = merged(&decoder, base, &config.export_dir, options, encoder.as_ref())?;
         println!("wrote {} files to {} in {}", written.files.len(), config.export_dir.display(), stored.name());
         if !folders.is_empty() {
             let attached = read(stored, Last::Attached)?;

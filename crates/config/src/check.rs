@@ -10,7 +10,8 @@ mod optimizer;
 use std::collections::BTreeMap;
 
 use crate::choices::{
-    ComputeDtype, FinetuningType, IntervalStrategy, LrSchedulerType, MixStrategy, Optim, Stage,
+    ComputeDtype, FinetuningType, InitSpecialTokens, IntervalStrategy, LrSchedulerType, MixStrategy, Optim,
+    Stage,
 };
 use crate::keys::RunConfig;
 use crate::problem::{ConfigError, NoEffect, Place, Problem};
@@ -33,6 +34,7 @@ pub(crate) fn check(
     checks.method(config);
     checks.quantization(config);
     checks.quantized_adapters(config);
+    checks.new_tokens(config);
     checks.optimizer(config);
     checks.loss(config);
     checks.precision(config);
@@ -293,6 +295,27 @@ impl Checks<'_> {
         );
     }
 
+    /// As LLaMA-Factory, but for what it falls back to in silence.
+    fn new_tokens(&mut self, c: &RunConfig) {
+        self.refuse_if(
+            c.init_special_tokens != InitSpecialTokens::Noise
+                && c.new_special_tokens_config.tokens.is_empty(),
+            &["init_special_tokens", "new_special_tokens_config"],
+            &format!(
+                "`init_special_tokens: {}` needs descriptions, and no file has any",
+                c.init_special_tokens
+            ),
+            "name a YAML file of tokens and descriptions in `new_special_tokens_config`, or use `noise_init`",
+        );
+        let empty = |tokens: &[String]| tokens.iter().any(|token| token.trim().is_empty());
+        self.refuse_if(
+            empty(&c.add_tokens) || empty(&c.add_special_tokens),
+            &["add_tokens", "add_special_tokens"],
+            "a token of no letters cannot be added",
+            "put one comma between two tokens",
+        );
+    }
+
     fn quantized_adapters(&mut self, c: &RunConfig) {
         self.refuse_if(
             c.quantization_bit.is_some() && c.pissa_init,
@@ -462,6 +485,11 @@ fn idle_keys(c: &RunConfig, given: &Given) -> Vec<NoEffect> {
     list(c.quantization_bit != Some(4), &four_bits, "read only with `quantization_bit: 4`".to_string());
     let reason = "read only with `quantization_bit`".to_string();
     list(c.quantization_bit.is_none(), &["quantization_method"], reason);
+    list(
+        !c.new_special_tokens_config.tokens.is_empty(),
+        &["add_special_tokens"],
+        "`new_special_tokens_config` names the tokens".to_string(),
+    );
     let pissa = ["pissa_iter", "pissa_convert"];
     list(!c.pissa_init, &pissa, "read only with `pissa_init: true`".to_string());
     list(

@@ -170,6 +170,17 @@ choices! {
         Fp4 = "fp4",
     }
 
+    /// What rows of new tokens begin as.
+    InitSpecialTokens {
+        /// The mean of all rows and noise.
+        #[default]
+        Noise = "noise_init",
+        /// The mean of the rows of the tokens of its description.
+        Described = "desc_init",
+        /// The same, and noise.
+        DescribedWithNoise = "desc_init_w_noise",
+    }
+
     /// Number format of the weights in chat and export.
     InferDtype {
         /// As the model's files have it.

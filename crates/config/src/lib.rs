@@ -8,6 +8,7 @@
 
 mod check;
 mod choices;
+mod described_tokens;
 mod device;
 mod docs;
 mod keys;
@@ -23,10 +24,11 @@ mod value;
 
 pub use choices::{
     ApolloProj, ApolloProjType, ApolloScaleType, BadamMaskMode, BadamMode, BadamSwitchMode, BestMetric,
-    ComputeDtype, ExportDevice, FinetuningType, GaloreProjType, InferDtype, IntervalStrategy,
-    LrSchedulerType, MixStrategy, OnNonFinite, Optim, OverLength, QuantizationMethod, QuantizationType,
-    RampShape, Reporter, RopeScaling, Stage,
+    ComputeDtype, ExportDevice, FinetuningType, GaloreProjType, InferDtype, InitSpecialTokens,
+    IntervalStrategy, LrSchedulerType, MixStrategy, OnNonFinite, Optim, OverLength, QuantizationMethod,
+    QuantizationType, RampShape, Reporter, RopeScaling, Stage,
 };
+pub use described_tokens::DescribedTokens;
 pub use device::Device;
 pub use docs::{json_schema, reference};
 pub use keys::RunConfig;

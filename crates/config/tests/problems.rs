@@ -132,7 +132,7 @@ fn what_is_not_built_is_refused_by_name_with_a_way_out() {
         ("report_to: wandb", "tensorboard"),
         ("report_to: [tensorboard, swanlab]", "tensorboard"),
         ("num_beams: 4", "do_sample"),
-        ("resize_vocab: true", "leave it out"),
+        ("split_special_tokens: true", "leave it out"),
         ("do_predict: true", "do_eval"),
         ("lr_scheduler_type: reduce_lr_on_plateau", "cosine"),
         ("save_strategy: best", "load_best_model_at_end"),
@@ -373,4 +373,30 @@ fn no_mutation_of_a_recipe_panics() {
             Err(errors) => assert!(!errors.problems.is_empty() && !errors.to_string().is_empty()),
         }
     }
+}
+
+#[test]
+fn files_of_described_tokens_that_hold_none_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, config) = (folder.path().join("tokens.yaml"), folder.path().join("c.yaml"));
+    let load_with = |tokens: Option<&str>, line: &str| {
+        if let Some(tokens) = tokens {
+            fs::write(&file, tokens).unwrap();
+        }
+        fs::write(&config, format!("{GOOD}\nnew_special_tokens_config: {}\n{line}", file.display())).unwrap();
+        load(Some(&config), &[], Purpose::Train)
+    };
+    let refused = |tokens: Option<&str>, words: &[&str]| {
+        says(&load_with(tokens, "").unwrap_err().to_string(), words);
+    };
+    refused(None, &["tokens.yaml"]);
+    refused(Some(""), &["the file holds no key", "each line of it is a token"]);
+    refused(Some("- <a>\n"), &["tokens.yaml", "help:"]);
+    refused(Some("\"<a>\": [1]\n"), &["`<a>` has no description"]);
+    let taken =
+        load_with(Some("\"<a>\": one\n\"<b>\": two words\n"), "init_special_tokens: desc_init").unwrap();
+    let pair = |token: &str, description: &str| (token.to_owned(), description.to_owned());
+    assert_eq!(taken.new_special_tokens_config.tokens, [pair("<a>", "one"), pair("<b>", "two words")]);
+    let text = problem("init_special_tokens: desc_init");
+    says(&text, &["needs descriptions", "new_special_tokens_config"]);
 }

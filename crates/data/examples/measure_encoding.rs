@@ -13,7 +13,7 @@ use sft_data::loader::{Loader, LoaderOptions};
 use sft_data::pipeline::Pipeline;
 use sft_data::template::TemplateOptions;
 use sft_data::template::clock::Clock;
-use sft_data::tokenize::Tokenizer;
+use sft_data::tokenize::{NewTokens, Tokenizer};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -108,7 +108,8 @@ fn kept(
     let folder = tempfile::tempdir()?;
     let place = Place::Named(folder.path().to_owned());
     let (template_options, model, packing) = (&TemplateOptions::default(), Path::new(model), false);
-    let inputs = KeyInputs { dataset, model, template, template_options, policy, packing };
+    let new_tokens = &NewTokens::default();
+    let inputs = KeyInputs { dataset, model, new_tokens, template, template_options, policy, packing };
     let key = Key::new(&inputs)?;
     let begun = Instant::now();
     place.keep(&key, &Tokenised { train, ..Tokenised::default() }, &Clock::today())?;

@@ -4,6 +4,7 @@ use crate::conversation::Conversation;
 use crate::labels::Example;
 use crate::pipeline::{EncodeReport, Pipeline};
 use crate::pretrain::Pretrain;
+use crate::tokenize::Tokenizer;
 
 /// What makes examples of rows.
 #[derive(Debug, Clone)]
@@ -20,6 +21,22 @@ impl Encoder {
         match self {
             Self::Conversations(pipeline) => pipeline.encode_all(rows),
             Self::Text(text) => text.encode_all(rows),
+        }
+    }
+
+    /// What makes ids of texts.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        match self {
+            Self::Conversations(pipeline) => pipeline.tokenizer(),
+            Self::Text(text) => text.tokenizer(),
+        }
+    }
+
+    /// Template and policy, where rows are conversations.
+    pub fn pipeline(&self) -> Option<&Pipeline> {
+        match self {
+            Self::Conversations(pipeline) => Some(pipeline),
+            Self::Text(_) => None,
         }
     }
 }

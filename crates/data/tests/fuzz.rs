@@ -218,6 +218,8 @@ fn templates_survive_any_text() {
         "{% endif %}",
         "{% set x = x ~ x %}",
         "{% set n = namespace(l=[1]) %}",
+        "{% set n.l = n %}",
+        "{% set n.l = [n.l, n.l] %}",
         " * 99999999999",
         " | length",
         " | tojson",

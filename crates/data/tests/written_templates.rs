@@ -5,6 +5,7 @@ mod byte_tokenizer;
 
 use serde_json::{Value, json};
 use sft_data::conversation::{Message, Role, ToolCall};
+use sft_data::encoder::Encoder;
 use sft_data::labels::Policy;
 use sft_data::pipeline::Pipeline;
 use sft_data::template::TemplateOptions;
@@ -113,7 +114,7 @@ fn message(value: &Value) -> Message {
 #[test]
 fn the_folder_of_a_trained_model_says_template_and_end_of_answers() {
     let golden = golden_rows().into_iter().find(|golden| golden["template"] == "chatml").unwrap();
-    let pipeline = pipeline(&golden);
+    let encoder = Encoder::Conversations(Box::new(pipeline(&golden)));
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     write(
@@ -123,9 +124,9 @@ fn the_folder_of_a_trained_model_says_template_and_end_of_answers() {
     write("generation_config.json", r#"{"eos_token_id": 257, "top_p": 0.5}"#);
     write("chat_template.jinja", "old");
     let files: std::collections::BTreeMap<_, _> =
-        saved::files(&pipeline, folder.path()).unwrap().into_iter().collect();
+        saved::files(&encoder, folder.path()).unwrap().into_iter().collect();
     let json = |name: &str| serde_json::from_str::<Value>(&files[name]).unwrap();
-    let written = pipeline.template().written(false).unwrap();
+    let written = encoder.pipeline().unwrap().template().written(false).unwrap();
     assert_eq!(files["chat_template.jinja"], written);
     let config = json("tokenizer_config.json");
     assert_eq!(config, json!({"eos_token": "<|im_end|>", "kept": 1, "chat_template": written}));
@@ -140,5 +141,6 @@ fn the_models_own_template_changes_no_file() {
         byte_tokenizer::tokenizer(Some("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"));
     let pipeline = Pipeline::new(tokenizer, None, &TemplateOptions::default(), Policy::default()).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(saved::files(&pipeline, folder.path()).unwrap(), []);
+    let encoder = Encoder::Conversations(Box::new(pipeline));
+    assert_eq!(saved::files(&encoder, folder.path()).unwrap(), []);
 }

@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use sft_data::pipeline::Pipeline;
+use sft_data::encoder::Encoder;
 use sft_data::template::saved;
 use sft_model::Decoder;
 use sft_model::saving::{self, SaveOptions};
@@ -29,8 +29,8 @@ pub struct Exported {
     pub bytes: u64,
 }
 
-/// Writes a decoder as a Hugging Face model folder; `source` is its base model's folder. A `pipeline` with a named
-/// template changes the files that say how the model is talked to ([`sft_data::template::saved`]).
+/// Writes a decoder as a Hugging Face model folder; `source` is its base model's folder. An `encoder` with a named
+/// template or other tokens changes the files that say how the model is talked to ([`sft_data::template::saved`]).
 ///
 /// # Errors
 /// An adapter that is not merged; an `out` that is the base model's folder or not empty; too little room on the disk;
@@ -40,7 +40,7 @@ pub fn merged(
     source: &Path,
     out: &Path,
     options: SaveOptions,
-    pipeline: Option<&Pipeline>,
+    encoder: Option<&Encoder>,
 ) -> Result<Exported, ExportError> {
     if !decoder.adapters().is_empty() {
         return Err(ExportError::NotMerged);
@@ -49,7 +49,7 @@ pub fn merged(
     space::require_room(out, options.weight_bytes(decoder) + OTHER_FILES_BYTES)?;
     let partial = with_suffix(out, ".partial");
     let lock = FolderLock::acquire(&partial)?;
-    let written = write(decoder, source, &partial, options, pipeline);
+    let written = write(decoder, source, &partial, options, encoder);
     drop(lock);
     let moved = written.and_then(|exported| move_to(&partial, out).map(|()| exported));
     moved.inspect_err(|_| _ = fs::remove_dir_all(&partial))
@@ -60,7 +60,7 @@ fn write(
     source: &Path,
     partial: &Path,
     options: SaveOptions,
-    pipeline: Option<&Pipeline>,
+    encoder: Option<&Encoder>,
 ) -> Result<Exported, ExportError> {
     let at = |action| RunError::at(partial, action);
     // What a killed export left behind, the lock apart.
@@ -72,7 +72,14 @@ fn write(
         }
     }
     let mut files = saving::save(decoder, source, partial, options)?;
-    for (name, text) in pipeline.map_or(Ok(Vec::new()), |pipeline| saved::files(pipeline, partial))? {
+    if let Some(encoder) = encoder {
+        for name in saving::copy_model_files(encoder.tokenizer().dir(), partial)? {
+            if !files.contains(&name) {
+                files.push(name);
+            }
+        }
+    }
+    for (name, text) in encoder.map_or(Ok(Vec::new()), |encoder| saved::files(encoder, partial))? {
         fs::write(partial.join(name), text).map_err(at("write a tokenizer file"))?;
         if !files.iter().any(|file| file == name) {
             files.push(name.to_owned());

@@ -79,7 +79,8 @@ impl Model {
                 return Err(adapter.lacks(file));
             }
         }
-        adapter.fetch(|file| [ADAPTER_CONFIG, ADAPTER_WEIGHTS].contains(&file))?;
+        // One that was trained with new tokens has a tokenizer of its own.
+        adapter.fetch(|file| [ADAPTER_CONFIG, ADAPTER_WEIGHTS].contains(&file) || is_description(file))?;
         Ok(adapter)
     }
 

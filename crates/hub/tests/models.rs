@@ -268,11 +268,13 @@ fn an_adapter_is_fetched_whole() {
     let files = BTreeMap::from([
         ("adapter_config.json", b"{}".to_vec()),
         ("adapter_model.safetensors", vec![3; 5000]),
+        ("tokenizer.json", b"{}".to_vec()),
         ("optimizer.pt", vec![1; 10]),
     ]);
     let (endpoint, ..) = hugging_face(files.clone(), "main");
     let adapter = Model::find_adapter(&options(folder.path(), &endpoint, &[]), "own/model").unwrap();
     assert_eq!(fs::read(adapter.folder().join("adapter_model.safetensors")).unwrap(), vec![3; 5000]);
+    assert!(adapter.folder().join("tokenizer.json").exists(), "new tokens are in it");
     assert!(!adapter.folder().join("optimizer.pt").exists());
 }
 

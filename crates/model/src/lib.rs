@@ -27,6 +27,7 @@ pub mod method;
 mod mixer;
 mod mlp;
 mod moe;
+pub mod new_rows;
 pub mod norm;
 mod norms;
 pub mod oft;

@@ -212,7 +212,7 @@ impl<'a> Loading<'a> {
                 && !files.contains(&self.in_files(&embedding, Stored::Plain, &[]))
                 && files.contains(&self.in_files(&head, Stored::Plain, &[])));
         let stored = if is_head { &head } else { &embedding };
-        let embed_tokens = self.stored_as(&embedding, stored, &[v, width], Start::Normal);
+        let embed_tokens = self.of_vocabulary(spec, &embedding, stored, &[v, width]);
         let entry = self.entry(spec, &adapters.outside);
         let layers = adapters.layers.iter().enumerate();
         let blocks = layers.map(|(i, adapters)| self.block(spec, i, adapters)).collect();
@@ -225,9 +225,9 @@ impl<'a> Loading<'a> {
         let separate = spec.tie_word_embeddings
             && self.method.adapter_options().is_some_and(|options| options.separates_head(&names));
         let lm_head = if separate {
-            Some(self.stored_as(&head, stored, &[v, width], Start::Normal))
+            Some(self.of_vocabulary(spec, &head, stored, &[v, width]))
         } else {
-            (!spec.tie_word_embeddings).then(|| self.parameter(&head, &[v, width], Start::Normal))
+            (!spec.tie_word_embeddings).then(|| self.of_vocabulary(spec, &head, &head, &[v, width]))
         };
         let lm_head =
             lm_head.map(|head| if spec.normalised_head { self.with_unit_rows(&head) } else { head });
@@ -236,7 +236,7 @@ impl<'a> Loading<'a> {
             self.counts.packing_adds = self.counts.packing_adds.saturating_add(elements(&[copies, v, width]));
         }
         let head_bias = format!("{}.bias", names.lm_head);
-        let head_bias = spec.head_bias.then(|| self.parameter(&head_bias, &[v], Start::All(0.0)));
+        let head_bias = spec.head_bias.then(|| self.of_vocabulary(spec, &head_bias, &head_bias, &[v]));
         let spec = DecoderSpec { tie_word_embeddings: lm_head.is_none(), ..spec.clone() };
         let compute = self.compute;
         Decoder {
@@ -663,6 +663,26 @@ impl<'a> Loading<'a> {
         self.read(name, (stored, Stored::Plain), shape, start)
     }
 
+    /// A matrix, or a bias, with a row for each token: with rows for new ones.
+    fn of_vocabulary(&mut self, spec: &DecoderSpec, name: &str, stored: &str, shape: &[usize]) -> Parameter {
+        let start = if shape.len() == 1 { Start::All(0.0) } else { Start::Normal };
+        let (rows, from_files) = (shape[0], matches!(self.source, Source::Files(_)));
+        let Some(new) = spec.new_rows.as_ref().filter(|new| from_files && new.change(rows)) else {
+            return self.stored_as(name, stored, shape, start);
+        };
+        let in_files = [&[new.stored], &shape[1..]].concat();
+        self.read_with((name, shape, Stored::Plain), |loading, dtype| {
+            let stored = loading.in_files(stored, Stored::Plain, &in_files);
+            let value = loading.value(&stored, Stored::Plain, &in_files, (dtype, start))?;
+            Some(match value.shape() {
+                [found] if *found == new.stored => new.add_to_bias(&value, rows),
+                [found, _] if *found == new.stored => new.add(name, &value, rows),
+                // What is wrong was told.
+                _ => value,
+            })
+        })
+    }
+
     fn parameter_in(&mut self, name: &str, stored: Stored, shape: &[usize], start: Start) -> Parameter {
         self.read(name, (name, stored), shape, start)
     }
@@ -690,7 +710,7 @@ impl<'a> Loading<'a> {
                     let value = if value.is_on_host() { value } else { value.to_host() };
                     let weight = QuantizedWeight::quantize(dev, value.view(), scheme, self.compute);
                     value.release_pages();
-                    Ok(Read::Codes(weight))
+                    Ok(Read::Codes(Box::new(weight)))
                 })
             }
         };
@@ -703,7 +723,7 @@ impl<'a> Loading<'a> {
         self.counts.frozen = self.counts.frozen.saturating_add(elements);
         Some(match (weight, self.dev) {
             (Ok(Read::Codes(weight)), Some(dev)) => Parameter::quantized(name, weight.on(dev)),
-            (Ok(Read::Codes(weight)), None) => Parameter::quantized(name, weight),
+            (Ok(Read::Codes(weight)), None) => Parameter::quantized(name, *weight),
             (Ok(Read::Decoded(weight)), _) => {
                 Parameter::frozen(name, self.placed(weight.to_dtype(self.compute)))
             }
@@ -723,15 +743,25 @@ impl<'a> Loading<'a> {
         shape: &[usize],
         start: Start,
     ) -> Parameter {
+        self.read_with((name, shape, form), |loading, dtype| {
+            let stored = loading.in_files(stored, form, shape);
+            loading.value(&stored, form, shape, (dtype, start))
+        })
+    }
+
+    /// A weight of a value that is asked for with the element type to draw it in.
+    fn read_with(
+        &mut self,
+        (name, shape, form): (&str, &[usize], Stored),
+        value: impl FnOnce(&mut Self, DType) -> Option<Tensor>,
+    ) -> Parameter {
         let trained = self.method.trains(name);
         let count = if trained { &mut self.counts.trained } else { &mut self.counts.frozen };
         *count = count.saturating_add(elements(shape));
         if trained {
             self.trained.push(Outline { name: name.to_owned(), shape: shape.to_vec(), stored: form });
         }
-        let stored = self.in_files(stored, form, shape);
-        let drawn = (if trained { DType::F32 } else { self.compute }, start);
-        let Some(value) = self.value(&stored, form, shape, drawn) else {
+        let Some(value) = value(self, if trained { DType::F32 } else { self.compute }) else {
             return Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0]));
         };
         let parameter = if trained {

@@ -230,6 +230,11 @@ pub fn linears_of_blocks(
     Ok(all.into_iter().filter(is_meant).collect())
 }
 
+/// Embedding and head by their last names: what new tokens need trained.
+pub fn ends_of_vocabulary(spec: &DecoderSpec) -> Vec<String> {
+    [spec.names.embed_tokens, spec.names.lm_head].map(|path| last_part(path).to_owned()).to_vec()
+}
+
 /// The last part of a module's name.
 fn last_part(path: &str) -> &str {
     path.rsplit('.').next().unwrap_or(path)

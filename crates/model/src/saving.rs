@@ -162,6 +162,12 @@ fn config_of(decoder: &Decoder, source: &Path, dtype: Option<DType>) -> Result<V
     if tied != before.tie_word_embeddings || config.contains_key("tie_word_embeddings") {
         config.insert("tie_word_embeddings".into(), tied.into());
     }
+    if decoder.spec.vocab_size != before.vocab_size {
+        // ChatGLM's calls it `padded_vocab_size`.
+        let keys = ["padded_vocab_size", "vocab_size"].into_iter();
+        let key = keys.into_iter().find(|key| config.contains_key(*key)).unwrap_or("vocab_size");
+        config.insert(key.into(), decoder.spec.vocab_size.into());
+    }
     // The dynamic rule begins beyond `max_position_embeddings`, so that stays what the model was made for.
     let scaling = |spec: &DecoderSpec| spec.rope.as_ref().map(|rope| rope.scaling.clone());
     let positions = match scaling(&decoder.spec) {

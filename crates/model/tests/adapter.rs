@@ -480,6 +480,26 @@ fn a_tensor_that_fits_nothing_is_named() {
 }
 
 #[test]
+fn second_copies_that_peft_writes_of_a_resized_vocabulary_are_no_tensors_too_many() {
+    let (embedding, rows) = {
+        let decoder = base("llama", DType::F32);
+        (decoder.embed_tokens.name().to_owned(), decoder.embed_tokens.shape().to_vec())
+    };
+    let (module, value) = (embedding.strip_suffix(".weight").unwrap(), vec![0.5; rows[0] * rows[1]]);
+    let value = Tensor::from_slice(&value, &rows);
+    let folder = changed_tensors("llama", |tensors| {
+        for copy in ["", ".modules_to_save", ".original_module"] {
+            tensors.push((format!("base_model.model.{module}{copy}.weight"), value.to_dtype(DType::F32)));
+        }
+    });
+    // The embedding is not among `modules_to_save`: it was resized, and stayed as it was.
+    let mut decoder = base("llama", DType::F32);
+    attach(folder.path(), &mut decoder).unwrap();
+    assert_eq!(decoder.embed_tokens.value().to_f32_vec(), value.to_f32_vec());
+    assert_eq!(PeftAdapter::read(folder.path()).unwrap().rows_of_vocabulary(&decoder.spec), Some(rows[0]));
+}
+
+#[test]
 fn a_value_that_is_not_finite_is_named() {
     let folder = changed_tensors("llama", |tensors| {
         let (_, tensor) =

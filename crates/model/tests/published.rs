@@ -171,7 +171,7 @@ fn an_adapter_sits_on_the_modules_that_the_file_has() {
         let mut again = Decoder::read(&device(), base.path(), &Method::Inference, DType::F32, 0).unwrap();
         let read = PeftAdapter::read(out.path()).unwrap().attach(&device(), &mut again, true).unwrap();
         assert_eq!(
-            read.targets,
+            read.targets(),
             targets.as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect::<Vec<_>>()
         );
     }

@@ -6,12 +6,12 @@ use std::time::Instant;
 use serde_json::json;
 use sft_config::{IntervalStrategy, OnNonFinite, Reporter, Resume};
 use sft_data::batches::Batches;
+use sft_data::encoder::Encoder;
 use sft_data::loader::StepBatch;
-use sft_data::pipeline::Pipeline;
 use sft_data::template::saved;
 use sft_kernels::{DType, Device};
 use sft_model::method::AdapterOptions;
-use sft_model::{Decoder, ModelError, adapter};
+use sft_model::{Decoder, ModelError, adapter, saving};
 use sft_runs::checkpoint::{CheckpointWriter, rotate};
 use sft_runs::folder::{ResumeFrom, RunFolder, Start};
 use sft_runs::memory::peak_rss_bytes;
@@ -82,8 +82,8 @@ struct Running<'a> {
     owes_evaluation: bool,
     /// Digest of the training rows, where they are all kept.
     rows: Option<String>,
-    /// Of a named template, which the folders of the run are told.
-    pipeline: Option<Pipeline>,
+    /// Template and tokens that the folders of the run are told of.
+    encoder: Option<Encoder>,
     /// Checkpoint of the current step, if it is written already.
     saved_at: Option<PathBuf>,
 }
@@ -92,7 +92,7 @@ impl<'a> Running<'a> {
     fn begin(dev: &'a Device, job: Job, folder: &'a RunFolder) -> Result<Self, TrainError> {
         let trainer = Trainer::new(dev, &job)?;
         let recorder = Recorder::open(folder, recorder_options(&job))?;
-        let pipeline = setup::named_pipeline(&job.config)?;
+        let encoder = setup::told_encoder(&job.config)?;
         let data_files = DataFiles::new(job.datasets.iter().flat_map(|set| &set.files));
         let rows = match &job.train {
             Batches::Kept(loader) if job.config.do_train => Some(digest_of_rows(loader.examples())),
@@ -103,7 +103,7 @@ impl<'a> Running<'a> {
             trainer,
             recorder,
             step: 0,
-            pipeline,
+            encoder,
             saved_at: None,
             job,
             skipped: 0,
@@ -430,8 +430,9 @@ impl<'a> Running<'a> {
             dtype,
         )
         .map_err(on_disk)?;
-        let Some(pipeline) = &self.pipeline else { return Ok(()) };
-        for (name, text) in saved::files(pipeline, to)? {
+        let Some(encoder) = &self.encoder else { return Ok(()) };
+        saving::copy_model_files(encoder.tokenizer().dir(), to).map_err(on_disk)?;
+        for (name, text) in saved::files(encoder, to)? {
             atomic::write(&to.join(name), text.as_bytes())?;
         }
         Ok(())
@@ -439,12 +440,14 @@ impl<'a> Running<'a> {
 
     fn finish(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
         self.trainer.begin_evaluation();
+        let mut has_best = false;
         if self.job.config.load_best_model_at_end
             && let Some(step) = self.recorder.best_checkpoint_step().filter(|best| *best != self.step)
         {
             let best = self.folder.path().join(format!("checkpoint-{step}"));
             checkpoint::read_weights(&best, &mut self.trainer.decoder, &self.job.method)?;
             observer.on(&Event::BestLoaded { step });
+            has_best = true;
         }
         let mut results = serde_json::Map::new();
         self.check_data_files(observer)?;
@@ -459,17 +462,33 @@ impl<'a> Running<'a> {
             extra.extend(self.health.counts().map(|(warning, steps)| (warning.key().into(), json!(steps))));
             results = self.recorder.finish(&Summary { peak_bytes: peak_rss_bytes(), extra })?;
         }
-        if self.job.config.do_eval
-            && let Some(records) = self.eval_records(observer)?
-        {
-            results::save_eval(self.folder.path(), &records)?;
-            results.extend(records.iter().flat_map(EvalRecord::metrics));
+        let mut interrupted_at = None;
+        if self.job.config.do_eval {
+            match self.eval_records(observer)? {
+                Some(records) => {
+                    results::save_eval(self.folder.path(), &records)?;
+                    results.extend(records.iter().flat_map(EvalRecord::metrics));
+                }
+                None if self.job.eval.is_empty() => {}
+                None => interrupted_at = Some(self.before_the_end(has_best, observer)?),
+            }
         }
         if self.job.config.do_train {
             model_card::write(&self.job, self.folder.path(), self.recorder.state())?;
         }
         let digest = digest(&mut self.trainer.decoder);
-        Ok(Outcome { steps: self.step, results, interrupted_at: None, digest, decoder: self.trainer.decoder })
+        Ok(Outcome { steps: self.step, results, interrupted_at, digest, decoder: self.trainer.decoder })
+    }
+
+    /// A checkpoint from which the evaluation at the end, which was broken off, is made again: of the last step, or where the
+    /// weights of the best one have taken the place of its own, the last that there is.
+    fn before_the_end(&mut self, has_best: bool, observer: &mut dyn Observer) -> Result<PathBuf, TrainError> {
+        if self.job.config.do_train && !has_best {
+            self.trainer.end_evaluation();
+            return self.save(observer);
+        }
+        let last = sft_runs::checkpoint::last_good(self.folder.path()).ok().and_then(|(last, _)| last);
+        Ok(last.map_or_else(|| self.folder.path().to_owned(), |last| last.path))
     }
 }
 

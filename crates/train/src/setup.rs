@@ -1,6 +1,7 @@
 //! From the configuration to the stages: which options each of them gets. The one place that reads both.
 
 mod optimizer;
+mod vocabulary;
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use sft_data::labels::{OverLength, Policy};
 use sft_data::pipeline::Pipeline;
 use sft_data::pretrain::Pretrain;
 use sft_data::template::TemplateOptions;
-use sft_data::tokenize::Tokenizer;
+use sft_data::tokenize::NewTokens;
 use sft_hub::{HubError, HubKeys, HubOptions, Model};
 use sft_kernels::objective::Loss;
 use sft_kernels::quantized::{FourBit, Scheme};
@@ -27,7 +28,11 @@ use sft_model::quantization::{Found, Quantization};
 use sft_model::spec::{DecoderSpec, RopeScaling};
 use sft_model::{ModelError, families, quantization};
 
+use crate::TrainError;
+
 pub use optimizer::optimizer;
+pub use vocabulary::tokenizer;
+use vocabulary::tokenizer_folder;
 
 /// The device of a run.
 ///
@@ -162,8 +167,7 @@ pub fn dataset_options(config: &RunConfig) -> DatasetOptions {
 /// # Errors
 /// No tokenizer or no template; contradictions between them and the policy.
 pub fn pipeline(config: &RunConfig) -> Result<Pipeline, DataError> {
-    let tokenizer = Tokenizer::load(config.model_folder())?;
-    Pipeline::new(tokenizer, Some(&config.template), &template_options(config), policy(config))
+    Pipeline::new(tokenizer(config)?, Some(&config.template), &template_options(config), policy(config))
 }
 
 /// What makes examples of rows.
@@ -174,7 +178,7 @@ pub fn encoder(config: &RunConfig) -> Result<Encoder, DataError> {
     Ok(match config.stage {
         Stage::Sft => Encoder::Conversations(Box::new(pipeline(config)?)),
         Stage::Pt => {
-            let tokenizer = Tokenizer::load(config.model_folder())?;
+            let tokenizer = tokenizer(config)?;
             let (template, cutoff_len) = (Some(config.template.as_str()), config.cutoff_len);
             Encoder::Text(Box::new(Pretrain::new(tokenizer, template, cutoff_len, config.packing)?))
         }
@@ -188,7 +192,8 @@ pub fn encoder(config: &RunConfig) -> Result<Encoder, DataError> {
 pub fn cache_key(config: &RunConfig) -> Result<cache::Key, DataError> {
     cache::Key::new(&cache::KeyInputs {
         dataset: &dataset_options(config),
-        model: &config.model_folder(),
+        model: &tokenizer_folder(config)?,
+        new_tokens: &vocabulary::new_tokens(config),
         template: &config.template,
         template_options: &template_options(config),
         policy: &policy(config),
@@ -220,25 +225,28 @@ fn policy(config: &RunConfig) -> Policy {
     }
 }
 
-/// The pipeline of a named template, which the folder of a trained model has to be told; `None` for the model's own
-/// template and for `stage: pt`.
+/// What makes ids of rows, where the folder of a trained model has to be told of it: of a named template, or of tokens
+/// that the model's files do not have, be they new or an adapter's.
 ///
 /// # Errors
-/// As [`pipeline`].
-pub fn named_pipeline(config: &RunConfig) -> Result<Option<Pipeline>, DataError> {
-    match config.stage == Stage::Sft && config.template != "auto" {
-        true => pipeline(config).map(Some),
+/// As [`encoder`].
+pub fn told_encoder(config: &RunConfig) -> Result<Option<Encoder>, DataError> {
+    let is_named = config.stage == Stage::Sft && config.template != "auto";
+    let is_elsewhere = tokenizer_folder(config)? != config.model_folder();
+    match is_named || is_elsewhere || vocabulary::new_tokens(config) != NewTokens::default() {
+        true => encoder(config).map(Some),
         false => Ok(None),
     }
 }
 
-/// The decoder that the model folder describes, with `rope_scaling` for rows longer than it was made for, and
-/// `moe_aux_loss_coef`.
+/// The decoder that the model folder describes, with rows for new tokens, `rope_scaling` for rows longer than it was
+/// made for, and `moe_aux_loss_coef`.
 ///
 /// # Errors
-/// As [`families::read_spec`]; a coefficient for a model without experts.
-pub fn spec(config: &RunConfig) -> Result<DecoderSpec, ModelError> {
+/// As [`families::read_spec`]; new tokens that cannot be added; a coefficient for a model without experts.
+pub fn spec(config: &RunConfig) -> Result<DecoderSpec, TrainError> {
     let mut spec = families::read_spec(&config.model_folder())?;
+    vocabulary::resize(config, &mut spec)?;
     let rule: Option<fn(f64, usize) -> RopeScaling> = config.rope_scaling.map(|rule| match rule {
         RopeRule::Linear => (|factor, _| RopeScaling::Linear { factor }) as fn(f64, usize) -> RopeScaling,
         RopeRule::Dynamic => {
@@ -264,18 +272,19 @@ pub fn spec(config: &RunConfig) -> Result<DecoderSpec, ModelError> {
     }
     if let Some(coefficient) = config.moe_aux_loss_coef {
         if !spec.has_experts() {
-            return Err(ModelError::Method {
+            return Err(TrainError::Model(ModelError::Method {
                 key: "moe_aux_loss_coef",
                 reason: format!("a {} model has no experts to balance", spec.model_type),
                 help: "leave it out".into(),
-            });
+            }));
         }
         spec.moe_aux_loss_coef = coefficient as f32;
     }
     Ok(spec)
 }
 
-/// What is trained. An adapter that is continued brings its own rank, alpha and targets.
+/// What is trained. An adapter that is continued brings its own rank, alpha and targets. Where tokens are added, and
+/// nothing else is named, embedding and head are trained whole.
 ///
 /// # Errors
 /// Names that fit nothing; an adapter that cannot be read.
@@ -284,6 +293,10 @@ pub fn method(config: &RunConfig, spec: &DecoderSpec) -> Result<Method, ModelErr
         Targets::All => Vec::new(),
         Targets::Names(names) => names.clone(),
     };
+    let whole = |named: &[String]| match (named, &spec.new_rows) {
+        ([], Some(_)) => method::ends_of_vocabulary(spec),
+        (named, _) => named.to_vec(),
+    };
     let expanded = || method::expanded_blocks(spec, config.freeze_trainable_layers);
     match config.finetuning_type {
         FinetuningType::Full => Ok(Method::Full),
@@ -291,13 +304,13 @@ pub fn method(config: &RunConfig, spec: &DecoderSpec) -> Result<Method, ModelErr
             spec,
             expanded()?,
             &names(&config.freeze_trainable_modules),
-            &config.freeze_extra_modules,
+            &whole(&config.freeze_extra_modules),
         ),
         FinetuningType::Freeze => Method::freeze(
             spec,
             config.freeze_trainable_layers,
             &names(&config.freeze_trainable_modules),
-            &config.freeze_extra_modules,
+            &whole(&config.freeze_extra_modules),
         ),
         FinetuningType::Lora | FinetuningType::Oft if continued_adapter(config).is_some() => {
             // The adapter says itself of which kind it is.
@@ -312,7 +325,7 @@ pub fn method(config: &RunConfig, spec: &DecoderSpec) -> Result<Method, ModelErr
             use_rslora: config.use_rslora,
             use_dora: config.use_dora,
             init: lora_init(config),
-            modules_to_save: config.additional_target.clone(),
+            modules_to_save: whole(&config.additional_target),
         })),
         FinetuningType::Oft => Ok(Method::Oft(OftOptions {
             blocks: match config.oft_rank {
@@ -321,7 +334,7 @@ pub fn method(config: &RunConfig, spec: &DecoderSpec) -> Result<Method, ModelErr
             },
             dropout: config.module_dropout as f32,
             targets: adapter_targets(config, spec, names(&config.oft_target))?,
-            modules_to_save: config.additional_target.clone(),
+            modules_to_save: whole(&config.additional_target),
         })),
     }
 }

@@ -54,6 +54,24 @@ fn four_steps_and_five_more_equal_nine_of_full_tuning() {
     assert_eq!(whole, parts);
 }
 
+#[test]
+fn an_evaluation_at_the_end_that_is_broken_off_is_made_by_the_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("model_name_or_path={QUICKSTART}/base");
+    let keys =
+        [&base, "finetuning_type=lora", "eval_dataset=quickstart_heldout", "do_eval=true", "do_train=true"];
+    let whole = train(&folder.path().join("whole"), &keys, &mut Silent);
+    let parts = folder.path().join("parts");
+    // Nine steps are all: what is broken off is the evaluation behind them.
+    let first = train(&parts, &keys, &mut After(9, 0));
+    assert_eq!((first.steps, first.interrupted_at.is_some()), (9, true));
+    assert!(first.results.get("eval_loss").is_none() && !parts.join("eval_results.json").exists());
+    let second = train(&parts, &keys, &mut Silent);
+    assert_eq!((second.digest, second.interrupted_at), (whole.digest, None));
+    assert_eq!(second.results.get("eval_loss"), whole.results.get("eval_loss"));
+    assert!(second.results.get("eval_loss").is_some());
+}
+
 /// Trains adapters of a model with weights both ways.
 fn both_ways_of_lora(keys: &[&str]) {
     both_ways_of_adapters(&[&["finetuning_type=lora"], keys].concat());

@@ -10,7 +10,6 @@ use sft_data::dataset::{self, LoadedData, ProblemLimit};
 use sft_data::lint::{self, Finding, Kind, Limit, Lint};
 use sft_data::pipeline::{EncodeReport, LENGTH_STEP};
 use sft_data::pretrain::Pretrain;
-use sft_data::tokenize::Tokenizer;
 use sft_runs::{Curves, Series};
 use sft_train::setup;
 
@@ -69,7 +68,7 @@ pub fn run(args: Check) -> anyhow::Result<ExitCode> {
             (train, eval, pipeline.tokenizer().clone())
         }
         Stage::Pt => {
-            let tokenizer = Tokenizer::load(config.model_folder())?;
+            let tokenizer = setup::tokenizer(&config)?;
             let text =
                 Pretrain::new(tokenizer.clone(), Some(&config.template), config.cutoff_len, config.packing)?;
             (text.encode_all(&data.train).1, text.encode_all(&data.eval).1, tokenizer)

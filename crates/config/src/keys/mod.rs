@@ -12,6 +12,7 @@ use serde_json::Value as Json;
 
 use crate::Purpose;
 use crate::choices::*;
+use crate::described_tokens::DescribedTokens;
 use crate::device::Device;
 use crate::located::Located;
 use crate::optim_args::OptimArgs;

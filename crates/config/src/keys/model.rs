@@ -17,6 +17,19 @@ macro_rules! model_keys {
         /// Models with experts: weight of the auxiliary loss that spreads tokens evenly over them, whose gradient the
         /// routers get; null for none. The logged loss is without it.
         moe_aux_loss_coef: Option<f64> { range: Range::at_least(0.0), read_by: "model::balance" }
+        /// Give the embedding and the head rows for tokens that the tokenizer has and the model does not, as many as make a
+        /// multiple of 64. Tokens that are added below turn it on. LoRA then trains embedding and head whole
+        /// (`additional_target`), `freeze` too (`freeze_extra_modules`), unless those keys say what else.
+        resize_vocab: bool { read_by: "train::setup, model::new_rows" }
+        /// Tokens to add to the vocabulary as text, with commas between them.
+        add_tokens: Vec<String> { read_by: "data::tokenize" }
+        /// Tokens to add as special ones, which are no text and are left out of answers.
+        add_special_tokens: Vec<String> { read_by: "data::tokenize" }
+        /// A YAML file of special tokens to add, each with a description (`<think>: the beginning of a thought`). It goes
+        /// before `add_special_tokens`.
+        new_special_tokens_config: DescribedTokens { read_by: "data::tokenize, model::new_rows" }
+        /// What new rows begin as; the two that describe take `new_special_tokens_config`.
+        init_special_tokens: InitSpecialTokens { read_by: "model::new_rows" }
         /// Recomputing each layer in the backward pass saves memory and costs time. true never does it,
         /// false always; null for as many layers as it takes to make the memory plan fit. (LLaMA-Factory's default
         /// is false; the null is deliberate, results are the same.)
@@ -75,7 +88,6 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
         "chat runs on sft's own engine",
     ),
     (&["quantization_device_map"], "a model is on one device"),
-    (&["init_special_tokens"], "read only with new special tokens, which are not built yet"),
     (
         &[
             "image_max_pixels",
@@ -107,11 +119,7 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
 ];
 
 pub(super) const NOT_YET: &[super::NotYetKey] = &[
-    ("resize_vocab", "false", "leave it out: the model's vocabulary is kept as it is"),
     ("split_special_tokens", "false", "leave it out"),
-    ("add_tokens", "null", "leave it out, or add the tokens to the model folder beforehand"),
-    ("add_special_tokens", "null", "leave it out, or add the tokens to the model folder beforehand"),
-    ("new_special_tokens_config", "null", "leave it out, or add the tokens to the model folder beforehand"),
     ("shift_attn", "false", "leave it out: attention is exact at any length"),
     ("mixture_of_depths", "null", "leave it out"),
     ("use_kt", "false", "leave it out"),

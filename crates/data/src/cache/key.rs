@@ -10,6 +10,7 @@ use crate::dataset::{self, DatasetOptions};
 use crate::error::DataError;
 use crate::labels::Policy;
 use crate::template::TemplateOptions;
+use crate::tokenize::NewTokens;
 
 /// Raised when the same inputs give other ids or labels, or the form of a cache changes.
 const FORM: u32 = 2;
@@ -21,6 +22,8 @@ pub struct KeyInputs<'a> {
     pub dataset: &'a DatasetOptions,
     /// The folder of the model: its tokenizer and its template.
     pub model: &'a Path,
+    /// What is added to its tokenizer.
+    pub new_tokens: &'a NewTokens,
     /// Name of the template.
     pub template: &'a str,
     /// What the template is asked for.
@@ -50,6 +53,7 @@ impl Key {
         }
         let mut tokenizer = blake3::Hasher::new();
         add_files(&mut tokenizer, &tokenizer_files(inputs.model)?)?;
+        tokenizer.update(format!("{:?}", inputs.new_tokens).as_bytes());
         let template = format!("{} {:?}", inputs.template, inputs.template_options);
         let options = format!("{:?} {:?} {}", inputs.dataset, inputs.policy, inputs.packing);
         Ok(Self::of_parts([
@@ -164,7 +168,8 @@ mod tests {
         let (options, mut policy) = (TemplateOptions::default(), Policy::default());
         let key = |dataset: &DatasetOptions, template: &str, policy: &Policy| {
             let (template_options, packing, model) = (&options, false, model.as_path());
-            Key::new(&KeyInputs { dataset, model, template, template_options, policy, packing })
+            let new_tokens = &NewTokens::default();
+            Key::new(&KeyInputs { dataset, model, new_tokens, template, template_options, policy, packing })
                 .expect("a key")
         };
         let first = key(&dataset, "auto", &policy);

@@ -3,7 +3,7 @@
 //! Blocks are trimmed (`trim_blocks`, `lstrip_blocks`), loops have `break` and `continue`, values have
 //! Python's methods, `tojson` is `json.dumps` without HTML escapes, and there are `raise_exception`
 //! and `strftime_now`. `{% generation %}` is accepted and changes nothing: spans are found without it.
-//! A template comes from a stranger, so the work of one rendering is bounded.
+//! A template comes from a stranger, so the work of one rendering is bounded, and so is its depth ([`guarded`]).
 
 use std::io::Write;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 
 use super::clock::Clock;
+use super::guarded;
 use super::python::{self, JsonStyle};
 
 /// Instructions of one rendering: hundreds of times what the longest real conversations take, about
@@ -49,13 +50,12 @@ impl JinjaTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", tojson);
+        environment.add_filter(guarded::KEPT, guarded::kept);
         // The engine takes none for an empty list, Python does not.
         environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", move |format: &str| clock.strftime(format));
-        environment
-            .add_template_owned(NAME, without_generation_tags(source))
-            .map_err(|error| describe(&error))?;
+        environment.add_template_owned(NAME, guarded::source(source)?).map_err(|error| describe(&error))?;
         Ok(Self { environment: Arc::new(environment) })
     }
 
@@ -212,36 +212,6 @@ fn describe(error: &Error) -> String {
     }
 }
 
-/// Turns `{% generation %} … {% endgeneration %}` into a condition that always holds.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at + 2);
-        out.push_str(before);
-        let inner = tag.trim_start_matches(['-', '+']);
-        let inner = inner.trim_start();
-        let lead = &tag[..tag.len() - inner.len()];
-        let replaced = [("endgeneration", "endif"), ("generation", "if true")].into_iter().find_map(
-            |(word, replacement)| {
-                let after = inner.strip_prefix(word)?;
-                let close = after.trim_start().trim_start_matches(['-', '+']);
-                close.starts_with("%}").then_some((replacement, after))
-            },
-        );
-        out.push_str(lead);
-        rest = match replaced {
-            Some((replacement, after)) => {
-                out.push_str(replacement);
-                after
-            }
-            None => inner,
-        };
-    }
-    out.push_str(rest);
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,6 +236,31 @@ mod tests {
         let template = JinjaTemplate::new(&source, Clock::System).unwrap();
         let error = template.render(value_of(&serde_json::json!({}))).unwrap_err();
         assert!(error.contains("tojson: a value of more than"), "{error}");
+    }
+
+    #[test]
+    fn what_would_overflow_the_stack_is_refused() {
+        let chain = |link: &str| format!("{{{{ x{} }}}}", link.repeat(100_000));
+        let depth = "{% set n = namespace(l=[]) %}{% for i in range(99999) %}{% set n.l = [n.l] %}{% endfor %}{{ n }}";
+        let cases = [
+            (chain(" | e"), "characters of code"),
+            (chain("+1"), "characters of code"),
+            (format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(100_000)), "`elif`s"),
+            (depth.to_owned(), "lists deep"),
+            ("{% set x = [x] %}".repeat(100_000), "lists deep"),
+            ("{% set n = namespace() %}{% set n.n = n %}{{ n }}".to_owned(), "put into itself"),
+            ("{% set n = namespace() %}{% set n.n = [{'a': n}] %}{{ n }}".to_owned(), "put into itself"),
+            (
+                "{% set n = namespace() %}{% set m = namespace(n=n) %}{% set n.m = m %}{{ n }}".to_owned(),
+                "put into itself",
+            ),
+        ];
+        for (source, reason) in cases {
+            let error = render(&source, json!({})).unwrap_err();
+            assert!(error.contains(reason), "{error}: {}", &source[..source.len().min(100)]);
+        }
+        let kept = "{% set n = namespace(a=1) %}{% set n.a = [n.a, {'b': 2}] %}{% set x, y = n.a %}{{ n.a }}{{ y.b }}";
+        assert_eq!(render(kept, json!({})).unwrap(), "[1, {'b': 2}]2");
     }
 
     #[test]

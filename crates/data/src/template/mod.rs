@@ -9,6 +9,7 @@
 
 pub mod auto;
 pub mod clock;
+mod guarded;
 pub mod jinja;
 pub mod named;
 pub mod python;

@@ -1,6 +1,6 @@
 //! What the folder of a trained model says about how it is talked to.
 //!
-//! In: the pipeline that trained it and the folder, with the base model's files in it → out: the files that change, so
+//! In: what made ids of the rows that trained it and the folder, with the base model's files in it → out: the files that change, so
 //! that other programs render a conversation as training did and stop where the answers ended (stage 16). With
 //! `template: auto` the base model's files say so already, and nothing changes.
 
@@ -10,24 +10,42 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use crate::encoder::Encoder;
 use crate::error::DataError;
-use crate::pipeline::Pipeline;
+use crate::tokenize::NewToken;
 
 /// A file of a model folder: name and content.
 pub type NamedFile = (&'static str, String);
 
-/// The files of `folder` that a named template changes: `tokenizer_config.json` gets the template as Jinja and the
-/// end-of-sequence token it was trained with, `generation_config.json` every token that ends an answer.
+/// The files of `folder` that tokens which were added, and a named template, change: `tokenizer.json` gets the tokens,
+/// `tokenizer_config.json` the template as Jinja and the end-of-sequence token it was trained with,
+/// `generation_config.json` every token that ends an answer.
 ///
 /// # Errors
 /// A file that cannot be read, or is not a JSON object.
-pub fn files(pipeline: &Pipeline, folder: &Path) -> Result<Vec<NamedFile>, DataError> {
-    let Some(template) = pipeline.template().written(pipeline.policy().mask_history) else {
-        return Ok(Vec::new());
-    };
+pub fn files(encoder: &Encoder, folder: &Path) -> Result<Vec<NamedFile>, DataError> {
     let mut changed = Vec::new();
-    let eos = pipeline.tokenizer().special_tokens().get("eos_token");
     let mut config = read(folder, "tokenizer_config.json")?.unwrap_or_default();
+    let new = encoder.tokenizer().new_tokens();
+    if !new.is_empty() {
+        let tokenizer = read(folder, "tokenizer.json")?;
+        if tokenizer.is_none() || config.contains_key("added_tokens_decoder") {
+            NewToken::put_into_config(new, &mut config);
+        }
+        if let Some(mut tokenizer) = tokenizer {
+            NewToken::put_into_tokenizer(new, &mut tokenizer);
+            changed.push(("tokenizer.json", text(tokenizer)));
+        }
+    }
+    let pipeline = encoder.pipeline();
+    let written = pipeline.and_then(|p| Some((p, p.template().written(p.policy().mask_history)?)));
+    let Some((pipeline, template)) = written else {
+        if !new.is_empty() {
+            changed.push(("tokenizer_config.json", text(config)));
+        }
+        return Ok(changed);
+    };
+    let eos = pipeline.tokenizer().special_tokens().get("eos_token");
     put_eos(&mut config, eos);
     config.insert("chat_template".into(), template.as_str().into());
     changed.push(("tokenizer_config.json", text(config)));

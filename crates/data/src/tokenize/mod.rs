@@ -11,6 +11,7 @@
 
 mod files;
 mod model_file;
+mod new_tokens;
 mod parts;
 mod sentencepiece;
 mod stream;
@@ -24,6 +25,7 @@ use std::ops::Range;
 use crate::error::DataError;
 use crate::template::{Mark, Part, Rendered, Segment};
 
+pub use new_tokens::{NewToken, NewTokens};
 pub use stream::DecodeStream;
 pub use tokenizer::{Token, Tokenizer};
 pub(crate) use typed::{TypedTokens, Which};

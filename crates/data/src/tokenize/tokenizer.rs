@@ -9,6 +9,7 @@ use tokenizers::AddedToken;
 
 use super::files;
 use super::model_file;
+use super::new_tokens::{NewToken, NewTokens};
 use super::parts;
 use super::stream::DecodeStream;
 use super::typed::TypedTokens;
@@ -35,6 +36,10 @@ pub struct Tokenizer {
     typed: TypedTokens,
     /// The quicker way, where the tokenizer allows it.
     words: Option<Words>,
+    /// Those that its files do not have, in the order of their ids.
+    new_tokens: Vec<NewToken>,
+    /// Whether a template may add the tokens that it ends turns with.
+    may_grow: bool,
 }
 
 /// A token and the bytes of the text it stands for.
@@ -69,6 +74,8 @@ impl Tokenizer {
             vocab_size: 0,
             typed: TypedTokens::default(),
             words: None,
+            new_tokens: Vec::new(),
+            may_grow: false,
             special_ids: HashSet::new(),
             added: HashMap::new(),
             bos: None,
@@ -107,6 +114,8 @@ impl Tokenizer {
             vocab_size: 0,
             typed: TypedTokens::default(),
             words: None,
+            new_tokens: Vec::new(),
+            may_grow: false,
         };
         tokenizer.index();
         tokenizer
@@ -122,6 +131,35 @@ impl Tokenizer {
         self.vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
         self.typed = TypedTokens::new(self.special_texts());
         self.words = Words::new(&self.inner, &vocab);
+    }
+
+    /// Adds tokens to the vocabulary, those that it has already left out of it: their ids follow the largest one.
+    ///
+    /// # Errors
+    /// A token that the library refuses.
+    pub fn add(&mut self, tokens: &NewTokens) -> Result<(), DataError> {
+        self.may_grow |= tokens.may_grow;
+        for (content, special) in tokens.all() {
+            let known = self.inner.token_to_id(content).is_some();
+            let token = AddedToken::from(content, special);
+            let added = match special {
+                true => self.inner.add_special_tokens([token]),
+                false => self.inner.add_tokens([token]),
+            };
+            added.map_err(|error| files::broken(&self.dir, error.to_string()))?;
+            if let Some(id) = self.inner.token_to_id(content).filter(|_| !known) {
+                self.new_tokens.push(NewToken { id, content: content.to_owned(), special });
+            }
+        }
+        if tokens.all().next().is_some() {
+            self.index();
+        }
+        Ok(())
+    }
+
+    /// The tokens that the folder's files do not have, in the order of their ids.
+    pub fn new_tokens(&self) -> &[NewToken] {
+        &self.new_tokens
     }
 
     /// The ids of a text, nothing added.
@@ -301,11 +339,15 @@ impl Tokenizer {
     /// # Errors
     /// The vocabulary does not have it.
     pub(crate) fn mark_special(&mut self, token: &str) -> Result<(), DataError> {
+        if self.may_grow && self.inner.token_to_id(token).is_none() {
+            return self.add(&NewTokens { special: vec![token.to_owned()], ..NewTokens::default() });
+        }
         let Some(id) = self.inner.token_to_id(token) else {
             return Err(DataError::Tokenizer {
                 path: self.dir.clone(),
                 reason: format!("the template ends turns with `{token}`, which the vocabulary does not have"),
-                help: "choose the template of this model family (`template: auto` uses the model's own)"
+                help: "choose the template of this model family (`template: auto` uses the model's own), or \
+                       `resize_vocab: true`, which adds the token and a row of the embedding for it"
                     .into(),
             });
         };

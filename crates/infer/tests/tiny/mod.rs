@@ -79,6 +79,7 @@ pub fn spec(longest: usize) -> DecoderSpec {
     };
     DecoderSpec {
         model_type: "llama".into(),
+        new_rows: None,
         vocab_size: VOCABULARY,
         hidden_size: 32,
         layers: vec![layer(None), layer(Some(40))],

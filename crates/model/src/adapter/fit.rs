@@ -178,7 +178,16 @@ impl Fitting<'_> {
                 self.problems.push(format!("modules_to_save: the model has no module `{module}`"));
             }
         }
-        weights.retain(|(name, ..)| is_saved(&config.modules_to_save, name));
+        // PEFT writes embedding and head of a resized vocabulary too, trained or not; a tied pair under both names.
+        let ends = [decoder.spec.names.embedding(), head.clone()];
+        let is_resized = |name: &str| {
+            let is_own = name != head || decoder.lm_head.is_some();
+            ends.iter().any(|end| end == name) && is_own && tensors.contains(&format!("{PREFIX}{name}"))
+        };
+        weights.retain(|(name, ..)| is_saved(&config.modules_to_save, name) || is_resized(name));
+        if decoder.lm_head.is_none() && weights.iter().any(|(name, ..)| ends[0] == **name) {
+            self.placed.insert(format!("{PREFIX}{head}"));
+        }
         let mut saved = Vec::new();
         for (name, shape, stored) in weights {
             let in_file = format!("{PREFIX}{name}");
@@ -202,6 +211,15 @@ impl Fitting<'_> {
             .ok()
     }
 
+    /// Whether a tensor is what PEFT's wrapper of a module stored whole holds: its weight a second time, or the weight
+    /// that the base model had. PEFT writes both beside the weight where a vocabulary was resized.
+    fn is_second_copy(&self, name: &str) -> bool {
+        ["modules_to_save", "original_module"].iter().any(|copy| {
+            let parts = name.split_once(&format!(".{copy}."));
+            parts.is_some_and(|(module, weight)| self.placed.contains(&format!("{module}.{weight}")))
+        })
+    }
+
     /// Tensors of the file that have no place.
     fn leftovers(&mut self) {
         let tensors = &self.adapter.tensors;
@@ -210,7 +228,8 @@ impl Fitting<'_> {
                 ["lora_", "oft_"].iter().any(|kind| text.contains(&format!("{module}.{kind}")))
             };
             let is_ignored = |router: &String| is_of(&format!("{PREFIX}{router}"), name);
-            if self.placed.contains(name) || self.ignored.iter().any(is_ignored) {
+            if self.placed.contains(name) || self.ignored.iter().any(is_ignored) || self.is_second_copy(name)
+            {
                 continue;
             }
             let shape = tensors.shape(name).unwrap_or_default();

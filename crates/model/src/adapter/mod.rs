@@ -31,6 +31,7 @@ use crate::linear::{Linear, Lora, Start};
 use crate::method::{AdapterOptions, Adapters, Carried, LayerAdapters, LoraInit, LowRank, Rotated, is_saved};
 use crate::oft::{Oft, ROTATIONS};
 use crate::parameter::Parameter;
+use crate::spec::DecoderSpec;
 use crate::weights::WeightFiles;
 use fit::{Fit, LayerTensors, LowRankTensors};
 
@@ -122,6 +123,12 @@ impl PeftAdapter {
         &self.folder
     }
 
+    /// Rows of the embedding, or of the head, that the adapter stores whole.
+    pub fn rows_of_vocabulary(&self, spec: &DecoderSpec) -> Option<usize> {
+        let names = [spec.names.embedding(), spec.names.head()];
+        names.iter().filter_map(|name| self.tensors.shape(&stored_name(name))?.first().copied()).max()
+    }
+
     /// Puts the adapter on a decoder: with `trained` to train it further (with its own dropout), else frozen
     /// in the compute dtype. Returns its settings as options of a method. Workspaces made before do not fit.
     ///
@@ -140,7 +147,7 @@ impl PeftAdapter {
         let mut starts = self.take_starts(dev, decoder, &layers)?;
         separate_head(decoder, &self.config.options(Vec::new()));
         for (name, value) in &saved {
-            replace(decoder, name, value, trained);
+            replace(decoder, name, value, trained && is_saved(&self.config.modules_to_save, name));
         }
         let dropout = if trained { self.config.dropout } else { 0.0 };
         let mut adapters = Adapters::of(Adapters::none(&decoder.spec).layers, dropout > 0.0);

@@ -236,6 +236,7 @@ fn shaped(config: &HfConfig, keys: &Keys) -> DecoderSpec {
     DecoderSpec {
         model_type: config.word("model_type").unwrap_or_default().to_owned(),
         vocab_size: config.size(keys.vocab_size),
+        new_rows: None,
         hidden_size,
         layers: vec![layer; config.size(keys.layers).min(MOST_LAYERS + 1)],
         names: ModuleNames::LLAMA,

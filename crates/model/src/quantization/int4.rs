@@ -134,7 +134,7 @@ fn int4(bytes: Bytes, group: usize, (zeros, scales): (Tensor, Tensor)) -> Codes 
 /// A weight of GPTQ.
 pub(super) enum Gptq {
     /// Groups are of neighbours.
-    Codes(Codes),
+    Codes(Box<Codes>),
     /// They are not: values [out, in].
     Decoded(Vec<f32>),
 }
@@ -181,7 +181,9 @@ pub(super) fn read_gptq(
         let word = words[input / TOGETHER * outputs + output];
         (word >> (4 * (input % TOGETHER))) as u8 & 15
     };
-    let Some(order) = order else { return Ok(Gptq::Codes(int4(packed(shape, code), group, of_groups))) };
+    let Some(order) = order else {
+        return Ok(Gptq::Codes(Box::new(int4(packed(shape, code), group, of_groups))));
+    };
     let (zeros, scales) = (of_groups.0.to_f32_vec(), of_groups.1.to_f32_vec());
     let value = |at: usize| {
         let (output, input) = (at / inputs, at % inputs);

@@ -168,7 +168,7 @@ pub(crate) fn in_files<'a>(name: &str, weight: &'a QuantizedWeight) -> Vec<(Stri
 /// A weight of the files.
 pub(crate) enum Read {
     /// As it is there.
-    Codes(QuantizedWeight),
+    Codes(Box<QuantizedWeight>),
     /// What it stands for, [out, in], f32.
     Decoded(Tensor),
 }
@@ -187,12 +187,14 @@ pub(crate) fn read(
     Some(match found {
         Found::BitsAndBytes(_) => {
             let there = bitsandbytes::is_there(files, name);
-            there.then(|| bitsandbytes::read(files, name, shape, compute))?.map(Read::Codes)
+            there
+                .then(|| bitsandbytes::read(files, name, shape, compute))?
+                .map(|weight| Read::Codes(Box::new(weight)))
         }
         Found::Gptq { group, added, shuffled } => int4::is_there(files, stem)
             .then(|| int4::read_gptq(files, stem, shape, (group, added, shuffled)))?
             .and_then(|weight| match weight {
-                int4::Gptq::Codes(codes) => of_codes(name, shape, codes, compute),
+                int4::Gptq::Codes(codes) => of_codes(name, shape, *codes, compute),
                 int4::Gptq::Decoded(values) => Ok(Read::Decoded(Tensor::from_slice(&values, &shape))),
             }),
         Found::Awq { group } => int4::is_there(files, stem)
@@ -206,5 +208,5 @@ pub(crate) fn read(
 
 fn of_codes(name: &str, shape: [usize; 2], codes: Codes, compute: DType) -> Result<Read, String> {
     let weight = QuantizedWeight::from_codes(shape, codes, compute);
-    weight.map(Read::Codes).map_err(|problem| format!("{name}: {problem}"))
+    weight.map(|weight| Read::Codes(Box::new(weight))).map_err(|problem| format!("{name}: {problem}"))
 }

@@ -2,6 +2,8 @@
 
 use sft_kernels::gated::Activation;
 
+use crate::ModelError;
+use crate::new_rows::NewRows;
 use crate::parameter::Stored;
 
 mod latent;
@@ -23,6 +25,8 @@ pub struct DecoderSpec {
     pub model_type: String,
     /// V: rows of the embedding.
     pub vocab_size: usize,
+    /// Rows of the embedding and of the head that the model's files do not have.
+    pub new_rows: Option<NewRows>,
     /// C.
     pub hidden_size: usize,
     /// The blocks in order; L of them.
@@ -383,6 +387,23 @@ impl DecoderSpec {
     /// Whether any block has experts.
     pub fn has_experts(&self) -> bool {
         self.layers.iter().any(|layer| layer.moe.is_some())
+    }
+
+    /// Gives embedding and head so many rows, those that the files do not have made by `new`.
+    ///
+    /// # Errors
+    /// A model with a table of tokens for each block.
+    pub fn resize_vocab(&mut self, rows: usize, new: NewRows) -> Result<(), ModelError> {
+        if self.per_layer.is_some() {
+            return Err(ModelError::Method {
+                key: "resize_vocab",
+                reason: format!("a {} model looks tokens up in every block", self.model_type),
+                help: "use tokens that the vocabulary has and that no text uses, such as `<unused0>`".into(),
+            });
+        }
+        self.vocab_size = rows;
+        self.new_rows = Some(new);
+        Ok(())
     }
 
     /// Makes room for rows of `length` tokens as LLaMA-Factory's `rope_scaling` does: where the model was made for
