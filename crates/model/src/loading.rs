@@ -1,5 +1,7 @@
 //! Where a decoder's weights come from: the files of a model folder, or a seed.
 
+mod fresh;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -10,13 +12,12 @@ use crate::ModelError;
 use crate::attention::Attention;
 use crate::block::Block;
 use crate::decoder::Decoder;
-use crate::dora::{self, Dora};
 use crate::entry::{Entry, Positions};
 use crate::feed_forward::FeedForward;
 use crate::inputs::Inputs;
 use crate::latent::Latent;
-use crate::linear::{Linear, Lora};
-use crate::method::{Adapters, LayerAdapters, Method};
+use crate::linear::Linear;
+use crate::method::{Adapters, Carried, LayerAdapters, Method};
 use crate::mixer::Mixer;
 use crate::mlp::{Act, Mlp, Xielu};
 use crate::moe::{Experts, Moe};
@@ -24,7 +25,7 @@ use crate::norm::Norm;
 use crate::norms::Norms;
 use crate::parameter::{Outline, Parameter, Stored};
 use crate::per_layer::{PerLayer, PerLayerInputs};
-use crate::quantization::{self, Precision, Quantization};
+use crate::quantization::{self, Precision, Quantization, Read};
 use crate::recurrent::Recurrent;
 use crate::short_conv::ShortConv;
 use crate::spec::{
@@ -227,12 +228,12 @@ impl<'a> Loading<'a> {
         let blocks = layers.map(|(i, adapters)| self.block(spec, i, adapters)).collect();
         let norm = names.norm.map(|name| self.norm(spec.norm, name, &[c]));
         let project_out = spec.embedding_projection.map(|projection| {
-            let rank = adapters.outside.rank_of(projection.out_of);
-            self.linear(projection.out_of, [width, c], (false, Stored::Plain), rank)
+            let carried = adapters.outside.carried_by(projection.out_of);
+            self.linear(projection.out_of, [width, c], (false, Stored::Plain), carried)
         });
         // As in PEFT: training one of a tied pair whole gives the head a weight of its own, which begins as the same.
         let separate = spec.tie_word_embeddings
-            && matches!(self.method, Method::Lora(lora) if lora.separates_head(&names));
+            && self.method.adapter_options().is_some_and(|options| options.separates_head(&names));
         let lm_head = if separate {
             Some(self.of_vocabulary(spec, &head, stored, &[v, width]))
         } else {
@@ -265,8 +266,8 @@ impl<'a> Loading<'a> {
     fn entry(&mut self, spec: &DecoderSpec, adapters: &LayerAdapters) -> Entry {
         let c = spec.hidden_size;
         let project_in = spec.embedding_projection.map(|projection| {
-            let rank = adapters.rank_of(projection.into);
-            self.linear(projection.into, [c, projection.width], (false, Stored::Plain), rank)
+            let carried = adapters.carried_by(projection.into);
+            self.linear(projection.into, [c, projection.width], (false, Stored::Plain), carried)
         });
         let positions = spec.positions.map(|positions| {
             let name = format!("{}.weight", positions.name);
@@ -274,11 +275,12 @@ impl<'a> Loading<'a> {
         });
         let norm = spec.embedding_norm.map(|name| self.norm(spec.norm, name, &[c]));
         let per_layer = spec.per_layer.map(|per_layer| {
-            let (all, rank) = (per_layer.width * spec.layers.len(), adapters.rank_of(per_layer.projection));
+            let all = per_layer.width * spec.layers.len();
+            let carried = adapters.carried_by(per_layer.projection);
             let embedding = format!("{}.weight", per_layer.embedding);
             PerLayerInputs {
                 embedding: self.parameter(&embedding, &[per_layer.vocab_size, all], Start::Normal),
-                projection: self.linear(per_layer.projection, [all, c], (false, Stored::Plain), rank),
+                projection: self.linear(per_layer.projection, [all, c], (false, Stored::Plain), carried),
                 norm: self.norm(spec.norm, per_layer.norm, &[per_layer.width]),
                 spec: per_layer,
             }
@@ -495,10 +497,10 @@ impl<'a> Loading<'a> {
         let weight = format!("{router}.weight");
         let stored = self.stored_in(&weight, moe.router.stored, &[e, c]);
         let (packing_adds, quantization) = (self.counts.packing_adds, self.quantization);
-        let rank = adapters.rank_of(moe.router.name);
+        let carried = adapters.carried_by(moe.router.name);
         // Only the layers that a block names as linear are quantised or packed.
         self.quantization = quantization.filter(|_| moe.router.is_linear);
-        let router = self.linear(&router, [e, c], (moe.router.bias, stored), rank);
+        let router = self.linear(&router, [e, c], (moe.router.bias, stored), carried);
         self.quantization = quantization;
         if !moe.router.is_linear {
             self.counts.packing_adds = packing_adds;
@@ -637,8 +639,8 @@ impl<'a> Loading<'a> {
         shape: [usize; 2],
         adapters: &LayerAdapters,
     ) -> Linear {
-        let (path, rank) = (spec.names.in_block(i, name), adapters.rank_of(name));
-        self.linear(&path, shape, (bias, spec.linear_weights), rank)
+        let (path, carried) = (spec.names.in_block(i, name), adapters.carried_by(name));
+        self.linear(&path, shape, (bias, spec.linear_weights), carried)
     }
 
     fn linear(
@@ -646,60 +648,21 @@ impl<'a> Loading<'a> {
         path: &str,
         shape: [usize; 2],
         (bias, stored): (bool, Stored),
-        rank: Option<usize>,
+        carried: Option<Carried>,
     ) -> Linear {
         let name = format!("{path}.weight");
         self.linear_widths.insert(path.to_owned(), shape);
-        let weight = match self.quantized(&name, stored, shape) {
-            Some(quantized) => quantized,
-            None => {
-                if !self.method.trains(&name) {
-                    self.counts.packing_adds = self.counts.packing_adds.saturating_add(elements(&shape));
-                }
-                self.parameter_in(&name, stored, &shape, Start::Normal)
-            }
-        };
+        let in_codes = self.quantized(&name, stored, shape);
+        let is_whole = in_codes.is_none() || self.quantization.is_some_and(Quantization::is_decoded);
+        if is_whole && !self.method.trains(&name) {
+            self.counts.packing_adds = self.counts.packing_adds.saturating_add(elements(&shape));
+        }
+        let weight = in_codes.unwrap_or_else(|| self.parameter_in(&name, stored, &shape, Start::Normal));
         let bias = bias.then(|| self.parameter(&format!("{path}.bias"), &shape[..1], Start::All(0.0)));
-        let lora = rank.and_then(|rank| self.lora((path, &weight), shape, rank));
-        Linear { weight, bias: bias.map(|bias| bias.as_bias(self.compute)), lora }
-    }
-
-    /// A fresh adapter: A uniform in ±1/√in, B zero (PEFT's default); of DoRA with the magnitudes that the rows of the
-    /// weight have.
-    fn lora(
-        &mut self,
-        (path, weight): (&str, &Parameter),
-        [outputs, inputs]: [usize; 2],
-        rank: usize,
-    ) -> Option<Lora> {
-        let Method::Lora(options) = self.method else { return None };
-        let mut adds = vec![("lora_A.weight", vec![rank, inputs]), ("lora_B.weight", vec![outputs, rank])];
-        if options.use_dora {
-            adds.push((dora::MAGNITUDE, vec![outputs]));
-        }
-        for (kind, shape) in adds {
-            self.counts.trained = self.counts.trained.saturating_add(elements(&shape));
-            self.trained.push(Outline { name: format!("{path}.{kind}"), shape, stored: Stored::Plain });
-        }
-        let counting = matches!(self.source, Source::Counting);
-        let (inputs, outputs, rank) = if counting { (0, 0, 0) } else { (inputs, outputs, rank) };
-        let bound = 1.0 / (inputs as f64).sqrt();
-        let key = random::key(self.seed, &[random::name_part(path)]);
-        let draw = |i| ((2.0 * random::uniform(key, i) - 1.0) * bound) as f32;
-        let a: Vec<f32> = (0..(rank * inputs) as u64).map(draw).collect();
-        Some(Lora {
-            a: self.trained_of(format!("{path}.lora_A.weight"), Tensor::from_slice(&a, &[rank, inputs])),
-            b: self.trained_of(format!("{path}.lora_B.weight"), Tensor::zeros(DType::F32, &[outputs, rank])),
-            scale: options.scale(rank),
-            dropout: options.dropout,
-            dropout_id: random::name_part(path),
-            dora: (options.use_dora && !counting).then(|| {
-                let magnitudes = Tensor::from_slice(&dora::row_norms(weight), &[outputs]);
-                let name = format!("{path}.{}", dora::MAGNITUDE);
-                Dora::new(Parameter::trained(name, self.placed(magnitudes), DType::F32), weight)
-            }),
-            start: None,
-        })
+        let low_rank = carried.and_then(Carried::low_rank);
+        let lora = low_rank.and_then(|low_rank| self.lora((path, &weight), shape, low_rank.rank));
+        let oft = carried.and_then(Carried::rotated).and_then(|rotated| self.oft(path, rotated));
+        Linear { weight, bias: bias.map(|bias| bias.as_bias(self.compute)), lora, oft }
     }
 
     fn parameter(&mut self, name: &str, shape: &[usize], start: Start) -> Parameter {
@@ -757,18 +720,23 @@ impl<'a> Loading<'a> {
                     let value = if value.is_on_host() { value } else { value.to_host() };
                     let weight = QuantizedWeight::quantize(dev, value.view(), scheme, self.compute);
                     value.release_pages();
-                    Ok(weight)
+                    Ok(Read::Codes(Box::new(weight)))
                 })
             }
         };
         let (elements, bytes) = (elements(&shape), quantization.bytes(shape));
-        self.counts.quantized = self.counts.quantized.saturating_add(elements);
-        self.counts.quantized_bytes = self.counts.quantized_bytes.saturating_add(bytes);
-        self.counts.largest_quantized = self.counts.largest_quantized.max(elements);
+        if !quantization.is_decoded() {
+            self.counts.quantized = self.counts.quantized.saturating_add(elements);
+            self.counts.quantized_bytes = self.counts.quantized_bytes.saturating_add(bytes);
+            self.counts.largest_quantized = self.counts.largest_quantized.max(elements);
+        }
         self.counts.frozen = self.counts.frozen.saturating_add(elements);
         Some(match (weight, self.dev) {
-            (Ok(weight), Some(dev)) => Parameter::quantized(name, weight.on(dev)),
-            (Ok(weight), None) => Parameter::quantized(name, weight),
+            (Ok(Read::Codes(weight)), Some(dev)) => Parameter::quantized(name, weight.on(dev)),
+            (Ok(Read::Codes(weight)), None) => Parameter::quantized(name, *weight),
+            (Ok(Read::Decoded(weight)), _) => {
+                Parameter::frozen(name, self.placed(weight.to_dtype(self.compute)))
+            }
             // Empty: sizes are counted, or what is wrong was told already.
             (Err(problem), _) => {
                 self.problems.extend(Some(problem).filter(|problem| !problem.is_empty()));
@@ -827,7 +795,9 @@ impl<'a> Loading<'a> {
             Source::Random { seed } => return Some(self.draw(*seed, stored, (dtype, shape), start)),
             Source::Files(files) => files,
         };
-        let value = files.weight(stored, shape, form).unwrap_or_else(|problems| {
+        let decoded = quantization::mxfp4::read(self.dev, files, stored, shape);
+        let read = decoded.map(|decoded| decoded.map_err(|problem| vec![problem]));
+        let value = read.unwrap_or_else(|| files.weight(stored, shape, form)).unwrap_or_else(|problems| {
             self.problems.extend(problems);
             Tensor::zeros(self.compute, &[0])
         });

@@ -240,14 +240,10 @@ impl Job {
     /// Bytes that the run will write at least: the trained model, and one checkpoint if any falls due.
     pub fn written_bytes(&self) -> u64 {
         let (counts, c) = (self.plan.counts, &self.config);
-        let frozen = match self.method {
-            Method::Lora(_) => 0,
-            _ => counts.frozen * self.precision.compute.bytes(),
-        };
-        let trained = match self.method {
-            Method::Lora(_) => DType::F32,
-            _ => self.precision.compute,
-        };
+        // An adapter is written alone, in float32.
+        let adapter = self.method.adapter_options().is_some();
+        let frozen = if adapter { 0 } else { counts.frozen * self.precision.compute.bytes() };
+        let trained = if adapter { DType::F32 } else { self.precision.compute };
         let due = match c.save_strategy {
             IntervalStrategy::No => false,
             IntervalStrategy::Steps => self.every(c.save_steps) <= self.total_steps,
@@ -261,7 +257,7 @@ impl Job {
     /// The plan of this run with training micro-batches of at most so many tokens.
     ///
     /// # Errors
-    /// `lora_target` that fits nothing.
+    /// `lora_target` or `oft_target` that fits nothing.
     pub fn plan_of(&self, max_tokens: usize) -> Result<MemoryPlan, TrainError> {
         let PlanChoices { recompute, pack, evaluated_tokens, longest } = self.choices;
         Ok(MemoryPlan::new(&PlanInputs {
@@ -298,7 +294,7 @@ impl Job {
         if self.plan.pack {
             advice.push("  pack_weights: false (packs frozen weights anew in every step)".into());
         }
-        if self.precision.quantization.is_none() && matches!(self.method, Method::Lora(_)) {
+        if self.precision.quantization.is_none() && self.method.adapter_options().is_some() {
             advice.push("  quantization_bit: 4 (frozen linear layers in 4.1 bits instead of 16)".into());
         }
         if self.precision.compute == DType::F32 {

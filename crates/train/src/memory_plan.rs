@@ -129,7 +129,7 @@ impl MemoryPlan {
         let Precision { compute, quantization } = inputs.precision;
         let counts = loading::count(inputs.spec, inputs.method, quantization)?;
         // Weights that backward does not pass are not worth it, and nothing is frozen in full tuning.
-        let pack = pack && matches!(inputs.method, Method::Lora(_));
+        let pack = pack && inputs.method.adapter_options().is_some();
         let f32_bytes = counts.trained * DType::F32.bytes();
         let reference = || -> Result<usize, ModelError> {
             let counts = loading::count(inputs.spec, &Method::Inference, quantization)?;
