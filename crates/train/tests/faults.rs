@@ -2,7 +2,8 @@
 //! still there, and started again it ends with the same bits, the same log and the same results.
 //!
 //! A few dozen faults are made by `cargo test`; every change in every way by
-//! `SFT_FAULTS=all cargo test --release -p sft-train --test faults -- --nocapture`. Kills of the process are in the tests
+//! `SFT_FAULTS=all cargo test --release -p sft-train --test faults -- --nocapture` (`SFT_FAULTS=200..300`: those changes
+//! alone). Kills of the process are in the tests
 //! of `sft-cli`. One program with one test: faults are the whole process's.
 
 use std::fs;
@@ -57,9 +58,14 @@ fn leftovers(output: &Path) -> Vec<String> {
 
 /// The faults that are made: all of them, or some spread over all changes and ways.
 fn chosen(changes: u64) -> Vec<(Fault, u64)> {
-    let all: Vec<(Fault, u64)> =
-        (1..=changes).flat_map(|at| Fault::ALL.into_iter().map(move |fault| (fault, at))).collect();
-    let most = match std::env::var("SFT_FAULTS").ok() {
+    let asked = std::env::var("SFT_FAULTS").ok();
+    let every_way = |at| Fault::ALL.into_iter().map(move |fault| (fault, at));
+    let range = asked.as_ref().and_then(|text| text.split_once(".."));
+    if let Some((Ok(first), Ok(end))) = range.map(|(first, end)| (first.parse::<u64>(), end.parse::<u64>())) {
+        return (first.max(1)..end.min(changes + 1)).flat_map(every_way).collect();
+    }
+    let all: Vec<(Fault, u64)> = (1..=changes).flat_map(every_way).collect();
+    let most = match asked {
         None => FEW,
         Some(text) => text.parse().unwrap_or(all.len()),
     };
