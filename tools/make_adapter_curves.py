@@ -1,10 +1,12 @@
 """Adds training curves of PEFT's other adapters to a parity case (see make_parity_case.py), for `sft parity CASE`.
 
-usage: make_adapter_curves.py CASE KIND...     KIND: dora, pissa, pissa_niter_16
+usage: make_adapter_curves.py CASE KIND...     KIND: dora, pissa, pissa_niter_16, oft
 
 CASE/KIND holds what PEFT saves of the adapter before the first step (`adapter_config.json`, `adapter_model.safetensors`;
 B and magnitudes are random so that all weights have gradients; PiSSA's are those that it begins with) and
-`lora_losses.json`: the loss at each of six AdamW steps, as make_parity_case.py trains.
+`lora_losses.json`: the loss at each of six AdamW steps, as make_parity_case.py trains. Of `oft` also the adapter's weights
+after them (`trained.safetensors`) and, of a model that is not quantised, the linear layers that it was merged into before
+the first (`merged.safetensors`).
 
 needs: torch, transformers, peft, safetensors
 """
@@ -16,8 +18,8 @@ import sys
 import torch
 import transformers
 from make_parity_case import keep_only, train
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from peft import LoraConfig, OFTConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 RANK = 2
@@ -26,6 +28,9 @@ RANK = 2
 def config_of(kind):
     common = dict(target_modules="all-linear", task_type="CAUSAL_LM")
     lora = dict(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, **common)
+    if kind == "oft":
+        # As LLaMA-Factory asks for it, in smaller blocks. They divide no input of 20: PEFT takes blocks of 10 there.
+        return OFTConfig(r=0, oft_block_size=8, module_dropout=0.0, **common)
     if kind == "dora":
         return LoraConfig(use_dora=True, **lora)
     return LoraConfig(init_lora_weights=kind, **lora)
@@ -38,6 +43,8 @@ def randomize(model, kind, generator):
                 parameter.normal_(0, 0.05, generator=generator)
             if "lora_magnitude_vector" in name:
                 parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
+            if "oft_R" in name:
+                parameter.normal_(0, 0.1, generator=generator)
 
 
 def write_curve(case, kind):
@@ -56,7 +63,15 @@ def write_curve(case, kind):
     config["target_modules"].sort()  # a set in PEFT: without this the file differs from run to run
     json.dump(config, open(path, "w"), indent=2)
     batch = load_file(os.path.join(case, "case.safetensors"))
+    if kind == "oft" and not getattr(model, "quantization_method", None):
+        base = AutoModelForCausalLM.from_pretrained(case, dtype=torch.float32)
+        merged = PeftModel.from_pretrained(base, folder).merge_and_unload()
+        linears = {k: v.contiguous() for k, v in merged.state_dict().items() if k.endswith("_proj.weight")}
+        save_file(linears, os.path.join(folder, "merged.safetensors"))
     losses = train(model, batch["input_ids"], batch["labels"], 6)
+    if kind == "oft":
+        trained = {k: v.contiguous() for k, v in get_peft_model_state_dict(model).items()}
+        save_file(trained, os.path.join(folder, "trained.safetensors"))
     json.dump(losses, open(os.path.join(folder, "lora_losses.json"), "w"))
     print(f"{folder}: {losses[0]:.5f} to {losses[-1]:.5f}")
 

@@ -12,11 +12,11 @@ The case folder OUT holds:
   grads.safetensors                d loss / d parameter, by transformers' parameter names
   full_losses.json                 loss at each AdamW step on all weights (lr 1e-3, betas 0.9/0.999, eps 1e-8,
                                    weight decay 0.01 on everything, no clipping), always the same batch
-  (a quantised model comes as bitsandbytes' checkpoint, and without grads.safetensors and full_losses.json: it is frozen)
+  (a model with mxfp4 is one in which everything is trained, as it is decoded; another quantised model comes as bitsandbytes' checkpoint, and without grads.safetensors and full_losses.json: it is frozen)
   adapter/                         a PEFT LoRA adapter (B random; not with --no-adapter), and lora_losses.json: the same steps on the adapter
 
-needs: torch, transformers, peft, safetensors; for --quantize nf4, fp4 and int8 bitsandbytes, for awq autoawq 0.2.9 and for gptq
-       auto-gptq 0.7.1 (of these two one file each is loaded: their sources on PYTHONPATH are enough)
+needs: torch, transformers, peft, safetensors; for --quantize nf4, fp4 and int8 bitsandbytes, for awq autoawq 0.2.9 and for gptq and
+       gptq_act auto-gptq 0.7.1 (of these two single files are loaded: their sources on PYTHONPATH are enough)
 """
 import argparse
 import copy
@@ -53,7 +53,7 @@ def parse_arguments():
     p.add_argument("--steps", type=int, default=6, help="AdamW steps of the two training curves")
     p.add_argument("--lora-rank", type=int, default=4)
     p.add_argument("--no-adapter", action="store_true", help="for models that PEFT cannot put an adapter on")
-    p.add_argument("--quantize", choices=("nf4", "fp4", "int8", "awq", "gptq", "fp8"), help="with --model: quantise its linear layers")
+    p.add_argument("--quantize", choices=("nf4", "fp4", "int8", "awq", "gptq", "gptq_act", "fp8", "mxfp4"), help="with --model: quantise its linear layers (mxfp4: its experts)")
     p.add_argument("--plain-scales", action="store_true", help="with --quantize nf4 or fp4: no double quantisation")
     p.add_argument("--attention", default="eager", help="transformers' implementation: its `eager` adds Falcon's ALiBi twice, `sdpa` once")
     p.add_argument("--seed", type=int, default=1234)
@@ -115,17 +115,30 @@ def awq(weight):
     return tensors, packing.dequantize_gemm(tensors["qweight"], tensors["qzeros"], scales.float(), 4, GROUP).T
 
 
-def gptq(weight):
-    """The same by auto-gptq."""
+def gptq(weight, order=None):
+    """The same by auto-gptq; `order` are the inputs, group by group."""
+    if order is not None:
+        weight = weight[:, order]
     linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight.data = weight
     _, zeros, scales = integers(weight)
     layer = file_of("auto_gptq", "nn_modules/qlinear/qlinear_cuda_old.py").QuantLinear(4, GROUP, weight.shape[1], weight.shape[0], False)
     layer.pack(linear, scales.float(), zeros.float(), None)
     groups = torch.arange(weight.shape[1], dtype=torch.int32) // GROUP
+    if order is not None:
+        # What is quantised together lies apart.
+        back = order.argsort()
+        linear.weight.data, groups = weight[:, back], groups[back]
+        layer = file_of("auto_gptq", "nn_modules/qlinear/qlinear_cuda.py").QuantLinear(4, GROUP, weight.shape[1], weight.shape[0], False)
+        layer.pack(linear, scales.float(), zeros.float(), groups)
     layer.scales = layer.scales.half().float()
     decoded = layer(torch.eye(weight.shape[1])).T
     return dict(qweight=layer.qweight, qzeros=layer.qzeros, scales=layer.scales.half(), g_idx=groups), decoded
+
+
+def gptq_act(weight):
+    """The same with `desc_act`."""
+    return gptq(weight, torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(weight.shape[0])))
 
 
 def fp8(weight):
@@ -140,10 +153,24 @@ def fp8(weight):
     return dict(weight=codes, weight_scale_inv=scales), decoded
 
 
+def mxfp4(weight):
+    """Experts [E, in, out] as gpt-oss has them, and what transformers decodes them to."""
+    from transformers.integrations.mxfp4 import FP4_VALUES, convert_moe_packed_tensors
+
+    blocks = weight.transpose(1, 2).unflatten(-1, (-1, 32))
+    exponents = blocks.abs().amax(-1).log2().floor() - 2
+    codes = (blocks / exponents.exp2().unsqueeze(-1)).unsqueeze(-1).sub(torch.tensor(FP4_VALUES)).abs().argmin(-1)
+    packed = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8)
+    scales = (exponents + 127).to(torch.uint8)
+    return dict(_blocks=packed, _scales=scales), convert_moe_packed_tensors(packed, scales, dtype=torch.float32)
+
+
 OTHER_TOOLS = {
     "awq": (awq, dict(quant_method="awq", bits=4, group_size=GROUP, version="gemm", zero_point=True)),
     "gptq": (gptq, dict(quant_method="gptq", bits=4, group_size=GROUP, desc_act=False, sym=False)),
+    "gptq_act": (gptq_act, dict(quant_method="gptq", bits=4, group_size=GROUP, desc_act=True, sym=False)),
     "fp8": (fp8, dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[GROUP, GROUP])),
+    "mxfp4": (mxfp4, dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"])),
 }
 
 
@@ -152,8 +179,14 @@ def write_packed(model, args):
     pack, config = OTHER_TOOLS[args.quantize]
     path = os.path.join(args.out, "model.safetensors")
     tensors = load_file(path)
+    for name, parameter in model.named_parameters():
+        if args.quantize == "mxfp4" and name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            codes, decoded = pack(parameter.data.clone())
+            del tensors[name]
+            tensors.update({name + key: value.contiguous() for key, value in codes.items()})
+            parameter.data = decoded.float().contiguous()
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+        if isinstance(module, torch.nn.Linear) and name != "lm_head" and args.quantize != "mxfp4":
             codes, decoded = pack(module.weight.data.clone())
             del tensors[name + ".weight"]
             tensors.update({f"{name}.{key}": value.contiguous() for key, value in codes.items()})
@@ -304,7 +337,7 @@ def main():
     loss = cross_entropy(logits, labels)
     case = dict(input_ids=input_ids, labels=labels, logits=logits.detach().contiguous(), loss=loss.detach().reshape(1))
     save_file(case, os.path.join(args.out, "case.safetensors"))
-    if not args.quantize:
+    if args.quantize in (None, "mxfp4"):
         loss.backward()
         grads = {n: p.grad.clone().contiguous() for n, p in model.named_parameters() if p.grad is not None}
         save_file(grads, os.path.join(args.out, "grads.safetensors"))

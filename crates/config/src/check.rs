@@ -182,10 +182,33 @@ impl Checks<'_> {
         let adapter = !c.adapter_name_or_path.is_empty();
         let lora = c.finetuning_type == FinetuningType::Lora;
         self.refuse_if(
-            adapter && !lora,
+            adapter && !c.finetuning_type.is_adapter(),
             &["adapter_name_or_path", "finetuning_type"],
-            "`adapter_name_or_path` needs `finetuning_type: lora`",
+            "`adapter_name_or_path` needs `finetuning_type: lora` or `oft`",
             "merge the adapter with `sft export` and tune the result, or use `finetuning_type: lora`",
+        );
+        // PEFT's own rule: one follows from the other.
+        let oft = c.finetuning_type == FinetuningType::Oft;
+        self.refuse_if(
+            oft && c.oft_rank > 0 && c.oft_block_size > 0,
+            &["oft_rank", "oft_block_size"],
+            &format!(
+                "`oft_rank: {}` and `oft_block_size: {}` both say how inputs are cut into blocks",
+                c.oft_rank, c.oft_block_size
+            ),
+            "set one of them to 0",
+        );
+        self.refuse_if(
+            oft && c.oft_rank == 0 && c.oft_block_size == 0,
+            &["oft_rank", "oft_block_size"],
+            "`oft_rank` and `oft_block_size` are both 0, and nothing says how inputs are cut into blocks",
+            "set `oft_block_size: 32`",
+        );
+        self.refuse_if(
+            oft && c.oft_rank == 0 && c.oft_block_size == 1,
+            &["oft_block_size"],
+            "`oft_block_size: 1` leaves nothing to rotate",
+            "set at least 2",
         );
         self.refuse_if(
             c.create_new_adapter && !adapter,
@@ -256,13 +279,13 @@ impl Checks<'_> {
             "set `quantization_bit: 4`, or 8",
         );
         self.refuse_if(
-            c.finetuning_type != FinetuningType::Lora,
+            !c.finetuning_type.is_adapter(),
             &["quantization_bit", "finetuning_type"],
             &format!(
                 "`quantization_bit` keeps weights frozen, and `finetuning_type: {}` trains them",
                 c.finetuning_type
             ),
-            "use `finetuning_type: lora`, or leave `quantization_bit` out",
+            "use `finetuning_type: lora` or `oft`, or leave `quantization_bit` out",
         );
         self.refuse_if(
             c.create_new_adapter || c.adapter_name_or_path.len() > 1,
@@ -439,12 +462,16 @@ fn idle_keys(c: &RunConfig, given: &Given) -> Vec<NoEffect> {
             }
         }
     };
-    let lora = ["lora_rank", "lora_alpha", "lora_dropout", "lora_target", "additional_target"];
-    let not_lora = c.finetuning_type != FinetuningType::Lora;
+    let lora = ["lora_rank", "lora_alpha", "lora_dropout", "lora_target"];
+    let oft = ["oft_rank", "oft_block_size", "oft_target", "module_dropout"];
+    for (kind, keys) in [(FinetuningType::Lora, lora), (FinetuningType::Oft, oft)] {
+        let reason = format!("read only with `finetuning_type: {kind}`, and it is `{}`", c.finetuning_type);
+        list(c.finetuning_type != kind, &keys, reason);
+    }
     list(
-        not_lora,
-        &lora,
-        format!("read only with `finetuning_type: lora`, and it is `{}`", c.finetuning_type),
+        !c.finetuning_type.is_adapter(),
+        &["additional_target"],
+        format!("read only with `finetuning_type: lora` or `oft`, and it is `{}`", c.finetuning_type),
     );
     let layers = ["freeze_trainable_layers"];
     let freeze = ["freeze_trainable_modules", "freeze_extra_modules"];

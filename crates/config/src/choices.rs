@@ -88,13 +88,12 @@ choices! {
         /// Low-rank matrices beside frozen weights.
         #[default]
         Lora = "lora",
+        /// Rotations of what frozen weights read.
+        Oft = "oft",
         /// Some layers, the rest frozen.
         Freeze = "freeze",
         /// Every weight.
         Full = "full",
-    }
-    not_yet {
-        "oft" => "use `finetuning_type: lora`",
     }
 
     /// Shape of the learning rate over the steps, after the warm-up.
@@ -116,12 +115,13 @@ choices! {
         InverseSqrt = "inverse_sqrt",
         /// Half a cosine to a floor.
         CosineWithMinLr = "cosine_with_min_lr",
+        /// The same, a step ahead, after a warm-up that does not begin at 0.
+        CosineWarmupWithMinLr = "cosine_warmup_with_min_lr",
         /// Warm-up, a plateau, a decay.
         WarmupStableDecay = "warmup_stable_decay",
     }
     not_yet {
         "reduce_lr_on_plateau" | "greedy" => "use `cosine` or `linear`: a rate that depends on the evaluation is not built",
-        "cosine_warmup_with_min_lr" => "use `cosine_with_min_lr`",
     }
 
     /// When something is done.
@@ -422,5 +422,12 @@ impl KeyType for Vec<Reporter> {
     fn schema() -> Json {
         let word = json!({"enum": ["none", "tensorboard"]});
         json!({"anyOf": [word, {"type": "array", "items": word}, {"type": "null"}]})
+    }
+}
+
+impl FinetuningType {
+    /// Whether an adapter is trained beside frozen weights.
+    pub fn is_adapter(self) -> bool {
+        matches!(self, FinetuningType::Lora | FinetuningType::Oft)
     }
 }

@@ -19,10 +19,12 @@ pub struct SchedulerKwargs {
     pub lr_end: Option<f64>,
     /// Exponent of `polynomial`.
     pub power: Option<f64>,
-    /// Floor of `cosine_with_min_lr`, as a rate.
+    /// Floor of the cosines with one, as a rate.
     pub min_lr: Option<f64>,
-    /// Floor of `cosine_with_min_lr`, as a share of `learning_rate`.
+    /// Floor of the cosines with one, as a share of `learning_rate`.
     pub min_lr_rate: Option<f64>,
+    /// Where the warm-up of `cosine_warmup_with_min_lr` begins, as a share of `learning_rate`.
+    pub warmup_lr_rate: Option<f64>,
     /// Floor of `warmup_stable_decay`, as a share of `learning_rate`.
     pub min_lr_ratio: Option<f64>,
     /// Steps after which `inverse_sqrt` has fallen by the root of two.
@@ -75,12 +77,22 @@ pub enum LrSchedule {
         /// Floor as a share of `learning_rate`.
         min_lr_rate: f64,
     },
+    /// The same, s counted from 1, after a warm-up from `warmup_lr_rate` to 1.
+    CosineWarmupWithMinLr {
+        /// 0.5 falls once to the floor.
+        num_cycles: f64,
+        /// Floor as a share of `learning_rate`.
+        min_lr_rate: f64,
+        /// `None`: the first step of the warm-up counts as done.
+        warmup_lr_rate: Option<f64>,
+    },
     /// Warm-up, plateau, decay.
     WarmupStableDecay {
         /// `None`: what the warm-up and the decay leave.
         num_stable_steps: Option<u64>,
-        /// Length of the decay.
-        num_decay_steps: u64,
+        /// Length of the decay; `None`: what the others leave, and where neither is given two thirds of what the warm-up
+        /// leaves.
+        num_decay_steps: Option<u64>,
         /// Shape of the warm-up.
         warmup_type: RampShape,
         /// Shape of the decay.
@@ -120,6 +132,7 @@ fields!(
     power,
     min_lr,
     min_lr_rate,
+    warmup_lr_rate,
     min_lr_ratio,
     timescale,
     num_stable_steps,
@@ -196,6 +209,7 @@ fn takes(kind: LrSchedulerType) -> &'static [&'static str] {
         LrSchedulerType::Polynomial => &["lr_end", "power"],
         LrSchedulerType::InverseSqrt => &["timescale"],
         LrSchedulerType::CosineWithMinLr => &["num_cycles", "min_lr", "min_lr_rate"],
+        LrSchedulerType::CosineWarmupWithMinLr => &["num_cycles", "min_lr", "min_lr_rate", "warmup_lr_rate"],
         LrSchedulerType::WarmupStableDecay => &[
             "num_decay_steps",
             "num_stable_steps",
@@ -243,32 +257,37 @@ pub(crate) fn schedule(
             LrSchedule::InverseSqrt { timescale: kwargs.timescale }
         }
         LrSchedulerType::CosineWithMinLr => {
-            let min_lr_rate = match (kwargs.min_lr, kwargs.min_lr_rate) {
-                (Some(0.0), None) => 0.0,
-                (Some(min_lr), None) if min_lr <= learning_rate => min_lr / learning_rate,
-                (Some(min_lr), None) => {
-                    return Err(format!(
-                        "min_lr ({min_lr}) must not be above learning_rate ({learning_rate})"
-                    ));
-                }
-                (None, Some(rate)) if rate <= 1.0 => rate,
-                (None, Some(rate)) => return Err(format!("min_lr_rate ({rate}) must not be above 1")),
-                (Some(_), Some(_)) => {
-                    return Err("min_lr and min_lr_rate say the same thing: give one".to_string());
-                }
-                (None, None) => return Err("`cosine_with_min_lr` needs min_lr or min_lr_rate".to_string()),
-            };
-            LrSchedule::CosineWithMinLr { num_cycles, min_lr_rate }
+            LrSchedule::CosineWithMinLr { num_cycles, min_lr_rate: floor(kind, kwargs, learning_rate)? }
+        }
+        LrSchedulerType::CosineWarmupWithMinLr => {
+            let (min_lr_rate, warmup_lr_rate) = (floor(kind, kwargs, learning_rate)?, kwargs.warmup_lr_rate);
+            if let Some(rate) = warmup_lr_rate.filter(|rate| *rate > 1.0) {
+                return Err(format!("warmup_lr_rate ({rate}) must not be above 1"));
+            }
+            LrSchedule::CosineWarmupWithMinLr { num_cycles, min_lr_rate, warmup_lr_rate }
         }
         LrSchedulerType::WarmupStableDecay => LrSchedule::WarmupStableDecay {
             num_stable_steps: kwargs.num_stable_steps,
-            num_decay_steps: kwargs
-                .num_decay_steps
-                .ok_or("`warmup_stable_decay` needs num_decay_steps, the length of its last part")?,
+            num_decay_steps: kwargs.num_decay_steps,
             warmup_type: kwargs.warmup_type.unwrap_or(RampShape::Linear),
             decay_type: kwargs.decay_type.unwrap_or(RampShape::Cosine),
             min_lr_ratio: kwargs.min_lr_ratio.unwrap_or(0.0),
             num_cycles,
         },
     })
+}
+
+/// The floor of a cosine, as a share of `learning_rate`.
+fn floor(kind: LrSchedulerType, kwargs: &SchedulerKwargs, learning_rate: f64) -> Result<f64, String> {
+    match (kwargs.min_lr, kwargs.min_lr_rate) {
+        (Some(0.0), None) => Ok(0.0),
+        (Some(min_lr), None) if min_lr <= learning_rate => Ok(min_lr / learning_rate),
+        (Some(min_lr), None) => {
+            Err(format!("min_lr ({min_lr}) must not be above learning_rate ({learning_rate})"))
+        }
+        (None, Some(rate)) if rate <= 1.0 => Ok(rate),
+        (None, Some(rate)) => Err(format!("min_lr_rate ({rate}) must not be above 1")),
+        (Some(_), Some(_)) => Err("min_lr and min_lr_rate say the same thing: give one".to_string()),
+        (None, None) => Err(format!("`{kind}` needs min_lr or min_lr_rate")),
+    }
 }

@@ -85,10 +85,24 @@ fn float32_excludes_bf16() {
 
 #[test]
 fn an_adapter_is_for_lora() {
-    refused("adapter_name_or_path: a; finetuning_type: full", "needs `finetuning_type: lora`");
-    refused("adapter_name_or_path: a; finetuning_type: freeze", "needs `finetuning_type: lora`");
+    refused("adapter_name_or_path: a; finetuning_type: full", "needs `finetuning_type: lora` or `oft`");
+    refused("adapter_name_or_path: a; finetuning_type: freeze", "needs `finetuning_type: lora` or `oft`");
     refused("create_new_adapter: true", "needs `adapter_name_or_path`");
     accepted("adapter_name_or_path: a,b; create_new_adapter: true");
+}
+
+#[test]
+fn rotations_have_one_size_and_may_stand_beside_codes() {
+    let oft = "finetuning_type: oft";
+    accepted(oft);
+    accepted(&format!("{oft}; quantization_bit: 4; adapter_name_or_path: a"));
+    accepted(&format!("{oft}; oft_rank: 8; oft_block_size: 0; module_dropout: 0.1"));
+    refused(&format!("{oft}; oft_rank: 8"), "both say how inputs are cut");
+    refused(&format!("{oft}; oft_block_size: 0"), "are both 0");
+    refused(&format!("{oft}; oft_block_size: 1"), "leaves nothing to rotate");
+    refused(&format!("{oft}; module_dropout: 1"), "module_dropout");
+    refused(&format!("{oft}; use_galore: true"), "`finetuning_type` is `oft`");
+    refused(&format!("{oft}; use_dora: true"), "`use_dora` needs `finetuning_type: lora`");
 }
 
 #[test]
@@ -185,7 +199,7 @@ fn each_schedule_has_the_defaults_of_transformers() {
     let plateau = "lr_scheduler_type: warmup_stable_decay; lr_scheduler_kwargs: {num_decay_steps: 50}";
     let expected = LrSchedule::WarmupStableDecay {
         num_stable_steps: None,
-        num_decay_steps: 50,
+        num_decay_steps: Some(50),
         warmup_type: RampShape::Linear,
         decay_type: RampShape::Cosine,
         min_lr_ratio: 0.0,
@@ -213,7 +227,14 @@ fn a_parameter_that_the_schedule_does_not_take_is_refused() {
 #[test]
 fn a_schedule_that_lacks_a_parameter_is_refused() {
     refused("lr_scheduler_type: cosine_with_min_lr", "needs min_lr or min_lr_rate");
-    refused("lr_scheduler_type: warmup_stable_decay", "needs num_decay_steps");
+    accepted("lr_scheduler_type: warmup_stable_decay");
+    let floored = "lr_scheduler_type: cosine_warmup_with_min_lr";
+    refused(floored, "needs min_lr or min_lr_rate");
+    accepted(&format!("{floored}; lr_scheduler_kwargs: {{min_lr_rate: 0.1, warmup_lr_rate: 0.2}}"));
+    refused(
+        &format!("{floored}; lr_scheduler_kwargs: {{min_lr_rate: 0.1, warmup_lr_rate: 2}}"),
+        "warmup_lr_rate (2) must not be above 1",
+    );
     refused(
         "lr_scheduler_type: cosine_with_min_lr; lr_scheduler_kwargs: {min_lr: 1e-5, min_lr_rate: 0.1}",
         "give one",

@@ -120,7 +120,6 @@ fn a_wrong_choice_lists_the_choices() {
 fn what_is_not_built_is_refused_by_name_with_a_way_out() {
     let refused = [
         ("stage: dpo", "`stage: sft`"),
-        ("finetuning_type: oft", "lora"),
         ("optim: adagrad", "adamw_torch"),
         ("optim: galore_adamw", "use_galore: true"),
         ("quantization_method: hqq", "bnb"),

@@ -211,7 +211,9 @@ fn the_defaults_are_llama_factorys_but_for_those_listed() {
         "eval_dataset",
         "adapter_name_or_path",
         "freeze_extra_modules",
-        "additional_target", // no names
+        "additional_target",
+        "add_tokens",
+        "add_special_tokens", // no names
         "model_name_or_path",
         "output_dir",
         "export_dir",                     // none

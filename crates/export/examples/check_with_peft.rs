@@ -95,7 +95,7 @@ fn random_adapter(dev: &Device, model: &Path, out: &Path, options: &str) -> Outc
         parameter.set(sft_kernels::View::of(&values, &shape));
     }
     fs::create_dir_all(out)?;
-    adapter::write(&decoder, &options, &model.to_string_lossy(), out)?;
+    adapter::write(&decoder, &options.clone().into(), &model.to_string_lossy(), out)?;
     Ok(())
 }
 

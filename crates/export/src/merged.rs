@@ -42,7 +42,7 @@ pub fn merged(
     options: SaveOptions,
     encoder: Option<&Encoder>,
 ) -> Result<Exported, ExportError> {
-    if decoder.adapters().largest_rank().is_some() {
+    if !decoder.adapters().is_empty() {
         return Err(ExportError::NotMerged);
     }
     require_free_name(source, out)?;

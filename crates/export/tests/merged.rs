@@ -88,7 +88,7 @@ fn adapter_folder(base: &Path, options: &LoraOptions) -> tempfile::TempDir {
         let shape = parameter.value().shape().to_vec();
         parameter.set(sft_kernels::View::of(&values, &shape));
     }
-    adapter::write(&decoder, options, "base", folder.path()).unwrap();
+    adapter::write(&decoder, &options.clone().into(), "base", folder.path()).unwrap();
     folder
 }
 

@@ -50,6 +50,7 @@ pub mod mapped_file;
 pub mod matmul;
 mod norm_rows;
 pub mod objective;
+pub mod oft;
 mod pages;
 pub mod profile;
 pub mod quantized;

@@ -26,16 +26,22 @@ thread_local! {
     static TILE: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Makes room for as many lines, whatever was in them: no more than that, and never beside the old ones.
+fn grow(lines: &mut Vec<Line>, needed: usize) {
+    if lines.len() < needed {
+        *lines = Vec::new();
+        lines.reserve_exact(needed);
+        lines.resize(needed, Line::ZERO);
+    }
+}
+
 /// Calls `f` with `len` values of this thread, of any content.
 ///
 /// # Panics
 /// If `f` calls it again.
 pub(crate) fn with_tile<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     TILE.with_borrow_mut(|lines| {
-        let needed = len.div_ceil(Line::LEN);
-        if lines.len() < needed {
-            lines.resize(needed, Line::ZERO);
-        }
+        grow(lines, len.div_ceil(Line::LEN));
         f(&mut values(lines)[..len])
     })
 }
@@ -67,10 +73,7 @@ impl Pool<Line> {
     /// `len` values of any content.
     pub fn values(&self, len: usize) -> Values<'_> {
         let mut lines = self.borrow();
-        let needed = len.div_ceil(Line::LEN);
-        if lines.len() < needed {
-            lines.resize(needed, Line::ZERO);
-        }
+        grow(&mut lines, len.div_ceil(Line::LEN));
         Values { lines, len }
     }
 }

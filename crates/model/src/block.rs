@@ -120,7 +120,7 @@ impl Scratch {
         let changes_outputs = spec.layers.iter().any(LayerSpec::changes_outputs);
         let parallel = spec.layers.iter().any(|layer| layer.parallel);
         let (largest, dropout) = (adapters.largest(), adapters.has_dropout());
-        let linears = linear::Scratch::new(arena, dtype, backward_tokens, inputs, largest, dropout);
+        let linears = linear::Scratch::new(arena, dtype, (tokens, backward_tokens), inputs, largest, dropout);
         let latent = latent::Scratch::new(arena, dtype, tokens, spec);
         Self {
             h: arena.tensor(dtype, &[tokens, c]),

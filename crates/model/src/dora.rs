@@ -15,7 +15,7 @@ use sft_kernels::{DType, Device, Tensor, View, ViewMut, dropout};
 
 use crate::arena::Arena;
 use crate::linear::Lora;
-use crate::method::Carried;
+use crate::method::LowRank;
 use crate::parameter::Parameter;
 
 /// How PEFT ends the name of the magnitudes.
@@ -54,7 +54,7 @@ pub(crate) struct Scratch {
 
 impl Saved {
     /// Room for `tokens` tokens of a layer.
-    pub fn new(arena: &mut Arena<'_>, dtype: DType, tokens: usize, carried: Carried) -> Self {
+    pub fn new(arena: &mut Arena<'_>, dtype: DType, tokens: usize, carried: LowRank) -> Self {
         Self {
             u: arena.tensor(dtype, &[tokens * carried.outputs]),
             factors: arena.tensor(DType::F32, &[FACTORS * carried.outputs]),
@@ -68,7 +68,7 @@ impl Saved {
 
 impl Scratch {
     /// Room for `tokens` tokens of the largest layer.
-    pub fn new(arena: &mut Arena<'_>, dtype: DType, tokens: usize, carried: Carried) -> Self {
+    pub fn new(arena: &mut Arena<'_>, dtype: DType, tokens: usize, carried: LowRank) -> Self {
         Self {
             a_wt: arena.tensor(DType::F32, &[carried.rank * carried.outputs]),
             gram: arena.tensor(DType::F32, &[carried.rank * carried.rank]),
@@ -253,6 +253,7 @@ mod tests {
 
     use super::*;
     use crate::linear::{self, Linear};
+    use crate::method::Carried;
 
     const KEY: u64 = 77;
     const N: usize = 4;
@@ -274,7 +275,7 @@ mod tests {
         let bias = Parameter::frozen("w.bias", Tensor::from_slice(&values(5, OUT), &[OUT]));
         let (a, b) = (trained("w.lora_A.weight", 2, &[R, IN]), trained("w.lora_B.weight", 3, &[OUT, R]));
         let lora = Lora { a, b, scale: 0.7, dropout, dropout_id: 9, dora: Some(dora), start: None };
-        Linear { weight, bias: Some(bias), lora: Some(lora) }
+        Linear { weight, bias: Some(bias), lora: Some(lora), oft: None }
     }
 
     /// [rows, depth] · [depth, columns].
@@ -305,10 +306,10 @@ mod tests {
     fn matches_pefts_formula(dropout: f32) {
         let dev = Device::cpu(CpuOptions::default()).unwrap();
         let mut layer = layer(dropout);
-        let largest = Carried { rank: R, outputs: OUT, dora: true };
+        let largest = Carried::LowRank(LowRank { rank: R, outputs: OUT, dora: true });
         let arena = &mut Arena::allocating(&dev);
         let mut saved = linear::Saved::new(arena, DType::F32, N, Some(largest));
-        let mut scratch = linear::Scratch::new(arena, DType::F32, N, IN, Some(largest), dropout > 0.0);
+        let mut scratch = linear::Scratch::new(arena, DType::F32, (N, N), IN, Some(largest), dropout > 0.0);
         let (x, dy) = (values(6, N * IN), values(7, N * OUT));
         let [x, dy] = [Tensor::from_slice(&x, &[N, IN]), Tensor::from_slice(&dy, &[N, OUT])];
         let [mut y, mut dx] = [OUT, IN].map(|width| Tensor::zeros(DType::F32, &[N, width]));

@@ -81,7 +81,14 @@ impl Scratch {
                 x: arena.tensor(dtype, &[tokens, width]),
                 dx: arena.tensor(dtype, &[tokens, width]),
                 saved: linear::Saved::new(arena, dtype, tokens, carried),
-                scratch: linear::Scratch::new(arena, dtype, tokens, width, carried, adapters.has_dropout()),
+                scratch: linear::Scratch::new(
+                    arena,
+                    dtype,
+                    (tokens, tokens),
+                    width,
+                    carried,
+                    adapters.has_dropout(),
+                ),
             }
         });
         let adds = spec.positions.is_some() || spec.embedding_norm.is_some();

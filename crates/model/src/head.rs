@@ -186,7 +186,14 @@ impl Scratch {
                 y: arena.tensor(dtype, &[tokens, width]),
                 dy: arena.tensor(dtype, &[tokens, width]),
                 saved: linear::Saved::new(arena, dtype, tokens, carried),
-                scratch: linear::Scratch::new(arena, dtype, tokens, hidden, carried, adapters.has_dropout()),
+                scratch: linear::Scratch::new(
+                    arena,
+                    dtype,
+                    (tokens, tokens),
+                    hidden,
+                    carried,
+                    adapters.has_dropout(),
+                ),
             }
         });
         Self {

@@ -30,6 +30,7 @@ mod moe;
 pub mod new_rows;
 pub mod norm;
 mod norms;
+pub mod oft;
 pub mod parameter;
 pub mod pass;
 pub mod per_layer;

@@ -1,5 +1,5 @@
-//! A linear layer, plain or with an adapter: LoRA, or DoRA, whose part is in [`crate::dora`] (stages 9 and 11 of the
-//! walk).
+//! A linear layer, plain or with an adapter: LoRA, DoRA, whose part is in [`crate::dora`], or OFT, whose part is in
+//! [`crate::oft`] (stages 9 and 11 of the walk).
 //!
 //! Formula, with weight W [out, in], bias b and adapter A [R, in], B [out, R] (Hu et al., 2021):
 //!
@@ -19,7 +19,8 @@ use sft_kernels::{DType, Device, Tensor, View, ViewMut, dropout, random, rows};
 
 use crate::arena::Arena;
 use crate::dora::{self, Dora};
-use crate::method::Carried;
+use crate::method::{Carried, LowRank};
+use crate::oft::{self, Oft};
 use crate::parameter::Parameter;
 
 /// A linear layer.
@@ -29,8 +30,10 @@ pub struct Linear {
     pub weight: Parameter,
     /// [out].
     pub bias: Option<Parameter>,
-    /// The adapter, if the layer carries one.
+    /// The low-rank adapter, if the layer carries one.
     pub lora: Option<Lora>,
+    /// The rotations of its input, if it carries such.
+    pub oft: Option<Oft>,
 }
 
 /// A low-rank adapter.
@@ -72,6 +75,7 @@ pub struct Saved {
 impl Saved {
     /// Room for `tokens` tokens.
     pub fn new(arena: &mut Arena<'_>, dtype: DType, tokens: usize, carried: Option<Carried>) -> Self {
+        let carried = carried.and_then(Carried::low_rank);
         let dora = carried.filter(|carried| carried.dora);
         Self {
             xa: carried.map(|carried| arena.tensor(dtype, &[tokens * carried.rank])),
@@ -100,25 +104,31 @@ pub struct Scratch {
     /// dxa of each of the layers that read one input: [N · largest R].
     dxa: Option<[Tensor; MOST_OF_ONE_INPUT]>,
     dora: Option<dora::Scratch>,
+    oft: Option<oft::Scratch>,
 }
 
 impl Scratch {
-    /// Room for `tokens` tokens, inputs of at most `width` and adapters that `largest` holds.
+    /// Room for `tokens` tokens, of which `backward_tokens` go back (0 where none follows), inputs of at most `width` and
+    /// adapters that `largest` holds.
     pub fn new(
         arena: &mut Arena<'_>,
         dtype: DType,
-        tokens: usize,
+        (all_tokens, tokens): (usize, usize),
         width: usize,
         largest: Option<Carried>,
         dropout: bool,
     ) -> Self {
+        let rotated = largest.and_then(Carried::rotated);
+        let oft = rotated.map(|rotated| oft::Scratch::new(arena, dtype, (all_tokens, tokens), rotated));
+        let largest = largest.and_then(Carried::low_rank);
         let mut dxa = |rank: usize| std::array::from_fn(|_| arena.tensor(dtype, &[tokens * rank]));
         let dxa = largest.map(|largest| dxa(largest.rank));
         let dora = largest.filter(|largest| largest.dora);
         Self {
             dropped: (largest.is_some() && dropout).then(|| arena.tensor(dtype, &[tokens * width])),
             dxa,
-            dora: dora.map(|largest| dora::Scratch::new(arena, dtype, tokens, largest)),
+            dora: dora.map(|largest: LowRank| dora::Scratch::new(arena, dtype, tokens, largest)),
+            oft,
         }
     }
 }
@@ -139,10 +149,17 @@ impl Linear {
         [&self.weight].into_iter().chain(&self.bias)
     }
 
+    /// What its adapter is made of.
+    pub fn adapter_parameters(&self) -> impl Iterator<Item = &Parameter> {
+        let lora = self.lora.iter().flat_map(Lora::parameters);
+        lora.chain(self.oft.as_ref().map(|oft| &oft.skew))
+    }
+
     /// Weight and bias, and the adapter's.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
         let lora = self.lora.as_mut().into_iter().flat_map(Lora::parameters_mut);
-        [&mut self.weight].into_iter().chain(&mut self.bias).chain(lora)
+        let oft = self.oft.as_mut().map(|oft| &mut oft.skew);
+        [&mut self.weight].into_iter().chain(&mut self.bias).chain(lora).chain(oft)
     }
 
     /// Takes the magnitudes of a fresh adapter from the weight again, which has changed.
@@ -177,6 +194,10 @@ impl Linear {
         dropout: Option<u64>,
     ) {
         let bias = self.bias.as_ref().map(Parameter::value);
+        if let Some(oft) = &self.oft {
+            let rotated = oft.rotate(dev, x, scratch.oft.as_mut().expect(MADE_FOR_ADAPTERS), dropout);
+            return self.weight.x_wt(rotated, y).bias(bias).run(dev);
+        }
         let Some(lora) = &self.lora else { return self.weight.x_wt(x, y).bias(bias).run(dev) };
         let (n, rank) = (x.dim(0), lora.rank());
         let Some(dora) = &lora.dora else {
@@ -333,12 +354,22 @@ pub fn backward<const P: usize>(
     layers: &mut [Linear],
     x: View<'_>,
     gradients: [View<'_>; P],
-    dx: Option<ViewMut<'_>>,
+    mut dx: Option<ViewMut<'_>>,
     accumulate: bool,
     saved: &[Saved],
     scratch: &mut Scratch,
     dropout: Option<u64>,
 ) {
+    if layers.iter().any(|layer| layer.oft.is_some()) {
+        // One after the other: the gradient of what a layer rotates is in workspace that all share.
+        for (i, ((layer, dy), saved)) in layers.iter_mut().zip(gradients).zip(saved).enumerate() {
+            let (layer, saved) = (std::slice::from_mut(layer), std::slice::from_ref(saved));
+            let dx = dx.as_mut().map(|dx| (dx.reborrow(), accumulate || i > 0));
+            backward_to_input(dev, layer, [dy], dx, saved, scratch, dropout);
+            backward_of_input(dev, layer, x, [dy], scratch, dropout);
+        }
+        return;
+    }
     backward_to_input(dev, layers, gradients, dx.map(|dx| (dx, accumulate)), saved, scratch, dropout);
     backward_of_input(dev, layers, x, gradients, scratch, dropout);
 }
@@ -354,10 +385,19 @@ fn backward_to_input<const P: usize>(
     dropout: Option<u64>,
 ) {
     assert!(layers.len() <= MOST_OF_ONE_INPUT, "{} linear layers of one input", layers.len());
-    let Scratch { dropped, dxa, dora } = scratch;
+    let Scratch { dropped, dxa, dora, oft } = scratch;
     let mut dx = dx;
     for (i, ((layer, dy), saved)) in layers.iter_mut().zip(gradients).zip(saved).enumerate() {
         layer.backward_output(dev, dy, saved, dxa.as_mut().map(|dxa| &mut dxa[i]), dora);
+        if let Some(rotations) = &layer.oft {
+            let (n, scratch) = (dy.dim(0), oft.as_mut().expect(MADE_FOR_ADAPTERS));
+            layer.weight.dy_w(dy, rotations.gradient(n, layer.weight.shape()[1], scratch)).run(dev);
+            if let Some((dx, accumulate)) = &mut dx {
+                let to = (dx.reborrow(), *accumulate || i > 0);
+                rotations.input_gradient(dev, to, scratch, dropout);
+            }
+            continue;
+        }
         let Some((dx, accumulate)) = &mut dx else { continue };
         let to = (dx.reborrow(), *accumulate || i > 0);
         let work = (saved, &mut *dropped, &mut *dora);
@@ -365,7 +405,7 @@ fn backward_to_input<const P: usize>(
     }
 }
 
-/// The gradients of weights and of A, dxa being there.
+/// The gradients of weights, of A and of rotations, dxa or that of the rotated input being there.
 fn backward_of_input<const P: usize>(
     dev: &Device,
     layers: &mut [Linear],
@@ -374,9 +414,13 @@ fn backward_of_input<const P: usize>(
     scratch: &mut Scratch,
     dropout: Option<u64>,
 ) {
-    let Scratch { dropped, dxa, .. } = scratch;
+    let Scratch { dropped, dxa, oft, .. } = scratch;
     for (layer, dy) in layers.iter_mut().zip(gradients) {
-        layer.weight.add_dyt_x(dev, dy, x, 1.0);
+        match (&mut layer.oft, &mut *oft) {
+            // A weight beside rotations is frozen.
+            (Some(rotations), Some(scratch)) => rotations.backward_rotations(dev, x, scratch, dropout),
+            _ => layer.weight.add_dyt_x(dev, dy, x, 1.0),
+        }
     }
     if let Some(dxa) = dxa {
         let sharing = layers

@@ -1,22 +1,23 @@
 //! Where a decoder's weights come from: the files of a model folder, or a seed.
 
+mod fresh;
+mod weight;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use sft_kernels::quantized::QuantizedWeight;
-use sft_kernels::{DType, Device, Tensor, random};
+use sft_kernels::{DType, Device, Tensor};
 
 use crate::ModelError;
 use crate::attention::Attention;
 use crate::block::Block;
 use crate::decoder::Decoder;
-use crate::dora::{self, Dora};
 use crate::entry::{Entry, Positions};
 use crate::feed_forward::FeedForward;
 use crate::inputs::Inputs;
 use crate::latent::Latent;
-use crate::linear::{Linear, Lora};
-use crate::method::{Adapters, LayerAdapters, Method};
+use crate::linear::Linear;
+use crate::method::{Adapters, Carried, LayerAdapters, Method};
 use crate::mixer::Mixer;
 use crate::mlp::{Act, Mlp, Xielu};
 use crate::moe::{Experts, Moe};
@@ -24,7 +25,7 @@ use crate::norm::Norm;
 use crate::norms::Norms;
 use crate::parameter::{Outline, Parameter, Stored};
 use crate::per_layer::{PerLayer, PerLayerInputs};
-use crate::quantization::{self, Precision, Quantization};
+use crate::quantization::{Precision, Quantization};
 use crate::recurrent::Recurrent;
 use crate::short_conv::ShortConv;
 use crate::spec::{
@@ -32,7 +33,7 @@ use crate::spec::{
     MixerSpec, MlpSpec, MoeSpec, Moved, NormNames, NormSpec, Part, QkNorm, QkScope, RecurrentSpec, RuleSpec,
     ShortConvSpec,
 };
-use crate::weights::{WeightFiles, first_non_finite};
+use crate::weights::WeightFiles;
 
 /// Where weights come from.
 #[derive(Debug)]
@@ -217,12 +218,12 @@ impl<'a> Loading<'a> {
         let blocks = layers.map(|(i, adapters)| self.block(spec, i, adapters)).collect();
         let norm = names.norm.map(|name| self.norm(spec.norm, name, &[c]));
         let project_out = spec.embedding_projection.map(|projection| {
-            let rank = adapters.outside.rank_of(projection.out_of);
-            self.linear(projection.out_of, [width, c], (false, Stored::Plain), rank)
+            let carried = adapters.outside.carried_by(projection.out_of);
+            self.linear(projection.out_of, [width, c], (false, Stored::Plain), carried)
         });
         // As in PEFT: training one of a tied pair whole gives the head a weight of its own, which begins as the same.
         let separate = spec.tie_word_embeddings
-            && matches!(self.method, Method::Lora(lora) if lora.separates_head(&names));
+            && self.method.adapter_options().is_some_and(|options| options.separates_head(&names));
         let lm_head = if separate {
             Some(self.of_vocabulary(spec, &head, stored, &[v, width]))
         } else {
@@ -255,8 +256,8 @@ impl<'a> Loading<'a> {
     fn entry(&mut self, spec: &DecoderSpec, adapters: &LayerAdapters) -> Entry {
         let c = spec.hidden_size;
         let project_in = spec.embedding_projection.map(|projection| {
-            let rank = adapters.rank_of(projection.into);
-            self.linear(projection.into, [c, projection.width], (false, Stored::Plain), rank)
+            let carried = adapters.carried_by(projection.into);
+            self.linear(projection.into, [c, projection.width], (false, Stored::Plain), carried)
         });
         let positions = spec.positions.map(|positions| {
             let name = format!("{}.weight", positions.name);
@@ -264,11 +265,12 @@ impl<'a> Loading<'a> {
         });
         let norm = spec.embedding_norm.map(|name| self.norm(spec.norm, name, &[c]));
         let per_layer = spec.per_layer.map(|per_layer| {
-            let (all, rank) = (per_layer.width * spec.layers.len(), adapters.rank_of(per_layer.projection));
+            let all = per_layer.width * spec.layers.len();
+            let carried = adapters.carried_by(per_layer.projection);
             let embedding = format!("{}.weight", per_layer.embedding);
             PerLayerInputs {
                 embedding: self.parameter(&embedding, &[per_layer.vocab_size, all], Start::Normal),
-                projection: self.linear(per_layer.projection, [all, c], (false, Stored::Plain), rank),
+                projection: self.linear(per_layer.projection, [all, c], (false, Stored::Plain), carried),
                 norm: self.norm(spec.norm, per_layer.norm, &[per_layer.width]),
                 spec: per_layer,
             }
@@ -485,10 +487,10 @@ impl<'a> Loading<'a> {
         let weight = format!("{router}.weight");
         let stored = self.stored_in(&weight, moe.router.stored, &[e, c]);
         let (packing_adds, quantization) = (self.counts.packing_adds, self.quantization);
-        let rank = adapters.rank_of(moe.router.name);
+        let carried = adapters.carried_by(moe.router.name);
         // Only the layers that a block names as linear are quantised or packed.
         self.quantization = quantization.filter(|_| moe.router.is_linear);
-        let router = self.linear(&router, [e, c], (moe.router.bias, stored), rank);
+        let router = self.linear(&router, [e, c], (moe.router.bias, stored), carried);
         self.quantization = quantization;
         if !moe.router.is_linear {
             self.counts.packing_adds = packing_adds;
@@ -627,8 +629,8 @@ impl<'a> Loading<'a> {
         shape: [usize; 2],
         adapters: &LayerAdapters,
     ) -> Linear {
-        let (path, rank) = (spec.names.in_block(i, name), adapters.rank_of(name));
-        self.linear(&path, shape, (bias, spec.linear_weights), rank)
+        let (path, carried) = (spec.names.in_block(i, name), adapters.carried_by(name));
+        self.linear(&path, shape, (bias, spec.linear_weights), carried)
     }
 
     fn linear(
@@ -636,224 +638,20 @@ impl<'a> Loading<'a> {
         path: &str,
         shape: [usize; 2],
         (bias, stored): (bool, Stored),
-        rank: Option<usize>,
+        carried: Option<Carried>,
     ) -> Linear {
         let name = format!("{path}.weight");
         self.linear_widths.insert(path.to_owned(), shape);
-        let weight = match self.quantized(&name, stored, shape) {
-            Some(quantized) => quantized,
-            None => {
-                if !self.method.trains(&name) {
-                    self.counts.packing_adds = self.counts.packing_adds.saturating_add(elements(&shape));
-                }
-                self.parameter_in(&name, stored, &shape, Start::Normal)
-            }
-        };
+        let in_codes = self.quantized(&name, stored, shape);
+        let is_whole = in_codes.is_none() || self.quantization.is_some_and(Quantization::is_decoded);
+        if is_whole && !self.method.trains(&name) {
+            self.counts.packing_adds = self.counts.packing_adds.saturating_add(elements(&shape));
+        }
+        let weight = in_codes.unwrap_or_else(|| self.parameter_in(&name, stored, &shape, Start::Normal));
         let bias = bias.then(|| self.parameter(&format!("{path}.bias"), &shape[..1], Start::All(0.0)));
-        let lora = rank.and_then(|rank| self.lora((path, &weight), shape, rank));
-        Linear { weight, bias: bias.map(|bias| bias.as_bias(self.compute)), lora }
-    }
-
-    /// A fresh adapter: A uniform in ±1/√in, B zero (PEFT's default); of DoRA with the magnitudes that the rows of the
-    /// weight have.
-    fn lora(
-        &mut self,
-        (path, weight): (&str, &Parameter),
-        [outputs, inputs]: [usize; 2],
-        rank: usize,
-    ) -> Option<Lora> {
-        let Method::Lora(options) = self.method else { return None };
-        let mut adds = vec![("lora_A.weight", vec![rank, inputs]), ("lora_B.weight", vec![outputs, rank])];
-        if options.use_dora {
-            adds.push((dora::MAGNITUDE, vec![outputs]));
-        }
-        for (kind, shape) in adds {
-            self.counts.trained = self.counts.trained.saturating_add(elements(&shape));
-            self.trained.push(Outline { name: format!("{path}.{kind}"), shape, stored: Stored::Plain });
-        }
-        let counting = matches!(self.source, Source::Counting);
-        let (inputs, outputs, rank) = if counting { (0, 0, 0) } else { (inputs, outputs, rank) };
-        let bound = 1.0 / (inputs as f64).sqrt();
-        let key = random::key(self.seed, &[random::name_part(path)]);
-        let draw = |i| ((2.0 * random::uniform(key, i) - 1.0) * bound) as f32;
-        let a: Vec<f32> = (0..(rank * inputs) as u64).map(draw).collect();
-        Some(Lora {
-            a: self.trained_of(format!("{path}.lora_A.weight"), Tensor::from_slice(&a, &[rank, inputs])),
-            b: self.trained_of(format!("{path}.lora_B.weight"), Tensor::zeros(DType::F32, &[outputs, rank])),
-            scale: options.scale(rank),
-            dropout: options.dropout,
-            dropout_id: random::name_part(path),
-            dora: (options.use_dora && !counting).then(|| {
-                let magnitudes = Tensor::from_slice(&dora::row_norms(weight), &[outputs]);
-                let name = format!("{path}.{}", dora::MAGNITUDE);
-                Dora::new(Parameter::trained(name, self.placed(magnitudes), DType::F32), weight)
-            }),
-            start: None,
-        })
-    }
-
-    fn parameter(&mut self, name: &str, shape: &[usize], start: Start) -> Parameter {
-        self.stored_as(name, name, shape, start)
-    }
-
-    fn stored_as(&mut self, name: &str, stored: &str, shape: &[usize], start: Start) -> Parameter {
-        self.read(name, (stored, Stored::Plain), shape, start)
-    }
-
-    /// A matrix, or a bias, with a row for each token: with rows for new ones.
-    fn of_vocabulary(&mut self, spec: &DecoderSpec, name: &str, stored: &str, shape: &[usize]) -> Parameter {
-        let start = if shape.len() == 1 { Start::All(0.0) } else { Start::Normal };
-        let (rows, from_files) = (shape[0], matches!(self.source, Source::Files(_)));
-        let Some(new) = spec.new_rows.as_ref().filter(|new| from_files && new.change(rows)) else {
-            return self.stored_as(name, stored, shape, start);
-        };
-        let in_files = [&[new.stored], &shape[1..]].concat();
-        self.read_with((name, shape, Stored::Plain), |loading, dtype| {
-            let stored = loading.in_files(stored, Stored::Plain, &in_files);
-            let value = loading.value(&stored, Stored::Plain, &in_files, (dtype, start))?;
-            Some(match value.shape() {
-                [found] if *found == new.stored => new.add_to_bias(&value, rows),
-                [found, _] if *found == new.stored => new.add(name, &value, rows),
-                // What is wrong was told.
-                _ => value,
-            })
-        })
-    }
-
-    fn parameter_in(&mut self, name: &str, stored: Stored, shape: &[usize], start: Start) -> Parameter {
-        self.read(name, (name, stored), shape, start)
-    }
-
-    /// The matrix of a linear layer, if it is to be quantised or is so in the files; pages in a file are released.
-    fn quantized(&mut self, name: &str, form: Stored, shape: [usize; 2]) -> Option<Parameter> {
-        let (quantization, trained) = (self.quantization?, self.method.trains(name));
-        let stored = self.in_files(name, form, &shape);
-        let weight = match (quantization, self.source) {
-            (Quantization::Found(found), Source::Files(files)) => {
-                let weight = quantization::read(files, found, (&stored, shape), self.compute)?;
-                weight.and_then(|weight| match trained {
-                    true => Err(format!("{name}: its codes cannot be trained; use `finetuning_type: lora`")),
-                    false => Ok(weight),
-                })
-            }
-            // A method that trains it is refused once the files are there.
-            (Quantization::Found(_), _) => Err(String::new()),
-            (Quantization::Made(_), _) if trained => return None,
-            (Quantization::Made(scheme), _) => {
-                let value = self.value(&stored, form, &shape, (self.compute, Start::Normal));
-                let (value, dev) = (value.filter(|value| value.shape() == shape), self.dev);
-                value.zip(dev).map_or(Err(String::new()), |(value, dev)| {
-                    // Drawn where the model runs.
-                    let value = if value.is_on_host() { value } else { value.to_host() };
-                    let weight = QuantizedWeight::quantize(dev, value.view(), scheme, self.compute);
-                    value.release_pages();
-                    Ok(weight)
-                })
-            }
-        };
-        let (elements, bytes) = (elements(&shape), quantization.bytes(shape));
-        self.counts.quantized = self.counts.quantized.saturating_add(elements);
-        self.counts.quantized_bytes = self.counts.quantized_bytes.saturating_add(bytes);
-        self.counts.largest_quantized = self.counts.largest_quantized.max(elements);
-        self.counts.frozen = self.counts.frozen.saturating_add(elements);
-        Some(match (weight, self.dev) {
-            (Ok(weight), Some(dev)) => Parameter::quantized(name, weight.on(dev)),
-            (Ok(weight), None) => Parameter::quantized(name, weight),
-            // Empty: sizes are counted, or what is wrong was told already.
-            (Err(problem), _) => {
-                self.problems.extend(Some(problem).filter(|problem| !problem.is_empty()));
-                Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0]))
-            }
-        })
-    }
-
-    /// A weight, from the source's of the name and in the form given last.
-    fn read(
-        &mut self,
-        name: &str,
-        (stored, form): (&str, Stored),
-        shape: &[usize],
-        start: Start,
-    ) -> Parameter {
-        self.read_with((name, shape, form), |loading, dtype| {
-            let stored = loading.in_files(stored, form, shape);
-            loading.value(&stored, form, shape, (dtype, start))
-        })
-    }
-
-    /// A weight of a value that is asked for with the element type to draw it in.
-    fn read_with(
-        &mut self,
-        (name, shape, form): (&str, &[usize], Stored),
-        value: impl FnOnce(&mut Self, DType) -> Option<Tensor>,
-    ) -> Parameter {
-        let trained = self.method.trains(name);
-        let count = if trained { &mut self.counts.trained } else { &mut self.counts.frozen };
-        *count = count.saturating_add(elements(shape));
-        if trained {
-            self.trained.push(Outline { name: name.to_owned(), shape: shape.to_vec(), stored: form });
-        }
-        let Some(value) = value(self, if trained { DType::F32 } else { self.compute }) else {
-            return Parameter::frozen(name, Tensor::zeros(self.compute, &[0, 0]));
-        };
-        let parameter = if trained {
-            self.trained_of(name, value)
-        } else {
-            let value = if value.dtype() == self.compute { value } else { value.to_dtype(self.compute) };
-            Parameter::frozen(name, self.placed(value))
-        };
-        parameter.stored(form)
-    }
-
-    /// What the source has under a name, or what is drawn; nothing where sizes are counted.
-    fn value(
-        &mut self,
-        stored: &str,
-        form: Stored,
-        shape: &[usize],
-        (dtype, start): (DType, Start),
-    ) -> Option<Tensor> {
-        let files = match self.source {
-            Source::Counting => return None,
-            Source::Random { seed } => return Some(self.draw(*seed, stored, (dtype, shape), start)),
-            Source::Files(files) => files,
-        };
-        let value = files.weight(stored, shape, form).unwrap_or_else(|problems| {
-            self.problems.extend(problems);
-            Tensor::zeros(self.compute, &[0])
-        });
-        if let (None, Some(dev)) = (&self.non_finite, self.dev) {
-            let found = first_non_finite(dev, value.view());
-            self.non_finite = found.map(|element| (stored.to_owned(), element));
-        }
-        Some(value)
-    }
-
-    fn trained_of(&self, name: impl Into<String>, value: Tensor) -> Parameter {
-        Parameter::trained(name, self.placed(value), self.compute)
-    }
-
-    /// The value where the model runs.
-    fn placed(&self, value: Tensor) -> Tensor {
-        match self.dev {
-            Some(dev) => value.on(dev),
-            None => value,
-        }
-    }
-
-    fn draw(&self, seed: u64, name: &str, (dtype, shape): (DType, &[usize]), start: Start) -> Tensor {
-        let Some(dev) = self.dev else { return Tensor::zeros(dtype, shape) };
-        match start {
-            Start::All(value) => {
-                let values = vec![value; shape.iter().product()];
-                Tensor::from_slice(&values, shape).to_dtype(dtype).on(dev)
-            }
-            Start::Normal => {
-                let mut tensor = dev.zeros(dtype, shape);
-                let key = random::key(seed, &[random::name_part(name)]);
-                random::fill_normal(dev, key, self.initializer_range, tensor.view_mut());
-                tensor
-            }
-        }
+        let low_rank = carried.and_then(Carried::low_rank);
+        let lora = low_rank.and_then(|low_rank| self.lora((path, &weight), shape, low_rank.rank));
+        let oft = carried.and_then(Carried::rotated).and_then(|rotated| self.oft(path, rotated));
+        Linear { weight, bias: bias.map(|bias| bias.as_bias(self.compute)), lora, oft }
     }
 }

@@ -1,10 +1,14 @@
 //! Which weights are trained: all, some, or adapters beside frozen ones.
 
-use std::collections::BTreeMap;
+mod carried;
+mod options;
 
 use crate::ModelError;
 use crate::loading;
-use crate::spec::{DecoderSpec, LayerSpec, ModuleNames};
+use crate::spec::{DecoderSpec, LayerSpec};
+
+pub use carried::{Adapters, Carried, LayerAdapters, LowRank, Rotated};
+pub use options::{AdapterOptions, LoraInit, LoraOptions, OftBlocks, OftOptions};
 
 /// What is trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,67 +24,8 @@ pub enum Method {
     },
     /// Adapters on linear layers, and whole modules beside them.
     Lora(LoraOptions),
-}
-
-/// Settings of LoRA; names as in PEFT's `LoraConfig`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraOptions {
-    /// R.
-    pub rank: usize,
-    /// Scale is alpha / R (or alpha / √R).
-    pub alpha: f64,
-    /// Probability of dropping an element of an adapter's input.
-    pub dropout: f32,
-    /// Names of linear layers; empty for all of them.
-    pub targets: Vec<String>,
-    /// Scale by √R (Kalajdzievski, 2023).
-    pub use_rslora: bool,
-    /// Magnitudes of their own for the rows of adapted weights (DoRA; Liu et al., 2024).
-    pub use_dora: bool,
-    /// What A and B begin as.
-    pub init: LoraInit,
-    /// PEFT's `modules_to_save`: modules trained whole (`embed_tokens`, `lm_head`, `norm`).
-    pub modules_to_save: Vec<String>,
-}
-
-/// What the matrices of an adapter begin as.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum LoraInit {
-    /// A random, B zero.
-    #[default]
-    Random,
-    /// The largest singular values of the weight, which are taken out of it (PiSSA; Meng et al., 2024).
-    Pissa {
-        /// Iterations of a fast decomposition; `None` for as many as a full one's result takes.
-        iterations: Option<usize>,
-    },
-}
-
-impl LoraOptions {
-    /// What B·A·x is multiplied by.
-    pub fn scale(&self, rank: usize) -> f32 {
-        let rank = rank as f64;
-        (self.alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32
-    }
-
-    /// Refuses magnitudes for routers: their outputs are float32, whatever the other layers compute in.
-    fn check_routers(&self, spec: &DecoderSpec, adapters: &Adapters) -> Result<(), ModelError> {
-        let routers = spec.layers.iter().filter_map(|layer| Some(layer.moe.as_ref()?.router.name));
-        let with = |(router, layer): &(&str, &LayerAdapters)| layer.carried_by(router).is_some();
-        let hit = routers.zip(&adapters.layers).find(with).filter(|_| self.use_dora);
-        hit.map_or(Ok(()), |(router, _)| {
-            Err(ModelError::Method {
-                key: "use_dora",
-                reason: format!("`{router}` chooses among experts, and a router has no magnitudes"),
-                help: "name the other linear layers in `lora_target`, or leave `use_dora` out".into(),
-            })
-        })
-    }
-
-    /// Whether `modules_to_save` takes the embedding or the head, which parts them where they are tied.
-    pub(crate) fn separates_head(&self, names: &ModuleNames) -> bool {
-        [names.embedding(), names.head()].iter().any(|weight| is_saved(&self.modules_to_save, weight))
-    }
+    /// Rotations of what linear layers read, and whole modules beside them.
+    Oft(OftOptions),
 }
 
 impl Method {
@@ -91,6 +36,7 @@ impl Method {
             Method::Full => "full",
             Method::Freeze { .. } => "freeze",
             Method::Lora(_) => "lora",
+            Method::Oft(_) => "oft",
         }
     }
 
@@ -164,14 +110,24 @@ impl Method {
             Method::Inference => false,
             Method::Full => true,
             Method::Freeze { trained } => trained.iter().any(|part| name.contains(part.as_str())),
-            Method::Lora(lora) => is_saved(&lora.modules_to_save, name),
+            Method::Lora(LoraOptions { modules_to_save, .. })
+            | Method::Oft(OftOptions { modules_to_save, .. }) => is_saved(modules_to_save, name),
+        }
+    }
+
+    /// The settings of its adapters, if it puts any on a model.
+    pub fn adapter_options(&self) -> Option<AdapterOptions> {
+        match self {
+            Method::Lora(options) => Some(AdapterOptions::Lora(options.clone())),
+            Method::Oft(options) => Some(AdapterOptions::Oft(options.clone())),
+            Method::Inference | Method::Full | Method::Freeze { .. } => None,
         }
     }
 
     /// The adapters that this method puts on a model.
     ///
     /// # Errors
-    /// Names in `lora_target` that fit no linear layer.
+    /// Names in `lora_target` or `oft_target` that fit no linear layer; layers that the adapters do not fit.
     pub fn adapters(&self, spec: &DecoderSpec) -> Result<Adapters, ModelError> {
         if spec.normalised_head && self.trains(&spec.names.head()) {
             return Err(ModelError::Method {
@@ -181,26 +137,21 @@ impl Method {
                 help: "train with lora or freeze, without `lm_head`".into(),
             });
         }
-        let Method::Lora(lora) = self else {
-            return Ok(Adapters::none(spec));
-        };
-        let mut used = vec![false; lora.targets.len()];
+        let Some(options) = self.adapter_options() else { return Ok(Adapters::none(spec)) };
+        let (targets, whole) = (options.targets(), options.modules_to_save());
+        let mut used = vec![false; targets.len()];
         let mut carries = |path: &str| {
-            let hit = lora.targets.iter().position(|target| has_ending(path, target));
+            let hit = targets.iter().position(|target| has_ending(path, target));
             if let Some(hit) = hit {
                 used[hit] = true;
             }
             // As in PEFT: what is trained whole carries no adapter.
-            let is_whole = lora.modules_to_save.iter().any(|whole| has_part(path, whole));
-            (hit.is_some() || lora.targets.is_empty()) && !is_whole
+            let is_whole = whole.iter().any(|whole| has_part(path, whole));
+            (hit.is_some() || targets.is_empty()) && !is_whole
         };
-        let mut adapters = Adapters::of(Adapters::none(spec).layers, lora.dropout > 0.0);
+        let mut adapters = Adapters::of(Adapters::none(spec).layers, options.dropout() > 0.0);
         let widths = loading::linear_widths(spec);
-        let carried = |path: &str| Carried {
-            rank: lora.rank,
-            outputs: widths.get(path).map_or(0, |[outputs, _]| *outputs),
-            dora: lora.use_dora,
-        };
+        let carried = |path: &str| options.carried(widths.get(path).copied().unwrap_or_default());
         for (i, layer) in adapters.layers.iter_mut().enumerate() {
             for name in spec.layers[i].linear_names() {
                 let path = spec.names.in_block(i, name);
@@ -211,28 +162,32 @@ impl Method {
         }
         let outside = outside_linears(spec).filter(|name| carries(name));
         adapters.outside.carried.extend(outside.map(|name| (name.to_owned(), carried(name))));
-        lora.check_routers(spec, &adapters)?;
+        options.check(spec, &adapters)?;
         if let Some(unused) = used.iter().position(|used| !used) {
             return Err(ModelError::Method {
-                key: "lora_target",
-                reason: format!("no linear layer is called `{}`", lora.targets[unused]),
+                key: options.target_key(),
+                reason: format!("no linear layer is called `{}`", targets[unused]),
                 help: format!("choose `all`, or among {}", linear_modules(spec).join(", ")),
             });
         }
-        let modules = modules(spec);
-        let unknown = |name: &&String| !modules.iter().any(|path| path.ends_with(name.as_str()));
-        if let Some(unknown) = lora.modules_to_save.iter().find(unknown) {
-            return Err(ModelError::Method {
-                key: "additional_target",
-                reason: format!("the model has no module `{unknown}`"),
-                help: format!(
-                    "choose among {}, or name another module",
-                    outside_modules(spec).iter().map(|path| last_part(path)).collect::<Vec<_>>().join(", ")
-                ),
-            });
-        }
+        check_whole_modules(spec, whole)?;
         Ok(adapters)
     }
+}
+
+/// Refuses names in `additional_target` that fit no module.
+fn check_whole_modules(spec: &DecoderSpec, named: &[String]) -> Result<(), ModelError> {
+    let modules = modules(spec);
+    let unknown = |name: &&String| !modules.iter().any(|path| path.ends_with(name.as_str()));
+    let Some(unknown) = named.iter().find(unknown) else { return Ok(()) };
+    Err(ModelError::Method {
+        key: "additional_target",
+        reason: format!("the model has no module `{unknown}`"),
+        help: format!(
+            "choose among {}, or name another module",
+            outside_modules(spec).iter().map(|path| last_part(path)).collect::<Vec<_>>().join(", ")
+        ),
+    })
 }
 
 /// The blocks that LLaMA-Pro's expansion has put into a model, if there are so many: the last of every L / count.
@@ -367,94 +322,4 @@ pub(crate) fn has_part(path: &str, module: &str) -> bool {
 pub(crate) fn is_saved(modules: &[String], parameter: &str) -> bool {
     let mut within = parameter.match_indices('.').map(|(end, _)| &parameter[..end]);
     within.any(|path| modules.iter().any(|module| path.ends_with(module.as_str())))
-}
-
-/// Ranks of the adapters of every block.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Adapters {
-    /// One for each block.
-    pub layers: Vec<LayerAdapters>,
-    /// Of the linear layers outside of the blocks, by full names.
-    pub outside: LayerAdapters,
-    dropout: bool,
-}
-
-impl Adapters {
-    /// No adapters.
-    pub fn none(spec: &DecoderSpec) -> Self {
-        Self::of(vec![LayerAdapters::default(); spec.layers.len()], false)
-    }
-
-    /// Adapters of given ranks, one entry for each block.
-    pub fn of(layers: Vec<LayerAdapters>, dropout: bool) -> Self {
-        Self { layers, outside: LayerAdapters::default(), dropout }
-    }
-
-    /// The largest rank, if there is any adapter.
-    pub fn largest_rank(&self) -> Option<usize> {
-        self.largest().map(|largest| largest.rank)
-    }
-
-    /// What holds every adapter of the model: for buffers that all layers share.
-    pub fn largest(&self) -> Option<Carried> {
-        let all = self.layers.iter().chain([&self.outside]).flat_map(|layer| layer.carried.values());
-        all.copied().reduce(Carried::or)
-    }
-
-    /// What holds the adapters on each linear layer of all blocks: for buffers that blocks share.
-    pub fn merged(&self) -> LayerAdapters {
-        let mut carried = BTreeMap::new();
-        for (name, one) in self.layers.iter().flat_map(|layer| &layer.carried) {
-            let largest = carried.entry(name.clone()).or_insert(*one);
-            *largest = largest.or(*one);
-        }
-        LayerAdapters { carried }
-    }
-
-    /// Whether their inputs are dropped in training.
-    pub fn has_dropout(&self) -> bool {
-        self.dropout
-    }
-}
-
-/// The adapter on a linear layer, as far as buffers depend on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Carried {
-    /// R.
-    pub rank: usize,
-    /// Width of the layer's output.
-    pub outputs: usize,
-    /// Whether the rows of the layer's weight have magnitudes of their own.
-    pub dora: bool,
-}
-
-impl Carried {
-    /// What holds either of two.
-    #[must_use]
-    pub fn or(self, other: Self) -> Self {
-        Self {
-            rank: self.rank.max(other.rank),
-            outputs: self.outputs.max(other.outputs),
-            dora: self.dora || other.dora,
-        }
-    }
-}
-
-/// The adapters of one block, by the linear layer's name inside it.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct LayerAdapters {
-    /// What each carries, by name.
-    pub carried: BTreeMap<String, Carried>,
-}
-
-impl LayerAdapters {
-    /// Rank of the adapter on a linear layer, if it carries one.
-    pub fn rank_of(&self, module: &str) -> Option<usize> {
-        self.carried_by(module).map(|carried| carried.rank)
-    }
-
-    /// What a linear layer carries.
-    pub fn carried_by(&self, module: &str) -> Option<Carried> {
-        self.carried.get(module).copied()
-    }
 }

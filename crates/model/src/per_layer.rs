@@ -67,7 +67,7 @@ impl Inputs {
             t: all(),
             statistics: arena.tensor(DType::F32, &[tokens, layers * spec.norm.kind.statistics()]),
             saved: linear::Saved::new(arena, dtype, tokens, carried),
-            scratch: linear::Scratch::new(arena, dtype, tokens, c, carried, adapters.has_dropout()),
+            scratch: linear::Scratch::new(arena, dtype, (tokens, tokens), c, carried, adapters.has_dropout()),
             width,
         })
     }

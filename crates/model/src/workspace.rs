@@ -1,5 +1,6 @@
 //! Every buffer that a pass needs, made once: activations, what forward saves, gradients of activations, scratch.
 
+use sft_kernels::attention::backward_scratch_bytes;
 use sft_kernels::objective::Loss;
 use sft_kernels::{DType, Device, Tensor, View, ViewMut};
 
@@ -25,6 +26,14 @@ pub enum Purpose {
     },
     /// Forward alone.
     Forward,
+}
+
+/// Bytes that attention takes beside a workspace in backward on a CPU, of `tokens` tokens in rows of `longest`.
+pub fn attention_bytes(spec: &DecoderSpec, tokens: usize, longest: usize, threads: usize) -> usize {
+    let attention = spec.layers.iter().filter_map(LayerSpec::attends);
+    let bytes = attention
+        .map(|a| backward_scratch_bytes([a.heads, a.kv_heads, a.head_dim], tokens, longest, threads));
+    bytes.max().unwrap_or(0)
 }
 
 /// The buffers of a pass of at most `max_tokens` tokens.

@@ -11,7 +11,7 @@ use sft_kernels::{CpuOptions, DType, Device, Tensor};
 use sft_model::adapter::{self, Last, PeftAdapter};
 use sft_model::linear::Linear;
 use sft_model::loading::{self, Source};
-use sft_model::method::{LoraInit, LoraOptions, Method};
+use sft_model::method::{AdapterOptions, LoraInit, LoraOptions, Method};
 use sft_model::weights::{WeightFiles, write_file};
 use sft_model::workspace::{Purpose, Workspace};
 use sft_model::{Batch, Decoder, ModelError, families};
@@ -110,7 +110,10 @@ fn changed_tensors(name: &str, change: impl FnOnce(&mut Vec<(String, Tensor)>)) 
 }
 
 fn attach(folder: &Path, decoder: &mut Decoder) -> Result<LoraOptions, ModelError> {
-    PeftAdapter::read(folder)?.attach(&device(), decoder, false)
+    match PeftAdapter::read(folder)?.attach(&device(), decoder, false)? {
+        AdapterOptions::Lora(options) => Ok(options),
+        AdapterOptions::Oft(_) => panic!("{} holds rotations", folder.display()),
+    }
 }
 
 fn refusal(folder: &Path, name: &str) -> String {
@@ -150,7 +153,7 @@ fn a_merged_adapter_with_magnitudes_computes_what_an_attached_one_does() {
 fn pissa(options: &LoraOptions) -> Decoder {
     let method = Method::Lora(options.clone());
     let mut decoder = Decoder::read(&device(), &case("llama"), &method, DType::F32, 7).unwrap();
-    adapter::begin(&device(), &mut decoder, options).unwrap();
+    adapter::begin(&device(), &mut decoder, &options.clone().into()).unwrap();
     decoder
 }
 
@@ -232,7 +235,7 @@ fn an_adapter_of_singular_values_is_read_again_and_converted_to_one_of_the_model
         let trained = logits(&decoder);
         assert!(difference(&trained, &logits(&base("llama", DType::F32))) > 1e-2);
         let mut again = base("llama", DType::F32);
-        adapter::write(&decoder, &options, "", out.path()).unwrap();
+        adapter::write(&decoder, &options.clone().into(), "", out.path()).unwrap();
         attach(out.path(), &mut again).unwrap();
         assert_eq!(trained, logits(&again), "with the rest of the weights made again");
         adapter::write_converted(&decoder, &options, "", out.path()).unwrap();
@@ -299,7 +302,7 @@ fn an_adapter_that_is_written_reads_back_with_the_same_logits() {
         ("qwen2", LoraOptions { use_dora: true, ..options() }),
     ] {
         let decoder = random_lora(name, &options);
-        adapter::write(&decoder, &options, "a/base", out.path()).unwrap();
+        adapter::write(&decoder, &options.clone().into(), "a/base", out.path()).unwrap();
         let mut again = base(name, DType::F32);
         attach(out.path(), &mut again).unwrap();
         assert_eq!(logits(&decoder), logits(&again), "{name}");
@@ -314,7 +317,7 @@ fn an_adapter_that_is_continued_keeps_its_settings_and_trains_its_tensors_alone(
     let mut decoder = base("llama", DType::F32);
     let adapter = PeftAdapter::read(folder.path()).unwrap();
     let options = adapter.attach(&device(), &mut decoder, true).unwrap();
-    assert_eq!(options.dropout, 0.25);
+    assert_eq!(options.dropout(), 0.25);
     assert!(decoder.adapters().has_dropout());
     assert!(decoder.trained_mut().iter().all(|p| p.name().contains(".lora_")));
     assert_eq!(decoder.trained_mut().len(), 2 * 7 * decoder.blocks.len());
@@ -324,7 +327,7 @@ fn an_adapter_that_is_continued_keeps_its_settings_and_trains_its_tensors_alone(
 fn the_configuration_has_the_keys_of_peft_and_short_names() {
     let out = tempfile::tempdir().unwrap();
     let decoder = random_lora("llama", &options());
-    adapter::write(&decoder, &options(), "a/base", out.path()).unwrap();
+    adapter::write(&decoder, &options().into(), "a/base", out.path()).unwrap();
     let read = |folder: &Path| -> Value {
         serde_json::from_str(&fs::read_to_string(folder.join("adapter_config.json")).unwrap()).unwrap()
     };
@@ -359,7 +362,7 @@ fn ranks_and_scales_of_single_layers_survive_the_round_trip() {
     assert_eq!([scale(1), scale(0)], [5.0 / rank, options.alpha as f32 / rank]);
     // Written with another rank and alpha as the common ones, so that every layer stands in the patterns.
     let other = LoraOptions { rank: options.rank + 1, alpha: options.alpha + 1.0, ..options };
-    adapter::write(&decoder, &other, "", out.path()).unwrap();
+    adapter::write(&decoder, &other.clone().into(), "", out.path()).unwrap();
     let mut again = base("llama", DType::F32);
     attach(out.path(), &mut again).unwrap();
     assert_eq!(logits(&decoder), logits(&again));
@@ -396,7 +399,7 @@ fn blocks_with_adapters_of_different_ranks_share_a_workspace() {
     attach(&case("llama").join("adapter"), &mut expected).unwrap();
     attach(folder.path(), &mut found).unwrap();
     let ranks = &found.adapters().layers;
-    assert_ne!(ranks[0].rank_of("self_attn.q_proj"), ranks[1].rank_of("self_attn.q_proj"));
+    assert_ne!(ranks[0].carried_by("self_attn.q_proj"), ranks[1].carried_by("self_attn.q_proj"));
     assert!(difference(&logits(&expected), &logits(&found)) < 1e-6);
 }
 
@@ -410,7 +413,7 @@ fn modules_to_save_come_back_whole_and_part_a_tied_head() {
         let options = LoraOptions { modules_to_save, ..options() };
         let decoder = random_lora("qwen2", &options);
         assert!(decoder.lm_head.is_some(), "{modules:?}");
-        adapter::write(&decoder, &options, "", out.path()).unwrap();
+        adapter::write(&decoder, &options.clone().into(), "", out.path()).unwrap();
         let (mut attached, mut merged) = (base("qwen2", DType::F32), base("qwen2", DType::F32));
         assert_eq!(attach(out.path(), &mut attached).unwrap().modules_to_save, options.modules_to_save);
         PeftAdapter::read(out.path()).unwrap().merge(&device(), &mut merged).unwrap();
@@ -423,12 +426,12 @@ fn modules_to_save_come_back_whole_and_part_a_tied_head() {
 #[test]
 fn all_adapters_but_the_last_are_merged() {
     let (first, second) = (tempfile::tempdir().unwrap(), case("llama").join("adapter"));
-    adapter::write(&random_lora("llama", &options()), &options(), "", first.path()).unwrap();
+    adapter::write(&random_lora("llama", &options()), &options().into(), "", first.path()).unwrap();
     let folders = [first.path().to_owned(), second];
     let apply = |folders: &[PathBuf], last: Last| {
         let mut decoder = base("llama", DType::F32);
         let carried = adapter::apply(&device(), &mut decoder, folders, last).unwrap();
-        assert_eq!(carried.is_some(), decoder.adapters().largest_rank().is_some());
+        assert_eq!(carried.is_some(), !decoder.adapters().is_empty());
         (logits(&decoder), decoder.trained_mut().len())
     };
     let ((continued, trained), (attached, frozen)) =

@@ -287,7 +287,11 @@ fn adapter_configurations_survive_any_text() {
         "task_type": "CAUSAL_LM", "layers_to_transform": [0, 1], "layers_pattern": null, "exclude_modules": null,
         "use_dora": false, "init_lora_weights": true
     });
-    let seeds = [seed.to_string(), {
+    let rotations = json!({
+        "peft_type": "OFT", "peft_version": "0.18.1", "r": 0, "oft_block_size": 8, "module_dropout": 0.1,
+        "target_modules": "all-linear", "bias": "none", "use_cayley_neumann": true, "num_cayley_neumann_terms": 5
+    });
+    let seeds = [seed.to_string(), rotations.to_string(), {
         let mut seed = seed.clone();
         seed["target_modules"] = Value::String("all-linear".into());
         seed["layers_to_transform"] = Value::Null;
@@ -325,7 +329,7 @@ fn adapter_configurations_survive_any_text() {
             let _ = (config.targets(path), config.rank_of(path));
         }
         let options = config.options_for(&spec);
-        let _ = loading::count(&spec, &Method::Lora(options), Some(Quantization::Made(Scheme::Int8)));
+        let _ = loading::count(&spec, &Method::from(options), Some(Quantization::Made(Scheme::Int8)));
         true
     });
 }

@@ -164,14 +164,14 @@ fn an_adapter_sits_on_the_modules_that_the_file_has() {
         let (base, out) = (folder(small::keys(family)), tempfile::tempdir().unwrap());
         let method = Method::Lora(options.clone());
         let decoder = Decoder::read(&device(), base.path(), &method, DType::F32, 0).unwrap();
-        adapter::write(&decoder, &options, "", out.path()).unwrap();
+        adapter::write(&decoder, &options.clone().into(), "", out.path()).unwrap();
         let text = std::fs::read_to_string(out.path().join("adapter_config.json")).unwrap();
         let config: Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&config["target_modules"], &config["fan_in_fan_out"]), (&targets, &json!(transposed)));
         let mut again = Decoder::read(&device(), base.path(), &Method::Inference, DType::F32, 0).unwrap();
         let read = PeftAdapter::read(out.path()).unwrap().attach(&device(), &mut again, true).unwrap();
         assert_eq!(
-            read.targets,
+            read.targets(),
             targets.as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect::<Vec<_>>()
         );
     }

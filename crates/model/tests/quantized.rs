@@ -119,24 +119,27 @@ fn an_adapter_is_not_merged_into_codes() {
     assert!(error.contains("not merged into codes"), "{error}");
 }
 
+/// What is said of a checkpoint whose tensors were changed; those are left out for which `change` says no.
+fn damaged(name: &str, change: &dyn Fn(&str, &mut Stored) -> bool) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(case(name).join("config.json"), folder.path().join("config.json")).unwrap();
+    let mut all = tensors(&case(name));
+    all.retain(|name, tensor| change(name, tensor));
+    let views: Vec<_> = all
+        .iter()
+        .map(|(name, (dtype, shape, bytes))| {
+            (name.clone(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        })
+        .collect();
+    safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).unwrap();
+    let error = Decoder::read(&device(), folder.path(), &Method::Inference, DType::F32, 0).unwrap_err();
+    let ModelError::Weights { problems, .. } = error else { panic!("{error}") };
+    problems.join("\n")
+}
+
 #[test]
 fn a_checkpoint_without_its_state_is_refused_by_name() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::copy(case("llama__nf4").join("config.json"), folder.path().join("config.json")).unwrap();
-    let damaged = |change: &dyn Fn(&str, &mut Stored) -> bool| {
-        let mut all = tensors(&case("llama__nf4"));
-        all.retain(|name, tensor| change(name, tensor));
-        let views: Vec<_> = all
-            .iter()
-            .map(|(name, (dtype, shape, bytes))| {
-                (name.clone(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
-            })
-            .collect();
-        safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).unwrap();
-        let error = Decoder::read(&device(), folder.path(), &Method::Inference, DType::F32, 0).unwrap_err();
-        let ModelError::Weights { problems, .. } = error else { panic!("{error}") };
-        problems.join("\n")
-    };
+    let damaged = |change: &dyn Fn(&str, &mut Stored) -> bool| damaged("llama__nf4", change);
     let of_first = |name: &str, end: &str| name == format!("model.layers.0.self_attn.q_proj.weight{end}");
     let problem = damaged(&|name, _| !of_first(name, ".absmax"));
     assert!(problem.contains("q_proj.weight.absmax: missing"), "{problem}");
@@ -162,6 +165,67 @@ fn a_checkpoint_without_its_state_is_refused_by_name() {
         true
     });
     assert!(problem.contains("quant_state.bitsandbytes__nf4"), "{problem}");
+}
+
+#[test]
+fn experts_in_mxfp4_that_are_not_whole_are_refused_by_name() {
+    let damaged = |change: &dyn Fn(&str, &mut Stored) -> bool| damaged("gpt_oss__mxfp4", change);
+    let problem = damaged(&|name, _| !name.ends_with("gate_up_proj_scales"));
+    assert!(problem.contains("mlp.experts.gate_up_proj_scales: missing"), "{problem}");
+    let problem = damaged(&|name, _| !name.ends_with("gate_up_proj_blocks"));
+    assert!(problem.contains("mlp.experts.gate_up_proj: missing"), "{problem}");
+    let problem = damaged(&|name, tensor| {
+        if name.ends_with("down_proj_blocks") {
+            tensor.1.swap(0, 1);
+        }
+        true
+    });
+    assert!(
+        problem.contains("down_proj_blocks: found shape [32, 3, 1, 16], expected [3, 32, 1, 16]"),
+        "{problem}"
+    );
+    let problem = damaged(&|name, tensor| {
+        if name.ends_with("down_proj_scales") {
+            tensor.2[7] = 255;
+        }
+        true
+    });
+    assert!(problem.contains("down_proj_scales: element 7 is no number"), "{problem}");
+}
+
+#[test]
+fn groups_of_gptq_that_do_not_fit_are_refused_by_name() {
+    let damaged = |change: &dyn Fn(&str, &mut Stored) -> bool| damaged("llama__gptq_act", change);
+    let is_order = |name: &str| name.ends_with("q_proj.g_idx");
+    let problem = damaged(&|name, _| !is_order(name));
+    assert!(problem.contains("q_proj.g_idx: missing, and `desc_act` is true"), "{problem}");
+    let problem = damaged(&|name, tensor| {
+        if is_order(name) {
+            tensor.2[8] = 4;
+        }
+        true
+    });
+    assert!(problem.contains("q_proj.g_idx: input 2 is of group 4, of 4"), "{problem}");
+    let problem = damaged(&|name, tensor| {
+        if is_order(name) {
+            tensor.2.truncate(64);
+            tensor.1[0] = 16;
+        }
+        true
+    });
+    assert!(problem.contains("q_proj.g_idx: found shape [16], expected [32]"), "{problem}");
+}
+
+#[test]
+fn a_checkpoint_with_shuffled_groups_is_planned_and_kept_in_the_compute_dtype() {
+    let decoder = read(&case("llama__gptq_act"), DType::BF16);
+    let quantization = found(&case("llama__gptq_act")).map(Quantization::Found);
+    assert!(decoder.base_parameters().iter().all(|p| p.as_quantized().is_none()));
+    let counts = sft_model::loading::count(&decoder.spec, &Method::Inference, quantization).unwrap();
+    let frozen: usize = decoder.base_parameters().iter().map(|p| p.elements()).sum();
+    assert_eq!((counts.quantized, counts.quantized_bytes, counts.frozen), (0, 0, frozen));
+    let error = Decoder::read(&device(), &case("llama__gptq_act"), &Method::Full, DType::F32, 0).unwrap_err();
+    assert!(error.to_string().contains("use `finetuning_type: lora`"), "{error}");
 }
 
 #[test]

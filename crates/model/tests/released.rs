@@ -419,8 +419,8 @@ fn what_is_not_supported_is_refused_with_its_reason() {
     assert!(matches!(&near, ModelError::UnknownFamily { nearest, .. } if nearest == "llama"), "{near}");
     let refused = error(json!({"model_type": "mllama"})).to_string();
     assert!(refused.contains("cross_attention_layers"), "{refused}");
-    let quantized = error(json!({"model_type": "llama", "quantization_config": {"quant_method": "mxfp4"}}));
-    assert!(quantized.to_string().contains("quantized by mxfp4"), "{quantized}");
+    let quantized = error(json!({"model_type": "llama", "quantization_config": {"quant_method": "aqlm"}}));
+    assert!(quantized.to_string().contains("quantized by aqlm"), "{quantized}");
     let version = error(json!({"model_type": "minicpmv", "version": 9.0})).to_string();
     assert!(version.contains("`version` 9 of minicpmv is not known"), "{version}");
     let first = error(

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sft_data::loader::Cursor;
 use sft_kernels::DType;
 use sft_model::adapter;
-use sft_model::method::{LoraOptions, Method};
+use sft_model::method::{AdapterOptions, Method};
 use sft_model::parameter::Parameter;
 use sft_model::saving::{self, SaveOptions};
 use sft_model::weights::{StoredTensor, WeightFiles, write_file};
@@ -79,10 +79,10 @@ pub fn write_weights(
     folder: &Path,
     decoder: &Decoder,
     base: Base<'_>,
-    lora: Option<&LoraOptions>,
+    adapter: Option<&AdapterOptions>,
     dtype: Option<DType>,
 ) -> Result<(), ModelError> {
-    if let Some(options) = lora {
+    if let Some(options) = adapter {
         saving::copy_model_files(base.folder, folder)?;
         return adapter::write(decoder, options, base.name, folder);
     }
@@ -124,15 +124,16 @@ pub fn write_state(
 /// # Errors
 /// Files that are missing or do not fit.
 pub fn read_weights(folder: &Path, decoder: &mut Decoder, method: &Method) -> Result<(), TrainError> {
-    let lora = matches!(method, Method::Lora(_));
-    let files = if lora {
+    let is_adapter = method.adapter_options().is_some();
+    let files = if is_adapter {
         WeightFiles::open(folder, &[folder.join(ADAPTER)])?
     } else {
         WeightFiles::open_model(folder)?
     };
     let mut problems = Vec::new();
     for parameter in decoder.trained_mut() {
-        let stored = if lora { adapter::stored_name(parameter.name()) } else { parameter.name().to_owned() };
+        let name = parameter.name();
+        let stored = if is_adapter { adapter::stored_name(name) } else { name.to_owned() };
         let shape = parameter.shape().to_vec();
         match files.tensor(&stored, &shape) {
             Ok(tensor) => parameter.set(tensor.view()),

@@ -82,6 +82,8 @@ pub struct PlanChoices {
     pack: Option<bool>,
     /// Tokens of the largest micro-batch of an evaluation.
     evaluated_tokens: usize,
+    /// Tokens of the longest row.
+    longest: usize,
 }
 
 /// Rows that are evaluated together.
@@ -137,6 +139,10 @@ impl Job {
         };
         let max_tokens = largest_train.max(largest_eval.unwrap_or(0));
         let rows = examples.iter().chain(eval_examples()).map(|e| e.len() * 8).sum();
+        let longest = match config.streaming {
+            true => config.cutoff_len,
+            false => examples.iter().chain(eval_examples()).map(Example::len).max().unwrap_or(0),
+        };
         let train = match config.streaming {
             false => Batches::Kept(Loader::new(examples, train)?),
             true => {
@@ -177,6 +183,8 @@ impl Job {
             precision,
             reference: setup::loss(&config).needs_reference(),
             max_tokens,
+            longest,
+            threads: setup::threads(&config),
             rows,
             recompute,
             pack,
@@ -204,7 +212,7 @@ impl Job {
             epochs,
             schedule,
             plan,
-            choices: PlanChoices { recompute, pack, evaluated_tokens },
+            choices: PlanChoices { recompute, pack, evaluated_tokens, longest },
             available,
             random_weights: false,
             config,
@@ -232,14 +240,10 @@ impl Job {
     /// Bytes that the run will write at least: the trained model, and one checkpoint if any falls due.
     pub fn written_bytes(&self) -> u64 {
         let (counts, c) = (self.plan.counts, &self.config);
-        let frozen = match self.method {
-            Method::Lora(_) => 0,
-            _ => counts.frozen * self.precision.compute.bytes(),
-        };
-        let trained = match self.method {
-            Method::Lora(_) => DType::F32,
-            _ => self.precision.compute,
-        };
+        // An adapter is written alone, in float32.
+        let adapter = self.method.adapter_options().is_some();
+        let frozen = if adapter { 0 } else { counts.frozen * self.precision.compute.bytes() };
+        let trained = if adapter { DType::F32 } else { self.precision.compute };
         let due = match c.save_strategy {
             IntervalStrategy::No => false,
             IntervalStrategy::Steps => self.every(c.save_steps) <= self.total_steps,
@@ -253,9 +257,9 @@ impl Job {
     /// The plan of this run with training micro-batches of at most so many tokens.
     ///
     /// # Errors
-    /// `lora_target` that fits nothing.
+    /// `lora_target` or `oft_target` that fits nothing.
     pub fn plan_of(&self, max_tokens: usize) -> Result<MemoryPlan, TrainError> {
-        let PlanChoices { recompute, pack, evaluated_tokens } = self.choices;
+        let PlanChoices { recompute, pack, evaluated_tokens, longest } = self.choices;
         Ok(MemoryPlan::new(&PlanInputs {
             spec: &self.spec,
             method: &self.method,
@@ -264,6 +268,8 @@ impl Job {
             precision: self.precision,
             reference: setup::loss(&self.config).needs_reference(),
             max_tokens: max_tokens.max(evaluated_tokens),
+            longest,
+            threads: setup::threads(&self.config),
             rows: self.plan.rows,
             recompute,
             pack,
@@ -288,7 +294,7 @@ impl Job {
         if self.plan.pack {
             advice.push("  pack_weights: false (packs frozen weights anew in every step)".into());
         }
-        if self.precision.quantization.is_none() && matches!(self.method, Method::Lora(_)) {
+        if self.precision.quantization.is_none() && self.method.adapter_options().is_some() {
             advice.push("  quantization_bit: 4 (frozen linear layers in 4.1 bits instead of 16)".into());
         }
         if self.precision.compute == DType::F32 {

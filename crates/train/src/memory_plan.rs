@@ -10,12 +10,14 @@ use sft_model::parameter::Outline;
 use sft_model::quantization::Precision;
 use sft_model::reference::Reference;
 use sft_model::spec::DecoderSpec;
-use sft_model::workspace::{Purpose, Workspace, WorkspaceBytes};
+use sft_model::workspace::{Purpose, Workspace, WorkspaceBytes, attention_bytes};
 
 use crate::optim::Recipe;
 
-/// Program, thread pool and packing buffers: measured by `tools/measure_memory.py`.
-const PROGRAM_BYTES: usize = 42 << 20;
+/// The program: measured by `tools/measure_memory.py`.
+const PROGRAM_BYTES: usize = 30 << 20;
+/// A thread's buffers for packing: measured too.
+const THREAD_BYTES: usize = 4 << 20;
 
 /// On a GPU: cuBLASLt's workspace, what ops reduce in, kernels, and what the libraries keep.
 const CARD_BYTES: usize = 640 << 20;
@@ -37,6 +39,10 @@ pub struct MemoryPlan {
     pub reference: usize,
     /// Activations and workspace.
     pub work: WorkspaceBytes,
+    /// Sums of attention's backward pass on a CPU.
+    pub attention: usize,
+    /// The program and its threads.
+    pub program: usize,
     /// The rows, tokenised.
     pub rows: usize,
     /// Tokens of the largest micro-batch.
@@ -68,6 +74,10 @@ pub struct PlanInputs<'a> {
     pub reference: bool,
     /// Tokens of the largest micro-batch.
     pub max_tokens: usize,
+    /// Tokens of the longest row.
+    pub longest: usize,
+    /// Threads of the CPU.
+    pub threads: usize,
     /// Bytes of the tokenised rows.
     pub rows: usize,
     /// Whether all blocks are computed again in backward, or none; `None`: as many as it takes to fit.
@@ -119,7 +129,7 @@ impl MemoryPlan {
         let Precision { compute, quantization } = inputs.precision;
         let counts = loading::count(inputs.spec, inputs.method, quantization)?;
         // Weights that backward does not pass are not worth it, and nothing is frozen in full tuning.
-        let pack = pack && matches!(inputs.method, Method::Lora(_));
+        let pack = pack && inputs.method.adapter_options().is_some();
         let f32_bytes = counts.trained * DType::F32.bytes();
         let reference = || -> Result<usize, ModelError> {
             let counts = loading::count(inputs.spec, &Method::Inference, quantization)?;
@@ -145,6 +155,11 @@ impl MemoryPlan {
                 Purpose::Training { recomputed },
                 inputs.on_card,
             ),
+            attention: match inputs.on_card {
+                true => 0,
+                false => attention_bytes(inputs.spec, inputs.max_tokens, inputs.longest, inputs.threads),
+            },
+            program: PROGRAM_BYTES + inputs.threads * THREAD_BYTES,
             rows: inputs.rows,
             max_tokens: inputs.max_tokens,
             recomputed,
@@ -162,7 +177,7 @@ impl MemoryPlan {
             ("gradients (float32)", self.gradients),
             ("optimizer state", self.optimizer),
             ("activations", self.work.activations),
-            ("workspace of the blocks", self.work.scratch),
+            ("workspace of the blocks", self.work.scratch + self.attention),
             ("logits and loss", self.work.head),
         ];
         if self.reference > 0 {
@@ -173,7 +188,7 @@ impl MemoryPlan {
             // The driver hands out whole pages of 2 MiB, about 1 % more than what large models ask for.
             all.push(("workspace and libraries", CARD_BYTES + self.decoded + tensors / 100));
         } else {
-            all.extend([("tokenised rows", self.rows), ("program", PROGRAM_BYTES)]);
+            all.extend([("tokenised rows", self.rows), ("program", self.program)]);
         }
         all.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
         all

@@ -32,12 +32,15 @@ pub fn write(job: &Job, folder: &Path, state: &TrainerState) -> Result<(), RunEr
         hyperparameters.push(("lora_rank".into(), c.lora_rank.to_string()));
         hyperparameters.push(("lora_alpha".into(), c.lora_alpha.to_string()));
     }
+    if c.finetuning_type == FinetuningType::Oft {
+        hyperparameters.push(("oft_rank".into(), c.oft_rank.to_string()));
+        hyperparameters.push(("oft_block_size".into(), c.oft_block_size.to_string()));
+    }
     let card = ModelCard {
         title: folder.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned()),
-        library: if c.finetuning_type == FinetuningType::Lora {
-            Library::Peft
-        } else {
-            Library::Transformers
+        library: match c.finetuning_type {
+            FinetuningType::Lora | FinetuningType::Oft => Library::Peft,
+            FinetuningType::Full | FinetuningType::Freeze => Library::Transformers,
         },
         base_model: (!c.train_from_scratch).then(|| c.model_name_or_path.clone()),
         method: c.finetuning_type.to_string(),

@@ -18,7 +18,7 @@ use sft_data::loader::{Cursor, StepBatch};
 use sft_data::pack::PackedBatch;
 use sft_kernels::objective::Loss;
 use sft_kernels::{DType, Device};
-use sft_model::adapter::PeftAdapter;
+use sft_model::adapter::{self, PeftAdapter};
 use sft_model::method::{Adapters, Method};
 use sft_model::reference::Reference;
 use sft_model::weights::WeightFiles;
@@ -114,7 +114,7 @@ pub struct Parity {
 }
 
 /// Folders of adapters of other kinds than LoRA's.
-pub const OTHER_ADAPTERS: [&str; 2] = ["dora", "pissa"];
+pub const OTHER_ADAPTERS: [&str; 3] = ["dora", "pissa", "oft"];
 
 impl Parity {
     /// The largest part of its limit that a difference takes, and of what; above 1, or NaN, it does not hold.
@@ -304,7 +304,28 @@ impl Case {
         let mut decoder = Decoder::read(dev, &self.folder, &Method::Inference, self.dtype, 0)?;
         PeftAdapter::read(&self.folder.join(kind))?.attach(dev, &mut decoder, true)?;
         let mut work = self.workspace(dev, &decoder);
-        self.train(dev, &mut decoder, step, &mut work, &losses).map(Some)
+        let losses = self.train(dev, &mut decoder, step, &mut work, &losses)?;
+        Ok(Some(larger(losses, self.trained_weights(&mut decoder, kind)?)))
+    }
+
+    /// The largest relative difference of a trained tensor of an adapter, where the case has them.
+    fn trained_weights(&self, decoder: &mut Decoder, kind: &str) -> Result<f64, ModelError> {
+        let path = self.folder.join(kind).join("trained.safetensors");
+        if !path.exists() {
+            return Ok(0.0);
+        }
+        let files = WeightFiles::open(&self.folder, &[path])?;
+        let mut largest = 0.0;
+        for parameter in decoder.trained_mut() {
+            let expected = files.tensor(&adapter::stored_name(parameter.name()), parameter.shape());
+            let difference = expected.map_or(f64::INFINITY, |expected| {
+                let found = parameter.to_host().to_f32_vec();
+                let (difference, norm) = difference_and_norm(&found, &expected.to_f32_vec());
+                difference / norm
+            });
+            largest = larger(largest, difference);
+        }
+        Ok(largest)
     }
 
     fn workspace(&self, dev: &Device, decoder: &Decoder) -> Workspace {

@@ -10,6 +10,7 @@ use sft_data::encoder::Encoder;
 use sft_data::loader::StepBatch;
 use sft_data::template::saved;
 use sft_kernels::{DType, Device};
+use sft_model::method::AdapterOptions;
 use sft_model::{Decoder, ModelError, adapter, saving};
 use sft_runs::checkpoint::{CheckpointWriter, rotate};
 use sft_runs::folder::{ResumeFrom, RunFolder, Start};
@@ -412,7 +413,7 @@ impl<'a> Running<'a> {
 
     /// The adapter as one of the model's own weights, where LLaMA-Factory puts it.
     fn write_converted(&self) -> Result<(), TrainError> {
-        let Some(options) = &self.trainer.lora else { return Ok(()) };
+        let Some(AdapterOptions::Lora(options)) = &self.trainer.adapter else { return Ok(()) };
         let folder = self.folder.path().join("pissa_converted");
         std::fs::create_dir_all(&folder)
             .map_err(|source| on_disk(ModelError::File { path: folder.clone(), source }))?;
@@ -425,7 +426,7 @@ impl<'a> Running<'a> {
             to,
             &self.trainer.decoder,
             Base { folder: &self.job.base, name: &self.job.config.model_name_or_path },
-            self.trainer.lora.as_ref(),
+            self.trainer.adapter.as_ref(),
             dtype,
         )
         .map_err(on_disk)?;

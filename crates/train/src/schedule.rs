@@ -31,6 +31,9 @@ impl Schedule {
         if let LrSchedule::WarmupStableDecay { .. } = self.shape {
             return self.warmup_stable_decay(done);
         }
+        if let LrSchedule::CosineWarmupWithMinLr { num_cycles, min_lr_rate, warmup_lr_rate } = self.shape {
+            return self.cosine_a_step_ahead(step, num_cycles, min_lr_rate, warmup_lr_rate);
+        }
         if self.shape == LrSchedule::Constant {
             return 1.0;
         }
@@ -61,7 +64,34 @@ impl Schedule {
             LrSchedule::CosineWithMinLr { num_cycles, min_lr_rate } => {
                 cosine(num_cycles) * (1.0 - min_lr_rate) + min_lr_rate
             }
-            LrSchedule::WarmupStableDecay { .. } => unreachable!("returned above"),
+            LrSchedule::WarmupStableDecay { .. } | LrSchedule::CosineWarmupWithMinLr { .. } => {
+                unreachable!("returned above")
+            }
+        }
+    }
+
+    fn cosine_a_step_ahead(&self, step: f64, cycles: f64, floor: f64, begin: Option<f64>) -> f64 {
+        let (warmup, total) = (self.warmup_steps as f64, self.total_steps as f64);
+        if step < warmup {
+            return match begin {
+                None => (step + 1.0) / warmup.max(1.0),
+                Some(begin) => begin + (1.0 - begin) * step / (warmup - 1.0).max(1.0),
+            };
+        }
+        let progress = (step - warmup + 1.0) / (total - warmup).max(1.0);
+        let factor = 0.5 * (1.0 + (PI * cycles * 2.0 * progress).cos());
+        (factor * (1.0 - floor) + floor).max(0.0)
+    }
+
+    /// The lengths of the plateau and of the decay. Given neither, LLaMA-Factory's thirds; given one, the other is what it
+    /// leaves (where a decay is given, transformers' rule).
+    fn plateau_and_decay(&self, stable: Option<u64>, decay: Option<u64>) -> (u64, u64) {
+        let left = self.total_steps.saturating_sub(self.warmup_steps);
+        match (stable, decay) {
+            (None, None) => (left / 3, left - left / 3),
+            (None, Some(decay)) => (left.saturating_sub(decay), decay),
+            (Some(stable), None) => (stable, left.saturating_sub(stable)),
+            (Some(stable), Some(decay)) => (stable, decay),
         }
     }
 
@@ -78,8 +108,7 @@ impl Schedule {
             unreachable!("called for this shape alone");
         };
         let lifted = |factor: f64| (factor * (1.0 - floor) + floor).max(0.0);
-        let rest = self.total_steps.saturating_sub(self.warmup_steps + num_decay_steps);
-        let stable = num_stable_steps.unwrap_or(rest);
+        let (stable, num_decay_steps) = self.plateau_and_decay(num_stable_steps, num_decay_steps);
         if done < self.warmup_steps {
             let progress = done as f64 / (self.warmup_steps as f64).max(1.0);
             return lifted(match warmup_type {
@@ -122,9 +151,27 @@ mod tests {
                 "constant_with_warmup" => LrSchedule::ConstantWithWarmup,
                 "inverse_sqrt" => LrSchedule::InverseSqrt { timescale: None },
                 "cosine_with_min_lr" => LrSchedule::CosineWithMinLr { num_cycles: 0.5, min_lr_rate: 0.1 },
+                "cosine_warmup_with_min_lr" => LrSchedule::CosineWarmupWithMinLr {
+                    num_cycles: 0.5,
+                    min_lr_rate: 0.1,
+                    warmup_lr_rate: None,
+                },
+                "cosine_warmup_from_a_rate" => LrSchedule::CosineWarmupWithMinLr {
+                    num_cycles: 0.5,
+                    min_lr_rate: 0.1,
+                    warmup_lr_rate: Some(0.2),
+                },
+                "warmup_stable_decay_of_llamafactory" => LrSchedule::WarmupStableDecay {
+                    num_stable_steps: None,
+                    num_decay_steps: None,
+                    warmup_type: RampShape::Linear,
+                    decay_type: RampShape::Cosine,
+                    min_lr_ratio: 0.0,
+                    num_cycles: 0.5,
+                },
                 "warmup_stable_decay" => LrSchedule::WarmupStableDecay {
                     num_stable_steps: None,
-                    num_decay_steps: 6,
+                    num_decay_steps: Some(6),
                     warmup_type: RampShape::Linear,
                     decay_type: RampShape::OneMinusSqrt,
                     min_lr_ratio: 0.1,

@@ -23,7 +23,7 @@ use sft_kernels::objective::Loss;
 use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device, DeviceError, cuda};
 use sft_model::adapter::AdapterConfig;
-use sft_model::method::{self, LoraInit, LoraOptions, Method};
+use sft_model::method::{self, LoraInit, LoraOptions, Method, OftBlocks, OftOptions};
 use sft_model::quantization::{Found, Quantization};
 use sft_model::spec::{DecoderSpec, RopeScaling};
 use sft_model::{ModelError, families, quantization};
@@ -40,6 +40,11 @@ use vocabulary::tokenizer_folder;
 /// More threads than cores; an instruction set that the CPU lacks; a GPU that is not there.
 pub fn device(config: &RunConfig) -> Result<Device, DeviceError> {
     device_of(config.device, CpuOptions { threads: config.threads, isa: None })
+}
+
+/// Threads of the CPU that a run will have: as many as asked for, or one a core.
+pub fn threads(config: &RunConfig) -> usize {
+    config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// The device that is asked for; what is left for the CPU runs with `options`.
@@ -312,23 +317,43 @@ pub fn method(config: &RunConfig, spec: &DecoderSpec) -> Result<Method, ModelErr
             &names(&config.freeze_trainable_modules),
             &whole(&config.freeze_extra_modules),
         ),
-        FinetuningType::Lora => match continued_adapter(config) {
-            Some(folder) => Ok(Method::Lora(AdapterConfig::read(&folder)?.options_for(spec))),
-            None => Ok(Method::Lora(LoraOptions {
-                rank: config.lora_rank as usize,
-                alpha: config.lora_alpha,
-                dropout: config.lora_dropout as f32,
-                targets: match (names(&config.lora_target), config.use_llama_pro) {
-                    (names, true) => method::linears_of_blocks(spec, &expanded()?, &names)?,
-                    (names, false) => names,
-                },
-                use_rslora: config.use_rslora,
-                use_dora: config.use_dora,
-                init: lora_init(config),
-                modules_to_save: whole(&config.additional_target),
-            })),
-        },
+        FinetuningType::Lora | FinetuningType::Oft if continued_adapter(config).is_some() => {
+            // The adapter says itself of which kind it is.
+            let folder = continued_adapter(config).unwrap_or_default();
+            Ok(AdapterConfig::read(&folder)?.options_for(spec).into())
+        }
+        FinetuningType::Lora => Ok(Method::Lora(LoraOptions {
+            rank: config.lora_rank as usize,
+            alpha: config.lora_alpha,
+            dropout: config.lora_dropout as f32,
+            targets: adapter_targets(config, spec, names(&config.lora_target))?,
+            use_rslora: config.use_rslora,
+            use_dora: config.use_dora,
+            init: lora_init(config),
+            modules_to_save: whole(&config.additional_target),
+        })),
+        FinetuningType::Oft => Ok(Method::Oft(OftOptions {
+            blocks: match config.oft_rank {
+                0 => OftBlocks::Size(config.oft_block_size as usize),
+                count => OftBlocks::Count(count as usize),
+            },
+            dropout: config.module_dropout as f32,
+            targets: adapter_targets(config, spec, names(&config.oft_target))?,
+            modules_to_save: whole(&config.additional_target),
+        })),
     }
+}
+
+/// The layers that carry adapters; empty for all of them.
+fn adapter_targets(
+    config: &RunConfig,
+    spec: &DecoderSpec,
+    names: Vec<String>,
+) -> Result<Vec<String>, ModelError> {
+    if !config.use_llama_pro {
+        return Ok(names);
+    }
+    method::linears_of_blocks(spec, &method::expanded_blocks(spec, config.freeze_trainable_layers)?, &names)
 }
 
 fn lora_init(config: &RunConfig) -> LoraInit {

@@ -6,7 +6,7 @@ use sft_data::loader::StepBatch;
 use sft_kernels::{Device, random};
 use sft_model::adapter::{self, Last};
 use sft_model::loading::{self, Source};
-use sft_model::method::{LoraOptions, Method};
+use sft_model::method::{AdapterOptions, Method};
 use sft_model::reference::Reference;
 use sft_model::weights::WeightFiles;
 use sft_model::workspace::{Purpose, Workspace};
@@ -26,7 +26,7 @@ pub struct Trainer<'a> {
     /// The model.
     pub decoder: Decoder,
     /// Settings of the adapter that the model carries, if it does.
-    pub lora: Option<LoraOptions>,
+    pub adapter: Option<AdapterOptions>,
     /// What turns gradients into updates.
     pub optimizer: Box<dyn Optimizer>,
     /// Activations and buffers, of the largest micro-batch.
@@ -41,7 +41,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// Weights that are missing or do not fit.
     pub fn new(dev: &'a Device, job: &Job) -> Result<Self, ModelError> {
-        let (mut decoder, lora) = load_decoder(dev, job)?;
+        let (mut decoder, adapter) = load_decoder(dev, job)?;
         if job.plan.pack {
             decoder.pack_frozen(dev);
         }
@@ -62,7 +62,7 @@ impl<'a> Trainer<'a> {
         let reference = loss.needs_reference().then(|| load_reference(dev, job)).transpose()?;
         work.set_loss(loss, reference);
         decoder.entry.noise = job.config.neftune_noise_alpha.map(|alpha| alpha as f32);
-        Ok(Self { dev, decoder, lora, optimizer, work, trained_elements })
+        Ok(Self { dev, decoder, adapter, optimizer, work, trained_elements })
     }
 
     /// Takes weights and optimizer state from a checkpoint; where the run goes on. `expected` is the state of the run
@@ -116,7 +116,7 @@ impl<'a> Trainer<'a> {
 ///
 /// # Errors
 /// Weights that are missing or do not fit.
-pub fn load_decoder(dev: &Device, job: &Job) -> Result<(Decoder, Option<LoraOptions>), ModelError> {
+pub fn load_decoder(dev: &Device, job: &Job) -> Result<(Decoder, Option<AdapterOptions>), ModelError> {
     let folders = job.config.adapter_folders();
     let continued = setup::continued_adapter(&job.config).is_some();
     // A continued adapter is attached to a model without any; everything else begins with its own.
@@ -124,10 +124,7 @@ pub fn load_decoder(dev: &Device, job: &Job) -> Result<(Decoder, Option<LoraOpti
     let mut decoder = load_base(dev, job, method)?;
     let last = if continued { Last::Continued } else { Last::Merged };
     let carried = adapter::apply(dev, &mut decoder, &folders, last)?;
-    let fresh = match &job.method {
-        Method::Lora(options) => Some(options.clone()),
-        _ => None,
-    };
+    let fresh = job.method.adapter_options();
     if let (None, Some(options)) = (&carried, &fresh) {
         adapter::begin(dev, &mut decoder, options)?;
     }

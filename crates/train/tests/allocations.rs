@@ -44,6 +44,7 @@ fn a_step_allocates_no_tensor() {
         &["finetuning_type=full"][..],
         &["finetuning_type=lora", "lora_dropout=0.1", "bf16=true"],
         &["finetuning_type=lora", "disable_gradient_checkpointing=false"],
+        &["finetuning_type=oft", "module_dropout=0.3", "bf16=true"],
     ] {
         let (bytes, calls) = of_a_step(keys);
         println!("{keys:?}: {bytes} bytes in {calls} calls");

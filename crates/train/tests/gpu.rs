@@ -58,7 +58,7 @@ fn job(keys: &[&str]) -> Job {
     let text = format!(
         "model_name_or_path: {QUICKSTART}/base\ndataset_dir: {QUICKSTART}/data\ndataset: quickstart_train\n\
          max_samples: 24\ncutoff_len: 64\noutput_dir: unused\nper_device_train_batch_size: 2\n\
-         gradient_accumulation_steps: 2\nmax_steps: 4\nlearning_rate: 1e-3\ndevice: cpu\n"
+         gradient_accumulation_steps: 2\nmax_steps: 2\nlearning_rate: 1e-3\ndevice: cpu\n"
     );
     let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
     let mut job = Job::prepare(load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap()).unwrap();
@@ -82,6 +82,8 @@ fn a_gpu_trains_as_the_cpu_does() {
         (&["finetuning_type=lora", "use_eaft_loss=true"], 1e-3),
         (&["finetuning_type=lora", "bf16=true", "quantization_bit=4"], 2e-2),
         (&["finetuning_type=lora", "quantization_bit=8"], 1e-3),
+        (&["finetuning_type=oft", "module_dropout=0.3"], 1e-3),
+        (&["finetuning_type=oft", "bf16=true", "quantization_bit=4"], 2e-2),
         (&["finetuning_type=full", "optim=schedule_free_adamw"], 1e-3),
         (&["finetuning_type=full", "optim=sgd", "optim_args=momentum=0.9"], 1e-3),
         (&["finetuning_type=full", "optim=adamw_8bit", "bf16=true"], 2e-2),
@@ -115,6 +117,7 @@ fn a_gpu_computes_models_as_transformers_and_peft_compute_them() {
         "gpt2",
         "gpt_neox",
         "gpt_oss",
+        "gpt_oss__mxfp4",
         "lfm2",
         "llama",
         "llama4_text",

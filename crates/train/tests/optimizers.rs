@@ -62,7 +62,7 @@ fn recipe(config: &RunConfig, decoder: &mut Decoder, steps: u64) -> Recipe {
 /// The largest relative difference of a loss, and the largest of a weight, of six steps.
 fn compare(dev: &Device, golden: &serde_json::Value) -> (f64, f64) {
     let config = config(&read::<Vec<String>>(&golden["keys"]));
-    let adapter = config.finetuning_type == sft_config::FinetuningType::Lora;
+    let adapter = config.finetuning_type.is_adapter();
     let rates: Vec<f64> = read(&golden["learning_rates"]);
     let (losses, mut decoder) = parity::train(dev, &case(), adapter, &rates, |decoder| {
         let recipe = recipe(&config, decoder, rates.len() as u64);

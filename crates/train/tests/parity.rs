@@ -25,8 +25,16 @@ const PLAIN: [&str; 16] = [
     "qwen3_5_text",
     "qwen3_next",
 ];
-const QUANTISED: [&str; 6] =
-    ["llama__awq", "llama__fp4", "llama__fp8", "llama__gptq", "llama__int8", "llama__nf4"];
+const QUANTISED: [&str; 8] = [
+    "gpt_oss__mxfp4",
+    "llama__awq",
+    "llama__fp4",
+    "llama__fp8",
+    "llama__gptq",
+    "llama__gptq_act",
+    "llama__int8",
+    "llama__nf4",
+];
 
 fn folder(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/parity").join(case)
@@ -47,7 +55,8 @@ fn models_are_computed_as_transformers_and_peft_compute_them() {
     for case in PLAIN.into_iter().chain(QUANTISED) {
         on_every_isa(case, DType::F32, |isa, found| {
             let others: &[&str] = match case {
-                "llama" => &["dora", "pissa"],
+                "llama" => &["dora", "oft", "pissa"],
+                "llama__nf4" | "qwen3" => &["oft"],
                 "qwen2" | "gpt2" => &["dora"],
                 _ => &[],
             };

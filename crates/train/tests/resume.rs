@@ -74,13 +74,17 @@ fn an_evaluation_at_the_end_that_is_broken_off_is_made_by_the_resume() {
 
 /// Trains adapters of a model with weights both ways.
 fn both_ways_of_lora(keys: &[&str]) {
+    both_ways_of_adapters(&[&["finetuning_type=lora"], keys].concat());
+}
+
+fn both_ways_of_adapters(keys: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let base = folder.path().join("base");
     let scratch = format!("model_name_or_path={QUICKSTART}/base");
     let begin = [scratch.as_str(), "finetuning_type=full", "train_from_scratch=true", "max_steps=1"];
     train(&base, &begin, &mut Silent);
     let base = format!("model_name_or_path={}", base.display());
-    let keys = [&[base.as_str(), "finetuning_type=lora"], keys].concat();
+    let keys = [&[base.as_str()], keys].concat();
     let (whole, parts) = both_ways(&keys);
     assert_eq!(whole, parts, "{keys:?}");
 }
@@ -93,6 +97,13 @@ fn four_steps_and_five_more_equal_nine_of_lora_with_dropout() {
 #[test]
 fn four_steps_and_five_more_equal_nine_of_dora() {
     both_ways_of_lora(&["use_dora=true", "lora_dropout=0.1", "weight_decay=0.1"]);
+}
+
+#[test]
+fn four_steps_and_five_more_equal_nine_of_oft_and_qoft() {
+    both_ways_of_adapters(&["finetuning_type=oft", "module_dropout=0.4", "weight_decay=0.1"]);
+    let keys = ["finetuning_type=oft", "oft_rank=4", "oft_block_size=0", "quantization_bit=4", "bf16=true"];
+    both_ways_of_adapters(&keys);
 }
 
 #[test]

@@ -30,9 +30,9 @@ impl Checks<'_> {
             ("use_adam_mini", c.use_adam_mini, "Adam-mini"),
         ] {
             self.refuse_if(
-                asked && lora,
+                asked && c.finetuning_type.is_adapter(),
                 &[key, "finetuning_type"],
-                &format!("{name} trains whole matrices, and `finetuning_type` is `lora`"),
+                &format!("{name} trains whole matrices, and `finetuning_type` is `{}`", c.finetuning_type),
                 "use `finetuning_type: full` or `freeze`, or remove it",
             );
         }

@@ -18,7 +18,7 @@ macro_rules! method_keys {
         lora_dropout: f64 { range: Range::until(0.0, 1.0), read_by: "model::linear" }
         /// LoRA: the linear layers that get matrices. `all` is every one but the head.
         lora_target: Targets { default: Targets::All, read_by: "model::linear" }
-        /// LoRA: modules trained whole and saved with the adapter (PEFT's `modules_to_save`).
+        /// LoRA and OFT: modules trained whole and saved with the adapter (PEFT's `modules_to_save`).
         additional_target: Vec<String> { read_by: "model::adapter" }
         /// LoRA: scale by lora_alpha / √lora_rank.
         use_rslora: bool { read_by: "model::linear" }
@@ -32,11 +32,20 @@ macro_rules! method_keys {
         pissa_iter: i64 { default: 16, range: Range::at_least(-1.0), read_by: "model::svd" }
         /// PiSSA: write the adapter as one of the model's own weights too, of twice the rank, into `pissa_converted`.
         pissa_convert: bool { read_by: "model::adapter" }
-        /// LoRA: merge the adapters of `adapter_name_or_path` and train a new one.
+        /// OFT: into how many blocks an input is cut; 0 for blocks of `oft_block_size`.
+        oft_rank: u32 { default: 0, read_by: "model::oft" }
+        /// OFT: width of a block; 0 where `oft_rank` says how many there are. An input that it does not divide takes the
+        /// nearest width that does.
+        oft_block_size: u32 { default: 32, read_by: "model::oft" }
+        /// OFT: the linear layers whose inputs are rotated. `all` is every one but the head.
+        oft_target: Targets { default: Targets::All, read_by: "model::oft" }
+        /// OFT: share of the blocks that are not rotated in a training pass.
+        module_dropout: f64 { range: Range::until(0.0, 1.0), read_by: "model::oft" }
+        /// LoRA and OFT: merge the adapters of `adapter_name_or_path` and train a new one.
         create_new_adapter: bool { read_by: "model::adapter" }
         /// Freeze: how many layers are trained, the last ones; negative numbers are the first ones.
         freeze_trainable_layers: i64 { default: 2, read_by: "model::method" }
-        /// Freeze and LoRA: train the blocks that LLaMA-Pro's expansion has put in (`num_expand` of `sft export`):
+        /// Freeze, LoRA and OFT: train the blocks that LLaMA-Pro's expansion has put in (`num_expand` of `sft export`):
         /// `freeze_trainable_layers` says how many there are.
         use_llama_pro: bool { read_by: "model::method" }
         /// Freeze: the modules trained in these layers.
@@ -121,10 +130,6 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
     (&["freeze_vision_tower", "freeze_multi_modal_projector"], "only text is trained on"),
     (&["loraplus_lr_embedding"], "adapters are put on linear layers, and none on embeddings"),
     (&["badam_verbose"], "it says what the package badam prints"),
-    (
-        &["oft_rank", "oft_block_size", "oft_target", "module_dropout"],
-        "read only with `finetuning_type: oft`, which is not built yet",
-    ),
     (&["hyper_parallel_args"], "read only with `use_hyper_parallel`, which is not built"),
     (
         &[

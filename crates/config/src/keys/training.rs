@@ -31,10 +31,11 @@ macro_rules! training_keys {
         learning_rate: f64 { default: 5e-5, range: Range::at_least(0.0), read_by: "train::schedule" }
         /// Shape of the learning rate after the warm-up.
         lr_scheduler_type: LrSchedulerType { read_by: "train::schedule" }
-        /// Parameters of the schedule: `num_cycles` (cosine, cosine_with_restarts, cosine_with_min_lr,
-        /// warmup_stable_decay), `lr_end` and `power` (polynomial), `timescale` (inverse_sqrt), `min_lr`
-        /// or `min_lr_rate` (cosine_with_min_lr), `num_decay_steps`, `num_stable_steps`, `warmup_type`,
-        /// `decay_type`, `min_lr_ratio` (warmup_stable_decay).
+        /// Parameters of the schedule: `num_cycles` (cosines, warmup_stable_decay), `lr_end` and `power`
+        /// (polynomial), `timescale` (inverse_sqrt), `min_lr` or `min_lr_rate` (cosine_with_min_lr,
+        /// cosine_warmup_with_min_lr), `warmup_lr_rate` (cosine_warmup_with_min_lr), `num_decay_steps`,
+        /// `num_stable_steps`, `warmup_type`, `decay_type`, `min_lr_ratio` (warmup_stable_decay: without
+        /// the two numbers a third of the steps after the warm-up is the plateau, and the rest the decay).
         lr_scheduler_kwargs: SchedulerKwargs { read_by: "train::schedule" }
         /// Share of the steps during which the rate climbs from 0; the older name of a fractional
         /// `warmup_steps`, which it sets.

@@ -72,13 +72,14 @@ fn slots(part: &Part) -> usize {
     1 + if part.is_chunked(CHUNK) { part.tiles.len() } else { 0 }
 }
 
-/// The most bytes that sums take, in all threads.
-pub(super) fn scratch_bytes(heads: Heads, rows: usize, queries: usize, keys: usize) -> usize {
-    let row_len = padded(heads.width);
-    let parts = parts(queries);
-    let dk_and_dv = if parts > 1 { 2 * parts * (keys + KEYS) * row_len } else { 0 };
-    let dq = if keys > CHUNK { (queries * heads.group() / LANES + rows + 1) * LANES * row_len } else { 0 };
-    heads.key * (dk_and_dv + dq) * size_of::<f32>()
+/// Bytes that sums take, in all threads, of `tokens` tokens in rows of `longest`.
+pub(super) fn scratch_bytes(heads: Heads, tokens: usize, longest: usize, threads: usize) -> usize {
+    let (row_len, parts) = (padded(heads.width), parts(longest));
+    // The keys of a part end with its last query: on the mean a part has half of them, and half a part's.
+    let dk_and_dv = if parts > 1 { heads.key * tokens * (parts + 1) * row_len } else { 0 };
+    let tiles = (longest * heads.group()).div_ceil(LANES).div_ceil(parts);
+    let dq = if longest > CHUNK { threads * (tiles + 1) * LANES * row_len } else { 0 };
+    (dk_and_dv + dq) * size_of::<f32>()
 }
 
 /// The working memory of a task.

@@ -229,13 +229,13 @@ per_isa! {
     }
 }
 
-/// Bytes that [`backward()`] keeps for its sums at most, from the first call on: f32 dq where keys come in chunks, and dk
+/// Bytes that [`backward()`] keeps for its sums on a CPU, from the first call on: f32 dq where keys come in chunks, and dk
 /// and dv of each part of a long row.
 ///
-/// `heads` are H, K and D; the tokens and rows are those of the largest micro-batch.
-pub fn backward_scratch_bytes(heads: [usize; 3], rows: usize, queries: usize, keys: usize) -> usize {
+/// `heads` are H, K and D; the tokens are those of the largest micro-batch, in rows of `longest`.
+pub fn backward_scratch_bytes(heads: [usize; 3], tokens: usize, longest: usize, threads: usize) -> usize {
     let [query, key, width] = heads;
-    backward::scratch_bytes(Heads { query, key, width }, rows, queries, keys)
+    backward::scratch_bytes(Heads { query, key, width }, tokens, longest, threads)
 }
 
 /// Heads of q [Nq, H, D] and k [Nk, K, D], after a look at what every call must fulfil.

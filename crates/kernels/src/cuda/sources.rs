@@ -79,7 +79,7 @@ impl Source {
 
 /// All files of kernels. One that is not listed here cannot be launched.
 pub fn all() -> Vec<&'static Source> {
-    let ops: [&Source; 28] = [
+    let ops: [&Source; 29] = [
         &crate::activation::SOURCE,
         &crate::adamw::SOURCE,
         &crate::columns::SOURCE,
@@ -98,6 +98,7 @@ pub fn all() -> Vec<&'static Source> {
         &crate::linear_attention::SOURCE,
         &crate::lora::SOURCE,
         &crate::objective::SOURCE,
+        &crate::oft::SOURCE,
         &crate::random::SOURCE,
         &crate::rms_norm::SOURCE,
         &crate::rope::SOURCE,

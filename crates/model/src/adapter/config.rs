@@ -8,8 +8,11 @@ use std::path::Path;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
+use super::oft;
 use crate::ModelError;
-use crate::method::{LoraInit, LoraOptions, has_ending, has_part, linear_paths};
+use crate::method::{
+    AdapterOptions, LoraInit, LoraOptions, OftBlocks, OftOptions, has_ending, has_part, linear_paths,
+};
 use crate::spec::DecoderSpec;
 
 /// Name of the file.
@@ -22,7 +25,7 @@ pub struct AdapterConfig {
     pub rank: usize,
     /// Scale is alpha / R (or alpha / √R), unless `alpha_pattern` says otherwise.
     pub alpha: f64,
-    /// Probability of dropping an element of an adapter's input in training.
+    /// Probability of dropping an element of an adapter's input in training, or the share of blocks left unrotated.
     pub dropout: f32,
     /// Scale by √R.
     pub use_rslora: bool,
@@ -30,6 +33,8 @@ pub struct AdapterConfig {
     pub use_dora: bool,
     /// What A and B began as.
     pub init: LoraInit,
+    /// Rotations in the place of low-rank matrices (OFT): then rank, alpha and what changes them say nothing.
+    pub oft: Option<OftBlocks>,
     /// Modules stored whole.
     pub modules_to_save: Vec<String>,
     /// The model that it was trained on, as its author called it.
@@ -129,16 +134,18 @@ impl AdapterConfig {
     }
 
     fn from_values(values: &Map<String, Value>) -> Result<Self, (String, &'static str)> {
-        check_kind(values)?;
+        let is_oft = check_kind(values)?;
+        let dropout_key = if is_oft { "module_dropout" } else { "lora_dropout" };
         let malformed = |reason: String| (reason, "the file is damaged or was changed by hand");
         let read = || -> Result<Self, String> {
             Ok(Self {
                 rank: number(values, "r")?.map_or(8, |r| r as usize),
                 alpha: number(values, "lora_alpha")?.unwrap_or(8.0),
-                dropout: number(values, "lora_dropout")?.unwrap_or(0.0) as f32,
+                dropout: number(values, dropout_key)?.unwrap_or(0.0) as f32,
                 use_rslora: is_set(values.get("use_rslora")),
                 use_dora: is_set(values.get("use_dora")),
                 init: init(values.get("init_lora_weights")).unwrap_or_default(),
+                oft: if is_oft { Some(oft::blocks(values)?) } else { None },
                 modules_to_save: words(values, "modules_to_save")?,
                 base_model: values.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
                 targets: selection(values, "target_modules")?
@@ -151,12 +158,14 @@ impl AdapterConfig {
             })
         };
         let config = read().map_err(malformed)?;
-        let ranks = config.rank_pattern.iter().map(|(_, rank)| *rank).chain([config.rank as f64]);
+        // An OFT adapter's `r` may be 0, and its size was looked at.
+        let rank = if is_oft { 1.0 } else { config.rank as f64 };
+        let ranks = config.rank_pattern.iter().map(|(_, rank)| *rank).chain([rank]);
         if let Some(rank) = ranks.into_iter().find(|rank| !(1.0..=MOST_RANK).contains(rank)) {
             return Err(malformed(format!("a rank of {rank} is not one from 1 to {MOST_RANK}")));
         }
         if !(0.0..1.0).contains(&config.dropout) {
-            return Err(malformed(format!("`lora_dropout` is {}", config.dropout)));
+            return Err(malformed(format!("`{dropout_key}` is {}", config.dropout)));
         }
         // Heads and embeddings by all the names that they have.
         let head = ["lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "word_embeddings"];
@@ -205,18 +214,24 @@ impl AdapterConfig {
     /// What B·A·x of a layer is multiplied by, for an adapter of this rank.
     pub fn scale_of(&self, path: &str, rank: usize) -> f32 {
         let alpha = of_pattern(&self.alpha_pattern, path).unwrap_or(self.alpha);
-        LoraOptions { alpha, ..self.options(Vec::new()) }.scale(rank)
+        LoraOptions { alpha, ..self.lora_options(Vec::new()) }.scale(rank)
     }
 
-    /// These settings as options of the LoRA method, on the layers of a model that carry the adapter.
-    pub fn options_for(&self, spec: &DecoderSpec) -> LoraOptions {
+    /// These settings as options of a method, on the layers of a model that carry the adapter.
+    pub fn options_for(&self, spec: &DecoderSpec) -> AdapterOptions {
         let all: Vec<String> = linear_paths(spec).collect();
         let paths: Vec<String> = all.iter().filter(|path| self.targets(path)).cloned().collect();
         self.options(super::write::target_modules(&paths, &all))
     }
 
-    /// These settings as options of the LoRA method, on layers of these names.
-    pub fn options(&self, targets: Vec<String>) -> LoraOptions {
+    /// These settings as options of a method, on layers of these names.
+    pub fn options(&self, targets: Vec<String>) -> AdapterOptions {
+        let Some(blocks) = self.oft else { return self.lora_options(targets).into() };
+        let (dropout, modules_to_save) = (self.dropout, self.modules_to_save.clone());
+        OftOptions { blocks, dropout, targets, modules_to_save }.into()
+    }
+
+    fn lora_options(&self, targets: Vec<String>) -> LoraOptions {
         LoraOptions {
             rank: self.rank,
             alpha: self.alpha,
@@ -230,20 +245,27 @@ impl AdapterConfig {
     }
 }
 
-/// Refuses adapters whose tensors do not mean W + s·B·A, its rows scaled to magnitudes with DoRA.
-fn check_kind(values: &Map<String, Value>) -> Result<(), (String, &'static str)> {
-    const MERGE: &str = "merge the adapter with PEFT and name the merged model in model_name_or_path";
+/// What helps where an adapter cannot be computed here.
+pub(super) const MERGE: &str = "merge the adapter with PEFT and name the merged model in model_name_or_path";
+
+/// Refuses adapters whose tensors do not mean what is computed here; whether they are rotations.
+fn check_kind(values: &Map<String, Value>) -> Result<bool, (String, &'static str)> {
     let word = |key: &str| values.get(key).and_then(Value::as_str);
-    let kind = word("peft_type").unwrap_or("(none)");
-    if kind != "LORA" {
-        return Err((format!("peft_type is {kind} and only LORA is supported"), MERGE));
-    }
     if !matches!(word("bias"), None | Some("none")) {
         return Err((
             format!("bias is `{}` and only `none` is supported", word("bias").unwrap_or("")),
             MERGE,
         ));
     }
+    match word("peft_type").unwrap_or("(none)") {
+        "LORA" => check_lora(values).map(|()| false),
+        "OFT" => oft::check(values).map(|()| true),
+        kind => Err((format!("peft_type is {kind} and only LORA and OFT are supported"), MERGE)),
+    }
+}
+
+/// Refuses tensors that do not mean W + s·B·A, its rows scaled to magnitudes with DoRA.
+fn check_lora(values: &Map<String, Value>) -> Result<(), (String, &'static str)> {
     if let Some(start) = values.get("init_lora_weights").filter(|start| init(Some(start)).is_none()) {
         return Err((
             format!(
@@ -297,7 +319,7 @@ fn init_text(init: LoraInit) -> Value {
 }
 
 /// Whether a value is other than null, false, 0 and empty.
-fn is_set(value: Option<&Value>) -> bool {
+pub(super) fn is_set(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null | Value::Bool(false)) => false,
         Some(Value::Array(values)) => !values.is_empty(),
@@ -308,7 +330,7 @@ fn is_set(value: Option<&Value>) -> bool {
     }
 }
 
-fn number(values: &Map<String, Value>, key: &str) -> Result<Option<f64>, String> {
+pub(super) fn number(values: &Map<String, Value>, key: &str) -> Result<Option<f64>, String> {
     match values.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64().filter(|number| *number >= 0.0) {
@@ -448,6 +470,6 @@ pub(super) fn whole(number: f64) -> Value {
 }
 
 /// 0.1 and not 0.10000000149011612.
-fn shortest(number: f32) -> f64 {
+pub(super) fn shortest(number: f32) -> f64 {
     number.to_string().parse().unwrap_or_else(|_| f64::from(number))
 }

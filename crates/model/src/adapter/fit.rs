@@ -8,13 +8,29 @@ use super::{PREFIX, PeftAdapter, is_saved, path_of};
 use crate::ModelError;
 use crate::decoder::Decoder;
 use crate::dora;
+use crate::method::OftBlocks;
+use crate::oft::{self, Oft};
 use crate::parameter::Stored;
 use crate::spec::DecoderSpec;
 use crate::weights::first_non_finite;
 
 /// The tensors of one layer, f32.
 #[derive(Debug)]
-pub(super) struct LayerTensors {
+pub(super) enum LayerTensors {
+    /// Of a low-rank adapter.
+    LowRank(LowRankTensors),
+    /// Rotations: [K, b·(b−1)/2].
+    Rotations {
+        /// q.
+        skew: Tensor,
+        /// b.
+        size: usize,
+    },
+}
+
+/// The tensors of a low-rank adapter.
+#[derive(Debug)]
+pub(super) struct LowRankTensors {
     /// [R, in].
     pub a: Tensor,
     /// [out, R].
@@ -23,6 +39,19 @@ pub(super) struct LayerTensors {
     pub magnitude: Option<Tensor>,
     /// s.
     pub scale: f32,
+}
+
+impl LayerTensors {
+    /// With the ends of their names.
+    fn named(&self) -> Vec<(&'static str, &Tensor)> {
+        match self {
+            LayerTensors::LowRank(LowRankTensors { a, b, magnitude, .. }) => {
+                let both = [("lora_A.weight", a), ("lora_B.weight", b)];
+                both.into_iter().chain(magnitude.as_ref().map(|m| (dora::MAGNITUDE, m))).collect()
+            }
+            LayerTensors::Rotations { skew, .. } => vec![(oft::ROTATIONS, skew)],
+        }
+    }
 }
 
 /// An adapter's tensors, each of which has its place in a decoder.
@@ -72,18 +101,10 @@ impl Fit {
             let help = format!("was it trained on another base model{base}? check model_name_or_path");
             return Err(ModelError::AdapterTensors { folder, problems: fitting.problems, help });
         }
-        let of_layer = |(path, t)| {
-            let LayerTensors { a, b, magnitude, .. }: &LayerTensors = t;
-            let all = [
-                ("lora_A.weight", Some(a)),
-                ("lora_B.weight", Some(b)),
-                (dora::MAGNITUDE, magnitude.as_ref()),
-            ];
-            all.into_iter().filter_map(move |(which, tensor)| Some((path, which, tensor?)))
-        };
-        let loras = layers.iter().flat_map(of_layer);
-        let loras = loras.map(|(path, which, tensor): (&String, _, _)| (format!("{path}.{which}"), tensor));
-        for (name, tensor) in loras.chain(saved.iter().map(|(name, tensor)| (name.clone(), tensor))) {
+        let named = layers.iter().flat_map(|(path, layer)| {
+            layer.named().into_iter().map(move |(which, tensor)| (format!("{path}.{which}"), tensor))
+        });
+        for (name, tensor) in named.chain(saved.iter().map(|(name, tensor)| (name.clone(), tensor))) {
             if let Some(element) = first_non_finite(dev, tensor.view()) {
                 return Err(ModelError::NonFinite { folder, name: format!("{PREFIX}{name}"), element });
             }
@@ -100,34 +121,47 @@ fn ignored_routers(spec: &DecoderSpec) -> Vec<String> {
 }
 
 impl Fitting<'_> {
-    /// A and B of every linear layer that carries an adapter, by the configuration or by the file.
+    /// The tensors of every linear layer that carries an adapter, by the configuration or by the file.
     fn layers(&mut self, decoder: &Decoder) -> BTreeMap<String, LayerTensors> {
-        let (config, tensors) = (&self.adapter.config, &self.adapter.tensors);
+        let config = &self.adapter.config;
         let mut layers = BTreeMap::new();
         for linear in decoder.linears() {
             let path = path_of(linear);
-            let (a, b) = (format!("{PREFIX}{path}.lora_A.weight"), format!("{PREFIX}{path}.lora_B.weight"));
             if !config.targets(path) {
                 // Tensors of it are told among the leftovers.
                 continue;
             }
-            let rank = config.rank_of(path);
-            let (outputs, inputs) = (linear.weight.shape()[0], linear.weight.shape()[1]);
-            let a = self.take(tensors, a, &[rank, inputs]);
-            let b = self.take(tensors, b, &[outputs, rank]);
-            let magnitude = config.use_dora.then(|| {
-                let name = format!("{PREFIX}{path}.{}", dora::MAGNITUDE);
-                self.take(tensors, name, &[outputs])
-            });
-            if let (Some(a), Some(b), None | Some(Some(_))) = (a, b, &magnitude) {
-                let (magnitude, scale) = (magnitude.flatten(), config.scale_of(path, rank));
-                layers.insert(path.to_owned(), LayerTensors { a, b, magnitude, scale });
-            }
+            let shape = [linear.weight.shape()[0], linear.weight.shape()[1]];
+            let found = match config.oft {
+                Some(blocks) => self.rotations(path, shape[1], blocks),
+                None => self.low_rank(path, shape),
+            };
+            layers.extend(found.map(|found| (path.to_owned(), found)));
         }
         if layers.is_empty() && self.problems.is_empty() {
             self.problems.push("target_modules names no linear layer of the model".into());
         }
         layers
+    }
+
+    /// A and B on a layer [out, in], and magnitudes.
+    fn low_rank(&mut self, path: &str, [outputs, inputs]: [usize; 2]) -> Option<LayerTensors> {
+        let config = &self.adapter.config;
+        let rank = config.rank_of(path);
+        let a = self.take(format!("{PREFIX}{path}.lora_A.weight"), &[rank, inputs]);
+        let b = self.take(format!("{PREFIX}{path}.lora_B.weight"), &[outputs, rank]);
+        let name = || format!("{PREFIX}{path}.{}", dora::MAGNITUDE);
+        let magnitude = config.use_dora.then(|| self.take(name(), &[outputs]));
+        let (Some(a), Some(b), None | Some(Some(_))) = (a, b, &magnitude) else { return None };
+        let (magnitude, scale) = (magnitude.flatten(), config.scale_of(path, rank));
+        Some(LayerTensors::LowRank(LowRankTensors { a, b, magnitude, scale }))
+    }
+
+    /// The rotations of a layer's input.
+    fn rotations(&mut self, path: &str, inputs: usize, blocks: OftBlocks) -> Option<LayerTensors> {
+        let size = blocks.size_of(inputs);
+        let skew = self.take(format!("{PREFIX}{path}.{}", oft::ROTATIONS), &Oft::shape(inputs, size))?;
+        Some(LayerTensors::Rotations { skew, size })
     }
 
     /// The weights of `modules_to_save`.
@@ -167,13 +201,8 @@ impl Fitting<'_> {
     }
 
     /// A tensor as f32, or a problem.
-    fn take(
-        &mut self,
-        tensors: &crate::weights::WeightFiles,
-        name: String,
-        shape: &[usize],
-    ) -> Option<Tensor> {
-        let found = tensors.tensor(&name, shape);
+    fn take(&mut self, name: String, shape: &[usize]) -> Option<Tensor> {
+        let found = self.adapter.tensors.tensor(&name, shape);
         self.placed.insert(name);
         // A copy, so that the file may be written again while the adapter is in use.
         found
@@ -195,18 +224,21 @@ impl Fitting<'_> {
     fn leftovers(&mut self) {
         let tensors = &self.adapter.tensors;
         for name in tensors.names() {
-            let is_ignored = |router: &String| name.starts_with(&format!("{PREFIX}{router}.lora_"));
+            let is_of = |module: &str, text: &str| {
+                ["lora_", "oft_"].iter().any(|kind| text.contains(&format!("{module}.{kind}")))
+            };
+            let is_ignored = |router: &String| is_of(&format!("{PREFIX}{router}"), name);
             if self.placed.contains(name) || self.ignored.iter().any(is_ignored) || self.is_second_copy(name)
             {
                 continue;
             }
             let shape = tensors.shape(name).unwrap_or_default();
-            let outside = self.outside.iter().any(|module| name.contains(&format!("{module}.lora_")));
+            let outside = self.outside.iter().any(|module| is_of(module, name));
             let reason = if outside {
                 "adapters on the head and the embedding are not supported"
             } else if name.contains(".lora_magnitude_vector") {
                 "magnitudes of DoRA, and adapter_config.json has no `use_dora: true`"
-            } else if name.contains(".lora_") {
+            } else if is_of("", name) {
                 "no layer that target_modules names"
             } else {
                 "no weight of modules_to_save"

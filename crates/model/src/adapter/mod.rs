@@ -1,10 +1,11 @@
-//! LoRA adapters in PEFT's format: read, continued, merged and written (stages 14 to 16 of the walk).
+//! LoRA and OFT adapters in PEFT's format: read, continued, merged and written (stages 14 to 16 of the walk).
 //!
 //! In: a folder with `adapter_config.json` and `adapter_model.safetensors`, as PEFT 0.18 writes them. Out: a decoder
 //! that carries the adapter, or has it in its weights; and such a folder from a decoder.
 //!
 //! A layer with an adapter computes x·Wᵀ + s·(x·Aᵀ)·Bᵀ, so the merged weight is W + s·B·A; of DoRA its rows have the
-//! lengths that the adapter stores (`….q_proj.lora_magnitude_vector` [out]). Tensor names are the
+//! lengths that the adapter stores (`….q_proj.lora_magnitude_vector` [out]). Of OFT it is W·Rᵀ, R made of
+//! `….q_proj.oft_R.weight` [K, b·(b−1)/2]. Tensor names are the
 //! decoder's own behind `base_model.model.`: `….q_proj.lora_A.weight` [R, in], `….q_proj.lora_B.weight` [out, R], and
 //! for each of `modules_to_save` its weights.
 //!
@@ -13,6 +14,7 @@
 
 mod config;
 mod fit;
+mod oft;
 mod pissa;
 mod write;
 
@@ -26,11 +28,12 @@ use crate::ModelError;
 use crate::decoder::Decoder;
 use crate::dora::{self, Dora};
 use crate::linear::{Linear, Lora, Start};
-use crate::method::{Adapters, Carried, LayerAdapters, LoraInit, LoraOptions, is_saved};
+use crate::method::{AdapterOptions, Adapters, Carried, LayerAdapters, LoraInit, LowRank, Rotated, is_saved};
+use crate::oft::{Oft, ROTATIONS};
 use crate::parameter::Parameter;
 use crate::spec::DecoderSpec;
 use crate::weights::WeightFiles;
-use fit::{Fit, LayerTensors};
+use fit::{Fit, LayerTensors, LowRankTensors};
 
 pub use config::AdapterConfig;
 pub use pissa::begin;
@@ -77,7 +80,7 @@ pub fn apply(
     decoder: &mut Decoder,
     folders: &[PathBuf],
     last: Last,
-) -> Result<Option<LoraOptions>, ModelError> {
+) -> Result<Option<AdapterOptions>, ModelError> {
     // All are read before any is merged: a wrong path is told at once.
     let adapters: Vec<PeftAdapter> =
         folders.iter().map(|f| PeftAdapter::read(f)).collect::<Result<_, _>>()?;
@@ -126,8 +129,8 @@ impl PeftAdapter {
         names.iter().filter_map(|name| self.tensors.shape(&stored_name(name))?.first().copied()).max()
     }
 
-    /// Puts the adapter on a decoder: with `trained` to train it further (with its own `lora_dropout`), else frozen
-    /// in the compute dtype. Returns its settings as options of the LoRA method. Workspaces made before do not fit.
+    /// Puts the adapter on a decoder: with `trained` to train it further (with its own dropout), else frozen
+    /// in the compute dtype. Returns its settings as options of a method. Workspaces made before do not fit.
     ///
     /// # Errors
     /// Tensors that do not fit or are missing, all of them; values that are not finite; a decoder with adapters.
@@ -136,8 +139,8 @@ impl PeftAdapter {
         dev: &Device,
         decoder: &mut Decoder,
         trained: bool,
-    ) -> Result<LoraOptions, ModelError> {
-        if decoder.adapters.largest_rank().is_some() {
+    ) -> Result<AdapterOptions, ModelError> {
+        if !decoder.adapters.is_empty() {
             return Err(self.error("the model carries an adapter already", "merge all adapters but the last"));
         }
         let Fit { mut layers, saved } = Fit::of(self, dev, decoder)?;
@@ -149,22 +152,27 @@ impl PeftAdapter {
         let dropout = if trained { self.config.dropout } else { 0.0 };
         let mut adapters = Adapters::of(Adapters::none(&decoder.spec).layers, dropout > 0.0);
         let compute = decoder.compute;
-        let mut put = |linear: &mut Linear, name: &str, ranks: &mut LayerAdapters| {
+        let mut put = |linear: &mut Linear, name: &str, carriers: &mut LayerAdapters| {
             let path = path_of(linear).to_owned();
             let Some(tensors) = layers.remove(&path) else { return };
-            let carried = Carried {
-                rank: tensors.a.shape()[0],
-                outputs: linear.outputs(),
-                dora: tensors.magnitude.is_some(),
+            let carried = match tensors {
+                LayerTensors::LowRank(tensors) => {
+                    let (rank, outputs) = (tensors.a.shape()[0], linear.outputs());
+                    let carried = LowRank { rank, outputs, dora: tensors.magnitude.is_some() };
+                    let start = starts.remove(&path);
+                    let lora = tensors.into_lora(dev, (&path, &linear.weight), compute, dropout, trained);
+                    linear.lora = Some(Lora { start, ..lora });
+                    Carried::LowRank(carried)
+                }
+                LayerTensors::Rotations { skew, size } => {
+                    linear.oft = Some(rotations(dev, &path, (skew, size), dropout, trained));
+                    Carried::Rotated(Rotated { block_size: size, inputs: linear.weight.shape()[1] })
+                }
             };
-            ranks.carried.insert(name.to_owned(), carried);
-            let start = starts.remove(&path);
-            let weight = &linear.weight;
-            let lora = tensors.into_lora(dev, (&path, weight), compute, dropout, trained);
-            linear.lora = Some(Lora { start, ..lora });
+            carriers.carried.insert(name.to_owned(), carried);
         };
-        for (block, ranks) in decoder.blocks.iter_mut().zip(&mut adapters.layers) {
-            block.linears_mut().for_each(|(name, linear)| put(linear, name, ranks));
+        for (block, carriers) in decoder.blocks.iter_mut().zip(&mut adapters.layers) {
+            block.linears_mut().for_each(|(name, linear)| put(linear, name, carriers));
         }
         for linear in decoder.entry.linears_mut().chain(&mut decoder.project_out) {
             let name = path_of(linear).to_owned();
@@ -174,7 +182,7 @@ impl PeftAdapter {
         Ok(self.config.options_for(&decoder.spec))
     }
 
-    /// W ← W + s·B·A, with DoRA's magnitudes, computed in f32 and rounded once to the weight's type; modules stored whole replace the
+    /// W ← W + s·B·A, with DoRA's magnitudes, or W·Rᵀ, computed in f32 and rounded once to the weight's type; modules stored whole replace the
     /// model's. A weight that was mapped from its file is owned afterwards.
     ///
     /// # Errors
@@ -195,15 +203,15 @@ impl PeftAdapter {
         }
         for linear in decoder.linears_mut() {
             let path = path_of(linear).to_owned();
-            let Some(LayerTensors { a, b, magnitude, scale }) = layers.remove(&path) else { continue };
-            // A copy of the same type: `Matmul` adds to it in f32 and rounds the sum once.
+            let Some(tensors) = layers.remove(&path) else { continue };
             let dtype = linear.weight.value().dtype();
-            let mut merged =
-                linear.weight.value().to_dtype(if magnitude.is_some() { DType::F32 } else { dtype });
-            Matmul::new(b.view(), a.view(), merged.view_mut()).alpha(scale).accumulate().run(dev);
-            if let Some(magnitude) = magnitude {
-                merged = dora::with_magnitudes(&merged, &magnitude).to_dtype(dtype).on(dev);
-            }
+            let merged = match tensors {
+                LayerTensors::LowRank(tensors) => tensors.merged(dev, &linear.weight, dtype),
+                LayerTensors::Rotations { skew, size } => {
+                    let oft = rotations(dev, &path, (skew, size), 0.0, false);
+                    oft.merged(dev, linear.weight.value()).to_dtype(dtype)
+                }
+            };
             if let Some(element) = crate::weights::first_non_finite(dev, merged.view()) {
                 let name = format!("{path}.weight with the adapter merged");
                 return Err(ModelError::NonFinite { folder: self.folder.clone(), name, element });
@@ -225,7 +233,7 @@ impl PeftAdapter {
         let mut starts = BTreeMap::new();
         for linear in decoder.linears_mut() {
             let path = path_of(linear).to_owned();
-            let Some(layer) = layers.get(&path) else { continue };
+            let Some(LayerTensors::LowRank(layer)) = layers.get(&path) else { continue };
             let size = (layer.a.shape()[0], layer.scale);
             let start = pissa::take_start(dev, linear, size, iterations)?;
             starts.insert(path, Start { a: start.a.to_host(), b: start.b.to_host() });
@@ -238,7 +246,30 @@ impl PeftAdapter {
     }
 }
 
-impl LayerTensors {
+/// Rotations of what the layer of this name reads.
+fn rotations(dev: &Device, path: &str, (skew, size): (Tensor, usize), dropout: f32, trained: bool) -> Oft {
+    let name = format!("{path}.{ROTATIONS}");
+    let skew =
+        if trained { Parameter::trained(name, skew, DType::F32) } else { Parameter::frozen(name, skew) };
+    let mut oft = Oft::new(skew, size, dropout, path);
+    oft.keep_matrices(dev);
+    oft
+}
+
+impl LowRankTensors {
+    /// W + s·B·A of a weight, its rows of DoRA's magnitudes, in its type.
+    fn merged(&self, dev: &Device, weight: &Parameter, dtype: DType) -> Tensor {
+        // A copy of the same type: `Matmul` adds to it in f32 and rounds the sum once.
+        let wide = if self.magnitude.is_some() { DType::F32 } else { dtype };
+        let mut merged = weight.value().to_dtype(wide);
+        let product = Matmul::new(self.b.view(), self.a.view(), merged.view_mut());
+        product.alpha(self.scale).accumulate().run(dev);
+        match &self.magnitude {
+            None => merged,
+            Some(magnitude) => dora::with_magnitudes(&merged, magnitude).to_dtype(dtype).on(dev),
+        }
+    }
+
     /// The adapter on the layer of this name with this weight.
     fn into_lora(
         self,
@@ -283,7 +314,7 @@ fn path_of(linear: &Linear) -> &str {
 }
 
 /// Gives a tied head a weight of its own, if the adapter stores it or the embedding.
-fn separate_head(decoder: &mut Decoder, options: &LoraOptions) {
+fn separate_head(decoder: &mut Decoder, options: &AdapterOptions) {
     let names = decoder.spec.names;
     if decoder.lm_head.is_none() && options.separates_head(&names) {
         let copy = decoder.embed_tokens.value().to_dtype(decoder.compute);

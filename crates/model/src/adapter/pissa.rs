@@ -15,7 +15,7 @@ use crate::ModelError;
 use crate::decoder::Decoder;
 use crate::dora;
 use crate::linear::{Linear, Start};
-use crate::method::{LoraInit, LoraOptions};
+use crate::method::{AdapterOptions, LoraInit, LoraOptions};
 use crate::svd;
 use crate::weights::first_non_finite;
 
@@ -23,8 +23,10 @@ use crate::weights::first_non_finite;
 ///
 /// # Errors
 /// A weight whose rest is not finite.
-pub fn begin(dev: &Device, decoder: &mut Decoder, options: &LoraOptions) -> Result<(), ModelError> {
-    let LoraInit::Pissa { iterations } = options.init else { return Ok(()) };
+pub fn begin(dev: &Device, decoder: &mut Decoder, options: &AdapterOptions) -> Result<(), ModelError> {
+    let AdapterOptions::Lora(LoraOptions { init: LoraInit::Pissa { iterations }, .. }) = *options else {
+        return Ok(());
+    };
     for linear in decoder.linears_mut() {
         let Some(lora) = &linear.lora else { continue };
         let (rank, scale) = (lora.a.shape()[0], lora.scale);

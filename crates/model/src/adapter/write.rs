@@ -8,29 +8,29 @@ use serde_json::{Map, Value, json};
 use sft_runs::disk;
 
 use super::config::{self, Written};
-use super::{PREFIX, TENSORS, is_saved, path_of};
+use super::{PREFIX, TENSORS, is_saved, oft, path_of};
 use crate::ModelError;
 use crate::decoder::Decoder;
 use crate::linear::{Linear, Lora};
-use crate::method::{LoraInit, LoraOptions};
+use crate::method::{AdapterOptions, LoraInit, LoraOptions};
 use crate::parameter::{Parameter, Stored};
 use crate::weights::{self, StoredTensor};
 use sft_kernels::Tensor;
 
 /// Writes the adapter on a decoder, and the weights of `modules_to_save`. Each file appears whole or not at all.
 ///
-/// Ranks and scales are the layers' own; where they differ from those of `options` they stand in `rank_pattern` and
+/// Ranks and scales of LoRA are the layers' own; where they differ from those of `options` they stand in `rank_pattern` and
 /// `alpha_pattern`. `base_model` is what others are to load it on: a path or a hub's name.
 ///
 /// # Errors
 /// A decoder without an adapter; what the file system says.
 pub fn write(
     decoder: &Decoder,
-    options: &LoraOptions,
+    options: &AdapterOptions,
     base_model: &str,
     folder: &Path,
 ) -> Result<(), ModelError> {
-    let adapters = carried(decoder).flat_map(|(_, lora)| lora.parameters());
+    let adapters = decoder.linears().flat_map(Linear::adapter_parameters);
     let tensors = adapters.flat_map(Parameter::in_files).collect();
     write_with(decoder, (options, 1), tensors, base_model, folder)
 }
@@ -67,18 +67,19 @@ pub fn write_converted(
     let tensors = owned.iter().map(|(name, tensor)| (name.clone(), StoredTensor::from(tensor))).collect();
     let alpha = options.alpha * if options.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
     let options = LoraOptions { rank: 2 * options.rank, alpha, init: LoraInit::Random, ..options.clone() };
-    write_with(decoder, (&options, 2), tensors, base_model, folder)
+    write_with(decoder, (&options.into(), 2), tensors, base_model, folder)
 }
 
 /// Writes these tensors of adapters, whose ranks are so many times those on the decoder.
 fn write_with(
     decoder: &Decoder,
-    (options, times): (&LoraOptions, usize),
+    (options, times): (&AdapterOptions, usize),
     adapters: Vec<(String, StoredTensor<'_>)>,
     base_model: &str,
     folder: &Path,
 ) -> Result<(), ModelError> {
-    let paths: Vec<String> = carried(decoder).map(|(linear, _)| path_of(linear).to_owned()).collect();
+    let carriers = decoder.linears().filter(|linear| linear.adapter_parameters().next().is_some());
+    let paths: Vec<String> = carriers.map(|linear| path_of(linear).to_owned()).collect();
     let all: Vec<String> = decoder.linears().map(|linear| path_of(linear).to_owned()).collect();
     let target_modules = target_modules(&paths, &all);
     if target_modules.is_empty() {
@@ -89,23 +90,41 @@ fn write_with(
         });
     }
     let saved =
-        decoder.base_parameters().into_iter().filter(|p| is_saved(&options.modules_to_save, p.name()));
+        decoder.base_parameters().into_iter().filter(|p| is_saved(options.modules_to_save(), p.name()));
     let tensors = adapters.into_iter().chain(saved.flat_map(Parameter::in_files));
     let tensors: Vec<_> = tensors.map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)).collect();
     let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()));
     weights::write_file(&folder.join(TENSORS), named)?;
-    let (rank_pattern, alpha_pattern) = patterns(decoder, options, times);
-    // PEFT's word for weights that are [in, out].
-    let is_transposed = |(linear, _): (&Linear, &Lora)| linear.weight.stored_as() == Stored::Transposed;
-    let fan_in_fan_out = carried(decoder).any(is_transposed);
-    let written =
-        Written { options, base_model, target_modules, fan_in_fan_out, rank_pattern, alpha_pattern };
-    let text = config::text(&written);
+    let text = match options {
+        AdapterOptions::Lora(options) => lora_text(decoder, (options, times), base_model, target_modules),
+        AdapterOptions::Oft(options) => oft::text(options, base_model, &target_modules),
+    };
     let path = folder.join(config::FILE);
     disk::write(&path, text.as_bytes()).map_err(|source| ModelError::File { path, source })
 }
 
-/// Layers with their adapters.
+/// The configuration of low-rank adapters.
+fn lora_text(
+    decoder: &Decoder,
+    (options, times): (&LoraOptions, usize),
+    base_model: &str,
+    target_modules: Vec<String>,
+) -> String {
+    let (rank_pattern, alpha_pattern) = patterns(decoder, options, times);
+    // PEFT's word for weights that are [in, out].
+    let is_transposed = |(linear, _): (&Linear, &Lora)| linear.weight.stored_as() == Stored::Transposed;
+    let fan_in_fan_out = carried(decoder).any(is_transposed);
+    config::text(&Written {
+        options,
+        base_model,
+        target_modules,
+        fan_in_fan_out,
+        rank_pattern,
+        alpha_pattern,
+    })
+}
+
+/// Layers with their low-rank adapters.
 fn carried(decoder: &Decoder) -> impl Iterator<Item = (&Linear, &Lora)> {
     decoder.linears().filter_map(|linear| linear.lora.as_ref().map(|lora| (linear, lora)))
 }

@@ -9,6 +9,9 @@
 //! | `….scales` f16 | [in / group, out] | the same |
 //! | `….g_idx` i32 | [in]: the group of each input | |
 //!
+//! Where `g_idx` is not ⌊i / group⌋ (`desc_act`), a group is of inputs that are no neighbours; no code that products read is
+//! so, and such a weight is decoded while it is read.
+//!
 //! The first of eight is in the lowest bits. AWQ's words hold the outputs 0, 2, 4, 6, 1, 3, 5, 7.
 
 use safetensors::tensor::Dtype;
@@ -49,7 +52,8 @@ pub(super) fn gptq(quantization: &Value) -> Result<Found, String> {
         "gptq_v2" => 0,
         other => return Err(format!("`checkpoint_format` is `{other}`, and `gptq` and `gptq_v2` are read")),
     };
-    Ok(Found::Gptq { group: group(quantization, "GPTQ")?, added })
+    let shuffled = quantization.get("desc_act").and_then(Value::as_bool).unwrap_or(false);
+    Ok(Found::Gptq { group: group(quantization, "GPTQ")?, added, shuffled })
 }
 
 pub(super) fn awq(quantization: &Value) -> Result<Found, String> {
@@ -127,32 +131,66 @@ fn int4(bytes: Bytes, group: usize, (zeros, scales): (Tensor, Tensor)) -> Codes 
     }
 }
 
+/// A weight of GPTQ.
+pub(super) enum Gptq {
+    /// Groups are of neighbours.
+    Codes(Box<Codes>),
+    /// They are not: values [out, in].
+    Decoded(Vec<f32>),
+}
+
+/// The group of each input; `None` if groups are of neighbours.
+fn order(
+    files: &WeightFiles,
+    stem: &str,
+    (inputs, group): (usize, usize),
+    shuffled: bool,
+) -> Result<Option<Vec<usize>>, String> {
+    let name = format!("{stem}.g_idx");
+    if !files.contains(&name) {
+        return if shuffled { Err(format!("{name}: missing, and `desc_act` is true")) } else { Ok(None) };
+    }
+    let (bytes, shape) = files.raw(&name, Dtype::I32)?;
+    if shape != [inputs] {
+        return Err(format!("{name}: found shape {shape:?}, expected [{inputs}]"));
+    }
+    let (of_inputs, _) = bytes.as_chunks::<4>();
+    let order: Vec<usize> = of_inputs.iter().map(|g| u32::from_le_bytes(*g) as usize).collect();
+    if let Some(input) = order.iter().position(|g| *g >= inputs / group) {
+        return Err(format!("{name}: input {input} is of group {}, of {}", order[input], inputs / group));
+    }
+    let in_order = order.iter().enumerate().all(|(i, g)| *g == i / group);
+    match (in_order, shuffled) {
+        (true, _) => Ok(None),
+        (false, true) => Ok(Some(order)),
+        (false, false) => Err(format!("{name}: groups are not of neighbours, and `desc_act` is not true")),
+    }
+}
+
 pub(super) fn read_gptq(
     files: &WeightFiles,
     stem: &str,
     shape: [usize; 2],
-    (group, added): (usize, u8),
-) -> Result<Codes, String> {
+    (group, added, shuffled): (usize, u8, bool),
+) -> Result<Gptq, String> {
     let [outputs, inputs] = shape;
     let of_groups = groups(files, stem, shape, (group, added, PLACES))?;
-    let order = format!("{stem}.g_idx");
-    if files.contains(&order) {
-        let (bytes, _) = files.raw(&order, Dtype::I32)?;
-        let (of_inputs, _) = bytes.as_chunks::<4>();
-        let in_order =
-            of_inputs.iter().enumerate().all(|(i, g)| u32::from_le_bytes(*g) as usize == i / group);
-        if !in_order {
-            return Err(format!(
-                "{order}: groups are not of neighbours (`desc_act: true`), and such are not read"
-            ));
-        }
-    }
+    let order = order(files, stem, (inputs, group), shuffled)?;
     let words = words(files, &format!("{stem}.qweight"), [inputs / TOGETHER, outputs])?;
     let code = |output: usize, input: usize| {
         let word = words[input / TOGETHER * outputs + output];
         (word >> (4 * (input % TOGETHER))) as u8 & 15
     };
-    Ok(int4(packed(shape, code), group, of_groups))
+    let Some(order) = order else {
+        return Ok(Gptq::Codes(Box::new(int4(packed(shape, code), group, of_groups))));
+    };
+    let (zeros, scales) = (of_groups.0.to_f32_vec(), of_groups.1.to_f32_vec());
+    let value = |at: usize| {
+        let (output, input) = (at / inputs, at % inputs);
+        let of = output * (inputs / group) + order[input];
+        (f32::from(code(output, input)) - zeros[of]) * scales[of]
+    };
+    Ok(Gptq::Decoded((0..outputs * inputs).map(value).collect()))
 }
 
 pub(super) fn read_awq(

@@ -7,13 +7,14 @@
 mod bitsandbytes;
 mod fp8;
 mod int4;
+pub(crate) mod mxfp4;
 
 use std::fmt;
 
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value};
-use sft_kernels::DType;
 use sft_kernels::quantized::{Codes, FourBit, QuantizedWeight, Scales, Scheme};
+use sft_kernels::{DType, Tensor};
 
 use crate::weights::{StoredTensor, WeightFiles};
 
@@ -52,6 +53,8 @@ pub enum Found {
         group: usize,
         /// What is added to a stored zero.
         added: u8,
+        /// Whether groups may be of inputs that are no neighbours (`desc_act`): such are decoded while they are read.
+        shuffled: bool,
     },
     /// The same, as AWQ's write them.
     Awq {
@@ -66,7 +69,12 @@ pub enum Found {
 }
 
 impl Quantization {
-    /// Bytes of a weight [out, in].
+    /// Whether weights are decoded while they are read.
+    pub(crate) fn is_decoded(self) -> bool {
+        matches!(self, Quantization::Found(Found::Gptq { shuffled: true, .. }))
+    }
+
+    /// Bytes of a weight [out, in] that is kept in codes.
     pub fn bytes(self, shape: [usize; 2]) -> usize {
         let elements = shape[0].saturating_mul(shape[1]);
         match self {
@@ -90,6 +98,9 @@ impl fmt::Display for Quantization {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Quantization::Made(scheme) | Quantization::Found(Found::BitsAndBytes(scheme)) => scheme.fmt(f),
+            Quantization::Found(Found::Gptq { shuffled: true, .. }) => {
+                f.write_str("int4 (GPTQ with desc_act, decoded)")
+            }
             Quantization::Found(Found::Gptq { .. }) => f.write_str("int4 (GPTQ)"),
             Quantization::Found(Found::Awq { .. }) => f.write_str("int4 (AWQ)"),
             Quantization::Found(Found::Fp8 { .. }) => f.write_str("fp8"),
@@ -97,7 +108,8 @@ impl fmt::Display for Quantization {
     }
 }
 
-/// How a checkpoint is quantised, by its `config.json`; `None` for one that is not.
+/// How a checkpoint has its linear layers, by its `config.json`; `None` for one whose linear layers are not quantised, or are
+/// decoded while they are read.
 ///
 /// # Errors
 /// A way of quantising that is not read, and why.
@@ -112,10 +124,12 @@ pub fn of_checkpoint(config: &Map<String, Value>) -> Result<Option<Found>, Strin
         Some("gptq") => int4::gptq(quantization)?,
         Some("awq") => int4::awq(quantization)?,
         Some("fp8" | "fbgemm_fp8") => fp8::found(quantization)?,
+        // Of experts alone, whose weights are then in 16 bits.
+        Some("mxfp4") => return Ok(None),
         _ => {
             return Err(format!(
-                "the weights are quantized by {} (`quantization_config`), and only bitsandbytes, GPTQ, AWQ and FP8 \
-                 are read: take the release in bfloat16, and set `quantization_bit` for QLoRA",
+                "the weights are quantized by {} (`quantization_config`), and only bitsandbytes, GPTQ, AWQ, FP8 \
+                 and MXFP4 are read: take the release in bfloat16, and set `quantization_bit` for QLoRA",
                 method.unwrap_or("an unnamed method")
             ));
         }
@@ -151,6 +165,14 @@ pub(crate) fn in_files<'a>(name: &str, weight: &'a QuantizedWeight) -> Vec<(Stri
     })
 }
 
+/// A weight of the files.
+pub(crate) enum Read {
+    /// As it is there.
+    Codes(Box<QuantizedWeight>),
+    /// What it stands for, [out, in], f32.
+    Decoded(Tensor),
+}
+
 /// A weight from the files, whose values products round to `compute`; `None` if it is not quantised there.
 ///
 /// # Errors
@@ -160,15 +182,21 @@ pub(crate) fn read(
     found: Found,
     (name, shape): (&str, [usize; 2]),
     compute: DType,
-) -> Option<Result<QuantizedWeight, String>> {
+) -> Option<Result<Read, String>> {
     let stem = name.strip_suffix(".weight").unwrap_or(name);
     Some(match found {
         Found::BitsAndBytes(_) => {
-            bitsandbytes::is_there(files, name).then(|| bitsandbytes::read(files, name, shape, compute))?
+            let there = bitsandbytes::is_there(files, name);
+            there
+                .then(|| bitsandbytes::read(files, name, shape, compute))?
+                .map(|weight| Read::Codes(Box::new(weight)))
         }
-        Found::Gptq { group, added } => int4::is_there(files, stem)
-            .then(|| int4::read_gptq(files, stem, shape, (group, added)))?
-            .and_then(|codes| of_codes(name, shape, codes, compute)),
+        Found::Gptq { group, added, shuffled } => int4::is_there(files, stem)
+            .then(|| int4::read_gptq(files, stem, shape, (group, added, shuffled)))?
+            .and_then(|weight| match weight {
+                int4::Gptq::Codes(codes) => of_codes(name, shape, *codes, compute),
+                int4::Gptq::Decoded(values) => Ok(Read::Decoded(Tensor::from_slice(&values, &shape))),
+            }),
         Found::Awq { group } => int4::is_there(files, stem)
             .then(|| int4::read_awq(files, stem, shape, group))?
             .and_then(|codes| of_codes(name, shape, codes, compute)),
@@ -178,6 +206,7 @@ pub(crate) fn read(
     })
 }
 
-fn of_codes(name: &str, shape: [usize; 2], codes: Codes, compute: DType) -> Result<QuantizedWeight, String> {
-    QuantizedWeight::from_codes(shape, codes, compute).map_err(|problem| format!("{name}: {problem}"))
+fn of_codes(name: &str, shape: [usize; 2], codes: Codes, compute: DType) -> Result<Read, String> {
+    let weight = QuantizedWeight::from_codes(shape, codes, compute);
+    weight.map(|weight| Read::Codes(Box::new(weight))).map_err(|problem| format!("{name}: {problem}"))
 }
