@@ -113,6 +113,22 @@ fn copy<E: Element>(
     let rows = (ELEMENTS_PER_TASK / width).max(1);
     let tasks = from.par_chunks(rows * from_len).zip(to.par_chunks_mut(rows * to_len));
     dev.for_each_item(tasks, |(from, to)| {
+        // Two parts that take turns, element by element: a length that the compiler knows.
+        match (from_len, to_len) {
+            (2, 1) => {
+                for (from, to) in from.as_chunks::<2>().0.iter().zip(to) {
+                    *to = from[from_first];
+                }
+                return;
+            }
+            (1, 2) => {
+                for (from, to) in from.iter().zip(to.as_chunks_mut::<2>().0) {
+                    to[to_first] = *from;
+                }
+                return;
+            }
+            _ => {}
+        }
         for (from, to) in from.chunks_exact(from_len).zip(to.chunks_exact_mut(to_len)) {
             to[to_first..to_first + width].copy_from_slice(&from[from_first..from_first + width]);
         }

@@ -239,15 +239,49 @@ impl<'a, E: Element> Seen<'a, E> {
         *z = [0.0; CHANNELS];
         for j in 0..self.sizes.taps {
             if let Some(x) = self.before(t, self.sizes.taps - 1 - j, row, &block.channels) {
-                for ((z, x), w) in z.iter_mut().zip(x).zip(&block.w[j]) {
-                    *z += w * x.to_f32();
-                }
+                add_products(z, x, &block.w[j]);
             }
         }
         for (z, b) in z.iter_mut().zip(&block.b) {
             *z = scale * *z + b;
         }
     }
+}
+
+/// Adds w·x, channel by channel. A whole block has a constant length, and its loop no counting.
+#[inline(always)]
+fn add_products<E: Element>(sum: &mut [f32; CHANNELS], x: &[E], w: &[f32; CHANNELS]) {
+    if let Ok(x) = <&[E; CHANNELS]>::try_from(x) {
+        for i in 0..CHANNELS {
+            sum[i] += w[i] * x[i].to_f32();
+        }
+    } else {
+        for ((sum, x), w) in sum.iter_mut().zip(x).zip(w) {
+            *sum += w * x.to_f32();
+        }
+    }
+}
+
+/// Writes scale·x, rounded; as [`add_products`].
+#[inline(always)]
+fn store<E: Element>(to: &mut [E], x: &[f32; CHANNELS], scale: f32) {
+    if let Ok(to) = <&mut [E; CHANNELS]>::try_from(&mut *to) {
+        for i in 0..CHANNELS {
+            to[i] = E::from_f32(scale * x[i]);
+        }
+    } else {
+        for (to, x) in to.iter_mut().zip(x) {
+            *to = E::from_f32(scale * x);
+        }
+    }
+}
+
+/// The values of a block as f32; zeros beyond its channels.
+#[inline(always)]
+fn widened<E: Element>(x: &[E]) -> [f32; CHANNELS] {
+    let mut values = [0.0; CHANNELS];
+    add_products(&mut values, x, &[1.0; CHANNELS]);
+    values
 }
 
 /// Calls `f(i, t, row)` for each of `count` tokens from `first` on.
@@ -276,11 +310,11 @@ per_isa! {
         for_tokens(seen, first, y.len() / c, |i, t, row| {
             seen.sum(t, row, block, params.scale, &mut z);
             if params.silu {
-                z.iter_mut().for_each(|z| *z /= 1.0 + exp(-*z));
+                for z in &mut z {
+                    *z /= 1.0 + exp(-*z);
+                }
             }
-            for (y, z) in y[i * c..][block.channels.clone()].iter_mut().zip(&z) {
-                *y = E::from_f32(*z);
-            }
+            store(&mut y[i * c..][block.channels.clone()], &z, 1.0);
         });
     }
 
@@ -290,13 +324,13 @@ per_isa! {
         let mut z = [0.0; CHANNELS];
         for_tokens(seen, first, dy.len() / c, |i, t, row| {
             seen.sum(t, row, block, params.scale, &mut z);
-            for z in &mut z {
+            let dy = &mut dy[i * c..][block.channels.clone()];
+            let gradient = widened(dy);
+            for (z, gradient) in z.iter_mut().zip(&gradient) {
                 let s = 1.0 / (1.0 + exp(-*z));
-                *z = s * (1.0 + *z * (1.0 - s));
+                *z = gradient * (s * (1.0 + *z * (1.0 - s)));
             }
-            for (dy, slope) in dy[i * c..][block.channels.clone()].iter_mut().zip(&z) {
-                *dy = E::from_f32(dy.to_f32() * slope);
-            }
+            store(dy, &z, 1.0);
         });
     }
 
@@ -308,13 +342,9 @@ per_isa! {
             sum = [0.0; CHANNELS];
             for later in 0..taps.min(row.end - t) {
                 let dz = &dz.x[(t + later) * c..][block.channels.clone()];
-                for ((sum, dz), w) in sum.iter_mut().zip(dz).zip(&block.w[taps - 1 - later]) {
-                    *sum += w * dz.to_f32();
-                }
+                add_products(&mut sum, dz, &block.w[taps - 1 - later]);
             }
-            for (dx, sum) in dx[i * c..][block.channels.clone()].iter_mut().zip(&sum) {
-                *dx = E::from_f32(params.scale * sum);
-            }
+            store(&mut dx[i * c..][block.channels.clone()], &sum, params.scale);
         });
     }
 
@@ -323,12 +353,10 @@ per_isa! {
         let (c, taps) = (seen.sizes.channels, seen.sizes.taps);
         let mut sums = [[0.0; CHANNELS]; MOST_TAPS];
         for_tokens(seen, 0, seen.sizes.tokens, |_, t, row| {
-            let dz = &dz[t * c..][channels.clone()];
+            let dz = widened(&dz[t * c..][channels.clone()]);
             for (j, sums) in sums[..taps].iter_mut().enumerate() {
                 if let Some(x) = seen.before(t, taps - 1 - j, row, &channels) {
-                    for ((sum, x), dz) in sums.iter_mut().zip(x).zip(dz) {
-                        *sum += dz.to_f32() * x.to_f32();
-                    }
+                    add_products(sums, x, &dz);
                 }
             }
         });

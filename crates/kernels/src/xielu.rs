@@ -63,11 +63,11 @@ fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// eˣ − 1 for x ≤ 0: Taylor's polynomial where that cancels.
+/// eˣ − 1 for x ≤ 0 from x and eˣ: Taylor's polynomial where that cancels.
 #[inline(always)]
-fn expm1(x: f32) -> f32 {
+fn expm1(x: f32, power: f32) -> f32 {
     let small = x * (1.0 + x * (1.0 / 2.0 + x * (1.0 / 6.0 + x * (1.0 / 24.0 + x * (1.0 / 120.0)))));
-    if x > -0.2 { small } else { exp(x) - 1.0 }
+    if x > -0.2 { small } else { power - 1.0 }
 }
 
 /// y = xielu(x).
@@ -126,32 +126,47 @@ per_isa! {
         for (y, x) in y.iter_mut().zip(x) {
             let x = x.to_f32();
             let positive = c.positive * x * x;
-            let negative = c.negative * (expm1(x.min(c.eps)) - x);
+            let limited = x.min(c.eps);
+            let negative = c.negative * (expm1(limited, exp(limited)) - x);
             *y = E::from_f32(if x > 0.0 { positive } else { negative } + c.beta * x);
         }
     }
 
     fn gradients<E: Element>(c: Constants, dy: &mut [E], x: &mut [E], sums: &mut [f32]) {
-        const LANES: usize = 16;
         let (mut positive, mut negative) = ([0.0; LANES], [0.0; LANES]);
-        for (x, dy) in x.chunks_mut(LANES).zip(dy.chunks_mut(LANES)) {
-            for (i, (x, y)) in x.iter_mut().zip(dy).enumerate() {
-                let (value, dy) = (x.to_f32(), y.to_f32());
-                let (above, below) = (value * value, expm1(value.min(c.eps)) - value);
-                let is_positive = value > 0.0;
-                positive[i] += if is_positive { dy * above } else { 0.0 };
-                negative[i] += if is_positive { 0.0 } else { dy * below };
-                let inside = if value < c.eps { exp(value) } else { 0.0 };
-                let slope =
-                    if is_positive { 2.0 * c.positive * value } else { c.negative * (inside - 1.0) };
-                *x = E::from_f32(dy * (slope + c.beta));
-                let curved = if is_positive { c.positive * above } else { c.negative * below };
-                *y = E::from_f32(curved + c.beta * value);
+        // Blocks of a constant length, which vectorise.
+        let ((blocks, rest), (dy_blocks, dy_rest)) = (x.as_chunks_mut::<LANES>(), dy.as_chunks_mut::<LANES>());
+        for (x, dy) in blocks.iter_mut().zip(dy_blocks) {
+            for i in 0..LANES {
+                gradient(c, &mut x[i], &mut dy[i], (&mut positive[i], &mut negative[i]));
             }
+        }
+        for (i, (x, dy)) in rest.iter_mut().zip(dy_rest).enumerate() {
+            gradient(c, x, dy, (&mut positive[i], &mut negative[i]));
         }
         sums[0] = positive.iter().sum();
         sums[1] = negative.iter().sum();
     }
+}
+
+/// Sums of dp and dn that run beside each other.
+const LANES: usize = 16;
+
+/// Replaces x by dx and dy by y; adds to the sums of dp and dn.
+#[inline(always)]
+fn gradient<E: Element>(c: Constants, x: &mut E, dy: &mut E, (positive, negative): (&mut f32, &mut f32)) {
+    let (value, gradient) = (x.to_f32(), dy.to_f32());
+    let limited = value.min(c.eps);
+    let power = exp(limited);
+    let (above, below) = (value * value, expm1(limited, power) - value);
+    let is_positive = value > 0.0;
+    *positive += if is_positive { gradient * above } else { 0.0 };
+    *negative += if is_positive { 0.0 } else { gradient * below };
+    let inside = if value < c.eps { power } else { 0.0 };
+    let slope = if is_positive { 2.0 * c.positive * value } else { c.negative * (inside - 1.0) };
+    *x = E::from_f32(gradient * (slope + c.beta));
+    let curved = if is_positive { c.positive * above } else { c.negative * below };
+    *dy = E::from_f32(curved + c.beta * value);
 }
 
 mod on_cuda {
