@@ -64,18 +64,24 @@ fn described_tokens_are_trained_as_llama_factory_trains_them() {
 #[test]
 fn a_trained_folder_has_the_tokens_and_their_rows() {
     let folder = tempfile::tempdir().unwrap();
-    let keys = ["finetuning_type=full", "add_special_tokens=<|sum|>,<|end of sum|>", "add_tokens=color"];
+    let keys = ["finetuning_type=full", "add_special_tokens=<|sum|>,<|end of sum|>", "add_tokens=color,the"];
     run(Job::prepare(config(folder.path(), &keys)).unwrap(), &mut Silent).unwrap();
     let base = Tokenizer::load(format!("{ROOT}/quickstart/base")).unwrap();
     let trained = Tokenizer::load(folder.path()).unwrap();
     let first = base.vocab_size() as u32;
-    // The word is in the vocabulary already or not; special tokens come last either way.
+    // A word that is in the vocabulary keeps its id; special tokens come last.
     let word = trained.token_id("color").unwrap();
     let sum = trained.token_id("<|sum|>").unwrap();
-    assert!(word == first && sum == first + 1 || word < first && sum == first, "{word} {sum} {first}");
+    let new_words = ["color", "the"].iter().filter(|word| base.token_id(word).is_none()).count() as u32;
+    assert_eq!(sum, first + new_words);
     assert_eq!(trained.token_id("<|end of sum|>"), Some(sum + 1));
     assert_eq!(trained.encode("<|sum|><|end of sum|>").unwrap(), [sum, sum + 1]);
     assert!(trained.is_special(sum) && !trained.is_special(word));
+    // Rows are asked as they were trained, also where an added word was a piece of others.
+    let asked = setup::tokenizer(&config(folder.path(), &keys)).unwrap();
+    for text in ["color", "the colors<|sum|>9", "discolored"] {
+        assert_eq!(trained.encode(text).unwrap(), asked.encode(text).unwrap(), "{text}");
+    }
     let said: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(folder.path().join("config.json")).unwrap()).unwrap();
     let rows = said["vocab_size"].as_u64().unwrap() as usize;

@@ -1,6 +1,6 @@
 //! What the folder of a trained model says about how it is talked to.
 //!
-//! In: what made ids of the rows that trained it and the folder, with the base model's files in it → out: the files that change, so
+//! In: what made ids of the rows that trained it, and the folder with the base model's files → out: the files that change, so
 //! that other programs render a conversation as training did and stop where the answers ended (stage 16). With
 //! `template: auto` the base model's files say so already, and nothing changes.
 

@@ -24,7 +24,7 @@ impl NewTokens {
     }
 }
 
-/// A token that a model's files do not have.
+/// A token that a model's files do not have, or not as one that is never split.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewToken {
     /// Its id.
@@ -33,6 +33,8 @@ pub struct NewToken {
     pub content: String,
     /// Whether it is no text.
     pub special: bool,
+    /// Whether the vocabulary had it as a piece of words: its row means something already.
+    pub had_row: bool,
 }
 
 impl NewToken {

@@ -133,22 +133,24 @@ impl Tokenizer {
         self.words = Words::new(&self.inner, &vocab);
     }
 
-    /// Adds tokens to the vocabulary, those that it has already left out of it: their ids follow the largest one.
+    /// Adds tokens to the vocabulary: their ids follow the largest one. One that it has as a piece of words keeps its id, and
+    /// is never split from now on.
     ///
     /// # Errors
     /// A token that the library refuses.
     pub fn add(&mut self, tokens: &NewTokens) -> Result<(), DataError> {
         self.may_grow |= tokens.may_grow;
         for (content, special) in tokens.all() {
-            let known = self.inner.token_to_id(content).is_some();
+            let had_row = self.inner.token_to_id(content).is_some();
+            let is_added = had_row && self.inner.get_added_vocabulary().get_vocab().contains_key(content);
             let token = AddedToken::from(content, special);
             let added = match special {
                 true => self.inner.add_special_tokens([token]),
                 false => self.inner.add_tokens([token]),
             };
             added.map_err(|error| files::broken(&self.dir, error.to_string()))?;
-            if let Some(id) = self.inner.token_to_id(content).filter(|_| !known) {
-                self.new_tokens.push(NewToken { id, content: content.to_owned(), special });
+            if let Some(id) = self.inner.token_to_id(content).filter(|_| !is_added) {
+                self.new_tokens.push(NewToken { id, content: content.to_owned(), special, had_row });
             }
         }
         if tokens.all().next().is_some() {

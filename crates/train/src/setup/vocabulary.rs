@@ -84,8 +84,9 @@ pub(super) fn resize(config: &RunConfig, spec: &mut DecoderSpec) -> Result<(), T
     if new_tokens(config) != NewTokens::default() {
         let encoder = encoder(config)?;
         let tokenizer = encoder.tokenizer();
-        let id_of =
-            |token: &str| tokenizer.new_tokens().iter().find(|new| new.content == token).map(|new| new.id);
+        let id_of = |token: &str| {
+            tokenizer.new_tokens().iter().find(|new| new.content == token && !new.had_row).map(|new| new.id)
+        };
         if config.init_special_tokens != InitSpecialTokens::Noise {
             for (token, description) in &config.new_special_tokens_config.tokens {
                 if let Some(id) = id_of(token) {
