@@ -24,7 +24,7 @@ pub(crate) use on_cuda::SOURCE;
 /// Taps, at most.
 pub const MOST_TAPS: usize = 8;
 /// Channels that go through the loops together.
-const CHANNELS: usize = 64;
+const CHANNELS: usize = 128;
 /// Tokens that one task handles.
 const TOKENS: usize = 64;
 
@@ -236,12 +236,8 @@ impl<'a, E: Element> Seen<'a, E> {
     /// z of a token in a block of channels.
     #[inline(always)]
     fn sum(&self, t: usize, row: &Range<usize>, block: &Block, scale: f32, z: &mut [f32; CHANNELS]) {
-        *z = [0.0; CHANNELS];
-        for j in 0..self.sizes.taps {
-            if let Some(x) = self.before(t, self.sizes.taps - 1 - j, row, &block.channels) {
-                add_products(z, x, &block.w[j]);
-            }
-        }
+        let taps = self.sizes.taps;
+        *z = sum_products(taps, |j| self.before(t, taps - 1 - j, row, &block.channels), &block.w);
         for (z, b) in z.iter_mut().zip(&block.b) {
             *z = scale * *z + b;
         }
@@ -260,6 +256,29 @@ fn add_products<E: Element>(sum: &mut [f32; CHANNELS], x: &[E], w: &[f32; CHANNE
             *sum += w * x.to_f32();
         }
     }
+}
+
+/// Σ w·x over the taps that have an x, in their order, channel by channel.
+#[inline(always)]
+fn sum_products<'a, E: Element>(
+    taps: usize,
+    x: impl Fn(usize) -> Option<&'a [E]>,
+    w: &[[f32; CHANNELS]; MOST_TAPS],
+) -> [f32; CHANNELS] {
+    let mut sum = [0.0; CHANNELS];
+    let whole = |j: usize| x(j).and_then(|x| <&[E; CHANNELS]>::try_from(x).ok());
+    // The four taps that most models have at once: sums stay in registers.
+    if taps == 4
+        && let (Some(a), Some(b), Some(c), Some(d)) = (whole(0), whole(1), whole(2), whole(3))
+    {
+        for i in 0..CHANNELS {
+            let x = [a[i], b[i], c[i], d[i]].map(E::to_f32);
+            sum[i] = w[0][i] * x[0] + w[1][i] * x[1] + w[2][i] * x[2] + w[3][i] * x[3];
+        }
+    } else {
+        (0..taps).for_each(|j| x(j).into_iter().for_each(|x| add_products(&mut sum, x, &w[j])));
+    }
+    sum
 }
 
 /// Writes scale·x, rounded; as [`add_products`].
@@ -337,13 +356,12 @@ per_isa! {
     /// dx of the tokens from `first` on.
     fn inputs<E: Element>(params: Conv1dParams, dz: Seen<'_, E>, block: &Block, first: usize, dx: &mut [E]) {
         let (c, taps) = (dz.sizes.channels, dz.sizes.taps);
-        let mut sum = [0.0; CHANNELS];
         for_tokens(dz, first, dx.len() / c, |i, t, row| {
-            sum = [0.0; CHANNELS];
-            for later in 0..taps.min(row.end - t) {
-                let dz = &dz.x[(t + later) * c..][block.channels.clone()];
-                add_products(&mut sum, dz, &block.w[taps - 1 - later]);
-            }
+            let at = |j: usize| {
+                let later = t + taps - 1 - j;
+                (later < row.end).then(|| &dz.x[later * c..][block.channels.clone()])
+            };
+            let sum = sum_products(taps, at, &block.w);
             store(&mut dx[i * c..][block.channels.clone()], &sum, params.scale);
         });
     }

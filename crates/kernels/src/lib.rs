@@ -61,6 +61,7 @@ pub mod routing;
 pub mod row_gate;
 pub mod rows;
 mod scratch;
+mod simd;
 pub mod sinks;
 pub mod softcap;
 pub mod tensor;

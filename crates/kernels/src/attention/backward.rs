@@ -11,12 +11,12 @@ use super::panels::{
     LANES, ROWS, Widths, dimension_words, lane_words, padded, row_words, step_words, transpose, write_values,
 };
 use super::parts::{Join, Part, Task, multiply, parts, tasks};
-use super::product::{Left, Right, Size, Sum, product};
-use super::simd::{Job, Simd, run};
 use super::softmax::{Block, Pairs, Statistics, cap, derivative, tilt};
 use super::tiling::{Heads, KEYS, Lanes, Row, Sight, key_rows};
 use super::{AttentionParams, RowOffsets, share_out};
 use crate::scratch::{Disjoint, Line, Pool, take, with_tile};
+use crate::simd::product::{Left, Right, Size, Sum, product};
+use crate::simd::{Job, Simd, run};
 use crate::{Device, Element};
 
 /// Keys of a chunk; a multiple of [`KEYS`].
@@ -278,7 +278,7 @@ fn differentiate<S: Simd>(
     for (left, right, to) in
         [(k, &*scratch.q_lanes, &mut *scratch.scores), (v, &*scratch.dout_lanes, &mut *scratch.dp)]
     {
-        let left = Left { words: left, row: widths.padded_words };
+        let left = Left { words: left, row: widths.padded_words, step: 1 };
         let to = Sum { values: to, row: LANES, accumulate: false };
         product(s, tile, left, Right { words: right, step: LANES }, to);
     }
@@ -313,14 +313,14 @@ fn differentiate<S: Simd>(
     };
     let over_lanes = Size { rows: keys, columns: widths.values, steps: columns / S::PAIR };
     for (left, right, to) in [(p, &*scratch.dout_steps, dv), (ds, &*scratch.q_steps, dk)] {
-        let left = Left { words: left, row: LANES / S::PAIR };
+        let left = Left { words: left, row: LANES / S::PAIR, step: 1 };
         let to = Sum { values: to, row: padded, accumulate: true };
         product(s, over_lanes, left, Right { words: right, step: padded }, to);
     }
     product(
         s,
         Size { rows: widths.values, columns, steps: keys.div_ceil(S::PAIR) },
-        Left { words: k_dimensions, row: ROWS / S::PAIR },
+        Left { words: k_dimensions, row: ROWS / S::PAIR, step: 1 },
         Right { words: ds_by_key, step: LANES },
         Sum { values: &mut scratch.dq[at.slot * LANES * padded..], row: LANES, accumulate: at.begun },
     );

@@ -6,12 +6,12 @@
 use super::panels::{
     LANES, ROWS, Widths, dimension_words, lane_words, padded, row_words, transpose, write_values,
 };
-use super::product::{Left, Right, Size, Sum, product};
-use super::simd::{Job, Simd, prefetch, run};
 use super::softmax::{Block, LEAST, Running, cap, online, tilt};
 use super::tiling::{Heads, KEYS, Lanes, Row, key_rows};
 use super::{AttentionParams, RowOffsets, share_out};
 use crate::scratch::{Borrowed, Disjoint, Line, Pool, take, with_tile};
+use crate::simd::product::{Left, Right, Size, Sum, product};
+use crate::simd::{Job, Simd, prefetch, run};
 use crate::{Device, Element};
 
 /// Tiles of a task: they share the packed keys and values.
@@ -292,7 +292,7 @@ fn attend<S: Simd>(
     product(
         s,
         Size { rows: block.keys, columns, steps: widths.words },
-        Left { words: panels.k, row: widths.padded_words },
+        Left { words: panels.k, row: widths.padded_words, step: 1 },
         Right { words: panels.q, step: LANES },
         Sum { values: scores, row: LANES, accumulate: false },
     );
@@ -317,7 +317,7 @@ fn attend<S: Simd>(
     product(
         s,
         Size { rows: widths.values, columns, steps: block.keys.div_ceil(S::PAIR) },
-        Left { words: panels.v, row: ROWS / S::PAIR },
+        Left { words: panels.v, row: ROWS / S::PAIR, step: 1 },
         Right { words: if S::PAIR == 1 { scores } else { pairs }, step: LANES },
         Sum { values: state.out, row: LANES, accumulate: begun },
     );

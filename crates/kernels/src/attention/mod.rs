@@ -37,10 +37,8 @@ mod forward;
 mod on_cuda;
 mod panels;
 mod parts;
-mod product;
 #[cfg(test)]
 mod reference;
-mod simd;
 mod softmax;
 #[cfg(test)]
 mod tests;

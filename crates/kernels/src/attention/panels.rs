@@ -8,7 +8,7 @@
 //!
 //! D is padded (see [`padded`]). What has no row or no dimension is zero.
 
-use super::simd::Simd;
+use crate::simd::Simd;
 use crate::{DType, Element};
 
 /// Queries of a tile, side by side in the vectors.

@@ -8,10 +8,10 @@ use std::ops::Range;
 
 use super::backward::Call;
 use super::panels::{LANES, padded, write_values};
-use super::simd::{Job, Simd};
 use super::tiling::{Heads, KEYS, Row};
 use crate::Element;
 use crate::scratch::{Borrowed, Disjoint, Pool};
+use crate::simd::{Job, Simd};
 
 /// Queries of a part at least, if there is another one.
 const QUERIES_PER_PART: usize = 512;

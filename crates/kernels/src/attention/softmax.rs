@@ -4,7 +4,7 @@
 //! Everything is in powers of two: p = 2^(x − m) with x = score · log₂ e.
 
 use super::panels::LANES;
-use super::simd::Simd;
+use crate::simd::Simd;
 
 /// A running maximum that is below every score, and finite, so that differences of maxima are never NaN.
 pub(super) const LEAST: f32 = -1e30;

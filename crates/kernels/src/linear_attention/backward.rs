@@ -20,9 +20,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::chunk::{Chunk, Values, multiply, scale, scale_rows};
+use super::chunk::{Chunk, Values, multiply, scale, scale_rows, widen};
 use super::forward::skips;
-use super::product::{Left, product, solve_lower_transposed, transpose};
+use super::product::{Left, lower_product, padded, product, solve_lower_transposed, transpose};
 use super::{CHUNK, Gradients, Inputs, LinearAttentionParams, Rule, Sizes, chunks};
 use crate::isa::per_isa;
 use crate::lanes::dot;
@@ -51,7 +51,7 @@ pub fn run<T: Element>(
     let values = Values::<T>::of(&inputs);
     let Gradients { dq, dk, dv, dstep, ddecay, dskip } = gradients;
     let (keys, slots) = (sizes.tokens * sizes.key_heads * sizes.key_dim, sizes.slots());
-    let states = sizes.states(CHUNK);
+    let states = sizes.states(CHUNK, padded(sizes.value_dim));
     let (states, of_slots) = scratch.as_mut_slice::<f32>().split_at_mut(states);
     let of_slots = &mut of_slots[..2 * slots * keys];
     let dout = dout.as_slice::<T>();
@@ -119,29 +119,31 @@ struct Back<'a> {
 
 impl<'a> Back<'a> {
     fn len(sizes: Sizes) -> usize {
-        let line = |len: usize| len.next_multiple_of(16);
         let (d, e) = (sizes.key_dim, sizes.value_dim);
-        4 * line(CHUNK * e) + 3 * line(CHUNK * d) + 2 * CHUNK * CHUNK + 2 * CHUNK + 3 * line(d * e)
+        let (keys, values) = (CHUNK * padded(d), CHUNK * padded(e));
+        let states = 2 * d * padded(e) + e * padded(d);
+        3 * values + e * CHUNK + 3 * keys + 2 * CHUNK * CHUNK + 2 * CHUNK + states
     }
 
     fn take(rest: &mut &'a mut [f32], sizes: Sizes) -> Self {
         let (d, e) = (sizes.key_dim, sizes.value_dim);
+        let (keys, values) = (CHUNK * padded(d), CHUNK * padded(e));
         let mut next = |len: usize| take(rest, len);
         Self {
-            dout: next(CHUNK * e),
-            dnew: next(CHUNK * e),
-            dks: next(CHUNK * e),
-            newt: next(CHUNK * e),
+            dout: next(values),
+            dnew: next(values),
+            dks: next(values),
+            newt: next(e * CHUNK),
             dp: next(CHUNK * CHUNK),
             da: next(CHUNK * CHUNK),
-            dq: next(CHUNK * d),
-            dk: next(CHUNK * d),
-            t: next(CHUNK * d),
+            dq: next(keys),
+            dk: next(keys),
+            t: next(keys),
             dg: next(CHUNK),
             dstep: next(CHUNK),
-            state: next(d * e),
-            dstate: next(d * e),
-            turned: next(d * e),
+            state: next(d * padded(e)),
+            dstate: next(d * padded(e)),
+            turned: next(e * padded(d)),
         }
     }
 }
@@ -157,8 +159,8 @@ impl Place {
         outputs: &Outputs<'_, T>,
     ) {
         let (sizes, head) = (self.sizes, self.head);
-        let matrix = sizes.key_dim * sizes.value_dim;
-        with_tile(Chunk::len(sizes) + Back::len(sizes) + 16, |mut tile| {
+        let matrix = sizes.key_dim * padded(sizes.value_dim);
+        with_tile(Chunk::len(sizes) + Back::len(sizes), |mut tile| {
             let mut c = Chunk::take(&mut tile, sizes);
             let mut b = Back::take(&mut tile, sizes);
             // SAFETY: the states of a head before chunks inside its row are no one else's.
@@ -179,11 +181,11 @@ impl Place {
             for tokens in chunks(self.row.clone()).rev() {
                 let before = (tokens.start > self.row.start).then(|| &*state_at(tokens.start));
                 c.read(isa, params, values, sizes, (tokens.clone(), head));
+                c.weigh(isa);
                 c.mix(isa, params.rule, before);
-                for (i, t) in tokens.clone().enumerate() {
-                    let from = &dout[(t * sizes.heads + head) * sizes.value_dim..][..sizes.value_dim];
-                    widen_row(isa, from, &mut b.dout[i * sizes.value_dim..][..sizes.value_dim]);
-                }
+                let (e, first) = (sizes.value_dim, (tokens.start * sizes.heads + head) * sizes.value_dim);
+                let to = &mut b.dout[..c.n * padded(e)];
+                widen(isa, &dout[first..], sizes.heads * e, e, 1.0, to);
                 b.chunk(isa, params.rule, &mut c, before, tokens.end < self.row.end);
                 self.write(isa, params, &c, &mut b, skip, (tokens, outputs));
             }
@@ -216,11 +218,11 @@ impl Place {
                 outputs.dstep.part(gate, 1)[0] = b.dstep[i];
                 outputs.ddecay.part(gate, 1)[0] = b.dg[i];
                 let dv = outputs.dv.part(gate * e, e);
-                values_gradient(isa, &b.dnew[i * e..][..e], &b.dout[i * e..][..e], skip, dv);
+                values_gradient(isa, &b.dnew[i * padded(e)..][..e], &b.dout[i * padded(e)..][..e], skip, dv);
                 for (which, from, by) in [(0, &b.dq, params.q_scale), (1, &b.dk, params.k_scale)] {
                     let slot = (which * slots + self.slot) * self.sizes.tokens + t;
                     let to = outputs.slots.part((slot * key_heads + key_head) * d, d);
-                    add_scaled(isa, &from[i * d..][..d], by, to, self.adds);
+                    add_scaled(isa, &from[i * padded(d)..][..d], by, to, self.adds);
                 }
             }
         }
@@ -232,51 +234,45 @@ impl Back<'_> {
     /// `dstate`.
     fn chunk(&mut self, isa: Isa, rule: Rule, c: &mut Chunk<'_>, before: Option<&[f32]>, has_later: bool) {
         let (n, d, e) = (c.n, c.d, c.e);
+        let [keys, values, square] = [d, e, n].map(|width| n * padded(width));
         self.dg[..n].fill(0.0);
-        transpose(isa, &c.new[..n * e], e, self.newt);
-        product(isa, self.dp, Left::straight(self.dout, e), self.newt, [n, n, e], false);
+        transpose(isa, c.new, [n, e], self.newt);
+        lower_product(isa, self.dp, Left::straight(self.dout, e), self.newt, [n, e]);
         product(isa, self.dnew, Left::transposed(c.p, n).upper(), self.dout, [n, e, n], false);
         if has_later {
-            scale_rows(isa, &c.k[..n * d], &c.exp_rest[..n], c.kt);
+            scale_rows(isa, &c.k[..keys], &c.exp_rest[..n], c.kt);
             product(isa, self.dnew, Left::straight(c.kt, d), self.dstate, [n, e, d], true);
-            transpose(isa, self.dstate, e, self.turned);
+            transpose(isa, self.dstate, [d, e], self.turned);
             product(isa, self.t, Left::straight(c.new, e), self.turned, [n, d, e], false);
-            let mut all = 0.0;
-            for i in 0..n {
-                let part = dots(isa, &self.t[i * d..][..d], &c.kt[i * d..][..d]);
-                self.dg[i] -= part;
-                all += part;
-            }
-            self.dg[n - 1] += all;
+            // The last token's decay is in all of e^(G_n − G).
+            add_dots(isa, &self.t[..keys], &c.kt[..keys], -1.0, &mut self.dg[..n]);
+            self.dg[n - 1] += dots(isa, &self.t[..keys], &c.kt[..keys]);
             if let Some(before) = before {
                 self.dg[n - 1] += c.exp_g[n - 1] * dots(isa, before, self.dstate);
             }
-            scale_rows(isa, &self.t[..n * d], &c.exp_rest[..n], self.dk);
+            scale_rows(isa, &self.t[..keys], &c.exp_rest[..n], self.dk);
         } else {
-            self.dk[..n * d].fill(0.0);
+            self.dk[..keys].fill(0.0);
         }
-        pair_gradients(isa, &self.dp[..n * n], &c.p[..n * n], self.dg);
-        multiply(isa, &mut self.dp[..n * n], &c.decays[..n * n]);
+        pair_gradients(isa, self.dp, c.p, &mut self.dg[..n]);
+        multiply(isa, &mut self.dp[..square], c.decays);
         product(isa, self.dq, Left::straight(self.dp, n).lower(), c.k, [n, d, n], false);
         product(isa, self.dk, Left::transposed(self.dp, n).upper(), c.q, [n, d, n], true);
         scale(isa, self.dstate, c.exp_g[n - 1]);
         if let Some(before) = before {
-            transpose(isa, before, e, self.turned);
+            transpose(isa, before, [d, e], self.turned);
             product(isa, c.kt, Left::straight(self.dout, e), self.turned, [n, d, e], false);
-            scale_rows(isa, &c.kt[..n * d], &c.exp_g[..n], self.t);
-            for i in 0..n {
-                self.dg[i] += dots(isa, &self.t[i * d..][..d], &c.q[i * d..][..d]);
-            }
-            add_scaled(isa, &self.t[..n * d], 1.0, &mut self.dq[..n * d], true);
-            scale_rows(isa, &c.q[..n * d], &c.exp_g[..n], self.t);
+            scale_rows(isa, &c.kt[..keys], &c.exp_g[..n], self.t);
+            add_dots(isa, &self.t[..keys], &c.q[..keys], 1.0, &mut self.dg[..n]);
+            add_scaled(isa, &self.t[..keys], 1.0, &mut self.dq[..keys], true);
+            scale_rows(isa, &c.q[..keys], &c.exp_g[..n], self.t);
             product(isa, self.dstate, Left::transposed(self.t, d), self.dout, [d, e, n], true);
         }
         match rule {
             Rule::Additive => {
-                for i in 0..n {
-                    self.dstep[i] = dots(isa, &self.dnew[i * e..][..e], &c.v[i * e..][..e]);
-                    scale(isa, &mut self.dnew[i * e..][..e], c.step[i]);
-                }
+                self.dstep[..n].fill(0.0);
+                add_dots(isa, &self.dnew[..values], &c.v[..values], 1.0, &mut self.dstep[..n]);
+                multiply_rows(isa, &mut self.dnew[..values], &c.step[..n], 1.0);
             }
             Rule::Delta => self.through_system(isa, c, before),
         }
@@ -285,27 +281,27 @@ impl Back<'_> {
     /// From the gradient of V in `dnew` to that of v.
     fn through_system(&mut self, isa: Isa, c: &Chunk<'_>, before: Option<&[f32]>) {
         let (n, d, e) = (c.n, c.d, c.e);
-        solve_lower_transposed(isa, c.a, n, &mut self.dnew[..n * e], e);
-        product(isa, self.da, Left::straight(self.dnew, e), self.newt, [n, n, e], false);
-        scale(isa, &mut self.da[..n * n], -1.0);
-        pair_gradients(isa, &self.da[..n * n], &c.a[..n * n], self.dg);
+        let [values, square] = [e, n].map(|width| n * padded(width));
+        solve_lower_transposed(isa, c.system, n, &mut self.dnew[..values], e);
+        // −dA, as `system` is −A.
+        lower_product(isa, self.da, Left::straight(self.dnew, e), self.newt, [n, e]);
+        pair_gradients(isa, self.da, c.system, &mut self.dg[..n]);
+        self.dstep[..n].fill(0.0);
+        add_dots(isa, &self.dnew[..values], &c.y[..values], 1.0, &mut self.dstep[..n]);
         for i in 0..n {
-            let (da, m) = (&mut self.da[i * n..][..n], &c.m[i * n..][..n]);
-            let of_system = dots(isa, da, m);
-            self.dstep[i] = of_system + dots(isa, &self.dnew[i * e..][..e], &c.y[i * e..][..e]);
-            scale(isa, da, c.step[i]);
-            da[i..].fill(0.0);
-            scale(isa, &mut self.dnew[i * e..][..e], c.step[i]);
+            let row = i * padded(n)..i * padded(n) + i;
+            self.dstep[i] -= dots(isa, &self.da[row.clone()], &c.m[row]);
+            self.da[i * padded(n) + i] = 0.0;
         }
-        multiply(isa, &mut self.da[..n * n], &c.decays[..n * n]);
+        multiply_rows(isa, &mut self.da[..square], &c.step[..n], -1.0);
+        multiply(isa, &mut self.da[..square], c.decays);
+        multiply_rows(isa, &mut self.dnew[..values], &c.step[..n], 1.0);
         product(isa, self.dk, Left::straight(self.da, n).lower(), c.k, [n, d, n], true);
         product(isa, self.dk, Left::transposed(self.da, n).upper(), c.k, [n, d, n], true);
         if before.is_some() {
-            scale_rows(isa, &self.dnew[..n * e], &c.exp_g[..n], self.dks);
-            scale(isa, &mut self.dks[..n * e], -1.0);
-            for i in 0..n {
-                self.dg[i] += dots(isa, &self.dks[i * e..][..e], &c.ks[i * e..][..e]);
-            }
+            scale_rows(isa, &self.dnew[..values], &c.exp_g[..n], self.dks);
+            scale(isa, &mut self.dks[..values], -1.0);
+            add_dots(isa, &self.dks[..values], &c.ks[..values], 1.0, &mut self.dg[..n]);
             // `turned` is S₀ᵀ here.
             product(isa, self.dk, Left::straight(self.dks, e), self.turned, [n, d, e], true);
             product(isa, self.dstate, Left::transposed(c.k, d), self.dks, [d, e, n], true);
@@ -318,14 +314,26 @@ per_isa! {
         dot(a, b)
     }
 
-    fn widen_row<T: Element>(from: &[T], to: &mut [f32]) {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f32());
+    /// To each sum, those of a row's products times `by`.
+    fn add_dots(a: &[f32], b: &[f32], by: f32, sums: &mut [f32]) {
+        let width = a.len() / sums.len().max(1);
+        for (sum, (a, b)) in sums.iter_mut().zip(a.chunks_exact(width).zip(b.chunks_exact(width))) {
+            *sum += by * dot(a, b);
+        }
+    }
+
+    /// Row i times its factor and another one.
+    fn multiply_rows(x: &mut [f32], by: &[f32], all: f32) {
+        let width = x.len() / by.len().max(1);
+        for (x, by) in x.chunks_exact_mut(width).zip(by) {
+            x.iter_mut().for_each(|x| *x *= by * all);
+        }
     }
 
     /// What dx·x of x_ij = …·e^(G_i − G_j) comes to for G, over the lower triangle.
     fn pair_gradients(dx: &[f32], x: &[f32], dg: &mut [f32]) {
-        let n = dx.len().isqrt();
-        for (i, (dx, x)) in dx.chunks_exact(n.max(1)).zip(x.chunks_exact(n.max(1))).enumerate() {
+        let (n, row) = (dg.len(), padded(dg.len()));
+        for (i, (dx, x)) in dx.chunks_exact(row).zip(x.chunks_exact(row)).take(n).enumerate() {
             let (dx, x) = (&dx[..i], &x[..i]);
             dg[i] += dot(dx, x);
             dg.iter_mut().zip(dx.iter().zip(x)).for_each(|(dg, (dx, x))| *dg -= dx * x);

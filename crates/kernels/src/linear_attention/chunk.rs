@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::product::{Left, product, solve_lower, transpose};
+use super::product::{Left, lower_product, padded, product, solve_lower, transpose};
 use super::{CHUNK, Inputs, LinearAttentionParams, Rule, Sizes};
 use crate::exp::exp;
 use crate::isa::per_isa;
@@ -31,7 +31,7 @@ impl<'a, T: Element> Values<'a, T> {
     }
 }
 
-/// What is computed of a chunk on the way forward.
+/// What is computed of a chunk on the way forward. Rows of a matrix lie [`padded`] apart.
 pub struct Chunk<'a> {
     /// Tokens in it.
     pub n: usize,
@@ -52,9 +52,9 @@ pub struct Chunk<'a> {
     pub decays: &'a mut [f32],
     /// P, [n, n].
     pub p: &'a mut [f32],
-    /// (strict L)(k·kᵀ)·e^(G_i − G_j), and A, with the delta rule.
+    /// (strict L)(k·kᵀ)·e^(G_i − G_j), and −A, with the delta rule.
     pub m: &'a mut [f32],
-    pub a: &'a mut [f32],
+    pub system: &'a mut [f32],
     /// k·S₀, and v − e^G·k·S₀, with the delta rule.
     pub ks: &'a mut [f32],
     pub y: &'a mut [f32],
@@ -67,14 +67,13 @@ pub struct Chunk<'a> {
 impl<'a> Chunk<'a> {
     /// Values that [`Chunk::take`] takes.
     pub fn len(sizes: Sizes) -> usize {
-        let line = |len: usize| len.next_multiple_of(16);
-        let (d, e) = (line(CHUNK * sizes.key_dim), line(CHUNK * sizes.value_dim));
+        let (d, e) = (CHUNK * padded(sizes.key_dim), CHUNK * padded(sizes.value_dim));
         3 * d + 4 * e + 4 * CHUNK + 4 * CHUNK * CHUNK
     }
 
     /// A chunk of the largest size in memory of any content.
     pub fn take(rest: &mut &'a mut [f32], sizes: Sizes) -> Self {
-        let (d, e) = (CHUNK * sizes.key_dim, CHUNK * sizes.value_dim);
+        let (d, e) = (CHUNK * padded(sizes.key_dim), CHUNK * padded(sizes.value_dim));
         let mut next = |len: usize| take(rest, len);
         Self {
             n: 0,
@@ -94,7 +93,7 @@ impl<'a> Chunk<'a> {
             decays: next(CHUNK * CHUNK),
             p: next(CHUNK * CHUNK),
             m: next(CHUNK * CHUNK),
-            a: next(CHUNK * CHUNK),
+            system: next(CHUNK * CHUNK),
         }
     }
 
@@ -107,57 +106,70 @@ impl<'a> Chunk<'a> {
         sizes: Sizes,
         (tokens, head): (Range<usize>, usize),
     ) {
-        let (d, e, key_head) = (self.d, self.e, head / sizes.group());
-        self.n = tokens.len();
+        let (d, e, n) = (self.d, self.e, tokens.len());
+        let (first_key, keys) =
+            ((tokens.start * sizes.key_heads + head / sizes.group()) * d, sizes.key_heads * d);
+        let (first_value, all_values) = ((tokens.start * sizes.heads + head) * e, sizes.heads * e);
+        self.n = n;
+        widen(isa, &values.q[first_key..], keys, d, params.q_scale, &mut self.q[..n * padded(d)]);
+        widen(isa, &values.k[first_key..], keys, d, params.k_scale, &mut self.k[..n * padded(d)]);
+        widen(isa, &values.v[first_value..], all_values, e, 1.0, &mut self.v[..n * padded(e)]);
         let mut sum = 0.0;
         for (i, t) in tokens.enumerate() {
-            let key = (t * sizes.key_heads + key_head) * d..(t * sizes.key_heads + key_head + 1) * d;
-            let (value, gate) = (t * sizes.heads + head, t * sizes.heads + head);
-            widen(isa, &values.q[key.clone()], params.q_scale, &mut self.q[i * d..][..d]);
-            widen(isa, &values.k[key], params.k_scale, &mut self.k[i * d..][..d]);
-            widen(isa, &values.v[value * e..][..e], 1.0, &mut self.v[i * e..][..e]);
+            let gate = t * sizes.heads + head;
             self.step[i] = values.step[gate];
             sum += values.decay[gate];
             self.g[i] = sum;
         }
-        let n = self.n;
-        powers(isa, &self.g[..n], self.exp_g, self.exp_rest, self.decays);
+        powers(isa, &self.g[..n], self.exp_g, self.exp_rest, &mut self.decays[..n * padded(n)]);
+        transpose(isa, self.k, [n, d], self.kt);
     }
 
-    /// P, A and V from S₀, if there is one.
+    /// P, from kᵀ.
+    pub fn weigh(&mut self, isa: Isa) {
+        let (n, d) = (self.n, self.d);
+        lower_product(isa, self.p, Left::straight(self.q, d), self.kt, [n, d]);
+        multiply(isa, &mut self.p[..n * padded(n)], self.decays);
+    }
+
+    /// V from S₀, if there is one, and from kᵀ.
     pub fn mix(&mut self, isa: Isa, rule: Rule, state: Option<&[f32]>) {
         let (n, d, e) = (self.n, self.d, self.e);
-        transpose(isa, &self.k[..n * d], d, self.kt);
-        product(isa, self.p, Left::straight(self.q, d), self.kt, [n, n, d], false);
-        multiply(isa, &mut self.p[..n * n], &self.decays[..n * n]);
+        let values = n * padded(e);
         if rule == Rule::Additive {
-            return scale_rows(isa, &self.v[..n * e], &self.step[..n], self.new);
+            return scale_rows(isa, &self.v[..values], &self.step[..n], self.new);
         }
-        product(isa, self.m, Left::straight(self.k, d), self.kt, [n, n, d], false);
-        multiply(isa, &mut self.m[..n * n], &self.decays[..n * n]);
-        (0..n).for_each(|i| self.m[i * n + i] = 0.0);
-        scale_rows(isa, &self.m[..n * n], &self.step[..n], self.a);
+        let square = n * padded(n);
+        lower_product(isa, self.m, Left::straight(self.k, d), self.kt, [n, d]);
+        multiply(isa, &mut self.m[..square], self.decays);
+        (0..n).for_each(|i| self.m[i * padded(n) + i] = 0.0);
+        scale_rows_down(isa, &self.m[..square], &self.step[..n], self.system);
         match state {
             Some(state) => product(isa, self.ks, Left::straight(self.k, d), state, [n, e, d], false),
-            None => self.ks[..n * e].fill(0.0),
+            None => self.ks[..values].fill(0.0),
         }
-        difference(isa, &self.v[..n * e], &self.exp_g[..n], self.ks, self.y);
-        scale_rows(isa, &self.y[..n * e], &self.step[..n], self.new);
-        solve_lower(isa, self.a, n, &mut self.new[..n * e], e);
+        difference(isa, &self.v[..values], &self.exp_g[..n], self.ks, self.y);
+        scale_rows(isa, &self.y[..values], &self.step[..n], self.new);
+        solve_lower(isa, self.system, n, &mut self.new[..values], e);
     }
 
     /// Turns S₀ into S₁; leaves e^(G_n − G)·k in `kt`.
     pub fn move_state(&mut self, isa: Isa, state: &mut [f32]) {
         let (n, d, e) = (self.n, self.d, self.e);
         scale(isa, state, self.exp_g[n - 1]);
-        scale_rows(isa, &self.k[..n * d], &self.exp_rest[..n], self.kt);
+        scale_rows(isa, &self.k[..n * padded(d)], &self.exp_rest[..n], self.kt);
         product(isa, state, Left::transposed(self.kt, d), self.new, [d, e, n], true);
     }
 }
 
 per_isa! {
-    fn widen<T: Element>(from: &[T], scale: f32, to: &mut [f32]) {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f32() * scale);
+    /// Rows of so many values, which lie `apart`.
+    pub fn widen<T: Element>(from: &[T], apart: usize, width: usize, scale: f32, to: &mut [f32]) {
+        for (i, to) in to.chunks_exact_mut(padded(width)).enumerate() {
+            let (to, rest) = to.split_at_mut(width);
+            to.iter_mut().zip(&from[i * apart..]).for_each(|(to, from)| *to = from.to_f32() * scale);
+            rest.fill(0.0);
+        }
     }
 
     /// e^G, e^(G_n − G), and e^(G_i − G_j) below the diagonal and on it, 0 above.
@@ -165,7 +177,7 @@ per_isa! {
         let (n, last) = (g.len(), g.last().copied().unwrap_or(0.0));
         exp_g.iter_mut().zip(g).for_each(|(to, g)| *to = exp(*g));
         exp_rest.iter_mut().zip(g).for_each(|(to, g)| *to = exp(last - g));
-        for (i, row) in decays[..n * n].chunks_exact_mut(n.max(1)).enumerate() {
+        for (i, row) in decays.chunks_exact_mut(padded(n)).enumerate() {
             row[..=i].iter_mut().zip(g).for_each(|(to, gj)| *to = exp(g[i] - gj));
             row[i + 1..].fill(0.0);
         }
@@ -184,6 +196,14 @@ per_isa! {
         let width = x.len() / by.len().max(1);
         for ((to, x), by) in to.chunks_exact_mut(width.max(1)).zip(x.chunks_exact(width.max(1))).zip(by) {
             to.iter_mut().zip(x).for_each(|(to, x)| *to = x * by);
+        }
+    }
+
+    /// Row i times its factor, and −1.
+    fn scale_rows_down(x: &[f32], by: &[f32], to: &mut [f32]) {
+        let width = x.len() / by.len().max(1);
+        for ((to, x), by) in to.chunks_exact_mut(width.max(1)).zip(x.chunks_exact(width.max(1))).zip(by) {
+            to.iter_mut().zip(x).for_each(|(to, x)| *to = -x * by);
         }
     }
 

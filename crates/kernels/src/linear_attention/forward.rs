@@ -1,7 +1,7 @@
 //! Forward on a CPU: one task for each head of each row.
 
 use super::chunk::{Chunk, Values, scale_rows};
-use super::product::{Left, product};
+use super::product::{Left, padded, product};
 use super::{CHUNK, Inputs, LinearAttentionParams, Sizes, chunks};
 use crate::isa::per_isa;
 use crate::scratch::{Disjoint, take, with_tile};
@@ -25,40 +25,44 @@ pub fn run<T: Element>(
     let out = Disjoint::of(out.as_mut_slice::<T>());
     let given = state.map(|state| Disjoint::of(state.as_mut_slice::<f32>()));
     let rows = cu_seqlens.len().saturating_sub(1);
-    let len = Chunk::len(sizes) + (CHUNK * e + d * e).next_multiple_of(16) + 16;
+    let width = padded(e);
+    let len = Chunk::len(sizes) + CHUNK * width + d * width;
     dev.for_each(rows * heads, |task| {
         let (row, head) = (task / heads, task % heads);
         let tokens = cu_seqlens[row] as usize..cu_seqlens[row + 1] as usize;
         with_tile(len, |mut tile| {
             let mut chunk = Chunk::take(&mut tile, sizes);
-            let (o, state) = (take(&mut tile, CHUNK * e), take(&mut tile, d * e));
+            let (o, state) = (take(&mut tile, CHUNK * width), take(&mut tile, d * width));
             // SAFETY: tasks have states of their own.
             let given = given.as_ref().map(|given| unsafe { given.part(head * d * e, d * e) });
-            match &given {
-                Some(given) => state.copy_from_slice(given),
-                None => state.fill(0.0),
+            state.fill(0.0);
+            if let Some(given) = &given {
+                let rows = state.chunks_exact_mut(width).zip(given.chunks_exact(e));
+                rows.for_each(|(to, from)| to[..e].copy_from_slice(from));
             }
             let skip = skips(inputs.skip, head);
             for (i, tokens) in chunks(tokens).enumerate() {
                 let before = (i > 0 || given.is_some()).then_some(&*state);
                 chunk.read(isa, params, values, sizes, (tokens.clone(), head));
+                chunk.weigh(isa);
                 chunk.mix(isa, params.rule, before);
                 let n = chunk.n;
-                let to = &mut o[..n * e];
+                let to = &mut o[..n * width];
                 if let Some(state) = before {
                     product(isa, chunk.y, Left::straight(chunk.q, d), state, [n, e, d], false);
-                    scale_rows(isa, &chunk.y[..n * e], &chunk.exp_g[..n], to);
+                    scale_rows(isa, &chunk.y[..n * width], &chunk.exp_g[..n], to);
                 }
                 product(isa, to, Left::straight(chunk.p, n).lower(), chunk.new, [n, e, n], before.is_some());
                 for (i, t) in tokens.enumerate() {
                     // SAFETY: tasks have heads and rows of their own.
                     let out = unsafe { out.part((t * heads + head) * e, e) };
-                    finish(isa, &to[i * e..][..e], &chunk.v[i * e..][..e], skip, out);
+                    finish(isa, &to[i * width..][..e], &chunk.v[i * width..][..e], skip, out);
                 }
                 chunk.move_state(isa, state);
             }
             if let Some(given) = given {
-                given.copy_from_slice(state);
+                let rows = given.chunks_exact_mut(e).zip(state.chunks_exact(width));
+                rows.for_each(|(to, from)| to.copy_from_slice(&from[..e]));
             }
         });
     });

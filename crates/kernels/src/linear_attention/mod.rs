@@ -128,15 +128,17 @@ impl Sizes {
     pub fn scratch_len(self, on_card: bool) -> usize {
         let keys = 2 * self.tokens * self.key_heads * self.key_dim;
         if on_card {
-            self.states(on_cuda::chunk(self)) + on_cuda::slots(self) * keys + on_cuda::gates(self)
+            self.states(on_cuda::chunk(self), self.value_dim)
+                + on_cuda::slots(self) * keys
+                + on_cuda::gates(self)
         } else {
-            self.states(CHUNK) + self.slots() * keys
+            self.states(CHUNK, product::padded(self.value_dim)) + self.slots() * keys
         }
     }
 
-    /// f32 values of the states between chunks of this length.
-    fn states(self, chunk: usize) -> usize {
-        self.tokens.div_ceil(chunk) * self.heads * self.key_dim * self.value_dim
+    /// f32 values of the states between chunks of this length, their rows being so wide.
+    fn states(self, chunk: usize, width: usize) -> usize {
+        self.tokens.div_ceil(chunk) * self.heads * self.key_dim * width
     }
 
     fn slots(self) -> usize {

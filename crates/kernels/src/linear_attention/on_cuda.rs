@@ -179,7 +179,7 @@ pub fn backward(
     let Gradients { dq, dk, mut dv, dstep, ddecay, dskip } = gradients;
     let (slots, f32_bytes) = (slots(sizes), size_of::<f32>());
     let keys = slots * sizes.tokens * sizes.key_heads * sizes.key_dim;
-    let states = sizes.states(chunk(sizes));
+    let states = sizes.states(chunk(sizes), sizes.value_dim);
     let states_at = scratch.device();
     let slots_at = states_at.offset(states * f32_bytes);
     let gates_at = slots_at.offset(2 * keys * f32_bytes);

@@ -6,7 +6,7 @@ use super::{EXP2, EXP2_LEAST, Job, Simd};
 
 /// Proof that the CPU has AVX2 and FMA.
 #[derive(Clone, Copy)]
-pub(in crate::attention) struct Avx2(());
+pub(crate) struct Avx2(());
 
 impl Avx2 {
     /// # Safety

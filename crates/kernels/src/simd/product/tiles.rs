@@ -4,12 +4,13 @@ use super::{Checked, Size};
 use crate::amx::{ROW, RUN, SIDE, Steps, Tiles, add_products, load_sums, store_sums};
 
 /// Rows, columns and steps that a product is made of.
-pub(in crate::attention) const BLOCK: [usize; 3] = [SIDE, 2 * SIDE, RUN];
+pub(crate) const BLOCK: [usize; 3] = [SIDE, 2 * SIDE, RUN];
 
 /// The whole product.
 pub(super) fn multiply(_: &Tiles, product: Checked<'_>) {
     let Checked { size: Size { rows, columns, steps }, a, b, c } = product;
     assert!([rows, columns, steps].iter().zip(BLOCK).all(|(size, block)| size.is_multiple_of(block)));
+    assert_eq!(a.step, 1, "tiles read whole rows");
     let bytes = |words: usize| words * size_of::<f32>();
     for i in (0..rows).step_by(2 * SIDE) {
         for j in (0..columns).step_by(2 * SIDE) {

@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
+use super::product;
 use super::{Job, Simd};
 use crate::amx::Tiles;
-use crate::attention::product;
 
 /// Coefficients of polynomials for 2ʳ, 0 ≤ r ≤ 1, from r¹ on; the constant is 1. Fitted for the least relative error:
 /// 2e-9, and, where the results are rounded to `bf16`, 3e-6.
@@ -14,15 +14,15 @@ const EXP2_FOR_BF16: [f32; 4] = [0.693_044_84, 0.241_280_2, 0.052_242_473, 0.013
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy)]
-pub(in crate::attention) struct Avx512(());
+pub(crate) struct Avx512(());
 
 /// Proof that it also has AVX512-BF16.
 #[derive(Clone, Copy)]
-pub(in crate::attention) struct Avx512Bf16(());
+pub(crate) struct Avx512Bf16(());
 
 /// Proof that it also has AMX, and that this thread holds the registers.
 #[derive(Clone, Copy)]
-pub(in crate::attention) struct Amx<'a>(&'a Tiles);
+pub(crate) struct Amx<'a>(&'a Tiles);
 
 impl<'a> Amx<'a> {
     /// # Safety

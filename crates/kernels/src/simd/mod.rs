@@ -1,5 +1,5 @@
-//! Vectors of `f32` for the kernels of attention: one trait, a value of whose types proves that the CPU has
-//! the instructions.
+//! Vectors of `f32`: one trait, a value of whose types proves that the CPU has the instructions; and small products of
+//! matrices in them.
 //!
 //! In: an instruction set and a [`Job`]. Out: the job run by code that is compiled for it. A job's `run` and all
 //! that it calls with the proof is `#[inline(always)]`, so that it is compiled inside [`Simd::enter`], where the
@@ -12,6 +12,7 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+pub(crate) mod product;
 
 #[cfg(target_arch = "x86_64")]
 use crate::amx::Tiles;
@@ -26,7 +27,7 @@ const EXP2: [f32; 6] =
 const EXP2_LEAST: f32 = -151.0;
 
 /// Work that is compiled once per instruction set.
-pub(super) trait Job {
+pub(crate) trait Job {
     /// Does it; to be marked `#[inline(always)]`.
     fn run<S: Simd>(self, s: S);
 }
@@ -35,7 +36,7 @@ pub(super) trait Job {
 ///
 /// Products are made of words of 32 bits: a word is one `f32`, or, where `PAIR` is 2, two `bf16` whose products
 /// with the two of another word are both added.
-pub(super) trait Simd: Copy {
+pub(crate) trait Simd: Copy {
     /// The vector.
     type V: Copy;
     /// Lanes of a vector.
@@ -108,7 +109,7 @@ pub(super) trait Simd: Copy {
 
 /// Asks for `values` ahead of their use.
 #[inline(always)]
-pub(super) fn prefetch<E>(values: &[E]) {
+pub(crate) fn prefetch<E>(values: &[E]) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -123,7 +124,7 @@ pub(super) fn prefetch<E>(values: &[E]) {
 }
 
 /// Runs `job` with the strongest vectors of `isa` for storage `E`.
-pub(super) fn run<E: Element, J: Job>(isa: Isa, job: J) {
+pub(crate) fn run<E: Element, J: Job>(isa: Isa, job: J) {
     // A `Device` checks its instruction set when it is made, and no op computes with `float16`.
     debug_assert!(isa.is_available() && E::DTYPE != DType::F16);
     #[cfg(target_arch = "x86_64")]

@@ -1,7 +1,7 @@
 //! Products in vectors: every word of `a` against vectors of words of `b`.
 
 use super::{Checked, Size};
-use crate::attention::simd::Simd;
+use crate::simd::Simd;
 
 /// The whole product.
 #[inline(always)]
@@ -12,7 +12,7 @@ pub(super) fn multiply<S: Simd>(s: S, product: Checked<'_>) {
         a: a.words.as_ptr(),
         b: b.words.as_ptr(),
         c: c.values.as_mut_ptr(),
-        strides: [a.row, b.step, c.row],
+        strides: [a.row, a.step, b.step, c.row],
         steps,
         accumulate: c.accumulate,
     };
@@ -38,8 +38,8 @@ struct Block {
     a: *const f32,
     b: *const f32,
     c: *mut f32,
-    /// Of a's rows, b's steps, c's rows.
-    strides: [usize; 3],
+    /// Of a's rows and steps, b's steps, c's rows.
+    strides: [usize; 4],
     steps: usize,
     accumulate: bool,
 }
@@ -72,7 +72,7 @@ unsafe fn column_of_blocks<S: Simd, const N: usize>(s: S, mut block: Block, rows
                 _ => rows_by_vectors::<S, 12, 1>(s, block),
             }
             block.a = block.a.add(taken * block.strides[0]);
-            block.c = block.c.add(taken * block.strides[2]);
+            block.c = block.c.add(taken * block.strides[3]);
         }
         left -= taken;
     }
@@ -84,7 +84,7 @@ unsafe fn column_of_blocks<S: Simd, const N: usize>(s: S, mut block: Block, rows
 /// They can be read and written.
 #[inline(always)]
 unsafe fn rows_by_vectors<S: Simd, const M: usize, const N: usize>(s: S, block: Block) {
-    let [a_row, b_step, c_row] = block.strides;
+    let [a_row, a_step, b_step, c_row] = block.strides;
     // SAFETY: the caller promises `M` rows, `N` vectors and `steps` steps.
     unsafe {
         let mut sums = [[s.splat(0.0); N]; M];
@@ -98,7 +98,7 @@ unsafe fn rows_by_vectors<S: Simd, const M: usize, const N: usize>(s: S, block: 
         for p in 0..block.steps {
             let b = block.b.add(p * b_step);
             let b: [S::V; N] = std::array::from_fn(|j| s.load_from(b.add(j * S::WIDTH)));
-            let a = block.a.add(p);
+            let a = block.a.add(p * a_step);
             for (i, sums) in sums.iter_mut().enumerate() {
                 let a = s.splat(*a.add(i * a_row));
                 for (sum, b) in sums.iter_mut().zip(b) {

@@ -1,4 +1,4 @@
-//! Small products of panels that sit in cache: the inner loops of attention.
+//! Small products of panels that sit in cache: the inner loops of attention, with softmax and without.
 //!
 //! In: `a` and `b` in words (see [`Simd`]), `c` in `f32`. Out: `c` or `c` plus the product. An element of `c`
 //! sums over the steps in their order, whatever block it falls into.
@@ -11,24 +11,25 @@ mod words;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use self::tiles::BLOCK as TILES;
-use super::simd::{Job, Simd};
+use super::{Job, Simd};
 
-/// Words of the left factor: word of row i and step p at `i · row + p`.
+/// Words of the left factor: word of row i and step p at `i · row + p · step`. In AMX registers the step is 1.
 #[derive(Clone, Copy)]
-pub(super) struct Left<'a> {
+pub(crate) struct Left<'a> {
     pub words: &'a [f32],
     pub row: usize,
+    pub step: usize,
 }
 
 /// Words of the right factor: word of step p and column j at `p · step + j`.
 #[derive(Clone, Copy)]
-pub(super) struct Right<'a> {
+pub(crate) struct Right<'a> {
     pub words: &'a [f32],
     pub step: usize,
 }
 
 /// The result: row i and column j at `i · row + j`.
-pub(super) struct Sum<'a> {
+pub(crate) struct Sum<'a> {
     pub values: &'a mut [f32],
     pub row: usize,
     /// Add to what is there.
@@ -40,7 +41,7 @@ pub(super) struct Sum<'a> {
 /// Each may be taken up to a multiple of [`Simd::BLOCK`]: there the result holds anything, and of steps one factor
 /// holds zeros and the other one finite values.
 #[derive(Clone, Copy)]
-pub(super) struct Size {
+pub(crate) struct Size {
     pub rows: usize,
     pub columns: usize,
     pub steps: usize,
@@ -52,7 +53,7 @@ pub(super) struct Size {
 /// If a factor or the result is too short.
 // Apart from its callers: it is large, and its work pays for a call.
 #[inline(never)]
-pub(super) fn product<S: Simd>(s: S, size: Size, a: Left<'_>, b: Right<'_>, c: Sum<'_>) {
+pub(crate) fn product<S: Simd>(s: S, size: Size, a: Left<'_>, b: Right<'_>, c: Sum<'_>) {
     let [rows, columns, steps] = S::BLOCK;
     let size = Size {
         rows: size.rows.next_multiple_of(rows),
@@ -64,7 +65,7 @@ pub(super) fn product<S: Simd>(s: S, size: Size, a: Left<'_>, b: Right<'_>, c: S
     }
     assert!((size.rows - 1) * c.row + size.columns <= c.values.len());
     if size.steps > 0 {
-        assert!((size.rows - 1) * a.row + size.steps <= a.words.len());
+        assert!((size.rows - 1) * a.row + (size.steps - 1) * a.step < a.words.len());
         assert!((size.steps - 1) * b.step + size.columns <= b.words.len());
     }
     let checked = Checked { size, a, b, c };

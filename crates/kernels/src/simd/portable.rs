@@ -8,7 +8,7 @@ type V = [f32; WIDTH];
 
 /// No instructions beyond the compiler's default.
 #[derive(Clone, Copy)]
-pub(in crate::attention) struct Portable;
+pub(crate) struct Portable;
 
 #[inline(always)]
 fn each(f: impl Fn(usize) -> f32) -> V {

@@ -6,7 +6,7 @@ use super::{EXP2, EXP2_LEAST, Job, Simd};
 
 /// Proof that the CPU has NEON.
 #[derive(Clone, Copy)]
-pub(in crate::attention) struct Neon(());
+pub(crate) struct Neon(());
 
 impl Neon {
     /// # Safety
