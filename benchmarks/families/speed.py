@@ -77,7 +77,8 @@ HEAD_DIM = {"gemma", "gemma2", "gemma3_text", "vaultgemma", "glm", "glm4", "glm4
 
 def families(program):
     page = subprocess.run([program, "models"], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"^\| `(\w+)` \|", page.split("\n## ")[0], re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \|", page.split("\n## ")[0], re.MULTILINE)
+    return [name for name in rows if name != "model_type"]
 
 
 def make_model(place, family):

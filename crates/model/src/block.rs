@@ -261,7 +261,7 @@ impl Block {
         norms.sum_gradient(dev, d.reborrow(), &mut w.t, &s.attention_norms);
         let dout = norms.output_gradient(dev, d.as_view(), r, &mut w.dout, &s.attention_norms);
         let h = norms.input(dev, x, &mut w.h, &mut s.attention_norms);
-        let needs_dh = needs_dx || norms.before.as_ref().is_some_and(Norm::is_trained);
+        let needs_dh = needs_dx || norms.before.as_ref().is_some_and(Norm::takes_gradient);
         let dh = needs_dh.then(|| w.t.head_mut(n));
         self.mixer.backward(pass, h, dout, dh, &mut s.mixer, (&mut w.mixer, &mut w.inputs));
         if needs_dh {

@@ -230,12 +230,12 @@ impl Decoder {
             pass.see("head", work.output_and_gradient(n).2.as_view());
         }
 
-        // Below the lowest trained weight no gradient is needed.
-        let entry_is_trained = embed_tokens.is_trained() || entry.is_trained();
-        let trains = |block: &mut Block| block.parameters_mut().iter().any(|p| p.is_trained());
+        // Below the lowest weight that takes a gradient none is needed.
+        let of_entry = embed_tokens.takes_gradient() || entry.takes_gradient();
+        let trains = |block: &mut Block| block.parameters_mut().iter().any(|p| p.takes_gradient());
         let lowest = blocks.iter_mut().position(trains).unwrap_or(blocks.len());
         for (l, block) in blocks.iter_mut().enumerate().rev() {
-            if l < lowest && !entry_is_trained {
+            if l < lowest && !of_entry {
                 break;
             }
             if work.recomputes(l) {
@@ -243,7 +243,7 @@ impl Decoder {
                 block.forward(&pass, x.head(n), y.head_mut(n), saved, scratch, None);
             }
             let (x, d, saved, scratch) = work.layer_backward(l);
-            let needs_dx = l > lowest || entry_is_trained;
+            let needs_dx = l > lowest || of_entry;
             if let Some(watch) = watch {
                 watch.enter(format!("{}.{l}", spec.names.layers), true);
             }
@@ -255,7 +255,7 @@ impl Decoder {
                 }
             }
         }
-        if entry_is_trained {
+        if of_entry {
             let (h, d, scratch) = work.entry_gradient();
             entry.backward(&pass, embed_tokens, batch.input_ids, (h.head(n), d.head_mut(n)), scratch);
         }

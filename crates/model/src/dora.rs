@@ -131,7 +131,7 @@ impl Lora {
     /// Computes the factors of a frozen adapter once, for all passes.
     pub(crate) fn keep_factors(&mut self, dev: &Device, weight: &Parameter) {
         let Some(dora) = &self.dora else { return };
-        if dora.magnitude.is_trained() {
+        if dora.magnitude.takes_gradient() {
             return;
         }
         let (rank, outputs) = (self.a.shape()[0], weight.shape()[0]);

@@ -113,8 +113,8 @@ impl Positions {
 
 impl Entry {
     /// Whether training changes any of it.
-    pub fn is_trained(&mut self) -> bool {
-        self.parameters_mut().iter().any(|p| p.is_trained())
+    pub fn takes_gradient(&mut self) -> bool {
+        self.parameters_mut().iter().any(|p| p.takes_gradient())
     }
 
     /// h₀ [N, C], `embedding` being the embedding's weight.

@@ -479,7 +479,7 @@ impl Lora {
     ) -> Option<BackwardInput<'a>> {
         let (n, rank) = (x.dim(0), self.rank());
         let dxa = dxa.head(n * rank).reshape(&[n, rank]);
-        if !self.a.is_trained() || self.dropout_key(dropout).is_none() {
+        if !self.a.takes_gradient() || self.dropout_key(dropout).is_none() {
             return self.a.gradient_mut().map(|da| BackwardInput { dxa, da });
         }
         let input = self.dropped(dev, x, dropped, dropout);

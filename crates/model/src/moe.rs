@@ -165,8 +165,8 @@ impl Experts {
         [&mut self.weight].into_iter().chain(&mut self.bias)
     }
 
-    fn is_trained(&self) -> bool {
-        self.parameters().any(Parameter::is_trained)
+    fn takes_gradient(&self) -> bool {
+        self.parameters().any(Parameter::takes_gradient)
     }
 
     /// Adds to the gradients of weight and bias.
@@ -290,7 +290,7 @@ impl Moe {
                 experts::weigh_bias(dev, &w.grouping, bias.value(), dy, dweights);
             }
         }
-        if self.down.is_trained() {
+        if self.down.takes_gradient() {
             if !weighs_input {
                 experts::scale(dev, &w.grouping, weights, matrix_mut(&mut w.out, m, c));
             }
@@ -307,7 +307,7 @@ impl Moe {
         columns::join(dev, parts, in_rows_mut(w.fused.head_mut(2 * m * f), m * turns));
         let dfused = matrix(&w.fused, m, 2 * f);
         self.gate_up.weights().backward_input(dev, &w.grouping, dfused, matrix_mut(&mut w.out, m, c));
-        if self.gate_up.is_trained() {
+        if self.gate_up.takes_gradient() {
             rows::gather(dev, x, w.grouping.tokens(), 1.0, matrix_mut(&mut w.x, m, c));
             if weighs_input {
                 experts::scale(dev, &w.grouping, weights, matrix_mut(&mut w.x, m, c));

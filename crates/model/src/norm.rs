@@ -52,8 +52,8 @@ impl Norm {
     }
 
     /// Whether training changes it.
-    pub fn is_trained(&self) -> bool {
-        self.parameters().any(Parameter::is_trained)
+    pub fn takes_gradient(&self) -> bool {
+        self.parameters().any(Parameter::takes_gradient)
     }
 
     /// y = norm(x), and statistics for backward; x and y are [rows, C].

@@ -102,7 +102,7 @@ impl Oft {
 
     /// Makes R of frozen rotations once, for all passes.
     pub(crate) fn keep_matrices(&mut self, dev: &Device) {
-        if !self.skew.is_trained() {
+        if !self.skew.takes_gradient() {
             self.kept = Some(self.matrices(dev));
         }
     }
@@ -180,7 +180,7 @@ impl Oft {
         scratch: &mut Scratch,
         key: Option<u64>,
     ) {
-        if !self.skew.is_trained() {
+        if !self.skew.takes_gradient() {
             return;
         }
         let (elements, size) = (self.elements(), self.size);

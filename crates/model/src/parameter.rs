@@ -45,6 +45,8 @@ pub struct Parameter {
     stored: Stored,
     value: Value,
     gradient: Option<Gradient>,
+    /// Trained, but not by the next update.
+    rests: bool,
     packed: Option<Packed>,
 }
 
@@ -126,6 +128,7 @@ impl Parameter {
             stored: Stored::Plain,
             value: Value::Whole(value),
             gradient: None,
+            rests: false,
             packed: None,
         }
     }
@@ -137,14 +140,14 @@ impl Parameter {
             stored: Stored::Plain,
             value: Value::Quantized(value),
             gradient: None,
+            rests: false,
             packed: None,
         }
     }
 
     /// A weight that training changes: converted to f32, with a gradient of zeros. Ops compute in `compute`.
     pub fn trained(name: impl Into<String>, value: Tensor, compute: DType) -> Self {
-        let sum = value.zeros_beside(DType::F32, value.shape());
-        let gradient = Some(Gradient { sum, state: Summed::Nothing, product_comes_first: false });
+        let gradient = Some(Gradient::zeros(value.view()));
         let is_matrix = value.shape().len() > 1;
         let value = if is_matrix && are_in_halves(compute, value.view()) {
             Value::Halves(Halves::of(value))
@@ -153,7 +156,7 @@ impl Parameter {
         } else {
             Value::Whole(value.to_dtype(DType::F32))
         };
-        Self { name: name.into(), stored: Stored::Plain, value, gradient, packed: None }
+        Self { name: name.into(), stored: Stored::Plain, value, gradient, rests: false, packed: None }
     }
 
     /// The same weight as the bias of a linear layer, which a product reads as it reads its matrices.
@@ -196,7 +199,7 @@ impl Parameter {
         }
     }
 
-    /// Its gradient as transformers' modules have the weight; nothing if it is frozen.
+    /// Its gradient as transformers' modules have the weight; nothing if it takes none.
     pub fn gradient_in_modules(&self) -> Vec<(String, StoredTensor<'_>)> {
         let form = if let Stored::Elsewhere(_) = self.stored { Stored::Plain } else { self.stored };
         let gradient = self.gradient.as_ref();
@@ -214,7 +217,7 @@ impl Parameter {
 
     /// Packs a frozen matrix for the products of a linear layer, in memory of `slab`; its pages in a file are released.
     pub fn pack(&mut self, dev: &Device, slab: &mut Slab<'_>) {
-        let (Value::Whole(value), None) = (&self.value, &self.gradient) else { return };
+        let (Value::Whole(value), false) = (&self.value, self.is_trained()) else { return };
         let mut pack = |reads| PackedWeight::pack(dev, slab, value.view(), reads);
         self.packed = Some(Packed { x_wt: pack(Reads::XWt), dy_w: pack(Reads::DyW) });
         value.release_pages();
@@ -250,7 +253,21 @@ impl Parameter {
 
     /// Whether training changes it.
     pub fn is_trained(&self) -> bool {
+        self.gradient.is_some() || self.rests
+    }
+
+    /// Whether backward makes its gradient: it is trained, and does not rest.
+    pub fn takes_gradient(&self) -> bool {
         self.gradient.is_some()
+    }
+
+    /// Lets a trained weight rest, or ends that. A resting weight has no gradient and no memory for one, and backward goes
+    /// around it.
+    pub fn set_rest(&mut self, rests: bool) {
+        if self.is_trained() && rests != self.rests {
+            self.rests = rests;
+            self.gradient = (!rests).then(|| Gradient::zeros(self.value.view()));
+        }
     }
 
     /// What it is, without its values.
@@ -315,7 +332,7 @@ impl Parameter {
         }
     }
 
-    /// The gradient, to read.
+    /// The gradient, to read; `None` if the weight takes none.
     pub fn gradient(&self) -> Option<View<'_>> {
         self.gradient.as_ref().map(|gradient| gradient.sum.view())
     }
@@ -341,17 +358,17 @@ impl Parameter {
         Some(gradient.sum.view_mut())
     }
 
-    /// The gradient, to add to; `None` if the weight is frozen.
+    /// The gradient, to add to; `None` if the weight takes none.
     pub fn gradient_mut(&mut self) -> Option<ViewMut<'_>> {
         self.gradient.as_mut().map(Gradient::begun)
     }
 
-    /// The weight as ops read it, and the gradient to add to, `None` if it is frozen.
+    /// The weight as ops read it, and the gradient to add to, `None` if it takes none.
     pub fn value_and_gradient(&mut self) -> (View<'_>, Option<ViewMut<'_>>) {
         (self.value.view(), self.gradient.as_mut().map(Gradient::begun))
     }
 
-    /// Adds alpha·dyᵀ·x [out, in] to the gradient, if the weight is trained. dy is [N, out], x is [N, in].
+    /// Adds alpha·dyᵀ·x [out, in] to the gradient, if the weight takes one. dy is [N, out], x is [N, in].
     pub fn add_dyt_x(&mut self, dev: &Device, dy: View<'_>, x: View<'_>, alpha: f32) {
         let Some(gradient) = &mut self.gradient else { return };
         gradient.product_comes_first |= gradient.state == Summed::Nothing;
@@ -360,7 +377,7 @@ impl Parameter {
         Matmul::dyt_x(dy, x, gradient.sum.view_mut()).alpha(alpha).accumulate_if(adds).run(dev);
     }
 
-    /// Calls `add(gradient)` if the weight is trained.
+    /// Calls `add(gradient)` if the weight takes one.
     pub fn accumulate(&mut self, add: impl FnOnce(ViewMut<'_>)) {
         if let Some(gradient) = self.gradient_mut() {
             add(gradient);
@@ -368,13 +385,13 @@ impl Parameter {
     }
 
     /// The weight, and the memory of its gradient to keep something of its shape in between two steps; `None` if the
-    /// weight is frozen.
+    /// weight takes none.
     pub fn for_exchange(&mut self) -> Option<ForExchange<'_>> {
         let (gradient, weight) = (self.gradient.as_mut()?, self.value.master()?);
         Some(ForExchange { weight, memory: gradient.sum.view_mut() })
     }
 
-    /// What an update reads and writes; `None` if the weight is frozen.
+    /// What an update reads and writes; `None` if the weight takes no gradient.
     pub fn for_update(&mut self) -> Option<ForUpdate<'_>> {
         let (gradient, weight) = (self.gradient.as_ref()?.sum.view(), self.value.master()?);
         Some(ForUpdate { weight, gradient })
@@ -415,6 +432,11 @@ impl Value {
 }
 
 impl Gradient {
+    fn zeros(value: View<'_>) -> Self {
+        let sum = value.zeros_beside(DType::F32, value.shape());
+        Self { sum, state: Summed::Nothing, product_comes_first: false }
+    }
+
     /// What to add to: zeros where the sum is of the step before.
     fn begun(&mut self) -> ViewMut<'_> {
         if self.state == Summed::Old {

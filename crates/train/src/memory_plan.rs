@@ -31,7 +31,7 @@ pub struct MemoryPlan {
     pub frozen_weights: usize,
     /// Trained weights, float32.
     pub trained_weights: usize,
-    /// Their gradients, float32.
+    /// The gradients of those that a step updates, float32.
     pub gradients: usize,
     /// State of the optimizer, and what it works in.
     pub optimizer: usize,
@@ -143,7 +143,7 @@ impl MemoryPlan {
                 + (counts.frozen - counts.quantized + if pack { counts.packing_adds } else { 0 })
                     * compute.bytes(),
             trained_weights: f32_bytes,
-            gradients: f32_bytes,
+            gradients: inputs.optimizer.gradient_bytes(inputs.trained),
             optimizer: inputs.optimizer.state_bytes(inputs.trained)
                 + inputs.optimizer.workspace_bytes(inputs.trained),
             reference: if inputs.reference { reference()? } else { 0 },

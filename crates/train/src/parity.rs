@@ -185,6 +185,7 @@ fn take_steps(
 ) -> Result<Vec<f64>, ModelError> {
     let mut losses = Vec::new();
     for learning_rate in learning_rates {
+        optimizer.choose(&mut decoder.trained_mut());
         let sums = gradients(dev, decoder, step, 0, work)?;
         let options = UpdateOptions { learning_rate: *learning_rate, max_grad_norm: 0.0 };
         losses.push(update(dev, decoder, optimizer, options, sums).loss);

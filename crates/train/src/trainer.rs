@@ -104,6 +104,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// A token id outside of the vocabulary.
     pub fn step(&mut self, job: &Job, step: u64, batch: &StepBatch) -> Result<StepOutcome, ModelError> {
+        self.optimizer.choose(&mut self.decoder.trained_mut());
         let key = random::key(job.config.seed, &[random::name_part("dropout"), step]);
         let sums = gradients(self.dev, &mut self.decoder, batch, key, &mut self.work)?;
         let options =

@@ -6,7 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use sft_config::{Purpose, RunConfig, load_text};
-use sft_kernels::{CpuOptions, Device};
+use sft_kernels::{CpuOptions, DType, Device};
+use sft_model::method::Method;
 use sft_model::{Decoder, families};
 use sft_train::events::{Event, Observer, Silent};
 use sft_train::optim::{Bits, Outline, Recipe, Rule};
@@ -176,6 +177,26 @@ fn threads_do_not_change_what_an_optimizer_does() {
             train(&folder.path().join(threads), &keys, &mut Silent).digest
         };
         assert_eq!(digest("threads=1"), digest("threads=2"), "{keys:?}");
+    }
+}
+
+#[test]
+fn gradients_take_the_bytes_that_the_plan_counts() {
+    let dev = Device::cpu(CpuOptions { threads: None, isa: None }).unwrap();
+    for (keys, share_at_most) in
+        [(["finetuning_type=full", "use_badam=true"], 0.4), (["finetuning_type=full", "seed=1"], 1.0)]
+    {
+        let config = config(&keys.map(str::to_owned));
+        let mut decoder = Decoder::read(&dev, &case(), &Method::Full, DType::F32, 0).unwrap();
+        let recipe = recipe(&config, &mut decoder, 1);
+        let mut trained = decoder.trained_mut();
+        let weights: Vec<Outline> = trained.iter().map(|p| p.outline()).collect();
+        recipe.make(&mut trained).choose(&mut trained);
+        let bytes: usize =
+            trained.iter().filter_map(|p| p.gradient()).map(|gradient| gradient.byte_len()).sum();
+        assert_eq!(bytes, recipe.gradient_bytes(&weights), "{keys:?}");
+        let all = weights.iter().map(Outline::elements).sum::<usize>() * DType::F32.bytes();
+        assert!(bytes as f64 <= share_at_most * all as f64, "{keys:?}: {bytes} of {all} bytes");
     }
 }
 

@@ -102,13 +102,19 @@ impl BAdamLayers {
 
     /// Bytes of the moments of the largest block.
     pub(super) fn state_bytes(weights: &[Outline]) -> usize {
-        let bytes = |of: &Vec<usize>| -> usize {
-            of.iter()
-                .flat_map(|i| super::adamw::slots(super::Bits::B32, &weights[*i]))
-                .map(|slot| slot.bytes())
-                .sum()
-        };
-        blocks(weights).iter().map(bytes).max().unwrap_or(0)
+        let moments = |weight: &Outline| super::adamw::slots(super::Bits::B32, weight);
+        Self::of_largest(weights, |weight| moments(weight).iter().map(Slot::bytes).sum())
+    }
+
+    /// Bytes of its gradients: the other blocks rest.
+    pub(super) fn gradient_bytes(weights: &[Outline]) -> usize {
+        Self::of_largest(weights, |weight| weight.elements() * size_of::<f32>())
+    }
+
+    /// The sum over the weights of a block, of the one that has most.
+    fn of_largest(weights: &[Outline], bytes: impl Fn(&Outline) -> usize) -> usize {
+        let of_block = |of: &Vec<usize>| of.iter().map(|i| bytes(&weights[*i])).sum();
+        blocks(weights).iter().map(of_block).max().unwrap_or(0)
     }
 
     /// How many times blocks were switched before the update number `update` (from 1), and the number of the first update
@@ -229,6 +235,18 @@ impl Optimizer for BAdam {
         }
     }
 
+    fn choose(&self, parameters: &mut [&mut Parameter]) {
+        let block = self.block_of(self.updates + 1);
+        // What rests gives its memory back before others take some.
+        for rests in [true, false] {
+            for (i, parameter) in parameters.iter_mut().enumerate() {
+                if rests != block.contains(&i) {
+                    parameter.set_rest(rests);
+                }
+            }
+        }
+    }
+
     fn state(&self) -> Vec<(String, &Tensor)> {
         self.moments.named()
     }
@@ -240,11 +258,6 @@ impl Optimizer for BAdam {
             self.moments.restore(files)?;
         }
         Ok(())
-    }
-
-    fn sum_of_squares(&self, dev: &Device, parameters: &[&mut Parameter]) -> f64 {
-        let gradients = self.block_of(self.updates + 1).iter().filter_map(|i| parameters[*i].gradient());
-        sft_kernels::adamw::sum_of_squares_all(dev, gradients)
     }
 }
 

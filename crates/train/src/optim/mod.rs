@@ -56,6 +56,9 @@ pub trait Optimizer: Send {
         grad_scale: f32,
     );
 
+    /// Lets the weights rest that the next update leaves alone ([`Parameter::set_rest`]), and wakes the others.
+    fn choose(&self, _parameters: &mut [&mut Parameter]) {}
+
     /// Its tensors with their names, for a checkpoint.
     fn state(&self) -> Vec<(String, &Tensor)>;
 

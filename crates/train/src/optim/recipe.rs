@@ -88,6 +88,14 @@ impl Recipe {
         }
     }
 
+    /// Bytes of the gradients that it has made at a time, f32.
+    pub fn gradient_bytes(&self, weights: &[Outline]) -> usize {
+        match &self.rule {
+            Rule::BAdamLayers(_) => BAdamLayers::gradient_bytes(weights),
+            _ => weights.iter().map(Outline::elements).sum::<usize>() * size_of::<f32>(),
+        }
+    }
+
     /// Bytes of what it works in besides.
     pub fn workspace_bytes(&self, weights: &[Outline]) -> usize {
         match &self.rule {
