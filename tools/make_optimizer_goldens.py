@@ -165,7 +165,22 @@ def with_fixed_signs(projector):
     projector.get_orthogonal_matrix = get_orthogonal_matrix
 
 
-def galore(kind="AdamW", proj_type="std", eps=EPS):
+class Layerwise:
+    """An optimizer for each weight, which takes its step when the weight's gradient is there: as LLaMA-Factory's layerwise keys."""
+
+    def __init__(self, groups, make):
+        self.param_groups = []
+        for group in groups:
+            for p in group["params"]:
+                one = make([{**group, "params": [p]}])
+                self.param_groups += one.param_groups
+                p.register_post_accumulate_grad_hook(lambda _, one=one: one.step())
+
+    def step(self):
+        pass
+
+
+def galore(kind="AdamW", proj_type="std", eps=EPS, layerwise=False):
     def make(model, lr):
         import galore_torch
         from galore_torch.galore_projector import GaLoreProjector
@@ -175,13 +190,14 @@ def galore(kind="AdamW", proj_type="std", eps=EPS):
             GaLoreProjector.has_fixed_signs = True
         groups = projected_groups(model, rank=4, update_proj_gap=3, scale=2.0, proj_type=proj_type)
         if kind == "AdamW":
-            return galore_torch.GaLoreAdamW(groups, lr=lr, betas=BETAS, eps=eps)
+            one = lambda groups: galore_torch.GaLoreAdamW(groups, lr=lr, betas=BETAS, eps=eps)  # noqa: E731
+            return Layerwise(groups, one) if layerwise else one(groups)
         return galore_torch.GaLoreAdafactor(groups, lr=lr, scale_parameter=False, relative_step=False)
 
     return make
 
 
-def apollo(proj="random", scale_type="channel", scale_front=False, proj_type="std"):
+def apollo(proj="random", scale_type="channel", scale_front=False, proj_type="std", layerwise=False):
     def make(model, lr):
         from apollo_torch import APOLLOAdamW
         from apollo_torch.svd_projector import GaLoreProjector
@@ -192,7 +208,8 @@ def apollo(proj="random", scale_type="channel", scale_front=False, proj_type="st
         groups = projected_groups(
             model, rank=4, proj=proj, proj_type=proj_type, update_proj_gap=3, scale=2.0, scale_type=scale_type
         )
-        return APOLLOAdamW(groups, lr=lr, betas=BETAS, eps=EPS, scale_front=scale_front)
+        one = lambda groups: APOLLOAdamW(groups, lr=lr, betas=BETAS, eps=EPS, scale_front=scale_front)  # noqa: E731
+        return Layerwise(groups, one) if layerwise else one(groups)
 
     return make
 
@@ -254,7 +271,9 @@ CASES = [
         galore(proj_type="full", eps=1e-4),
     ),
     ("galore_adafactor", GALORE + ["optim=adafactor"], 1e-2, galore("Adafactor")),
+    ("galore_layerwise", GALORE + ["galore_layerwise=true"], 1e-2, galore(layerwise=True)),
     ("apollo", APOLLO, 1e-2, apollo()),
+    ("apollo_layerwise", APOLLO + ["apollo_layerwise=true"], 1e-2, apollo(layerwise=True)),
     ("apollo_svd", APOLLO + ["apollo_proj=svd"], 1e-2, apollo("svd")),
     (
         "apollo_tensor_front",

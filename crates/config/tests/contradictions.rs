@@ -294,6 +294,14 @@ fn settings_of_an_optimizer_fit_it_and_each_other() {
         &format!("use_badam: true; badam_mode: ratio; badam_update_ratio: 0; {full}"),
         "nothing to train",
     );
+    for by_layer in ["use_galore: true; galore_layerwise: true", "use_apollo: true; apollo_layerwise: true"] {
+        accepted(&format!("{by_layer}; {full}"));
+        refused(
+            &format!("{by_layer}; gradient_accumulation_steps: 2; {full}"),
+            "updates after each micro-batch",
+        );
+        refused(&format!("{by_layer}; on_non_finite: skip_step; {full}"), "cannot be left out");
+    }
 }
 
 #[test]

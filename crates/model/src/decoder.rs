@@ -171,7 +171,26 @@ impl Decoder {
         dropout: Option<u64>,
         work: &mut Workspace,
     ) -> Result<(), ModelError> {
-        self.train_pass(dev, batch, (scale, dropout), work, None)
+        self.train_pass(dev, batch, (scale, dropout), work, None, None)
+    }
+
+    /// [`Decoder::loss_and_gradients`] part by part: what stands behind the blocks, each block from the last one, what stands before
+    /// them. All weights rest but those of the part that backward is at; `update` gets those when their gradients are whole. An
+    /// embedding that is the head too belongs to the last part.
+    ///
+    /// # Errors
+    /// A token id outside of the vocabulary.
+    pub fn loss_and_updates(
+        &mut self,
+        dev: &Device,
+        batch: Batch<'_>,
+        scale: f32,
+        dropout: Option<u64>,
+        work: &mut Workspace,
+        update: &mut Update<'_>,
+    ) -> Result<(), ModelError> {
+        self.trained_mut().into_iter().for_each(|parameter| parameter.set_rest(true));
+        self.train_pass(dev, batch, (scale, dropout), work, None, Some(update))
     }
 
     /// [`Decoder::loss_and_gradients`] once more, every output looked at: the first value that is not finite. Adds to
@@ -188,7 +207,7 @@ impl Decoder {
         work: &mut Workspace,
     ) -> Result<Option<NonFinite>, ModelError> {
         let watch = Watch::default();
-        self.train_pass(dev, batch, (scale, dropout), work, Some(&watch))?;
+        self.train_pass(dev, batch, (scale, dropout), work, Some(&watch), None)?;
         Ok(watch.into_first())
     }
 
@@ -199,6 +218,7 @@ impl Decoder {
         (scale, dropout): (f32, Option<u64>),
         work: &mut Workspace,
         watch: Option<&Watch>,
+        mut update: Option<&mut Update<'_>>,
     ) -> Result<(), ModelError> {
         self.check_ids(batch)?;
         let n = batch.input_ids.len();
@@ -213,6 +233,17 @@ impl Decoder {
         work.finish_forward();
 
         let Self { embed_tokens, entry, blocks, norm, project_out, lm_head, head_bias, spec, .. } = self;
+        // Below the lowest weight that takes a gradient none is needed.
+        let by_parts = update.is_some();
+        let takes = |p: &Parameter| p.takes_gradient() || by_parts && p.is_trained();
+        let of_entry = takes(embed_tokens) || entry.parameters_mut().into_iter().any(|p| takes(p));
+        let trains = |block: &mut Block| block.parameters_mut().into_iter().any(|p| takes(p));
+        let lowest = blocks.iter_mut().position(trains).unwrap_or(blocks.len());
+
+        if by_parts {
+            embed_tokens.set_rest(lm_head.is_some());
+            behind_blocks(norm, project_out, lm_head, head_bias).into_iter().for_each(|p| p.set_rest(false));
+        }
         let (hidden, head, d) = work.output_and_gradient(n);
         let layers = head::LayersMut {
             norm: norm.as_mut(),
@@ -230,10 +261,9 @@ impl Decoder {
             pass.see("head", work.output_and_gradient(n).2.as_view());
         }
 
-        // Below the lowest weight that takes a gradient none is needed.
-        let of_entry = embed_tokens.takes_gradient() || entry.takes_gradient();
-        let trains = |block: &mut Block| block.parameters_mut().iter().any(|p| p.takes_gradient());
-        let lowest = blocks.iter_mut().position(trains).unwrap_or(blocks.len());
+        if let Some(update) = &mut update {
+            finish_part(behind_blocks(norm, project_out, lm_head, head_bias), update);
+        }
         for (l, block) in blocks.iter_mut().enumerate().rev() {
             if l < lowest && !of_entry {
                 break;
@@ -241,6 +271,9 @@ impl Decoder {
             if work.recomputes(l) {
                 let (x, y, saved, scratch) = work.layer(l);
                 block.forward(&pass, x.head(n), y.head_mut(n), saved, scratch, None);
+            }
+            if by_parts {
+                block.parameters_mut().into_iter().for_each(|p| p.set_rest(false));
             }
             let (x, d, saved, scratch) = work.layer_backward(l);
             let needs_dx = l > lowest || of_entry;
@@ -254,10 +287,19 @@ impl Decoder {
                     p.gradient().into_iter().for_each(|g| watch.see(dev, p.name(), g, |_| None));
                 }
             }
+            if let Some(update) = &mut update {
+                finish_part(block.parameters_mut(), update);
+            }
         }
         if of_entry {
+            if by_parts {
+                before_blocks(embed_tokens, entry).into_iter().for_each(|p| p.set_rest(false));
+            }
             let (h, d, scratch) = work.entry_gradient();
             entry.backward(&pass, embed_tokens, batch.input_ids, (h.head(n), d.head_mut(n)), scratch);
+            if let Some(update) = &mut update {
+                finish_part(before_blocks(embed_tokens, entry), update);
+            }
         }
         work.give_reference(reference);
         work.give_rotary(rotary);
@@ -357,12 +399,10 @@ impl Decoder {
 
     /// Every weight, adapters included, in a fixed order.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        let mut all = vec![&mut self.embed_tokens];
-        all.extend(self.entry.parameters_mut());
-        all.extend(self.blocks.iter_mut().flat_map(Block::parameters_mut));
-        all.extend(self.norm.iter_mut().flat_map(Norm::parameters_mut));
-        all.extend(self.project_out.iter_mut().flat_map(Linear::parameters_mut));
-        all.extend(self.lm_head.iter_mut().chain(&mut self.head_bias));
+        let Self { embed_tokens, entry, blocks, norm, project_out, lm_head, head_bias, .. } = self;
+        let mut all = before_blocks(embed_tokens, entry);
+        all.extend(blocks.iter_mut().flat_map(Block::parameters_mut));
+        all.extend(behind_blocks(norm, project_out, lm_head, head_bias));
         all
     }
 
@@ -382,6 +422,34 @@ impl Decoder {
         let blocks = self.blocks.iter_mut().flat_map(|block| block.linears_mut().map(|(_, linear)| linear));
         blocks.chain(self.entry.linears_mut()).chain(&mut self.project_out)
     }
+}
+
+/// Changes the trained weights of a part of the model by their gradients.
+pub type Update<'a> = dyn FnMut(&mut [&mut Parameter]) + 'a;
+
+fn before_blocks<'a>(embed_tokens: &'a mut Parameter, entry: &'a mut Entry) -> Vec<&'a mut Parameter> {
+    let mut all = vec![embed_tokens];
+    all.extend(entry.parameters_mut());
+    all
+}
+
+fn behind_blocks<'a>(
+    norm: &'a mut Option<Norm>,
+    project_out: &'a mut Option<Linear>,
+    lm_head: &'a mut Option<Parameter>,
+    head_bias: &'a mut Option<Parameter>,
+) -> Vec<&'a mut Parameter> {
+    let mut all: Vec<&mut Parameter> = norm.iter_mut().flat_map(Norm::parameters_mut).collect();
+    all.extend(project_out.iter_mut().flat_map(Linear::parameters_mut));
+    all.extend(lm_head.iter_mut().chain(head_bias));
+    all
+}
+
+/// Updates what is trained of a part, and lets it rest.
+fn finish_part(part: Vec<&mut Parameter>, update: &mut Update<'_>) {
+    let mut trained: Vec<&mut Parameter> = part.into_iter().filter(|p| p.is_trained()).collect();
+    update(&mut trained);
+    trained.into_iter().for_each(|p| p.set_rest(true));
 }
 
 /// The pass of a micro-batch whose rows see themselves alone.

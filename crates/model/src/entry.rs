@@ -112,11 +112,6 @@ impl Positions {
 }
 
 impl Entry {
-    /// Whether training changes any of it.
-    pub fn takes_gradient(&mut self) -> bool {
-        self.parameters_mut().iter().any(|p| p.takes_gradient())
-    }
-
     /// h₀ [N, C], `embedding` being the embedding's weight.
     pub fn forward(
         &self,

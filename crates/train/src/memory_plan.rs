@@ -143,7 +143,7 @@ impl MemoryPlan {
                 + (counts.frozen - counts.quantized + if pack { counts.packing_adds } else { 0 })
                     * compute.bytes(),
             trained_weights: f32_bytes,
-            gradients: inputs.optimizer.gradient_bytes(inputs.trained),
+            gradients: inputs.optimizer.gradient_bytes(inputs.trained, inputs.spec.tie_word_embeddings),
             optimizer: inputs.optimizer.state_bytes(inputs.trained)
                 + inputs.optimizer.workspace_bytes(inputs.trained),
             reference: if inputs.reference { reference()? } else { 0 },

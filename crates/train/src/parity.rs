@@ -26,7 +26,7 @@ use sft_model::workspace::{Purpose, Workspace};
 use sft_model::{Decoder, ModelError, families, quantization};
 
 use crate::optim::{AdamWOptions, Bits, Decays, Groups, Optimizer, Recipe, Rule};
-use crate::step::{UpdateOptions, as_batch, gradients, update};
+use crate::step::{UpdateOptions, as_batch, by_parts, gradients, update};
 
 /// The largest differences that still count as equal.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
@@ -185,6 +185,10 @@ fn take_steps(
 ) -> Result<Vec<f64>, ModelError> {
     let mut losses = Vec::new();
     for learning_rate in learning_rates {
+        if let Some(optimizer) = optimizer.by_parts() {
+            losses.push(by_parts(dev, decoder, step, 0, work, optimizer, *learning_rate)?.loss);
+            continue;
+        }
         optimizer.choose(&mut decoder.trained_mut());
         let sums = gradients(dev, decoder, step, 0, work)?;
         let options = UpdateOptions { learning_rate: *learning_rate, max_grad_norm: 0.0 };

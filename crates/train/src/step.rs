@@ -15,7 +15,7 @@ use sft_model::parameter::Parameter;
 use sft_model::workspace::Workspace;
 use sft_model::{Batch, Decoder, ModelError};
 
-use crate::optim::Optimizer;
+use crate::optim::{ByParts, Optimizer};
 
 /// What a step came to.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,8 +67,7 @@ pub fn gradients(
     work: &mut Workspace,
 ) -> Result<LossSums, ModelError> {
     clear(dev, decoder, work);
-    let weight = step.weight();
-    let scale = if weight > 0.0 { 1.0 / weight as f32 } else { 1.0 };
+    let scale = scale_of(step);
     for (i, packed) in step.micro_batches.iter().enumerate() {
         let key = random::key(dropout, &[i as u64]);
         work.set_share(packed.tokens() as f32 / step.tokens().max(1) as f32);
@@ -77,6 +76,48 @@ pub fn gradients(
     let trained = decoder.trained_mut();
     adamw::zero_all(dev, trained.into_iter().filter_map(Parameter::end_gradient));
     Ok(work.loss_sums(dev))
+}
+
+/// A step whose parts of the model are updated while backward passes them, of one micro-batch. No part knows the norm of all
+/// gradients, so that none is clipped. From the first part on whose gradients are not finite nothing is changed, and the outcome
+/// says so.
+///
+/// # Errors
+/// A token id outside of the vocabulary.
+///
+/// # Panics
+/// If the step has several micro-batches: gradients of parts are gone before the next one.
+pub fn by_parts(
+    dev: &Device,
+    decoder: &mut Decoder,
+    step: &StepBatch,
+    dropout: u64,
+    work: &mut Workspace,
+    optimizer: &mut dyn ByParts,
+    learning_rate: f64,
+) -> Result<StepOutcome, ModelError> {
+    let [packed] = &step.micro_batches[..] else {
+        panic!("a step by parts has one micro-batch, and not {}", step.micro_batches.len())
+    };
+    work.clear_loss();
+    work.set_share(1.0);
+    optimizer.begin_step();
+    let (scale, key) = (scale_of(step), random::key(dropout, &[0]));
+    let mut squares = 0.0;
+    decoder.loss_and_updates(dev, as_batch(packed), scale, Some(key), work, &mut |part| {
+        squares += adamw::sum_of_squares_all(dev, part.iter().filter_map(|p| p.gradient()));
+        if squares.is_finite() {
+            optimizer.update_part(dev, part, learning_rate);
+        }
+    })?;
+    let sums = work.loss_sums(dev);
+    Ok(StepOutcome { loss: sums.mean_loss(), grad_norm: squares.sqrt(), sums })
+}
+
+/// What losses of tokens are multiplied by: one over their weights.
+fn scale_of(step: &StepBatch) -> f32 {
+    let weight = step.weight();
+    if weight > 0.0 { 1.0 / weight as f32 } else { 1.0 }
 }
 
 /// Clips and updates, unless loss or gradient is not finite: then nothing is changed and the outcome says so.

@@ -17,7 +17,7 @@ use crate::checkpoint::{self, TrainingState};
 use crate::job::Job;
 use crate::optim::Optimizer;
 use crate::setup;
-use crate::step::{StepOutcome, UpdateOptions, clear, gradients, update};
+use crate::step::{StepOutcome, UpdateOptions, by_parts, clear, gradients, update};
 
 /// Takes the steps of a job.
 pub struct Trainer<'a> {
@@ -94,8 +94,11 @@ impl<'a> Trainer<'a> {
         self.optimizer.end_evaluation(self.dev, &mut self.decoder.trained_mut());
     }
 
-    /// Forgets all gradients and sums.
+    /// Forgets all gradients and sums; those that there are at a time are all there then.
     pub(crate) fn clear_gradients(&mut self) {
+        if self.optimizer.by_parts().is_some() {
+            self.decoder.trained_mut().into_iter().for_each(|parameter| parameter.set_rest(false));
+        }
         clear(self.dev, &mut self.decoder, &mut self.work);
     }
 
@@ -104,11 +107,14 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// A token id outside of the vocabulary.
     pub fn step(&mut self, job: &Job, step: u64, batch: &StepBatch) -> Result<StepOutcome, ModelError> {
-        self.optimizer.choose(&mut self.decoder.trained_mut());
         let key = random::key(job.config.seed, &[random::name_part("dropout"), step]);
+        let rate = job.schedule.rate(step);
+        if let Some(optimizer) = self.optimizer.by_parts() {
+            return by_parts(self.dev, &mut self.decoder, batch, key, &mut self.work, optimizer, rate);
+        }
+        self.optimizer.choose(&mut self.decoder.trained_mut());
         let sums = gradients(self.dev, &mut self.decoder, batch, key, &mut self.work)?;
-        let options =
-            UpdateOptions { learning_rate: job.schedule.rate(step), max_grad_norm: job.config.max_grad_norm };
+        let options = UpdateOptions { learning_rate: rate, max_grad_norm: job.config.max_grad_norm };
         Ok(update(self.dev, &mut self.decoder, self.optimizer.as_mut(), options, sums))
     }
 }

@@ -5,10 +5,12 @@
 
 use std::path::{Path, PathBuf};
 
-use sft_config::{Purpose, RunConfig, load_text};
+use sft_config::{Purpose as Command, RunConfig, load_text};
 use sft_kernels::{CpuOptions, DType, Device};
 use sft_model::method::Method;
-use sft_model::{Decoder, families};
+use sft_model::parameter::Parameter;
+use sft_model::workspace::{Purpose, Workspace};
+use sft_model::{Batch, Decoder, families};
 use sft_train::events::{Event, Observer, Silent};
 use sft_train::optim::{Bits, Outline, Recipe, Rule};
 use sft_train::run::{Outcome, run};
@@ -34,7 +36,7 @@ fn case() -> PathBuf {
 
 fn config(keys: &[String]) -> RunConfig {
     let text = "model_name_or_path: unused\ndataset: unused\noutput_dir: unused\n";
-    load_text(text, "test.yaml", keys, Purpose::Train).unwrap()
+    load_text(text, "test.yaml", keys, Command::Train).unwrap()
 }
 
 /// The golden file: entries by name.
@@ -122,7 +124,7 @@ fn job(output: &Path, keys: &[&str]) -> Job {
         output.display()
     );
     let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
-    Job::prepare(load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap()).unwrap()
+    Job::prepare(load_text(&text, "test.yaml", &keys, Command::Train).unwrap()).unwrap()
 }
 
 fn train(output: &Path, keys: &[&str], observer: &mut dyn Observer) -> Outcome {
@@ -130,7 +132,7 @@ fn train(output: &Path, keys: &[&str], observer: &mut dyn Observer) -> Outcome {
 }
 
 /// A recipe for every optimizer, and for every way that one keeps its state.
-const RECIPES: [&[&str]; 21] = [
+const RECIPES: [&[&str]; 23] = [
     &["optim=adamw_torch"],
     &["optim=adamw_8bit"],
     &["optim=sgd"],
@@ -147,6 +149,8 @@ const RECIPES: [&[&str]; 21] = [
     &["use_galore=true", "galore_rank=4", "galore_proj_type=full", "optim=adafactor"],
     &["use_apollo=true", "apollo_rank=4", "apollo_update_interval=3"],
     &["use_apollo=true", "apollo_rank=1", "apollo_scale_type=tensor", "apollo_proj=svd"],
+    &["use_galore=true", "galore_rank=4", "galore_layerwise=true"],
+    &["use_apollo=true", "apollo_rank=4", "apollo_layerwise=true"],
     &["use_badam=true", "badam_switch_interval=2"],
     &["use_badam=true", "badam_switch_interval=1", "badam_switch_mode=random"],
     &["use_badam=true", "badam_switch_interval=-1", "badam_switch_mode=fixed", "badam_start_block=1"],
@@ -194,10 +198,39 @@ fn gradients_take_the_bytes_that_the_plan_counts() {
         recipe.make(&mut trained).choose(&mut trained);
         let bytes: usize =
             trained.iter().filter_map(|p| p.gradient()).map(|gradient| gradient.byte_len()).sum();
-        assert_eq!(bytes, recipe.gradient_bytes(&weights), "{keys:?}");
+        assert_eq!(bytes, recipe.gradient_bytes(&weights, false), "{keys:?}");
         let all = weights.iter().map(Outline::elements).sum::<usize>() * DType::F32.bytes();
         assert!(bytes as f64 <= share_at_most * all as f64, "{keys:?}: {bytes} of {all} bytes");
     }
+}
+
+#[test]
+fn gradients_of_parts_take_the_bytes_that_the_plan_counts() {
+    let dev = Device::cpu(CpuOptions { threads: None, isa: None }).unwrap();
+    let keys = ["finetuning_type=full", "use_galore=true", "galore_layerwise=true"];
+    let mut decoder = Decoder::read(&dev, &case(), &Method::Full, DType::F32, 0).unwrap();
+    let recipe = recipe(&config(&keys.map(str::to_owned)), &mut decoder, 1);
+    let weights: Vec<Outline> = decoder.trained_mut().iter().map(|p| p.outline()).collect();
+    let (spec, adapters) = (decoder.spec.clone(), decoder.adapters().clone());
+    let purpose = Purpose::Training { recomputed: 0 };
+    let mut work = Workspace::new(&dev, &spec, &adapters, DType::F32, 4, purpose);
+    let (input_ids, targets) = ([3, 5, 7, 9], [5, 7, 9, -100]);
+    let position_ids = [0, 1, 2, 3];
+    let rows = Batch {
+        input_ids: &input_ids,
+        position_ids: &position_ids,
+        cu_seqlens: &[0, 4],
+        targets: &targets,
+        weights: &[],
+    };
+    let mut parts = Vec::new();
+    let mut seen = |part: &mut [&mut Parameter]| {
+        parts.push(part.iter().filter_map(|p| p.gradient()).map(|g| g.byte_len()).sum::<usize>());
+    };
+    decoder.loss_and_updates(&dev, rows, 1.0, None, &mut work, &mut seen).unwrap();
+    assert_eq!(parts.len(), spec.layers.len() + 2, "behind the blocks, the blocks, before them");
+    assert_eq!(parts.iter().max(), Some(&recipe.gradient_bytes(&weights, spec.tie_word_embeddings)));
+    assert!(decoder.trained_mut().iter().all(|p| !p.takes_gradient()), "all rest afterwards");
 }
 
 #[test]

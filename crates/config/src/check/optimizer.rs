@@ -1,7 +1,9 @@
 //! What the keys of optimizers say together.
 
 use super::Checks;
-use crate::choices::{ApolloProjType, ApolloScaleType, BadamMode, BadamSwitchMode, FinetuningType, Optim};
+use crate::choices::{
+    ApolloProjType, ApolloScaleType, BadamMode, BadamSwitchMode, FinetuningType, OnNonFinite, Optim,
+};
 use crate::device::Device;
 use crate::keys::RunConfig;
 use crate::optim_args;
@@ -52,6 +54,7 @@ impl Checks<'_> {
         );
         self.inner(c);
         self.apollo_and_badam(c);
+        self.layerwise(c);
         self.settings(c);
         self.device_of_optimizer(c);
     }
@@ -120,6 +123,29 @@ impl Checks<'_> {
         );
     }
 
+    /// What cannot be where a layer is updated before the gradients of the others are there.
+    fn layerwise(&mut self, c: &RunConfig) {
+        for (key, asked) in [
+            ("galore_layerwise", c.use_galore && c.galore_layerwise),
+            ("apollo_layerwise", c.use_apollo && c.apollo_layerwise),
+        ] {
+            self.refuse_if(
+                asked && c.gradient_accumulation_steps > 1,
+                &["gradient_accumulation_steps", key],
+                &format!(
+                    "`{key}` updates after each micro-batch, and gradients are to be summed over several"
+                ),
+                "set `gradient_accumulation_steps: 1` and a larger `per_device_train_batch_size`",
+            );
+            self.refuse_if(
+                asked && c.on_non_finite == OnNonFinite::SkipStep,
+                &["on_non_finite", key],
+                &format!("`{key}` has updated some layers before it meets a gradient that is not finite: such a step cannot be left out"),
+                "leave `on_non_finite` out",
+            );
+        }
+    }
+
     fn settings(&mut self, c: &RunConfig) {
         let taken = optim_args::takes(c.optim);
         let given = c.optim_args.given();
@@ -178,8 +204,14 @@ impl Checks<'_> {
 
 /// Lists, as (whether they are idle, keys, why), the keys of optimizers that the run does not have.
 pub(super) fn idle(c: &RunConfig) -> Vec<(bool, &'static [&'static str], String)> {
-    const GALORE: &[&str] =
-        &["galore_target", "galore_rank", "galore_update_interval", "galore_scale", "galore_proj_type"];
+    const GALORE: &[&str] = &[
+        "galore_target",
+        "galore_rank",
+        "galore_update_interval",
+        "galore_scale",
+        "galore_proj_type",
+        "galore_layerwise",
+    ];
     const APOLLO: &[&str] = &[
         "apollo_target",
         "apollo_rank",
@@ -189,6 +221,7 @@ pub(super) fn idle(c: &RunConfig) -> Vec<(bool, &'static [&'static str], String)
         "apollo_proj_type",
         "apollo_scale_type",
         "apollo_scale_front",
+        "apollo_layerwise",
     ];
     const LAYERS: &[&str] = &["badam_start_block", "badam_switch_mode", "badam_switch_interval"];
     const RATIO: &[&str] = &["badam_update_ratio", "badam_mask_mode"];
@@ -197,10 +230,13 @@ pub(super) fn idle(c: &RunConfig) -> Vec<(bool, &'static [&'static str], String)
     let replaced = c.use_galore || c.use_apollo || c.use_badam || c.use_adam_mini || c.use_muon;
     let no_betas = !replaced && matches!(c.optim, Optim::Sgd | Optim::Adafactor)
         || c.use_galore && c.optim == Optim::Adafactor;
+    let by_layer = c.use_galore && c.galore_layerwise || c.use_apollo && c.apollo_layerwise;
+    let no_norm = "a layer is updated before the norm of all gradients is known: nothing is clipped";
     let no_eps = no_betas || !replaced && matches!(c.optim, Optim::Lion | Optim::Lion8bit);
     vec![
         (!c.use_galore, GALORE, only("use_galore: true")),
         (!c.use_apollo, APOLLO, only("use_apollo: true")),
+        (by_layer, &["max_grad_norm"], no_norm.into()),
         (!c.use_badam, &["badam_mode"], only("use_badam: true")),
         (!c.use_badam || ratio, LAYERS, only("use_badam: true` and `badam_mode: layer")),
         (!c.use_badam || !ratio, RATIO, only("use_badam: true` and `badam_mode: ratio")),

@@ -64,6 +64,8 @@ macro_rules! method_keys {
         galore_scale: f64 { default: 2.0, range: Range::above(0.0), read_by: "train::optim" }
         /// GaLore: which side of a gradient is projected.
         galore_proj_type: GaloreProjType { read_by: "train::optim" }
+        /// GaLore: update each layer as soon as its gradients are there, and keep those of one layer at a time.
+        galore_layerwise: bool { read_by: "train::optim" }
         /// APOLLO: gradients scaled by what moments in few dimensions say (docs/optimizers.md).
         use_apollo: bool { read_by: "train::optim" }
         /// APOLLO: the linear layers whose gradients are projected: those whose names have one of these in them.
@@ -82,6 +84,8 @@ macro_rules! method_keys {
         apollo_scale_type: ApolloScaleType { read_by: "train::optim" }
         /// APOLLO: limit the growth of updates after their strength is applied, not before.
         apollo_scale_front: bool { read_by: "train::optim" }
+        /// APOLLO: update each layer as soon as its gradients are there, and keep those of one layer at a time.
+        apollo_layerwise: bool { read_by: "train::optim" }
         /// BAdam: update one part of the model after the other (docs/optimizers.md).
         use_badam: bool { read_by: "train::optim" }
         /// BAdam: a block at a time, or a share of each matrix.
@@ -178,8 +182,6 @@ pub(super) const NOT_YET: &[super::NotYetKey] = &[
         "false",
         "use `bf16: true`: trained weights stay in float32, so that small updates are not lost",
     ),
-    ("galore_layerwise", "false", "leave it out: gradients of all layers are kept until the update"),
-    ("apollo_layerwise", "false", "leave it out: gradients of all layers are kept until the update"),
     ("use_mca", "false", "leave it out"),
     ("use_hyper_parallel", "false", "leave it out"),
     ("use_swanlab", "false", "use `report_to: tensorboard`; trainer_log.jsonl is always written"),

@@ -8,7 +8,7 @@
 //!
 //! Drawn projections have the numbers and seeds of the package: torch's generator, seeded with the place of the matrix.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use sft_kernels::{Device, Tensor, View};
@@ -20,7 +20,7 @@ use super::galore::{adam_direction, adam_rate, plain_adam};
 use super::groups::Grouped;
 use super::projection::{Projected, Workspace};
 use super::state::{Slot, State};
-use super::{AdamWOptions, Groups, Optimizer, Projection, Subspace, host};
+use super::{AdamWOptions, ByParts, Groups, Optimizer, Projection, Subspace, host, parts};
 
 /// What has a factor of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct ApolloOptions {
     pub adam: AdamWOptions,
     /// Names of the weights that are projected.
     pub projected: Arc<BTreeSet<String>>,
+    /// Whether each part of the model is updated as soon as its gradients are whole.
+    pub by_parts: bool,
 }
 
 /// Most growth of an update's length.
@@ -79,6 +81,7 @@ pub struct Apollo {
     groups: Grouped,
     /// With the first seed of each.
     projected: Vec<Option<(Projected, u64)>>,
+    places: HashMap<String, usize>,
     work: Workspace,
     of_low: Vec<f32>,
     state: State,
@@ -91,29 +94,29 @@ impl Apollo {
         let outlines: Vec<Outline> = parameters.iter().map(|p| p.outline()).collect();
         let projected: Vec<Option<Projected>> = outlines.iter().map(|weight| options.of(weight)).collect();
         let all: Vec<Projected> = projected.iter().flatten().copied().collect();
-        // The package counts from 1, and projected weights come last.
+        // The package counts from 1, and projected weights come last; by parts each weight has an optimizer of its own.
         let mut seed = (outlines.len() - all.len()) as u64;
         let mut seeded = |projected: Projected| {
             seed += 1;
-            (projected, seed)
+            (projected, if options.by_parts { 1 } else { seed })
         };
         let projected = projected.into_iter().map(|p| p.map(&mut seeded)).collect::<Vec<_>>();
         let state = State::new(parameters, |weight| options.layout(weight));
         let of_low = vec![0.0; Workspace::elements(&all)[0]];
         let (groups, work) = (groups.group(&outlines), Workspace::new(&all));
-        Self { options, groups, projected, work, of_low, state, updates: 0 }
+        Self { options, groups, projected, places: parts::places(&outlines), work, of_low, state, updates: 0 }
     }
 
-    /// New projections of all matrices, each by one thread.
-    fn refresh(&mut self, dev: &Device, parameters: &mut [&mut Parameter]) {
+    /// New projections of the matrices, each by one thread.
+    fn refresh(&mut self, dev: &Device, parameters: &[Option<&mut Parameter>]) {
         let projection = self.options.projection;
-        let done = self.updates;
-        let weights = parameters.iter_mut().zip(self.state.iter_mut()).zip(&self.projected);
+        let done = self.updates - 1;
+        let weights = parameters.iter().zip(self.state.iter_mut()).zip(&self.projected);
         let mut jobs: Vec<_> = weights
             .filter_map(|((parameter, mut tensors), projected)| {
                 let (projected, seed) = (*projected)?;
                 tensors.truncate(projected.slots().len());
-                Some((projected, seed, parameter.gradient()?, tensors))
+                Some((projected, seed, parameter.as_ref()?.gradient()?, tensors))
             })
             .collect();
         dev.for_each_chunk(&mut jobs, 1, |_, jobs| {
@@ -127,23 +130,24 @@ impl Apollo {
     }
 }
 
-impl Optimizer for Apollo {
-    fn update(
+impl Apollo {
+    /// The update of those that are there, in a step that has begun.
+    fn update_those(
         &mut self,
         dev: &Device,
-        parameters: &mut [&mut Parameter],
+        parameters: Vec<Option<&mut Parameter>>,
         learning_rate: f64,
         grad_scale: f32,
     ) {
-        if self.options.projection.is_due(self.updates) {
-            self.refresh(dev, parameters);
+        if self.options.projection.is_due(self.updates - 1) {
+            self.refresh(dev, &parameters);
         }
-        self.updates += 1;
         let (step, adam) = (Step { updates: self.updates, grad_scale }, self.options.adam);
         let groups = self.groups.at(learning_rate);
         let weights =
-            parameters.iter_mut().zip(self.state.iter_mut()).zip(&self.projected).zip(&self.groups.of);
+            parameters.into_iter().zip(self.state.iter_mut()).zip(&self.projected).zip(&self.groups.of);
         for (((parameter, mut tensors), projected), group) in weights {
+            let Some(parameter) = parameter else { continue };
             let group = groups[*group];
             let keep = 1.0 - group.learning_rate * group.weight_decay;
             let rate = adam_rate(adam, step.updates) * group.learning_rate;
@@ -186,6 +190,33 @@ impl Optimizer for Apollo {
                 });
             });
         }
+    }
+}
+
+impl ByParts for Apollo {
+    fn begin_step(&mut self) {
+        self.updates += 1;
+    }
+
+    fn update_part(&mut self, dev: &Device, part: &mut [&mut Parameter], learning_rate: f64) {
+        self.update_those(dev, parts::placed(&self.places, part), learning_rate, 1.0);
+    }
+}
+
+impl Optimizer for Apollo {
+    fn update(
+        &mut self,
+        dev: &Device,
+        parameters: &mut [&mut Parameter],
+        learning_rate: f64,
+        grad_scale: f32,
+    ) {
+        self.begin_step();
+        self.update_those(dev, parts::placed(&self.places, parameters), learning_rate, grad_scale);
+    }
+
+    fn by_parts(&mut self) -> Option<&mut dyn ByParts> {
+        if self.options.by_parts { Some(self) } else { None }
     }
 
     fn state(&self) -> Vec<(String, &Tensor)> {

@@ -11,6 +11,7 @@ use sft_model::weights::WeightFiles;
 
 use super::adafactor::Step;
 use super::galore::{adam_rate, plain_adam};
+use super::parts::blocks;
 use super::state::Slot;
 use super::{AdamW, AdamWOptions, Groups, Optimizer, host};
 
@@ -68,31 +69,6 @@ pub struct BAdamRatio {
 
 /// Updates of one share in ratio mode: the package's default, which LLaMA-Factory does not set.
 const RATIO_SWITCHES_AFTER: u64 = 100;
-
-/// The blocks that weights are in: by the name up to the first number.
-fn blocks(weights: &[Outline]) -> Vec<Vec<usize>> {
-    let mut blocks: Vec<(String, Vec<usize>)> = Vec::new();
-    for (i, weight) in weights.iter().enumerate() {
-        let Some(name) = block_name(&weight.name) else { continue };
-        match blocks.iter_mut().find(|(known, _)| known == name) {
-            Some((_, of)) => of.push(i),
-            None => blocks.push((name.to_owned(), vec![i])),
-        }
-    }
-    blocks.into_iter().map(|(_, of)| of).collect()
-}
-
-fn block_name(name: &str) -> Option<&str> {
-    let mut end = 0;
-    for part in name.split('.') {
-        end += part.len();
-        if !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()) {
-            return Some(&name[..end]);
-        }
-        end += 1;
-    }
-    None
-}
 
 impl BAdamLayers {
     /// Number of blocks that these weights are in.

@@ -7,7 +7,7 @@
 //! Weights that are not projected are updated alike, without projection. Its eps is added before the correction of the
 //! second moment, and weights decay after the update, other than in torch's AdamW.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use sft_kernels::{Device, Tensor, View};
@@ -18,7 +18,7 @@ use super::adafactor::{self, Direction, Step};
 use super::groups::Grouped;
 use super::projection::{Projected, Workspace};
 use super::state::{Slot, State};
-use super::{AdamWOptions, Groups, Optimizer, Projection, host};
+use super::{AdamWOptions, ByParts, Groups, Optimizer, Projection, host, parts};
 
 /// What moments are kept of a projected gradient.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,6 +38,8 @@ pub struct GaLoreOptions {
     pub inner: Inner,
     /// Names of the weights that are projected.
     pub projected: Arc<BTreeSet<String>>,
+    /// Whether each part of the model is updated as soon as its gradients are whole.
+    pub by_parts: bool,
 }
 
 impl GaLoreOptions {
@@ -70,6 +72,7 @@ pub struct GaLore {
     options: GaLoreOptions,
     groups: Grouped,
     projected: Vec<Option<Projected>>,
+    places: HashMap<String, usize>,
     work: Workspace,
     state: State,
     updates: u64,
@@ -86,20 +89,21 @@ impl GaLore {
             options,
             groups: groups.group(&outlines),
             projected,
+            places: parts::places(&outlines),
             work: Workspace::new(&all),
             state,
             updates: 0,
         }
     }
 
-    /// New projections of all matrices, each by one thread.
-    fn refresh(&mut self, dev: &Device, parameters: &mut [&mut Parameter]) {
-        let weights = parameters.iter_mut().zip(self.state.iter_mut()).zip(&self.projected);
+    /// New projections of the matrices, each by one thread.
+    fn refresh(&mut self, dev: &Device, parameters: &[Option<&mut Parameter>]) {
+        let weights = parameters.iter().zip(self.state.iter_mut()).zip(&self.projected);
         let mut jobs: Vec<_> = weights
             .filter_map(|((parameter, mut tensors), projected)| {
                 let projected = (*projected)?;
                 tensors.truncate(projected.slots().len());
-                Some((projected, parameter.gradient()?, tensors))
+                Some((projected, parameter.as_ref()?.gradient()?, tensors))
             })
             .collect();
         dev.for_each_chunk(&mut jobs, 1, |_, jobs| {
@@ -108,24 +112,25 @@ impl GaLore {
     }
 }
 
-impl Optimizer for GaLore {
-    fn update(
+impl GaLore {
+    /// The update of those that are there, in a step that has begun.
+    fn update_those(
         &mut self,
         dev: &Device,
-        parameters: &mut [&mut Parameter],
+        parameters: Vec<Option<&mut Parameter>>,
         learning_rate: f64,
         grad_scale: f32,
     ) {
-        if self.options.projection.is_due(self.updates) {
-            self.refresh(dev, parameters);
+        if self.options.projection.is_due(self.updates - 1) {
+            self.refresh(dev, &parameters);
         }
-        self.updates += 1;
         let step = Step { updates: self.updates, grad_scale };
         let groups = self.groups.at(learning_rate);
         let scale = self.options.projection.scale;
         let weights =
-            parameters.iter_mut().zip(self.state.iter_mut()).zip(&self.projected).zip(&self.groups.of);
+            parameters.into_iter().zip(self.state.iter_mut()).zip(&self.projected).zip(&self.groups.of);
         for (((parameter, mut tensors), projected), group) in weights {
+            let Some(parameter) = parameter else { continue };
             let group = groups[*group];
             let keep = 1.0 - group.learning_rate * group.weight_decay;
             let shape = parameter.shape().to_vec();
@@ -170,6 +175,33 @@ impl Optimizer for GaLore {
             let alpha = (-group.learning_rate * rate * scale) as f32;
             projected.add_back(dev, View::of(low, &low_shape), alpha, &tensors, (p, between));
         }
+    }
+}
+
+impl ByParts for GaLore {
+    fn begin_step(&mut self) {
+        self.updates += 1;
+    }
+
+    fn update_part(&mut self, dev: &Device, part: &mut [&mut Parameter], learning_rate: f64) {
+        self.update_those(dev, parts::placed(&self.places, part), learning_rate, 1.0);
+    }
+}
+
+impl Optimizer for GaLore {
+    fn update(
+        &mut self,
+        dev: &Device,
+        parameters: &mut [&mut Parameter],
+        learning_rate: f64,
+        grad_scale: f32,
+    ) {
+        self.begin_step();
+        self.update_those(dev, parts::placed(&self.places, parameters), learning_rate, grad_scale);
+    }
+
+    fn by_parts(&mut self) -> Option<&mut dyn ByParts> {
+        if self.options.by_parts { Some(self) } else { None }
     }
 
     fn state(&self) -> Vec<(String, &Tensor)> {

@@ -15,6 +15,7 @@ mod groups;
 mod host;
 mod lion;
 mod muon;
+mod parts;
 mod projection;
 mod recipe;
 mod schedule_free;
@@ -38,6 +39,7 @@ pub use galore::{GaLore, GaLoreOptions, Inner};
 pub use groups::{Decays, Groups, LoraPlus};
 pub use lion::LionOptions;
 pub use muon::{Muon, MuonOptions};
+pub use parts::ByParts;
 pub use projection::{Projection, ProjectionType, Subspace};
 pub use recipe::{Recipe, Rule};
 pub use schedule_free::{ScheduleFree, ScheduleFreeOptions};
@@ -58,6 +60,11 @@ pub trait Optimizer: Send {
 
     /// Lets the weights rest that the next update leaves alone ([`Parameter::set_rest`]), and wakes the others.
     fn choose(&self, _parameters: &mut [&mut Parameter]) {}
+
+    /// The same optimizer, if it takes its steps part by part.
+    fn by_parts(&mut self) -> Option<&mut dyn ByParts> {
+        None
+    }
 
     /// Its tensors with their names, for a checkpoint.
     fn state(&self) -> Vec<(String, &Tensor)>;

@@ -8,7 +8,8 @@ use super::state::Slot;
 use super::{
     AdEMAMixOptions, Adafactor, AdamMini, AdamMiniOptions, AdamW, AdamWOptions, Apollo, ApolloOptions, BAdam,
     BAdamLayers, BAdamRatio, BAdamShares, GaLore, GaLoreOptions, Groups, LionOptions, Muon, MuonOptions,
-    Optimizer, ScheduleFree, ScheduleFreeOptions, SgdOptions, adafactor, adamw, muon, schedule_free, sgd,
+    Optimizer, ScheduleFree, ScheduleFreeOptions, SgdOptions, adafactor, adamw, muon, parts, schedule_free,
+    sgd,
 };
 
 /// An optimizer with its settings.
@@ -88,10 +89,12 @@ impl Recipe {
         }
     }
 
-    /// Bytes of the gradients that it has made at a time, f32.
-    pub fn gradient_bytes(&self, weights: &[Outline]) -> usize {
+    /// Bytes of the gradients that there are at a time, f32; `is_tied` if the embedding is the head too.
+    pub fn gradient_bytes(&self, weights: &[Outline], is_tied: bool) -> usize {
         match &self.rule {
             Rule::BAdamLayers(_) => BAdamLayers::gradient_bytes(weights),
+            Rule::GaLore(GaLoreOptions { by_parts: true, .. })
+            | Rule::Apollo(ApolloOptions { by_parts: true, .. }) => parts::gradient_bytes(weights, is_tied),
             _ => weights.iter().map(Outline::elements).sum::<usize>() * size_of::<f32>(),
         }
     }

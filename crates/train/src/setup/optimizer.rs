@@ -47,6 +47,7 @@ pub fn optimizer(
             },
             inner: if c.optim == Optim::Adafactor { Inner::Adafactor } else { Inner::AdamW(adam) },
             projected: projected("galore_target", &c.galore_target, spec, weights)?,
+            by_parts: c.galore_layerwise,
         })
     } else if c.use_apollo {
         Rule::Apollo(apollo(c, adam, projected("apollo_target", &c.apollo_target, spec, weights)?))
@@ -130,6 +131,7 @@ fn apollo(c: &RunConfig, adam: AdamWOptions, projected: Arc<BTreeSet<String>>) -
         scale_front: c.apollo_scale_front,
         adam,
         projected,
+        by_parts: c.apollo_layerwise,
     }
 }
 
