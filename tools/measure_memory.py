@@ -3,7 +3,7 @@
 Each job is planned and run for three steps by `sft train` in a process of its own; measured is the largest resident set
 that the system counted for that process (`peak_bytes` of train_results.json).
 
-    python3 tools/measure_memory.py --sft target/release/sft [--quick] > table.md
+    python3 tools/measure_memory.py --sft target/release/sft [--quick] [--only 33M] > table.md
 """
 
 import argparse
@@ -77,6 +77,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sft", required=True, help="the program")
     parser.add_argument("--quick", action="store_true", help="the smallest model alone")
+    parser.add_argument("--only", default="", help="models whose name has this in it")
     parser.add_argument("--threads", default="2")
     args = parser.parse_args()
     program = str(Path(args.sft).resolve())
@@ -87,6 +88,7 @@ def main():
         place = Path(place)
         make_rows(place / "rows.json")
         models = dict(itertools.islice(MODELS.items(), 1 if args.quick else None))
+        models = {name: shape for name, shape in models.items() if args.only in name}
         number = 0
         for name, shape in models.items():
             config = place / f"config-{number}"

@@ -378,7 +378,7 @@ fn write<'a>(
     let content = |file: &mut dyn Write| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
-        tensors.iter().try_for_each(|(_, tensor)| file.write_all(&tensor.data()))
+        tensors.iter().try_for_each(|(_, tensor)| tensor.try_for_each_piece(|bytes| file.write_all(bytes)))
     };
     disk::replace(path, |file| content(file))
         .map_err(|source| ModelError::File { path: path.to_owned(), source })
@@ -460,19 +460,38 @@ impl<'a> StoredTensor<'a> {
     /// # Panics
     /// If it is of no floating-point type.
     pub fn to_tensor(&self) -> Tensor {
-        let (i, count) = self.part.unwrap_or((0, 1));
-        let part = |whole: View<'_>| {
-            whole.reshape(&[count, whole.elements() / count.max(1)]).rows(i..i + 1).to_host()
-        };
+        let copy = self.piece(0..self.elements()).reshape(&self.shape_read());
+        if self.transposed { transposed(&copy) } else { copy }
+    }
+
+    /// Some of its elements, in the order before they are turned round.
+    fn piece(&self, elements: Range<usize>) -> Tensor {
+        let (i, _) = self.part.unwrap_or((0, 1));
+        let first = i * self.elements();
+        let rows = first + elements.start..first + elements.end;
+        let of = |whole: View<'_>| whole.reshape(&[whole.elements(), 1]).rows(rows.clone()).to_host();
         // Moved as it is, since a full card has no room for a copy.
         let copy = match &self.whole {
-            Whole::Tensor(tensor) => part(tensor.view()),
-            Whole::Halves(halves) => halves.to_host_by(part),
+            Whole::Tensor(tensor) => of(tensor.view()),
+            Whole::Halves(halves) => halves.to_host_by(of),
             Whole::Raw(dtype, _) => panic!("codes in {dtype:?} are no tensor to compute with"),
         };
-        let copy = if copy.dtype() == self.dtype { copy } else { copy.to_dtype(self.dtype) };
-        let copy = copy.reshape(&self.shape_read());
-        if self.transposed { transposed(&copy) } else { copy }
+        if copy.dtype() == self.dtype { copy } else { copy.to_dtype(self.dtype) }
+    }
+
+    /// Calls `f` with its bytes, a piece at a time: of a large tensor there is no copy in memory.
+    ///
+    /// # Errors
+    /// The first of `f`.
+    pub fn try_for_each_piece<E>(&self, mut f: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        const PIECE: usize = 1 << 20;
+        if self.transposed || matches!(self.whole, Whole::Raw(..)) {
+            return f(&self.data());
+        }
+        let elements = self.elements();
+        (0..elements)
+            .step_by(PIECE)
+            .try_for_each(|start| f(self.piece(start..elements.min(start + PIECE)).view().bytes()))
     }
 
     /// The dimensions before they are turned round.

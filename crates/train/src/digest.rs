@@ -1,5 +1,7 @@
 //! A digest of the trained weights: two runs with the same digest ended with the same bits.
 
+use std::convert::Infallible;
+
 use sft_data::labels::Example;
 use sft_model::Decoder;
 use sha2::{Digest, Sha256};
@@ -9,7 +11,10 @@ pub fn digest(decoder: &mut Decoder) -> String {
     let mut hash = Sha256::new();
     for parameter in decoder.trained_mut() {
         hash.update(parameter.name().as_bytes());
-        hash.update(parameter.to_host().view().bytes());
+        let Ok(()) = parameter.as_used().try_for_each_piece(|bytes| -> Result<(), Infallible> {
+            hash.update(bytes);
+            Ok(())
+        });
     }
     hexadecimal(hash)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use sft_data::loader::StepBatch;
-use sft_kernels::{Device, random};
+use sft_kernels::{Device, give_back_freed, random};
 use sft_model::adapter::{self, Last};
 use sft_model::loading::{self, Source};
 use sft_model::method::{AdapterOptions, Method};
@@ -47,8 +47,14 @@ impl<'a> Trainer<'a> {
         }
         let mut trained = decoder.trained_mut();
         let trained_elements = trained.iter().map(|p| p.elements() as u64).sum();
-        let optimizer = job.optimizer.make(&mut trained);
+        let mut optimizer = job.optimizer.make(&mut trained);
+        if optimizer.by_parts().is_some() {
+            trained.iter_mut().for_each(|parameter| parameter.set_rest(true));
+        }
+        optimizer.choose(&mut trained);
         drop(trained);
+        // What gradients took that are not made at first.
+        give_back_freed();
         let purpose = Purpose::Training { recomputed: job.plan.recomputed };
         let mut work = Workspace::new(
             dev,
