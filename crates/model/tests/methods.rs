@@ -6,7 +6,8 @@ use serde_json::Value;
 use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device, View};
 use sft_model::loading::{self, Source};
-use sft_model::method::{LoraInit, LoraOptions, Method};
+use sft_model::method::{LoraInit, LoraOptions, Method, OftBlocks, OftOptions};
+use sft_model::parameter::Stored;
 use sft_model::pass::Batch;
 use sft_model::quantization::{Precision, Quantization};
 use sft_model::spec::DecoderSpec;
@@ -31,6 +32,15 @@ fn lora(use_dora: bool, init: LoraInit) -> Method {
         use_rslora: false,
         use_dora,
         init,
+        modules_to_save: Vec::new(),
+    })
+}
+
+fn oft() -> Method {
+    Method::Oft(OftOptions {
+        blocks: OftBlocks::Size(5),
+        dropout: 0.0,
+        targets: Vec::new(),
         modules_to_save: Vec::new(),
     })
 }
@@ -89,6 +99,14 @@ fn every_family_trains_with_every_method() {
                 step(&dev, &spec, &method, precision).unwrap_or_else(|e| panic!("{family} {what}: {e}"));
             let share = (before - after) / before;
             assert!((2e-4..2e-3).contains(&share), "{family} {what}: from {before} to {after}");
+        }
+        for (what, precision) in [("oft", plain), ("qoft nf4", nf4)] {
+            let oft = step(&dev, &spec, &oft(), precision);
+            assert_eq!(oft.is_err(), spec.linear_weights == Stored::Transposed, "{family} {what}: {oft:?}");
+            if let Ok((before, after)) = oft {
+                let share = (before - after) / before;
+                assert!((2e-4..2e-3).contains(&share), "{family} {what}: from {before} to {after}");
+            }
         }
         let dora = step(&dev, &spec, &lora(true, LoraInit::Random), plain);
         let is_adapted = families::all().iter().any(|f| f.model_type == family && f.adapts_routers());

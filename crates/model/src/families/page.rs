@@ -15,7 +15,8 @@ This page is what `sft models` prints. The `model_type` of a folder's `config.js
 examples: any checkpoint of the family is read. Templates are those that LLaMA-Factory has for some of them; `template: auto` takes the
 model's own. All families generate with a cache of their kind, and compute in float32 and bfloat16.
 
-**Methods.** *All*: full, freeze, LoRA on all linear layers and its variants (DoRA, PiSSA), QLoRA. *All, experts whole*: full and freeze
+**Methods.** *All*: full, freeze, LoRA on all linear layers and its variants (DoRA, PiSSA), OFT (unless linear layers are stored as
+[in, out]), QLoRA and QOFT. *All, experts whole*: full and freeze
 train the experts; adapters are on the linear layers beside them, as with PEFT, and QLoRA leaves experts in 16 bits. *No DoRA on
 routers*: LoRA adapts the router too, which has no magnitudes. A head whose rows are divided by their length is not trained; LoRA beside
 it is. `crates/model/tests/methods.rs` trains a small model of every family with each.

@@ -128,9 +128,7 @@ impl Apollo {
             }
         });
     }
-}
 
-impl Apollo {
     /// The update of those that are there, in a step that has begun.
     fn update_those(
         &mut self,

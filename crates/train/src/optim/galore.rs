@@ -110,9 +110,7 @@ impl GaLore {
             jobs.iter_mut().for_each(|(projected, g, tensors)| projected.refresh(*g, tensors));
         });
     }
-}
 
-impl GaLore {
     /// The update of those that are there, in a step that has begun.
     fn update_those(
         &mut self,
