@@ -228,6 +228,30 @@ impl Checks<'_> {
             "`use_dora` needs `finetuning_type: lora`",
             "remove it, or use `finetuning_type: lora`",
         );
+        let experts = !c.lora_target_parameters.is_empty();
+        let by_names = c.lora_target_parameters.len() > 1;
+        self.refuse_if(
+            by_names && c.lora_target_parameters.iter().any(|name| name == "all"),
+            &["lora_target_parameters"],
+            "`lora_target_parameters` has `all` beside other names",
+            "write `all` alone, or only names",
+        );
+        for (is_set, key) in
+            [(c.lora_dropout > 0.0, "lora_dropout"), (c.use_dora, "use_dora"), (c.pissa_init, "pissa_init")]
+        {
+            self.refuse_if(
+                lora && experts && is_set,
+                &["lora_target_parameters", key],
+                &format!("`{key}` is for linear layers, and PEFT has none for `lora_target_parameters`"),
+                &format!("leave `{key}` out, or `lora_target_parameters`"),
+            );
+        }
+        self.refuse_if(
+            experts && c.use_llama_pro,
+            &["lora_target_parameters", "use_llama_pro"],
+            "`use_llama_pro` trains the new blocks, and `lora_target_parameters` are those of all blocks",
+            "leave one of them out",
+        );
         self.refuse_if(
             c.pissa_init && !lora,
             &["pissa_init", "finetuning_type"],
@@ -462,11 +486,11 @@ fn idle_keys(c: &RunConfig, given: &Given) -> Vec<NoEffect> {
             }
         }
     };
-    let lora = ["lora_rank", "lora_alpha", "lora_dropout", "lora_target"];
+    let lora = ["lora_rank", "lora_alpha", "lora_dropout", "lora_target", "lora_target_parameters"];
     let oft = ["oft_rank", "oft_block_size", "oft_target", "module_dropout"];
-    for (kind, keys) in [(FinetuningType::Lora, lora), (FinetuningType::Oft, oft)] {
+    for (kind, keys) in [(FinetuningType::Lora, &lora[..]), (FinetuningType::Oft, &oft)] {
         let reason = format!("read only with `finetuning_type: {kind}`, and it is `{}`", c.finetuning_type);
-        list(c.finetuning_type != kind, &keys, reason);
+        list(c.finetuning_type != kind, keys, reason);
     }
     list(
         !c.finetuning_type.is_adapter(),

@@ -6,7 +6,8 @@
 //! check_with_peft export  MODEL OUT float32|bfloat16 SHARD_BYTES [ADAPTER]
 //! ```
 //!
-//! IDS is `3,1,4`; OPTIONS is JSON: `{"rank": 4, "alpha": 8, "targets": [], "use_rslora": false, "modules_to_save": []}`.
+//! IDS is `3,1,4`; OPTIONS is JSON: `{"rank": 4, "alpha": 8, "targets": [], "target_parameters": [], "use_rslora": false,
+//! "modules_to_save": []}`; no target is all linear layers.
 
 use std::error::Error;
 use std::path::Path;
@@ -16,7 +17,7 @@ use serde_json::Value;
 use sft_export::{SaveOptions, agree, merged};
 use sft_kernels::{CpuOptions, DType, Device, random};
 use sft_model::adapter::{self, Last, PeftAdapter};
-use sft_model::method::{LoraInit, LoraOptions, Method};
+use sft_model::method::{LoraInit, LoraOptions, Method, Targets};
 use sft_model::workspace::{Purpose, Workspace};
 use sft_model::{Batch, Decoder};
 
@@ -78,7 +79,11 @@ fn random_adapter(dev: &Device, model: &Path, out: &Path, options: &str) -> Outc
         rank: values["rank"].as_u64().unwrap_or(4) as usize,
         alpha: values["alpha"].as_f64().unwrap_or(8.0),
         dropout: 0.0,
-        targets: names("targets"),
+        targets: match names("targets") {
+            names if names.is_empty() => Targets::All,
+            names => Targets::Named(names),
+        },
+        target_parameters: names("target_parameters"),
         use_rslora: values["use_rslora"] == true,
         use_dora: false,
         init: LoraInit::Random,

@@ -9,7 +9,7 @@ use sft_export::{ExportError, SaveOptions, agree, merged};
 use sft_kernels::{CpuOptions, DType, Device};
 use sft_model::adapter::{self, Last, PeftAdapter};
 use sft_model::loading::{self, Source};
-use sft_model::method::{LoraInit, LoraOptions, Method, expanded_blocks, linears_of_blocks};
+use sft_model::method::{LoraInit, LoraOptions, Method, Targets, expanded_blocks, linears_of_blocks};
 use sft_model::spec::RopeScaling;
 use sft_model::{Decoder, families, saving};
 
@@ -28,7 +28,8 @@ fn lora() -> LoraOptions {
         rank: 2,
         alpha: 4.0,
         dropout: 0.0,
-        targets: Vec::new(),
+        targets: Targets::All,
+        target_parameters: Vec::new(),
         use_rslora: false,
         use_dora: false,
         init: LoraInit::Random,

@@ -18,6 +18,7 @@ use crate::latent;
 use crate::linear::{self, Linear};
 use crate::method::{Adapters, LayerAdapters};
 use crate::mixer::{self, Mixer};
+use crate::moe::Moe;
 use crate::norm::Norm;
 use crate::norms::{Norms, SavedNorms};
 use crate::parameter::Parameter;
@@ -128,7 +129,7 @@ impl Scratch {
             dout: changes_outputs.then(|| arena.tensor(dtype, &[backward_tokens, c])),
             parallel: parallel.then(|| arena.tensor(dtype, &[tokens, c])),
             inputs: inputs::Scratch::new(arena, dtype, tokens, widest_fused(spec), (linears, latent)),
-            mlp: feed_forward::Scratch::new(arena, dtype, (tokens, backward_tokens), spec),
+            mlp: feed_forward::Scratch::new(arena, dtype, (tokens, backward_tokens), spec, adapters),
             per_layer: per_layer::Inputs::new(arena, dtype, tokens, spec, adapters),
             mixer: mixer::Scratch::new(arena, dtype, (tokens, backward_tokens), spec),
         }
@@ -307,6 +308,11 @@ impl Block {
         }
         let dx = needs_dx.then_some(d);
         self.attention_norms.input_gradient(dev, x, dh_attention.head(n), dx, &s.attention_norms);
+    }
+
+    /// Its experts, if it has some.
+    pub(crate) fn mixture_mut(&mut self) -> Option<&mut Moe> {
+        self.mlp.as_mut()?.moe.as_mut()
     }
 
     /// Every linear layer with its name inside the block.

@@ -17,6 +17,7 @@ use crate::head::{self, LogitParams, LossSums};
 use crate::linear::Linear;
 use crate::loading::{self, Source};
 use crate::method::{Adapters, Method};
+use crate::moe::Moe;
 use crate::norm::Norm;
 use crate::parameter::Parameter;
 use crate::pass::{Batch, Pass};
@@ -415,6 +416,16 @@ impl Decoder {
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let blocks = self.blocks.iter().flat_map(|block| block.linears().map(|(_, linear)| linear));
         blocks.chain(self.entry.linears()).chain(&self.project_out)
+    }
+
+    /// Every mixture of experts.
+    pub(crate) fn mixtures(&self) -> impl Iterator<Item = &Moe> {
+        self.blocks.iter().filter_map(|block| block.mlp.as_ref()?.moe.as_ref())
+    }
+
+    /// Every mixture of experts.
+    pub(crate) fn mixtures_mut(&mut self) -> impl Iterator<Item = &mut Moe> {
+        self.blocks.iter_mut().filter_map(Block::mixture_mut)
     }
 
     /// Every linear layer but the head, in the same order.

@@ -7,7 +7,7 @@ use sft_kernels::{DType, Tensor, View, ViewMut, row_gate};
 use crate::arena::Arena;
 use crate::inputs;
 use crate::linear::{self, Linear};
-use crate::method::LayerAdapters;
+use crate::method::{Adapters, LayerAdapters};
 use crate::mlp::{self, Mlp};
 use crate::moe::{self, Moe};
 use crate::parameter::Parameter;
@@ -79,12 +79,13 @@ impl Scratch {
         dtype: DType,
         (tokens, backward_tokens): (usize, usize),
         spec: &DecoderSpec,
+        adapters: &Adapters,
     ) -> Self {
         let dense = || spec.layers.iter().filter_map(LayerSpec::dense);
         let widest = dense().map(|mlp| mlp.intermediate_size).max().unwrap_or(0);
         Self {
             mlp: mlp::Scratch::new(arena, dtype, tokens, widest, dense().next().map(|mlp| mlp.activation)),
-            moe: moe::Scratch::new(arena, dtype, (tokens, backward_tokens), spec),
+            moe: moe::Scratch::new(arena, dtype, (tokens, backward_tokens), spec, adapters),
         }
     }
 }
@@ -172,7 +173,7 @@ impl FeedForward {
 
     /// The weights that are not linear layers'.
     pub fn other_parameters(&self) -> impl Iterator<Item = &Parameter> {
-        let experts = self.moe.iter().flat_map(Moe::parameters);
+        let experts = self.moe.iter().flat_map(Moe::base_parameters);
         experts.chain(self.mlp.iter().flat_map(|mlp| mlp.activation.parameters()))
     }
 

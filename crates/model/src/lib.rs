@@ -15,6 +15,7 @@ pub mod dora;
 pub mod entry;
 mod error;
 mod expansion;
+mod experts;
 pub mod families;
 mod feed_forward;
 pub mod head;

@@ -13,6 +13,7 @@ use crate::attention::Attention;
 use crate::block::Block;
 use crate::decoder::Decoder;
 use crate::entry::{Entry, Positions};
+use crate::experts::{self, ExpertOutlines, Experts};
 use crate::feed_forward::FeedForward;
 use crate::inputs::Inputs;
 use crate::latent::Latent;
@@ -20,7 +21,7 @@ use crate::linear::Linear;
 use crate::method::{Adapters, Carried, LayerAdapters, Method};
 use crate::mixer::Mixer;
 use crate::mlp::{Act, Mlp, Xielu};
-use crate::moe::{Experts, Moe};
+use crate::moe::Moe;
 use crate::norm::Norm;
 use crate::norms::Norms;
 use crate::parameter::{Outline, Parameter, Stored};
@@ -503,15 +504,21 @@ impl<'a> Loading<'a> {
             self.compute = compute;
             correction
         });
-        let mut experts = |names: ExpertNames, [outputs, inputs]: [usize; 2]| {
-            let shape = if moe.transposed { [e, inputs, outputs] } else { [e, outputs, inputs] };
-            let weight = path(names.weight);
-            let stored = self.stored_in(&weight, names.stored, &shape);
-            let bias = names.bias.map(|bias| self.parameter(&path(bias), &[e, outputs], Start::All(0.0)));
-            let weight = self.parameter_in(&weight, stored, &shape, Start::Normal);
-            Experts { weight, bias, transposed: moe.transposed }
-        };
-        let (gate_up, down) = (experts(moe.gate_up, [2 * f, c]), experts(moe.down, [c, f]));
+        let ranks =
+            [moe.gate_up, moe.down].map(|names| Some(adapters.carried_by(names.weight)?.low_rank()?.rank));
+        let [of_gate_up, of_down] = experts::outlines(moe, c, ranks, path);
+        let mut experts =
+            |names: ExpertNames, [outputs, inputs]: [usize; 2], lora: Option<ExpertOutlines>| {
+                let shape = if moe.transposed { [e, inputs, outputs] } else { [e, outputs, inputs] };
+                let weight = path(names.weight);
+                let stored = self.stored_in(&weight, names.stored, &shape);
+                let bias = names.bias.map(|bias| self.parameter(&path(bias), &[e, outputs], Start::All(0.0)));
+                let weight = self.parameter_in(&weight, stored, &shape, Start::Normal);
+                let lora = lora.and_then(|outlines| self.expert_lora(&outlines));
+                Experts { weight, bias, transposed: moe.transposed, lora }
+            };
+        let gate_up = experts(moe.gate_up, [2 * f, c], of_gate_up);
+        let down = experts(moe.down, [c, f], of_down);
         Moe { router, correction, gate_up, down, spec: moe.clone() }
     }
 

@@ -5,10 +5,10 @@ mod options;
 
 use crate::ModelError;
 use crate::loading;
-use crate::spec::{DecoderSpec, LayerSpec};
+use crate::spec::{DecoderSpec, LayerSpec, MoeSpec};
 
 pub use carried::{Adapters, Carried, LayerAdapters, LowRank, Rotated};
-pub use options::{AdapterOptions, LoraInit, LoraOptions, OftBlocks, OftOptions};
+pub use options::{AdapterOptions, LoraInit, LoraOptions, OftBlocks, OftOptions, Targets};
 
 /// What is trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -139,15 +139,11 @@ impl Method {
         }
         let Some(options) = self.adapter_options() else { return Ok(Adapters::none(spec)) };
         let (targets, whole) = (options.targets(), options.modules_to_save());
-        let mut used = vec![false; targets.len()];
+        let mut linears = Named::new(targets.names());
         let mut carries = |path: &str| {
-            let hit = targets.iter().position(|target| has_ending(path, target));
-            if let Some(hit) = hit {
-                used[hit] = true;
-            }
+            let is_meant = linears.names(path) || *targets == Targets::All;
             // As in PEFT: what is trained whole carries no adapter.
-            let is_whole = whole.iter().any(|whole| has_part(path, whole));
-            (hit.is_some() || targets.is_empty()) && !is_whole
+            is_meant && !whole.iter().any(|whole| has_part(path, whole))
         };
         let mut adapters = Adapters::of(Adapters::none(spec).layers, options.dropout() > 0.0);
         let widths = loading::linear_widths(spec);
@@ -162,17 +158,99 @@ impl Method {
         }
         let outside = outside_linears(spec).filter(|name| carries(name));
         adapters.outside.carried.extend(outside.map(|name| (name.to_owned(), carried(name))));
+        let mut parameters = Named::new(options.target_parameters());
+        for (i, layer) in adapters.layers.iter_mut().enumerate() {
+            for (weight, carrier) in spec.layers[i].moe.iter().flat_map(MoeSpec::parameter_targets) {
+                if parameters.names(&spec.names.in_block(i, &weight)) {
+                    layer.carried.insert(carrier.to_owned(), options.carried([0, 0]));
+                }
+            }
+        }
         options.check(spec, &adapters)?;
-        if let Some(unused) = used.iter().position(|used| !used) {
+        if let Some(unused) = linears.unused() {
             return Err(ModelError::Method {
                 key: options.target_key(),
-                reason: format!("no linear layer is called `{}`", targets[unused]),
+                reason: format!("no linear layer is called `{unused}`"),
                 help: format!("choose `all`, or among {}", linear_modules(spec).join(", ")),
+            });
+        }
+        if let Some(unused) = parameters.unused() {
+            let known = parameter_targets(spec);
+            return Err(ModelError::Method {
+                key: "lora_target_parameters",
+                reason: format!("no weight of experts or of a router is called `{unused}`"),
+                help: match known.is_empty() {
+                    true => "this model has no experts; name linear layers in `lora_target`".into(),
+                    false => format!("choose `all`, or among {}", known.join(", ")),
+                },
             });
         }
         check_whole_modules(spec, whole)?;
         Ok(adapters)
     }
+}
+
+/// Names that are to be found among others.
+struct Named<'a> {
+    names: &'a [String],
+    used: Vec<bool>,
+}
+
+impl<'a> Named<'a> {
+    fn new(names: &'a [String]) -> Self {
+        Self { names, used: vec![false; names.len()] }
+    }
+
+    /// Whether a path ends with one of them.
+    fn names(&mut self, path: &str) -> bool {
+        let hit = self.names.iter().position(|name| has_ending(path, name));
+        if let Some(hit) = hit {
+            self.used[hit] = true;
+        }
+        hit.is_some()
+    }
+
+    /// The first that nothing ended with.
+    fn unused(&self) -> Option<&'a str> {
+        self.used.iter().position(|used| !used).map(|unused| self.names[unused].as_str())
+    }
+}
+
+/// What `lora_target_parameters` can name of a model, in its order.
+fn parameter_targets(spec: &DecoderSpec) -> Vec<String> {
+    let weights = mixtures(spec).flat_map(MoeSpec::parameter_targets).map(|(weight, _)| weight);
+    distinct(weights.map(|weight| last_two_parts(&weight).to_owned()))
+}
+
+/// The weights of all experts, by ends of their names that PEFT's `target_parameters` takes.
+///
+/// # Errors
+/// A model without experts.
+pub fn expert_targets(spec: &DecoderSpec) -> Result<Vec<String>, ModelError> {
+    let names = distinct(mixtures(spec).flat_map(|moe| [moe.gate_up.weight, moe.down.weight]));
+    if names.is_empty() {
+        return Err(ModelError::Method {
+            key: "lora_target_parameters",
+            reason: "the model has no experts".into(),
+            help: "leave it out; `lora_target` names linear layers".into(),
+        });
+    }
+    Ok(names.into_iter().map(|name| last_two_parts(name).to_owned()).collect())
+}
+
+fn mixtures(spec: &DecoderSpec) -> impl Iterator<Item = &MoeSpec> {
+    spec.layers.iter().filter_map(|layer| layer.moe.as_ref())
+}
+
+/// Each once, in their order.
+fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
+    let mut distinct = Vec::new();
+    for one in all {
+        if !distinct.contains(&one) {
+            distinct.push(one);
+        }
+    }
+    distinct
 }
 
 /// Refuses names in `additional_target` that fit no module.
@@ -240,16 +318,16 @@ fn last_part(path: &str) -> &str {
     path.rsplit('.').next().unwrap_or(path)
 }
 
+/// The last two parts of a weight's name: of experts the module and the weight.
+pub(crate) fn last_two_parts(path: &str) -> &str {
+    let from = path.rmatch_indices('.').nth(1).map_or(0, |(dot, _)| dot + 1);
+    &path[from..]
+}
+
 /// Linear layers of all blocks by their last names, each once, in the model's order.
 fn linear_modules(spec: &DecoderSpec) -> Vec<&'static str> {
-    let mut names = Vec::new();
     let blocks = spec.layers.iter().flat_map(LayerSpec::linear_names);
-    for name in blocks.chain(outside_linears(spec)).map(last_part) {
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    names
+    distinct(blocks.chain(outside_linears(spec)).map(last_part))
 }
 
 /// Full names of all linear layers but the head.
@@ -258,6 +336,14 @@ pub fn linear_paths(spec: &DecoderSpec) -> impl Iterator<Item = String> {
     let blocks =
         layers.flat_map(move |(i, layer)| layer.linear_names().map(move |name| spec.names.in_block(i, name)));
     blocks.chain(outside_linears(spec).map(str::to_owned))
+}
+
+/// Full names of the other weights that can carry adapters.
+pub(crate) fn weight_paths(spec: &DecoderSpec) -> impl Iterator<Item = String> {
+    let layers = spec.layers.iter().enumerate().filter_map(|(i, layer)| Some((i, layer.moe.as_ref()?)));
+    layers.flat_map(move |(i, moe)| {
+        moe.parameter_targets().map(move |(weight, _)| spec.names.in_block(i, &weight))
+    })
 }
 
 /// Full names of the linear layers outside of the blocks, but for the head.

@@ -8,14 +8,15 @@
 //! Saved for backward: the router's logits, the choice, the weights, and the outputs of gate and up, which backward
 //! overwrites by their gradients; what goes into `down` is computed again.
 
-use sft_kernels::experts::{self, ExpertWeights, Grouping};
+use sft_kernels::experts::{self, Grouping};
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, columns, gated, routing, rows};
 
 use crate::arena::Arena;
 use crate::balance::Balance;
+use crate::experts::Experts;
 use crate::inputs::{in_rows, in_rows_mut};
 use crate::linear::{self, Linear};
-use crate::method::LayerAdapters;
+use crate::method::{Adapters, LayerAdapters, LowRank};
 use crate::parameter::Parameter;
 use crate::pass::Pass;
 use crate::spec::{DecoderSpec, MoeSpec};
@@ -35,17 +36,6 @@ pub struct Moe {
     pub spec: MoeSpec,
 }
 
-/// A linear layer of all experts.
-#[derive(Debug)]
-pub struct Experts {
-    /// [E, out, in], or [E, in, out] if `transposed`.
-    pub weight: Parameter,
-    /// [E, out].
-    pub bias: Option<Parameter>,
-    /// How the weight lies.
-    pub transposed: bool,
-}
-
 /// What forward leaves for backward.
 #[derive(Debug)]
 pub struct Saved {
@@ -60,6 +50,8 @@ pub struct Saved {
     /// [N·k, F].
     up: Tensor,
     router: linear::Saved,
+    gate_up: crate::experts::Saved,
+    down: crate::experts::Saved,
 }
 
 impl Saved {
@@ -72,7 +64,12 @@ impl Saved {
         adapters: &LayerAdapters,
     ) -> Self {
         let (slots, f) = (tokens * spec.top_k(), spec.intermediate_size);
+        let of_experts = |arena: &mut Arena<'_>, name| {
+            crate::experts::Saved::new(arena, dtype, slots, adapters.carried_by(name))
+        };
         Self {
+            gate_up: of_experts(arena, spec.gate_up.weight),
+            down: of_experts(arena, spec.down.weight),
             logits: arena.tensor(DType::F32, &[tokens, spec.experts]),
             weights: arena.tensor(DType::F32, &[tokens, spec.top_k()]),
             index: arena.indices(slots),
@@ -103,6 +100,8 @@ pub struct Scratch {
     dlogits: Tensor,
     /// The same in the compute dtype.
     dlogits_rounded: Option<Tensor>,
+    /// Of adapters, [M · largest R].
+    dxa: Option<Tensor>,
     /// The auxiliary loss.
     pub balance: Balance,
 }
@@ -115,13 +114,21 @@ impl Scratch {
         dtype: DType,
         (tokens, backward_tokens): (usize, usize),
         spec: &DecoderSpec,
+        adapters: &Adapters,
     ) -> Option<Self> {
         let all = || spec.layers.iter().filter_map(|layer| layer.moe.as_ref());
         let widest = |width: fn(&MoeSpec) -> usize| all().map(width).max();
         let (experts, k) = (widest(|m| m.experts)?, widest(MoeSpec::top_k)?);
         let (c, f) = (spec.hidden_size, widest(|m| m.top_k() * m.intermediate_size)?);
+        let carried = |moe: &MoeSpec, layer: &LayerAdapters| {
+            let both = [moe.gate_up.weight, moe.down.weight].map(|name| layer.carried_by(name)?.low_rank());
+            both.into_iter().flatten().map(|LowRank { rank, .. }| rank * moe.top_k()).max()
+        };
+        let layers = spec.layers.iter().zip(&adapters.layers);
+        let rank = layers.filter_map(|(layer, adapters)| carried(layer.moe.as_ref()?, adapters)).max();
         let mut buffer = |len: usize| arena.tensor(dtype, &[len]);
         Some(Self {
+            dxa: rank.map(|rank| buffer(backward_tokens * rank)),
             grouping: Grouping::default(),
             x: buffer(tokens * k * c),
             out: buffer(tokens * k * c),
@@ -144,42 +151,6 @@ fn matrix(buffer: &Tensor, rows: usize, columns: usize) -> View<'_> {
 /// The same, to write.
 fn matrix_mut(buffer: &mut Tensor, rows: usize, columns: usize) -> ViewMut<'_> {
     buffer.head_mut(rows * columns).reshape(&[rows, columns])
-}
-
-impl Experts {
-    fn weights(&self) -> ExpertWeights<'_> {
-        ExpertWeights {
-            weight: self.weight.value(),
-            transposed: self.transposed,
-            bias: self.bias.as_ref().map(Parameter::value),
-        }
-    }
-
-    /// Its weights.
-    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
-        [&self.weight].into_iter().chain(&self.bias)
-    }
-
-    /// Its weights.
-    pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
-        [&mut self.weight].into_iter().chain(&mut self.bias)
-    }
-
-    fn takes_gradient(&self) -> bool {
-        self.parameters().any(Parameter::takes_gradient)
-    }
-
-    /// Adds to the gradients of weight and bias.
-    fn accumulate(&mut self, dev: &Device, grouping: &Grouping, x: View<'_>, dy: View<'_>) {
-        let transposed = self.transposed;
-        if let (weight, Some(dw)) = self.weight.value_and_gradient() {
-            let weights = ExpertWeights { weight, transposed, bias: None };
-            weights.backward_weight(dev, grouping, (x, dy), dw);
-        }
-        if let Some(bias) = &mut self.bias {
-            bias.accumulate(|db| ExpertWeights::backward_bias(dev, grouping, dy, db));
-        }
-    }
 }
 
 impl Moe {
@@ -209,17 +180,14 @@ impl Moe {
         w.balance.count(&w.grouping, n);
         let weights = s.weights.head(n);
         self.gather(dev, x, weights, w);
-        self.gate_up.weights().forward(
-            dev,
-            &w.grouping,
-            matrix(&w.x, m, c),
-            matrix_mut(&mut w.fused, m, 2 * f),
-        );
+        let (rows, fused) = (matrix(&w.x, m, c), matrix_mut(&mut w.fused, m, 2 * f));
+        self.gate_up.forward(dev, &w.grouping, rows, fused, &mut s.gate_up);
         let parts = [s.gate.head_mut(m), s.up.head_mut(m)].map(|part| in_rows_mut(part, m * self.turns()));
         columns::split(dev, in_rows(w.fused.head(2 * m * f), m * self.turns()), parts);
         let (gate, up) = (s.gate.head(m), s.up.head(m));
         gated::forward(dev, spec.activation, gate, up, matrix_mut(&mut w.inner, m, f));
-        self.down.weights().forward(dev, &w.grouping, matrix(&w.inner, m, f), matrix_mut(&mut w.out, m, c));
+        let (inner, out) = (matrix(&w.inner, m, f), matrix_mut(&mut w.out, m, c));
+        self.down.forward(dev, &w.grouping, inner, out, &mut s.down);
         let weights = (!spec.weighs_input).then_some(weights);
         experts::combine(dev, &w.grouping, matrix(&w.out, m, c), weights, y, accumulate);
     }
@@ -282,7 +250,8 @@ impl Moe {
         );
         rows::gather(dev, dy, w.grouping.tokens(), 1.0, matrix_mut(&mut w.out, m, c));
         let (inner, mut dinner) = (matrix(&w.inner, m, f), matrix_mut(&mut w.dinner, m, f));
-        self.down.weights().backward_input(dev, &w.grouping, matrix(&w.out, m, c), dinner.reborrow());
+        let dy = (matrix(&w.out, m, c), (!weighs_input).then_some(weights));
+        self.down.backward_input(dev, &w.grouping, dy, dinner.reborrow(), &mut s.down, &mut w.dxa);
         if !weighs_input {
             experts::weigh(dev, &w.grouping, inner, dinner, weights, dweights);
             if let Some(bias) = &self.down.bias {
@@ -290,12 +259,10 @@ impl Moe {
                 experts::weigh_bias(dev, &w.grouping, bias.value(), dy, dweights);
             }
         }
-        if self.down.takes_gradient() {
-            if !weighs_input {
-                experts::scale(dev, &w.grouping, weights, matrix_mut(&mut w.out, m, c));
-            }
-            self.down.accumulate(dev, &w.grouping, inner, matrix(&w.out, m, c));
+        if self.down.base_takes_gradient() && !weighs_input {
+            experts::scale(dev, &w.grouping, weights, matrix_mut(&mut w.out, m, c));
         }
+        self.down.backward_of_input(dev, &w.grouping, inner, matrix(&w.out, m, c), &w.dxa);
         gated::backward(
             dev,
             self.spec.activation,
@@ -306,13 +273,14 @@ impl Moe {
         let parts = [s.gate.head(m), s.up.head(m)].map(|part| in_rows(part, m * turns));
         columns::join(dev, parts, in_rows_mut(w.fused.head_mut(2 * m * f), m * turns));
         let dfused = matrix(&w.fused, m, 2 * f);
-        self.gate_up.weights().backward_input(dev, &w.grouping, dfused, matrix_mut(&mut w.out, m, c));
-        if self.gate_up.takes_gradient() {
+        let dx = matrix_mut(&mut w.out, m, c);
+        self.gate_up.backward_input(dev, &w.grouping, (dfused, None), dx, &mut s.gate_up, &mut w.dxa);
+        if self.gate_up.reads_input_backward() {
             rows::gather(dev, x, w.grouping.tokens(), 1.0, matrix_mut(&mut w.x, m, c));
             if weighs_input {
                 experts::scale(dev, &w.grouping, weights, matrix_mut(&mut w.x, m, c));
             }
-            self.gate_up.accumulate(dev, &w.grouping, matrix(&w.x, m, c), dfused);
+            self.gate_up.backward_of_input(dev, &w.grouping, matrix(&w.x, m, c), dfused, &w.dxa);
         }
         if weighs_input {
             rows::gather(dev, x, w.grouping.tokens(), 1.0, matrix_mut(&mut w.x, m, c));
@@ -329,9 +297,16 @@ impl Moe {
     }
 
     /// Its weights, but for those of the router where that is a linear layer like others.
-    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+    pub fn base_parameters(&self) -> impl Iterator<Item = &Parameter> {
         let router = (!self.spec.router.is_linear).then(|| self.router.base_parameters());
         let router = router.into_iter().flatten().chain(&self.correction);
-        router.chain(self.gate_up.parameters()).chain(self.down.parameters())
+        router.chain(self.gate_up.base_parameters()).chain(self.down.base_parameters())
+    }
+
+    /// The adapters that are not on linear layers to transformers.
+    pub fn adapter_parameters(&self) -> impl Iterator<Item = &Parameter> {
+        let router = (!self.spec.router.is_linear).then(|| self.router.adapter_parameters());
+        let experts = [&self.gate_up, &self.down].into_iter().flat_map(Experts::adapter_parameters);
+        router.into_iter().flatten().chain(experts)
     }
 }

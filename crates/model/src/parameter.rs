@@ -12,7 +12,7 @@ use sft_kernels::{DType, Device, Slab, Tensor, View, ViewMut};
 
 use crate::dora;
 use crate::quantization;
-use crate::weights::StoredTensor;
+use crate::weights::{StoredTensor, Turned};
 
 /// How a weight lies in files.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,6 +26,9 @@ pub enum Stored {
     Rows,
     /// In other modules than the model has.
     Elsewhere(Elsewhere),
+    /// A matrix of an adapter for each expert, its three axes in this order and two of them as one, the expert's and the
+    /// rank's: the first two where the expert's is the first, else the last two.
+    Reordered([usize; 3]),
 }
 
 /// A weight whose name ends in `own`, in files under names that end in one of `files` instead. One without a `*` is the
@@ -480,15 +483,28 @@ impl Stored {
                 };
                 (0..shape[0]).flat_map(of_row).map(|name| (name, part.clone())).collect()
             }
+            Stored::Reordered(axes) => {
+                let [a, b, c] = axes.map(|axis| shape[axis]);
+                vec![(name.to_owned(), if axes[0] == 0 { vec![a * b, c] } else { vec![a, b * c] })]
+            }
+        }
+    }
+
+    /// How the axes of a weight of this shape are in a file, if in another order.
+    pub(crate) fn turned(self, shape: &[usize]) -> Option<Turned> {
+        match (self, shape) {
+            (Stored::Transposed, [rows, columns]) => Some(Turned::transposed([*rows, *columns])),
+            (Stored::Reordered(axes), [a, b, c]) => Some(Turned::new([*a, *b, *c], axes)),
+            _ => None,
         }
     }
 
     fn parts<'a>(self, name: &str, value: StoredTensor<'a>) -> Vec<(String, StoredTensor<'a>)> {
-        let shapes = self.shapes(name, value.shape());
+        let (shapes, turned) = (self.shapes(name, value.shape()), self.turned(value.shape()));
         let count = shapes.len();
         let part = |(i, (name, shape)): (usize, (String, Vec<usize>))| {
             let part = (count > 1).then_some((i, count));
-            (name, value.clone().part(shape, part, self == Stored::Transposed))
+            (name, value.clone().part(shape, part, turned))
         };
         shapes.into_iter().enumerate().map(part).collect()
     }

@@ -236,7 +236,9 @@ impl WeightFiles {
         Ok(match (stored, tensors.pop()) {
             (Stored::Plain, Some(whole)) => whole,
             (Stored::Elsewhere(_), Some(whole)) if tensors.is_empty() => whole,
-            (Stored::Transposed, Some(whole)) => transposed(&whole),
+            (stored, Some(whole)) if let Some(turned) = stored.turned(shape) => {
+                turned.inverse().apply(&whole).reshape(shape)
+            }
             (_, last) => {
                 tensors.extend(last);
                 let dtype = tensors.first().map_or(DType::F32, Tensor::dtype);
@@ -392,7 +394,8 @@ pub struct StoredTensor<'a> {
     shape: Vec<usize>,
     /// Its number, and how many there are.
     part: Option<(usize, usize)>,
-    transposed: bool,
+    /// How its axes are in the file, if in another order.
+    turned: Option<Turned>,
 }
 
 #[derive(Debug, Clone)]
@@ -406,21 +409,21 @@ enum Whole<'a> {
 impl<'a> From<&'a Tensor> for StoredTensor<'a> {
     fn from(tensor: &'a Tensor) -> Self {
         let (whole, dtype, shape) = (Whole::Tensor(tensor), tensor.dtype(), tensor.shape().to_vec());
-        Self { whole, dtype, shape, part: None, transposed: false }
+        Self { whole, dtype, shape, part: None, turned: None }
     }
 }
 
 impl<'a> From<&'a Halves> for StoredTensor<'a> {
     fn from(halves: &'a Halves) -> Self {
         let (whole, dtype, shape) = (Whole::Halves(halves), DType::F32, halves.shape().to_vec());
-        Self { whole, dtype, shape, part: None, transposed: false }
+        Self { whole, dtype, shape, part: None, turned: None }
     }
 }
 
 impl<'a> StoredTensor<'a> {
     /// Bytes that are written as they are.
     pub(crate) fn raw(dtype: Dtype, shape: Vec<usize>, bytes: Cow<'a, [u8]>) -> Self {
-        Self { whole: Whole::Raw(dtype, bytes), dtype: DType::F32, shape, part: None, transposed: false }
+        Self { whole: Whole::Raw(dtype, bytes), dtype: DType::F32, shape, part: None, turned: None }
     }
 
     /// The same in another floating-point type, if it is of one.
@@ -436,9 +439,14 @@ impl<'a> StoredTensor<'a> {
         }
     }
 
-    /// It or a part of it, straight or with rows for columns.
-    pub(crate) fn part(self, shape: Vec<usize>, part: Option<(usize, usize)>, transposed: bool) -> Self {
-        Self { shape, part, transposed, ..self }
+    /// It or a part of it, straight or with its axes in another order.
+    pub(crate) fn part(
+        self,
+        shape: Vec<usize>,
+        part: Option<(usize, usize)>,
+        turned: Option<Turned>,
+    ) -> Self {
+        Self { shape, part, turned, ..self }
     }
 
     /// The dimensions in the file.
@@ -460,8 +468,11 @@ impl<'a> StoredTensor<'a> {
     /// # Panics
     /// If it is of no floating-point type.
     pub fn to_tensor(&self) -> Tensor {
-        let copy = self.piece(0..self.elements()).reshape(&self.shape_read());
-        if self.transposed { transposed(&copy) } else { copy }
+        let copy = self.piece(0..self.elements());
+        match self.turned {
+            Some(turned) => turned.apply(&copy).reshape(&self.shape),
+            None => copy.reshape(&self.shape),
+        }
     }
 
     /// Some of its elements, in the order before they are turned round.
@@ -485,7 +496,7 @@ impl<'a> StoredTensor<'a> {
     /// The first of `f`.
     pub fn try_for_each_piece<E>(&self, mut f: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         const PIECE: usize = 1 << 20;
-        if self.transposed || matches!(self.whole, Whole::Raw(..)) {
+        if self.turned.is_some() || matches!(self.whole, Whole::Raw(..)) {
             return f(&self.data());
         }
         let elements = self.elements();
@@ -493,28 +504,61 @@ impl<'a> StoredTensor<'a> {
             .step_by(PIECE)
             .try_for_each(|start| f(self.piece(start..elements.min(start + PIECE)).view().bytes()))
     }
-
-    /// The dimensions before they are turned round.
-    fn shape_read(&self) -> Vec<usize> {
-        if self.transposed { self.shape.iter().rev().copied().collect() } else { self.shape.clone() }
-    }
 }
 
-/// A matrix with rows for columns.
-pub(crate) fn transposed(matrix: &Tensor) -> Tensor {
-    fn turned<E: sft_kernels::Element>(matrix: &Tensor) -> Tensor {
-        let (rows, columns) = (matrix.shape()[0], matrix.shape()[1]);
-        let from = matrix.view().as_slice::<E>();
-        let mut to = Tensor::zeros(matrix.dtype(), &[columns, rows]);
-        for (column, to) in to.view_mut().as_mut_slice::<E>().chunks_mut(rows.max(1)).enumerate() {
-            to.iter_mut().enumerate().for_each(|(row, to)| *to = from[row * columns + column]);
+/// The axes of a tensor of three in another order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Turned {
+    /// The dimensions before.
+    dims: [usize; 3],
+    /// The axes that follow each other after it.
+    axes: [usize; 3],
+}
+
+impl Turned {
+    pub(crate) fn new(dims: [usize; 3], axes: [usize; 3]) -> Self {
+        Self { dims, axes }
+    }
+
+    /// Rows of a matrix for its columns.
+    pub(crate) fn transposed([rows, columns]: [usize; 2]) -> Self {
+        Self::new([1, rows, columns], [0, 2, 1])
+    }
+
+    /// What undoes it.
+    pub(crate) fn inverse(self) -> Self {
+        let axes = [0, 1, 2].map(|axis| self.axes.iter().position(|a| *a == axis).unwrap_or(axis));
+        Self { dims: self.shape(), axes }
+    }
+
+    /// The dimensions after it.
+    pub(crate) fn shape(self) -> [usize; 3] {
+        self.axes.map(|axis| self.dims[axis])
+    }
+
+    /// The tensor turned.
+    ///
+    /// # Panics
+    /// If it has another number of elements; on a GPU.
+    pub(crate) fn apply(self, tensor: &Tensor) -> Tensor {
+        match tensor.dtype() {
+            DType::F32 => self.turn::<f32>(tensor),
+            DType::BF16 => self.turn::<half::bf16>(tensor),
+            DType::F16 => self.turn::<half::f16>(tensor),
+        }
+    }
+
+    fn turn<E: sft_kernels::Element>(self, tensor: &Tensor) -> Tensor {
+        let strides = [self.dims[1] * self.dims[2], self.dims[2], 1];
+        let ([a, b, c], [of_a, of_b, of_c]) = (self.shape(), self.axes.map(|axis| strides[axis]));
+        let from = tensor.view().as_slice::<E>();
+        assert_eq!(from.len(), a * b * c, "turned: {:?}", tensor.shape());
+        let mut to = Tensor::zeros(tensor.dtype(), &[a, b, c]);
+        for (row, to) in to.view_mut().as_mut_slice::<E>().chunks_mut(c.max(1)).enumerate() {
+            let start = (row / b) * of_a + (row % b) * of_b;
+            to.iter_mut().enumerate().for_each(|(k, to)| *to = from[start + k * of_c]);
         }
         to
-    }
-    match matrix.dtype() {
-        DType::F32 => turned::<f32>(matrix),
-        DType::BF16 => turned::<half::bf16>(matrix),
-        DType::F16 => turned::<half::f16>(matrix),
     }
 }
 
@@ -536,7 +580,7 @@ impl safetensors::View for StoredTensor<'_> {
         if let Whole::Raw(_, bytes) = &self.whole {
             return bytes.as_ref().into();
         }
-        if let (Whole::Tensor(tensor), None, false) = (&self.whole, self.part, self.transposed)
+        if let (Whole::Tensor(tensor), None, None) = (&self.whole, self.part, self.turned)
             && tensor.is_on_host()
             && tensor.dtype() == self.dtype
         {

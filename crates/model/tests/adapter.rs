@@ -11,7 +11,7 @@ use sft_kernels::{CpuOptions, DType, Device, Tensor};
 use sft_model::adapter::{self, Last, PeftAdapter};
 use sft_model::linear::Linear;
 use sft_model::loading::{self, Source};
-use sft_model::method::{AdapterOptions, LoraInit, LoraOptions, Method};
+use sft_model::method::{AdapterOptions, LoraInit, LoraOptions, Method, Targets};
 use sft_model::weights::{WeightFiles, write_file};
 use sft_model::workspace::{Purpose, Workspace};
 use sft_model::{Batch, Decoder, ModelError, families};
@@ -50,7 +50,8 @@ fn options() -> LoraOptions {
         rank: 3,
         alpha: 6.0,
         dropout: 0.0,
-        targets: Vec::new(),
+        targets: Targets::All,
+        target_parameters: Vec::new(),
         use_rslora: false,
         use_dora: false,
         init: LoraInit::Random,
@@ -296,9 +297,9 @@ fn an_adapter_that_is_written_reads_back_with_the_same_logits() {
         ("llama", options()),
         (
             "qwen3",
-            LoraOptions { use_rslora: true, targets: vec!["q_proj".into(), "down_proj".into()], ..options() },
+            LoraOptions { use_rslora: true, targets: Targets::named(["q_proj", "down_proj"]), ..options() },
         ),
-        ("qwen2", LoraOptions { targets: vec!["model.layers.1.mlp.up_proj".into()], ..options() }),
+        ("qwen2", LoraOptions { targets: Targets::named(["model.layers.1.mlp.up_proj"]), ..options() }),
         ("qwen2", LoraOptions { use_dora: true, ..options() }),
     ] {
         let decoder = random_lora(name, &options);
@@ -587,7 +588,7 @@ fn routers_get_no_magnitudes() {
     let plain = Method::Lora(options()).adapters(&spec).unwrap();
     let router = plain.layers[0].carried_by("mlp.gate").is_some();
     assert_eq!(routed.is_err(), router);
-    let named = LoraOptions { use_dora: true, targets: vec!["q_proj".into()], ..options() };
+    let named = LoraOptions { use_dora: true, targets: Targets::named(["q_proj"]), ..options() };
     Method::Lora(named).adapters(&spec).unwrap();
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sft_kernels::DType;
 use sft_kernels::quantized::Scheme;
-use sft_model::adapter::AdapterConfig;
+use sft_model::adapter::PeftAdapter;
 use sft_model::method::Method;
 use sft_model::quantization::Quantization;
 use sft_model::weights::WeightFiles;
@@ -291,14 +291,27 @@ fn adapter_configurations_survive_any_text() {
         "peft_type": "OFT", "peft_version": "0.18.1", "r": 0, "oft_block_size": 8, "module_dropout": 0.1,
         "target_modules": "all-linear", "bias": "none", "use_cayley_neumann": true, "num_cayley_neumann_terms": 5
     });
-    let seeds = [seed.to_string(), rotations.to_string(), {
-        let mut seed = seed.clone();
-        seed["target_modules"] = Value::String("all-linear".into());
-        seed["layers_to_transform"] = Value::Null;
-        seed.to_string()
-    }];
+    let seeds = [
+        seed.to_string(),
+        rotations.to_string(),
+        {
+            let mut seed = seed.clone();
+            seed["target_modules"] = Value::String("all-linear".into());
+            seed["layers_to_transform"] = Value::Null;
+            seed.to_string()
+        },
+        {
+            let mut seed = seed.clone();
+            seed["target_parameters"] = json!(["experts.gate_up_proj", "down_proj", "gate.weight"]);
+            seed["lora_dropout"] = json!(0);
+            seed["peft_version"] = json!("0.19.1");
+            seed.to_string()
+        },
+    ];
     let folder = folder();
-    let spec = families::read_spec(&case("llama")).unwrap();
+    let specs = ["llama", "qwen2_moe"].map(|name| families::read_spec(&case(name)).unwrap());
+    let tensors = "adapter_model.safetensors";
+    fs::copy(case("qwen2_moe").join("experts").join(tensors), folder.path().join(tensors)).unwrap();
     // Expressions that take others a time without end.
     let words = [
         "(a+)+$",
@@ -324,12 +337,14 @@ fn adapter_configurations_survive_any_text() {
     };
     fuzz("adapter_config.json", make, |input, _| {
         fs::write(folder.path().join("adapter_config.json"), input).unwrap();
-        let Ok(config) = AdapterConfig::read(folder.path()) else { return false };
+        let Ok(adapter) = PeftAdapter::read(folder.path()) else { return false };
         for path in ["model.layers.0.self_attn.q_proj", "lm_head", &"a".repeat(3000)] {
-            let _ = (config.targets(path), config.rank_of(path));
+            let _ = (adapter.config.targets(path), adapter.config.rank_of(path));
         }
-        let options = config.options_for(&spec);
-        let _ = loading::count(&spec, &Method::from(options), Some(Quantization::Made(Scheme::Int8)));
+        for spec in &specs {
+            let options = adapter.options_for(spec);
+            let _ = loading::count(spec, &Method::from(options), Some(Quantization::Made(Scheme::Int8)));
+        }
         true
     });
 }

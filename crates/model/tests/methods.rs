@@ -6,7 +6,7 @@ use serde_json::Value;
 use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device, View};
 use sft_model::loading::{self, Source};
-use sft_model::method::{LoraInit, LoraOptions, Method, OftBlocks, OftOptions};
+use sft_model::method::{LoraInit, LoraOptions, Method, OftBlocks, OftOptions, Targets};
 use sft_model::parameter::Stored;
 use sft_model::pass::Batch;
 use sft_model::quantization::{Precision, Quantization};
@@ -28,7 +28,8 @@ fn lora(use_dora: bool, init: LoraInit) -> Method {
         rank: 2,
         alpha: 4.0,
         dropout: 0.0,
-        targets: Vec::new(),
+        targets: Targets::All,
+        target_parameters: Vec::new(),
         use_rslora: false,
         use_dora,
         init,
@@ -40,7 +41,7 @@ fn oft() -> Method {
     Method::Oft(OftOptions {
         blocks: OftBlocks::Size(5),
         dropout: 0.0,
-        targets: Vec::new(),
+        targets: Targets::All,
         modules_to_save: Vec::new(),
     })
 }

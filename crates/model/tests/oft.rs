@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use sft_kernels::{CpuOptions, DType, Device};
 use sft_model::adapter::{self, Last, PeftAdapter};
-use sft_model::method::{AdapterOptions, Method, OftBlocks, OftOptions};
+use sft_model::method::{AdapterOptions, Method, OftBlocks, OftOptions, Targets};
 use sft_model::weights::WeightFiles;
 use sft_model::workspace::{Purpose, Workspace};
 use sft_model::{Batch, Decoder, families};
@@ -26,7 +26,7 @@ fn base(name: &str, compute: DType) -> Decoder {
 }
 
 fn options(blocks: OftBlocks) -> OftOptions {
-    OftOptions { blocks, dropout: 0.0, targets: Vec::new(), modules_to_save: Vec::new() }
+    OftOptions { blocks, dropout: 0.0, targets: Targets::All, modules_to_save: Vec::new() }
 }
 
 /// A decoder with random rotations.
@@ -122,7 +122,7 @@ fn an_adapter_that_is_written_has_pefts_keys_and_reads_back_with_the_same_logits
     for (name, options) in [
         ("llama", options(OftBlocks::Size(8))),
         ("llama", options(OftBlocks::Count(3))),
-        ("qwen3", OftOptions { targets: vec!["q_proj".into()], ..options(OftBlocks::Size(4)) }),
+        ("qwen3", OftOptions { targets: Targets::named(["q_proj"]), ..options(OftBlocks::Size(4)) }),
         ("qwen2", OftOptions { modules_to_save: vec!["lm_head".into()], ..options(OftBlocks::Size(8)) }),
     ] {
         let decoder = random(name, &options);
@@ -207,7 +207,7 @@ fn tensors_of_another_block_size_are_named_with_both_shapes() {
 #[test]
 fn layers_without_rotations_and_blocks_of_one_are_refused() {
     let adapters = |name: &str, blocks: OftBlocks, targets: &[&str]| {
-        let targets = targets.iter().map(|name| (*name).to_owned()).collect();
+        let targets = if targets.is_empty() { Targets::All } else { Targets::named(targets.iter().copied()) };
         let method = Method::Oft(OftOptions { targets, ..options(blocks) });
         method.adapters(&families::read_spec(&case(name)).unwrap()).map_err(|error| error.to_string())
     };

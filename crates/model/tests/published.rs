@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sft_kernels::{CpuOptions, DType, Device};
 use sft_model::adapter::{self, PeftAdapter};
 use sft_model::loading::{self, Source};
-use sft_model::method::{LoraInit, LoraOptions, Method};
+use sft_model::method::{LoraInit, LoraOptions, Method, Targets};
 use sft_model::saving::{self, SaveOptions};
 use sft_model::weights::WeightFiles;
 use sft_model::{Decoder, families};
@@ -139,7 +139,8 @@ fn an_adapter_sits_on_the_modules_that_the_file_has() {
         rank: 2,
         alpha: 4.0,
         dropout: 0.0,
-        targets: Vec::new(),
+        targets: Targets::All,
+        target_parameters: Vec::new(),
         use_rslora: false,
         use_dora: false,
         init: LoraInit::Random,
@@ -171,7 +172,7 @@ fn an_adapter_sits_on_the_modules_that_the_file_has() {
         let mut again = Decoder::read(&device(), base.path(), &Method::Inference, DType::F32, 0).unwrap();
         let read = PeftAdapter::read(out.path()).unwrap().attach(&device(), &mut again, true).unwrap();
         assert_eq!(
-            read.targets(),
+            read.targets().names(),
             targets.as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect::<Vec<_>>()
         );
     }

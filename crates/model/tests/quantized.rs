@@ -8,7 +8,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device};
-use sft_model::method::{LoraInit, LoraOptions, Method};
+use sft_model::method::{LoraInit, LoraOptions, Method, Targets};
 use sft_model::quantization::{self, Found, Precision, Quantization};
 use sft_model::saving::{self, SaveOptions};
 use sft_model::{Decoder, ModelError, families};
@@ -234,7 +234,8 @@ fn the_plan_counts_the_bytes_that_are_taken() {
         rank: 4,
         alpha: 8.0,
         dropout: 0.0,
-        targets: Vec::new(),
+        targets: Targets::All,
+        target_parameters: Vec::new(),
         use_rslora: false,
         use_dora: false,
         init: LoraInit::Random,

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sft_kernels::{CpuOptions, DType, Device, Tensor};
 use sft_model::loading::{self, Source};
-use sft_model::method::{LoraInit, LoraOptions, Method};
+use sft_model::method::{LoraInit, LoraOptions, Method, Targets};
 use sft_model::saving::{self, SaveOptions};
 use sft_model::weights::{self, WeightFiles};
 use sft_model::workspace::{Purpose, Workspace};
@@ -259,7 +259,8 @@ fn a_head_with_rows_of_length_one_is_never_trained() {
             rank: 2,
             alpha: 4.0,
             dropout: 0.0,
-            targets: Vec::new(),
+            targets: Targets::All,
+            target_parameters: Vec::new(),
             use_rslora: false,
             use_dora: false,
             init: LoraInit::Random,

@@ -114,7 +114,7 @@ pub struct Parity {
 }
 
 /// Folders of adapters of other kinds than LoRA's.
-pub const OTHER_ADAPTERS: [&str; 3] = ["dora", "pissa", "oft"];
+pub const OTHER_ADAPTERS: [&str; 4] = ["dora", "pissa", "oft", "experts"];
 
 impl Parity {
     /// The largest part of its limit that a difference takes, and of what; above 1, or NaN, it does not hold.
@@ -322,7 +322,8 @@ impl Case {
         let files = WeightFiles::open(&self.folder, &[path])?;
         let mut largest = 0.0;
         for parameter in decoder.trained_mut() {
-            let expected = files.tensor(&adapter::stored_name(parameter.name()), parameter.shape());
+            let name = adapter::stored_name(parameter.name());
+            let expected = files.weight(&name, parameter.shape(), parameter.stored_as());
             let difference = expected.map_or(f64::INFINITY, |expected| {
                 let found = parameter.to_host().to_f32_vec();
                 let (difference, norm) = difference_and_norm(&found, &expected.to_f32_vec());

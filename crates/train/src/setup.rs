@@ -22,7 +22,7 @@ use sft_hub::{HubError, HubKeys, HubOptions, Model};
 use sft_kernels::objective::Loss;
 use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device, DeviceError, cuda};
-use sft_model::adapter::AdapterConfig;
+use sft_model::adapter::PeftAdapter;
 use sft_model::method::{self, LoraInit, LoraOptions, Method, OftBlocks, OftOptions};
 use sft_model::quantization::{Found, Quantization};
 use sft_model::spec::{DecoderSpec, RopeScaling};
@@ -294,10 +294,6 @@ pub fn spec(config: &RunConfig) -> Result<DecoderSpec, TrainError> {
 /// # Errors
 /// Names that fit nothing; an adapter that cannot be read.
 pub fn method(config: &RunConfig, spec: &DecoderSpec) -> Result<Method, ModelError> {
-    let names = |targets: &Targets| match targets {
-        Targets::All => Vec::new(),
-        Targets::Names(names) => names.clone(),
-    };
     let whole = |named: &[String]| match (named, &spec.new_rows) {
         ([], Some(_)) => method::ends_of_vocabulary(spec),
         (named, _) => named.to_vec(),
@@ -320,13 +316,17 @@ pub fn method(config: &RunConfig, spec: &DecoderSpec) -> Result<Method, ModelErr
         FinetuningType::Lora | FinetuningType::Oft if continued_adapter(config).is_some() => {
             // The adapter says itself of which kind it is.
             let folder = continued_adapter(config).unwrap_or_default();
-            Ok(AdapterConfig::read(&folder)?.options_for(spec).into())
+            Ok(PeftAdapter::read(&folder)?.options_for(spec).into())
         }
         FinetuningType::Lora => Ok(Method::Lora(LoraOptions {
             rank: config.lora_rank as usize,
             alpha: config.lora_alpha,
             dropout: config.lora_dropout as f32,
-            targets: adapter_targets(config, spec, names(&config.lora_target))?,
+            targets: adapter_targets(config, spec, &config.lora_target)?,
+            target_parameters: match config.lora_target_parameters.as_slice() {
+                [all] if all == "all" => method::expert_targets(spec)?,
+                names => names.to_vec(),
+            },
             use_rslora: config.use_rslora,
             use_dora: config.use_dora,
             init: lora_init(config),
@@ -338,22 +338,35 @@ pub fn method(config: &RunConfig, spec: &DecoderSpec) -> Result<Method, ModelErr
                 count => OftBlocks::Count(count as usize),
             },
             dropout: config.module_dropout as f32,
-            targets: adapter_targets(config, spec, names(&config.oft_target))?,
+            targets: adapter_targets(config, spec, &config.oft_target)?,
             modules_to_save: whole(&config.additional_target),
         })),
     }
 }
 
-/// The layers that carry adapters; empty for all of them.
+/// The layers that carry adapters.
 fn adapter_targets(
     config: &RunConfig,
     spec: &DecoderSpec,
-    names: Vec<String>,
-) -> Result<Vec<String>, ModelError> {
-    if !config.use_llama_pro {
-        return Ok(names);
+    targets: &Targets,
+) -> Result<method::Targets, ModelError> {
+    let names = names(targets);
+    if config.use_llama_pro {
+        let blocks = method::expanded_blocks(spec, config.freeze_trainable_layers)?;
+        return Ok(method::Targets::Named(method::linears_of_blocks(spec, &blocks, &names)?));
     }
-    method::linears_of_blocks(spec, &method::expanded_blocks(spec, config.freeze_trainable_layers)?, &names)
+    Ok(match targets {
+        Targets::All => method::Targets::All,
+        Targets::Names(_) => method::Targets::Named(names),
+    })
+}
+
+/// Names of modules; none where all are meant.
+fn names(targets: &Targets) -> Vec<String> {
+    match targets {
+        Targets::All => Vec::new(),
+        Targets::Names(names) => names.clone(),
+    }
 }
 
 fn lora_init(config: &RunConfig) -> LoraInit {

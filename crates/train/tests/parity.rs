@@ -58,6 +58,7 @@ fn models_are_computed_as_transformers_and_peft_compute_them() {
                 "llama" => &["dora", "oft", "pissa"],
                 "llama__nf4" | "qwen3" => &["oft"],
                 "qwen2" | "gpt2" => &["dora"],
+                "deepseek_v3" | "gpt_oss" | "llama4_text" | "qwen2_moe" => &["experts"],
                 _ => &[],
             };
             assert!(found.others.keys().copied().eq(others.iter().copied()), "{case}: {found:?}");

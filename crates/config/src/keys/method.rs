@@ -18,6 +18,9 @@ macro_rules! method_keys {
         lora_dropout: f64 { range: Range::until(0.0, 1.0), read_by: "model::linear" }
         /// LoRA: the linear layers that get matrices. `all` is every one but the head.
         lora_target: Targets { default: Targets::All, read_by: "model::linear" }
+        /// LoRA: weights besides linear layers that get matrices, one pair for each expert: `all` is those of all experts
+        /// (PEFT's `target_parameters`; docs/experts.md).
+        lora_target_parameters: Vec<String> { read_by: "model::experts" }
         /// LoRA and OFT: modules trained whole and saved with the adapter (PEFT's `modules_to_save`).
         additional_target: Vec<String> { read_by: "model::adapter" }
         /// LoRA: scale by lora_alpha / √lora_rank.

@@ -19,7 +19,7 @@ mod products;
 mod tests;
 
 pub(crate) use on_cuda::SOURCE;
-pub use products::ExpertWeights;
+pub use products::{ExpertAdapters, ExpertWeights};
 
 use std::ops::Range;
 

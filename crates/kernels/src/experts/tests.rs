@@ -128,14 +128,14 @@ fn compare(
     let zeros = |dtype, shape: &[usize]| dev.zeros(dtype, shape);
     let (mut xs, mut o) = (zeros(dtype, &[n * k, inputs]), zeros(dtype, &[n * k, out]));
     rows::gather(dev, x.view(), grouping.tokens(), 1.0, xs.view_mut());
-    layer.forward(dev, &grouping, xs.view(), o.view_mut());
+    layer.forward(dev, &grouping, xs.view(), o.view_mut(), None);
     let mut y = zeros(dtype, &[n, out]);
     combine(dev, &grouping, o.view(), Some(w.view()), y.view_mut(), false);
     assert_close("y", &to_f64(&y), &reference.forward(&to_f64(&x), &weights, &ws), tolerance);
 
     rows::gather(dev, dy.view(), grouping.tokens(), 1.0, o.view_mut());
     let (mut z, mut found) = (zeros(dtype, &[n * k, inputs]), zeros(DType::F32, &[n, k]));
-    layer.backward_input(dev, &grouping, o.view(), z.view_mut());
+    layer.backward_input(dev, &grouping, o.view(), z.view_mut(), None);
     weigh(dev, &grouping, xs.view(), z.view_mut(), w.view(), found.view_mut());
     assert_close("dw", &to_f64(&found), &dw, tolerance);
     let mut found = dy.zeros_beside(dtype, &[n, inputs]);
@@ -161,6 +161,85 @@ fn device_matches_reference() {
     }
 }
 
+/// Of adapters, in the sums of all slots: the reference with W[e] + s·B[e]·A[e] for a weight, whose gradient dW gives
+/// dA[e] = s·B[e]ᵀ·dW[e] and dB[e] = s·dW[e]·A[e]ᵀ.
+fn compare_adapters(
+    dev: &Device,
+    (dtype, tolerance): (DType, f64),
+    (n, k, experts): (usize, usize, usize),
+    [out, inputs, rank]: [usize; 3],
+    transposed: bool,
+) {
+    let (index, grouping) = choices(n, k, experts);
+    let mut random = Random::new(6);
+    let [x, dy] = [inputs, out].map(|width| random.tensor(dtype, &[n, width]));
+    let weight = if transposed { [experts, inputs, out] } else { [experts, out, inputs] };
+    let weight = random.tensor(dtype, &weight);
+    let [a, b] = [[experts, rank, inputs], [experts, out, rank]].map(|shape| random.tensor(dtype, &shape));
+    let scale = 0.625;
+    let [xs, ws, as_, bs, dys] = [&x, &weight, &a, &b, &dy].map(to_f64);
+    let all = || (0..experts).flat_map(|e| (0..out).flat_map(move |o| (0..inputs).map(move |i| (e, o, i))));
+    let at_w = |(e, o, i): (usize, usize, usize)| match transposed {
+        true => (e * inputs + i) * out + o,
+        false => (e * out + o) * inputs + i,
+    };
+    let at_a = |e: usize, r: usize, i: usize| (e * rank + r) * inputs + i;
+    let at_b = |e: usize, o: usize, r: usize| (e * out + o) * rank + r;
+    let low_rank =
+        |(e, o, i)| (0..rank).map(|r| bs[at_b(e, o, r)] * as_[at_a(e, r, i)]).sum::<f64>() * f64::from(scale);
+    let sum: Vec<f64> = all().map(|at| ws[at_w(at)] + low_rank(at)).collect();
+    let reference = Reference { index: &index, k, sizes: [out, inputs] };
+    let ones = vec![1.0; n * k];
+    let [dx, dweight, _] = reference.backward(&xs, &sum, &ones, &dys);
+    let [mut da, mut db] = [&as_, &bs].map(|of| vec![0.0; of.len()]);
+    for (at, dw) in all().zip(&dweight) {
+        let ((e, o, i), dw) = (at, f64::from(scale) * dw);
+        for r in 0..rank {
+            da[at_a(e, r, i)] += dw * bs[at_b(e, o, r)];
+            db[at_b(e, o, r)] += dw * as_[at_a(e, r, i)];
+        }
+    }
+
+    let [x, weight, a, b, dy] = [x, weight, a, b, dy].map(|tensor| tensor.on(dev));
+    let layer = ExpertWeights { weight: weight.view(), transposed, bias: None };
+    let adapters = ExpertAdapters { a: a.view(), b: b.view(), scale };
+    let zeros = |dtype, shape: &[usize]| dev.zeros(dtype, shape);
+    let [mut of_x, mut of_y] = [inputs, out].map(|width| zeros(dtype, &[n * k, width]));
+    let [mut xa, mut dxa] = [(); 2].map(|()| zeros(dtype, &[n * k, rank]));
+    rows::gather(dev, x.view(), grouping.tokens(), 1.0, of_x.view_mut());
+    adapters.down(dev, &grouping, of_x.view(), xa.view_mut());
+    layer.forward(dev, &grouping, of_x.view(), of_y.view_mut(), Some((xa.view(), b.view())));
+    let mut y = zeros(dtype, &[n, out]);
+    combine(dev, &grouping, of_y.view(), None, y.view_mut(), false);
+    assert_close("y", &to_f64(&y), &reference.forward(&xs, &sum, &ones), tolerance);
+
+    rows::gather(dev, dy.view(), grouping.tokens(), 1.0, of_y.view_mut());
+    let mut found = zeros(DType::F32, &[experts, out, rank]);
+    let io = (of_y.view(), xa.view());
+    adapters.backward_output(dev, &grouping, io, dxa.view_mut(), Some(found.view_mut()));
+    assert_close("dB", &to_f64(&found), &db, tolerance);
+    let mut found = zeros(DType::F32, &[experts, rank, inputs]);
+    ExpertAdapters::backward_input(dev, &grouping, (of_x.view(), dxa.view()), found.view_mut());
+    assert_close("dA", &to_f64(&found), &da, tolerance);
+    layer.backward_input(dev, &grouping, of_y.view(), of_x.view_mut(), Some((dxa.view(), a.view())));
+    let mut found = zeros(dtype, &[n, inputs]);
+    combine(dev, &grouping, of_x.view(), None, found.view_mut(), false);
+    assert_close("dx", &to_f64(&found), &dx, tolerance);
+}
+
+#[test]
+fn adapters_are_a_change_of_each_experts_weight() {
+    for dev in devices() {
+        for accuracy in [(DType::F32, 5e-6), (DType::BF16, 2e-2)] {
+            for transposed in [false, true] {
+                compare_adapters(&dev, accuracy, (1, 1, 3), [1, 1, 1], transposed);
+                compare_adapters(&dev, accuracy, (5, 2, 4), [7, 3, 2], transposed);
+                compare_adapters(&dev, accuracy, (70, 3, 9), [40, 24, 8], transposed);
+            }
+        }
+    }
+}
+
 #[test]
 fn biases_are_those_of_each_rows_expert() {
     for dev in devices() {
@@ -170,7 +249,7 @@ fn biases_are_those_of_each_rows_expert() {
         let bias = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0], &[5, 1]).on(&dev);
         let layer = ExpertWeights { weight: weight.view(), transposed: false, bias: Some(bias.view()) };
         let mut y = dev.zeros(DType::F32, &[8, 1]);
-        layer.forward(&dev, &grouping, x.view(), y.view_mut());
+        layer.forward(&dev, &grouping, x.view(), y.view_mut(), None);
         let by_slot: Vec<f32> = grouping.rows().iter().map(|row| y.to_f32_vec()[*row as usize]).collect();
         assert_eq!(by_slot, index.iter().map(|e| *e as f32 + 1.0).collect::<Vec<_>>());
         let mut db = dev.zeros(DType::F32, &[5, 1]);
@@ -199,6 +278,7 @@ fn edges_no_token() {
             &grouping,
             x.view(),
             y.view_mut(),
+            None,
         );
         combine(&dev, &grouping, y.view(), None, dev.zeros(DType::F32, &[0, 4]).view_mut(), false);
         assert_eq!(grouping.groups().count(), 0);

@@ -11,9 +11,8 @@ use serde_json::{Map, Value, json};
 use super::oft;
 use crate::ModelError;
 use crate::method::{
-    AdapterOptions, LoraInit, LoraOptions, OftBlocks, OftOptions, has_ending, has_part, linear_paths,
+    AdapterOptions, LoraInit, LoraOptions, OftBlocks, OftOptions, Targets, has_ending, has_part,
 };
-use crate::spec::DecoderSpec;
 
 /// Name of the file.
 pub(super) const FILE: &str = "adapter_config.json";
@@ -39,7 +38,12 @@ pub struct AdapterConfig {
     pub modules_to_save: Vec<String>,
     /// The model that it was trained on, as its author called it.
     pub base_model: Option<String>,
+    /// Whether PEFT has the matrix A of an adapter of experts at the inputs: before 0.19 it was at the first dimension of
+    /// the weight.
+    pub knows_inputs: bool,
     targets: Selection,
+    /// Ends of the names of weights that carry adapters, whatever module they are in.
+    parameters: Vec<String>,
     excluded: Option<Selection>,
     layers: Vec<u64>,
     layer_patterns: Vec<Regex>,
@@ -63,7 +67,7 @@ enum Selection {
 const START: &str = "sft_pissa_start";
 
 /// Keys that say nothing of what is computed from the tensors.
-const WITHOUT_EFFECT: [&str; 15] = [
+const WITHOUT_EFFECT: [&str; 13] = [
     "auto_mapping",
     "base_model_name_or_path",
     "corda_config",
@@ -73,16 +77,14 @@ const WITHOUT_EFFECT: [&str; 15] = [
     "lora_ga_config",
     "megatron_config",
     "megatron_core",
-    "peft_version",
     "qalora_group_size",
     "revision",
     "runtime_config",
-    "target_parameters",
     "task_type",
 ];
 
 /// Keys that are read below.
-const READ: [&str; 18] = [
+const READ: [&str; 20] = [
     "alpha_pattern",
     "bias",
     "ensure_weight_tying",
@@ -95,10 +97,12 @@ const READ: [&str; 18] = [
     "lora_dropout",
     "modules_to_save",
     "peft_type",
+    "peft_version",
     "r",
     "rank_pattern",
     START,
     "target_modules",
+    "target_parameters",
     "use_dora",
     "use_rslora",
 ];
@@ -138,6 +142,8 @@ impl AdapterConfig {
         let dropout_key = if is_oft { "module_dropout" } else { "lora_dropout" };
         let malformed = |reason: String| (reason, "the file is damaged or was changed by hand");
         let read = || -> Result<Self, String> {
+            let parameters = words(values, "target_parameters")?;
+            let no_modules = (!parameters.is_empty()).then(|| Selection::Names(Vec::new()));
             Ok(Self {
                 rank: number(values, "r")?.map_or(8, |r| r as usize),
                 alpha: number(values, "lora_alpha")?.unwrap_or(8.0),
@@ -148,8 +154,11 @@ impl AdapterConfig {
                 oft: if is_oft { Some(oft::blocks(values)?) } else { None },
                 modules_to_save: words(values, "modules_to_save")?,
                 base_model: values.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
+                knows_inputs: version(values) >= [0, 19],
                 targets: selection(values, "target_modules")?
+                    .or(no_modules)
                     .ok_or("`target_modules` is missing: no layer carries an adapter")?,
+                parameters,
                 excluded: selection(values, "exclude_modules")?,
                 layers: layer_numbers(values)?,
                 layer_patterns: layer_patterns(values)?,
@@ -182,6 +191,9 @@ impl AdapterConfig {
 
     /// Whether the layer of this name (`model.layers.0.self_attn.q_proj`) carries an adapter.
     pub fn targets(&self, path: &str) -> bool {
+        if self.targets_parameter(&format!("{path}.weight")) {
+            return true;
+        }
         let ends = |names: &[String]| names.iter().any(|name| has_ending(path, name));
         let excluded = match &self.excluded {
             Some(Selection::Names(names)) => ends(names),
@@ -200,6 +212,11 @@ impl AdapterConfig {
         }
     }
 
+    /// Whether the weight of this name (`model.layers.0.mlp.experts.down_proj`) carries an adapter, whatever holds it.
+    pub fn targets_parameter(&self, name: &str) -> bool {
+        self.parameters.iter().any(|target| has_ending(name, target))
+    }
+
     fn in_layers(&self, path: &str) -> bool {
         let number = |pattern: &Regex| pattern.captures(path)?.get(1)?.as_str().parse::<u64>().ok();
         let layer = || self.layer_patterns.iter().find_map(number);
@@ -214,29 +231,23 @@ impl AdapterConfig {
     /// What B·A·x of a layer is multiplied by, for an adapter of this rank.
     pub fn scale_of(&self, path: &str, rank: usize) -> f32 {
         let alpha = of_pattern(&self.alpha_pattern, path).unwrap_or(self.alpha);
-        LoraOptions { alpha, ..self.lora_options(Vec::new()) }.scale(rank)
-    }
-
-    /// These settings as options of a method, on the layers of a model that carry the adapter.
-    pub fn options_for(&self, spec: &DecoderSpec) -> AdapterOptions {
-        let all: Vec<String> = linear_paths(spec).collect();
-        let paths: Vec<String> = all.iter().filter(|path| self.targets(path)).cloned().collect();
-        self.options(super::write::target_modules(&paths, &all))
+        LoraOptions { alpha, ..self.lora_options(Targets::All, Vec::new()) }.scale(rank)
     }
 
     /// These settings as options of a method, on layers of these names.
-    pub fn options(&self, targets: Vec<String>) -> AdapterOptions {
-        let Some(blocks) = self.oft else { return self.lora_options(targets).into() };
+    pub fn options(&self, targets: Targets, parameters: Vec<String>) -> AdapterOptions {
+        let Some(blocks) = self.oft else { return self.lora_options(targets, parameters).into() };
         let (dropout, modules_to_save) = (self.dropout, self.modules_to_save.clone());
         OftOptions { blocks, dropout, targets, modules_to_save }.into()
     }
 
-    fn lora_options(&self, targets: Vec<String>) -> LoraOptions {
+    fn lora_options(&self, targets: Targets, target_parameters: Vec<String>) -> LoraOptions {
         LoraOptions {
             rank: self.rank,
             alpha: self.alpha,
             dropout: self.dropout,
             targets,
+            target_parameters,
             use_rslora: self.use_rslora,
             use_dora: self.use_dora,
             init: self.init,
@@ -283,8 +294,11 @@ fn check_lora(values: &Map<String, Value>) -> Result<(), (String, &'static str)>
             "convert it to a plain LoRA adapter where it was trained (path_initial_model_for_weight_conversion)",
         ));
     }
-    if is_set(values.get("target_parameters")) {
-        return Err(("`target_parameters` is not supported".into(), MERGE));
+    let is_drawn = init(values.get("init_lora_weights")) == Some(LoraInit::Random);
+    let without_input = is_drawn && !["lora_dropout", "use_dora"].iter().any(|key| is_set(values.get(*key)));
+    if is_set(values.get("target_parameters")) && !without_input {
+        let reason = "`target_parameters` beside lora_dropout, use_dora or PiSSA, which PEFT does not have";
+        return Err((reason.into(), "the file was changed by hand"));
     }
     let known = |key: &str| WITHOUT_EFFECT.contains(&key) || READ.contains(&key);
     if let Some((key, value)) = values.iter().find(|(key, value)| !known(key) && is_set(Some(value))) {
@@ -316,6 +330,13 @@ fn init_text(init: LoraInit) -> Value {
         LoraInit::Pissa { iterations: None } => json!("pissa"),
         LoraInit::Pissa { iterations: Some(iterations) } => json!(format!("pissa_niter_{iterations}")),
     }
+}
+
+/// The first two numbers of PEFT's version; zeros where it is not said, as before 0.18.
+pub(super) fn version(values: &Map<String, Value>) -> [u32; 2] {
+    let text = values.get("peft_version").and_then(Value::as_str).unwrap_or_default();
+    let mut numbers = text.split(['.', '@']).map(|part| part.parse().unwrap_or(0));
+    [numbers.next(), numbers.next()].map(Option::unwrap_or_default)
 }
 
 /// Whether a value is other than null, false, 0 and empty.
@@ -406,11 +427,15 @@ fn of_pattern(pattern: &[(Regex, f64)], path: &str) -> Option<f64> {
     pattern.iter().find(|(name, _)| name.is_match(path)).map(|(_, number)| *number)
 }
 
+/// The version of PEFT that reads adapters of experts as they are written here.
+const INPUTS_KNOWN: &str = "0.19.1";
+
 /// What [`super::write`] found out of a decoder's adapters.
 pub(super) struct Written<'a> {
     pub options: &'a LoraOptions,
     pub base_model: &'a str,
     pub target_modules: Vec<String>,
+    pub target_parameters: Vec<String>,
     pub fan_in_fan_out: bool,
     pub rank_pattern: Map<String, Value>,
     pub alpha_pattern: Map<String, Value>,
@@ -420,6 +445,7 @@ pub(super) struct Written<'a> {
 pub(super) fn text(written: &Written<'_>) -> String {
     let LoraOptions { rank, alpha, dropout, use_rslora, use_dora, init, modules_to_save, .. } =
         written.options;
+    let target_parameters = &written.target_parameters;
     let mut values = json!({
         "alora_invocation_tokens": null,
         "alpha_pattern": written.alpha_pattern,
@@ -445,13 +471,13 @@ pub(super) fn text(written: &Written<'_>) -> String {
         "megatron_core": "megatron.core",
         "modules_to_save": if modules_to_save.is_empty() { Value::Null } else { json!(modules_to_save) },
         "peft_type": "LORA",
-        "peft_version": "0.18.1",
+        "peft_version": if target_parameters.is_empty() { "0.18.1" } else { INPUTS_KNOWN },
         "qalora_group_size": 16,
         "r": rank,
         "rank_pattern": written.rank_pattern,
         "revision": null,
         "target_modules": written.target_modules,
-        "target_parameters": null,
+        "target_parameters": if target_parameters.is_empty() { Value::Null } else { json!(target_parameters) },
         "task_type": "CAUSAL_LM",
         "trainable_token_indices": null,
         "use_dora": use_dora,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sft_kernels::{DType, Device, Tensor};
 
+use super::experts::ExpertTensors;
 use super::{PREFIX, PeftAdapter, is_saved, path_of};
 use crate::ModelError;
 use crate::decoder::Decoder;
@@ -59,21 +60,23 @@ impl LayerTensors {
 pub(super) struct Fit {
     /// By the full name of the layer.
     pub layers: BTreeMap<String, LayerTensors>,
+    /// By the full name of the weight of all experts.
+    pub experts: BTreeMap<String, ExpertTensors>,
     /// Modules stored whole: weights by the model's names, f32.
     pub saved: Vec<(String, Tensor)>,
 }
 
 /// Looks up tensors, and collects what does not fit.
-struct Fitting<'a> {
-    dev: &'a Device,
-    adapter: &'a PeftAdapter,
+pub(super) struct Fitting<'a> {
+    pub dev: &'a Device,
+    pub adapter: &'a PeftAdapter,
     /// Tensors of the file that have found their place.
-    placed: BTreeSet<String>,
+    pub placed: BTreeSet<String>,
     /// Names of embedding and head.
     outside: [&'static str; 2],
     /// Routers whose adapters have no effect.
     ignored: Vec<String>,
-    problems: Vec<String>,
+    pub problems: Vec<String>,
 }
 
 impl Fit {
@@ -90,7 +93,16 @@ impl Fit {
             ignored: ignored_routers(&decoder.spec),
             problems: Vec::new(),
         };
-        let layers = fitting.layers(decoder);
+        let mut layers = fitting.layers(decoder);
+        let mut experts = BTreeMap::new();
+        for moe in decoder.mixtures() {
+            layers.extend(fitting.router(moe));
+            experts.extend(fitting.experts_of(moe));
+        }
+        if layers.is_empty() && experts.is_empty() && fitting.problems.is_empty() {
+            let what = "target_modules and target_parameters name no layer of the model";
+            fitting.problems.push(what.into());
+        }
         let saved = fitting.saved(decoder);
         fitting.leftovers();
         let folder = adapter.folder.clone();
@@ -109,7 +121,7 @@ impl Fit {
                 return Err(ModelError::NonFinite { folder, name: format!("{PREFIX}{name}"), element });
             }
         }
-        Ok(Self { layers, saved })
+        Ok(Self { layers, experts, saved })
     }
 }
 
@@ -138,14 +150,11 @@ impl Fitting<'_> {
             };
             layers.extend(found.map(|found| (path.to_owned(), found)));
         }
-        if layers.is_empty() && self.problems.is_empty() {
-            self.problems.push("target_modules names no linear layer of the model".into());
-        }
         layers
     }
 
     /// A and B on a layer [out, in], and magnitudes.
-    fn low_rank(&mut self, path: &str, [outputs, inputs]: [usize; 2]) -> Option<LayerTensors> {
+    pub fn low_rank(&mut self, path: &str, [outputs, inputs]: [usize; 2]) -> Option<LayerTensors> {
         let config = &self.adapter.config;
         let rank = config.rank_of(path);
         let a = self.take(format!("{PREFIX}{path}.lora_A.weight"), &[rank, inputs]);
@@ -201,7 +210,7 @@ impl Fitting<'_> {
     }
 
     /// A tensor as f32, or a problem.
-    fn take(&mut self, name: String, shape: &[usize]) -> Option<Tensor> {
+    pub fn take(&mut self, name: String, shape: &[usize]) -> Option<Tensor> {
         let found = self.adapter.tensors.tensor(&name, shape);
         self.placed.insert(name);
         // A copy, so that the file may be written again while the adapter is in use.
@@ -239,7 +248,7 @@ impl Fitting<'_> {
             } else if name.contains(".lora_magnitude_vector") {
                 "magnitudes of DoRA, and adapter_config.json has no `use_dora: true`"
             } else if is_of("", name) {
-                "no layer that target_modules names"
+                "no layer that target_modules or target_parameters name"
             } else {
                 "no weight of modules_to_save"
             };

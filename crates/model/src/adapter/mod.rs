@@ -13,6 +13,7 @@
 //! them separates the two, and the other keeps the weight of the base model.
 
 mod config;
+mod experts;
 mod fit;
 mod oft;
 mod pissa;
@@ -28,11 +29,14 @@ use crate::ModelError;
 use crate::decoder::Decoder;
 use crate::dora::{self, Dora};
 use crate::linear::{Linear, Lora, Start};
-use crate::method::{AdapterOptions, Adapters, Carried, LayerAdapters, LoraInit, LowRank, Rotated, is_saved};
+use crate::method::{
+    AdapterOptions, Adapters, Carried, LayerAdapters, LoraInit, LowRank, Rotated, Targets, is_saved,
+    linear_paths, weight_paths,
+};
 use crate::oft::{Oft, ROTATIONS};
 use crate::parameter::Parameter;
 use crate::spec::DecoderSpec;
-use crate::weights::WeightFiles;
+use crate::weights::{WeightFiles, first_non_finite};
 use fit::{Fit, LayerTensors, LowRankTensors};
 
 pub use config::AdapterConfig;
@@ -143,9 +147,9 @@ impl PeftAdapter {
         if !decoder.adapters.is_empty() {
             return Err(self.error("the model carries an adapter already", "merge all adapters but the last"));
         }
-        let Fit { mut layers, saved } = Fit::of(self, dev, decoder)?;
+        let Fit { mut layers, mut experts, saved } = Fit::of(self, dev, decoder)?;
         let mut starts = self.take_starts(dev, decoder, &layers)?;
-        separate_head(decoder, &self.config.options(Vec::new()));
+        separate_head(decoder, &self.config.options(Targets::All, Vec::new()));
         for (name, value) in &saved {
             replace(decoder, name, value, trained && is_saved(&self.config.modules_to_save, name));
         }
@@ -173,13 +177,30 @@ impl PeftAdapter {
         };
         for (block, carriers) in decoder.blocks.iter_mut().zip(&mut adapters.layers) {
             block.linears_mut().for_each(|(name, linear)| put(linear, name, carriers));
+            let Some(moe) = block.mixture_mut() else { continue };
+            if !moe.spec.router.is_linear {
+                put(&mut moe.router, moe.spec.router.name, carriers);
+            }
+            experts::attach(moe, &mut experts, compute, trained, carriers);
         }
         for linear in decoder.entry.linears_mut().chain(&mut decoder.project_out) {
             let name = path_of(linear).to_owned();
             put(linear, &name, &mut adapters.outside);
         }
         decoder.adapters = adapters;
-        Ok(self.config.options_for(&decoder.spec))
+        Ok(self.options_for(&decoder.spec))
+    }
+
+    /// Its settings as options of a method, on what carries it in a model.
+    pub fn options_for(&self, spec: &DecoderSpec) -> AdapterOptions {
+        let linears: Vec<String> = linear_paths(spec).collect();
+        let weights: Vec<String> = weight_paths(spec).collect();
+        let carriers: Vec<String> =
+            linears.iter().filter(|path| self.config.targets(path)).cloned().collect();
+        self.config.options(
+            Targets::Named(write::target_modules(&carriers, &linears)),
+            write::target_parameters(&self.parameters(spec), &weights),
+        )
     }
 
     /// W ← W + s·B·A, with DoRA's magnitudes, or W·Rᵀ, computed in f32 and rounded once to the weight's type; modules stored whole replace the
@@ -194,16 +215,23 @@ impl PeftAdapter {
                 "merge it without `quantization_bit` (`sft export`), then quantise the result",
             ));
         }
-        let Fit { mut layers, saved } = Fit::of(self, dev, decoder)?;
+        let Fit { mut layers, mut experts, saved } = Fit::of(self, dev, decoder)?;
         self.take_starts(dev, decoder, &layers)?;
-        separate_head(decoder, &self.config.options(Vec::new()));
+        separate_head(decoder, &self.config.options(Targets::All, Vec::new()));
         for (name, value) in &saved {
             let trained = decoder.base_parameters().iter().any(|p| p.name() == name && p.is_trained());
             replace(decoder, name, value, trained);
         }
-        for linear in decoder.linears_mut() {
+        let check = |name: &str, merged: &Tensor| match first_non_finite(dev, merged.view()) {
+            None => Ok(()),
+            Some(element) => {
+                let name = format!("{name} with the adapter merged");
+                Err(ModelError::NonFinite { folder: self.folder.clone(), name, element })
+            }
+        };
+        let mut merge = |linear: &mut Linear| -> Result<(), ModelError> {
             let path = path_of(linear).to_owned();
-            let Some(tensors) = layers.remove(&path) else { continue };
+            let Some(tensors) = layers.remove(&path) else { return Ok(()) };
             let dtype = linear.weight.value().dtype();
             let merged = match tensors {
                 LayerTensors::LowRank(tensors) => tensors.merged(dev, &linear.weight, dtype),
@@ -212,12 +240,20 @@ impl PeftAdapter {
                     oft.merged(dev, linear.weight.value()).to_dtype(dtype)
                 }
             };
-            if let Some(element) = crate::weights::first_non_finite(dev, merged.view()) {
-                let name = format!("{path}.weight with the adapter merged");
-                return Err(ModelError::NonFinite { folder: self.folder.clone(), name, element });
-            }
+            check(linear.weight.name(), &merged)?;
             linear.weight = linear.weight.with_value(merged);
             linear.begin_magnitudes();
+            Ok(())
+        };
+        decoder.linears_mut().try_for_each(&mut merge)?;
+        for moe in decoder.mixtures_mut() {
+            merge(&mut moe.router)?;
+            for part in [&mut moe.gate_up, &mut moe.down] {
+                let Some(tensors) = experts.remove(part.weight.name()) else { continue };
+                let merged = tensors.merged(dev, part);
+                check(part.weight.name(), &merged)?;
+                part.weight = part.weight.with_value(merged);
+            }
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::config::{MERGE, is_set, number, shortest};
+use super::config::{MERGE, is_set, number, shortest, version};
 use crate::method::{OftBlocks, OftOptions};
 
 /// Powers of the series that ends the Cayley transform, and the unit matrix.
@@ -39,10 +39,8 @@ const READ: [&str; 11] = [
 /// Refuses tensors that do not mean x·R with R as in [`sft_kernels::oft`].
 pub(super) fn check(values: &Map<String, Value>) -> Result<(), (String, &'static str)> {
     // PEFT before 0.18 ended the series otherwise; the key came with that version.
-    let version = values.get("peft_version").and_then(Value::as_str).unwrap_or("");
-    let mut numbers = version.split(['.', '@']).map(|part| part.parse::<u32>().unwrap_or(0));
-    let version_of = [numbers.next(), numbers.next()].map(Option::unwrap_or_default);
-    if version_of < [0, 18] {
+    if version(values) < [0, 18] {
+        let version = values.get("peft_version").and_then(Value::as_str).unwrap_or("");
         return Err((
             format!("peft_version is `{version}`, and OFT meant something else before 0.18"),
             "train it again with a newer PEFT, or merge it with the one that it was trained with",

@@ -12,7 +12,8 @@ use super::{PREFIX, TENSORS, is_saved, oft, path_of};
 use crate::ModelError;
 use crate::decoder::Decoder;
 use crate::linear::{Linear, Lora};
-use crate::method::{AdapterOptions, LoraInit, LoraOptions};
+use crate::method::{AdapterOptions, LoraInit, LoraOptions, last_two_parts, weight_paths};
+use crate::moe::Moe;
 use crate::parameter::{Parameter, Stored};
 use crate::weights::{self, StoredTensor};
 use sft_kernels::Tensor;
@@ -30,7 +31,8 @@ pub fn write(
     base_model: &str,
     folder: &Path,
 ) -> Result<(), ModelError> {
-    let adapters = decoder.linears().flat_map(Linear::adapter_parameters);
+    let on_linears = decoder.linears().flat_map(Linear::adapter_parameters);
+    let adapters = on_linears.chain(decoder.mixtures().flat_map(Moe::adapter_parameters));
     let tensors = adapters.flat_map(Parameter::in_files).collect();
     write_with(decoder, (options, 1), tensors, base_model, folder)
 }
@@ -82,7 +84,10 @@ fn write_with(
     let paths: Vec<String> = carriers.map(|linear| path_of(linear).to_owned()).collect();
     let all: Vec<String> = decoder.linears().map(|linear| path_of(linear).to_owned()).collect();
     let target_modules = target_modules(&paths, &all);
-    if target_modules.is_empty() {
+    let carriers: Vec<String> = other_carriers(decoder).map(|carrier| carrier.0).collect();
+    let weights: Vec<String> = weight_paths(&decoder.spec).collect();
+    let target_parameters = target_parameters(&carriers, &weights);
+    if target_modules.is_empty() && target_parameters.is_empty() {
         return Err(ModelError::Adapter {
             folder: folder.to_owned(),
             reason: "the model carries no adapter that could be written".into(),
@@ -96,7 +101,9 @@ fn write_with(
     let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()));
     weights::write_file(&folder.join(TENSORS), named)?;
     let text = match options {
-        AdapterOptions::Lora(options) => lora_text(decoder, (options, times), base_model, target_modules),
+        AdapterOptions::Lora(options) => {
+            lora_text(decoder, (options, times), base_model, (target_modules, target_parameters))
+        }
         AdapterOptions::Oft(options) => oft::text(options, base_model, &target_modules),
     };
     let path = folder.join(config::FILE);
@@ -108,7 +115,7 @@ fn lora_text(
     decoder: &Decoder,
     (options, times): (&LoraOptions, usize),
     base_model: &str,
-    target_modules: Vec<String>,
+    (target_modules, target_parameters): (Vec<String>, Vec<String>),
 ) -> String {
     let (rank_pattern, alpha_pattern) = patterns(decoder, options, times);
     // PEFT's word for weights that are [in, out].
@@ -118,6 +125,7 @@ fn lora_text(
         options,
         base_model,
         target_modules,
+        target_parameters,
         fan_in_fan_out,
         rank_pattern,
         alpha_pattern,
@@ -129,9 +137,31 @@ fn carried(decoder: &Decoder) -> impl Iterator<Item = (&Linear, &Lora)> {
     decoder.linears().filter_map(|linear| linear.lora.as_ref().map(|lora| (linear, lora)))
 }
 
+/// What else carries adapters: the names of the weights, ranks and scales.
+fn other_carriers(decoder: &Decoder) -> impl Iterator<Item = (String, usize, f32)> {
+    decoder.mixtures().flat_map(|moe| {
+        let router = moe.router.lora.as_ref().filter(|_| !moe.spec.router.is_linear);
+        let router = router.map(|lora| (moe.router.weight.name().to_owned(), lora.a.shape()[0], lora.scale));
+        let experts = [&moe.gate_up, &moe.down].into_iter().filter_map(|experts| {
+            let lora = experts.lora.as_ref()?;
+            Some((experts.weight.name().to_owned(), lora.rank(), lora.scale))
+        });
+        router.into_iter().chain(experts)
+    })
+}
+
 /// `target_modules` for layers of these full names: short names where they mean the same among `all` layers.
 pub(super) fn target_modules(paths: &[String], all: &[String]) -> Vec<String> {
-    let last = |path: &'_ String| path.rsplit('.').next().unwrap_or(path).to_owned();
+    short_names(paths, all, |path| path.rsplit('.').next().unwrap_or(path))
+}
+
+/// `target_parameters` for weights of these full names among `all` that could be meant.
+pub(super) fn target_parameters(paths: &[String], all: &[String]) -> Vec<String> {
+    short_names(paths, all, last_two_parts)
+}
+
+fn short_names(paths: &[String], all: &[String], short: fn(&str) -> &str) -> Vec<String> {
+    let last = |path: &'_ String| short(path).to_owned();
     let mut names: Vec<String> = Vec::new();
     for name in paths.iter().map(last) {
         if !names.contains(&name) {
@@ -149,20 +179,19 @@ fn patterns(
     times: usize,
 ) -> (Map<String, Value>, Map<String, Value>) {
     let (mut ranks, mut alphas) = (Map::new(), Map::new());
-    for (linear, lora) in carried(decoder) {
-        let (path, rank) = (path_of(linear).to_owned(), times * lora.a.value().dim(0));
+    let linears =
+        carried(decoder).map(|(linear, lora)| (path_of(linear).to_owned(), lora.a.shape()[0], lora.scale));
+    for (path, rank, scale) in linears.chain(other_carriers(decoder)) {
+        let rank = times * rank;
         if rank != options.rank {
             ranks.insert(path.clone(), json!(rank));
         }
-        if lora.scale != options.scale(rank) {
+        if scale != options.scale(rank) {
             let divisor = if options.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-            let alpha = f64::from(lora.scale) * divisor;
+            let alpha = f64::from(scale) * divisor;
             // Six digits undo the rounding of the scale to f32, where alpha was a plain number.
             let plain = (alpha * 1e6).round() / 1e6;
-            alphas.insert(
-                path,
-                config::whole(if (plain / divisor) as f32 == lora.scale { plain } else { alpha }),
-            );
+            alphas.insert(path, config::whole(if (plain / divisor) as f32 == scale { plain } else { alpha }));
         }
     }
     (ranks, alphas)

@@ -88,6 +88,7 @@ pub(super) fn experts(config: &HfConfig, [count, top_k, size]: [&str; 3]) -> Moe
         gate_up: GATE_UP,
         down: DOWN,
         transposed: false,
+        adapters_swapped: false,
         interleaved: false,
         activation,
         weighs_input: false,

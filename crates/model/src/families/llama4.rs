@@ -52,7 +52,7 @@ fn add_experts(config: &HfConfig, spec: &mut DecoderSpec) {
     moe.down = names("feed_forward.experts.down_proj");
     moe.router = RouterSpec { name: "feed_forward.router", ..moe.router };
     (moe.rule.scoring, moe.rule.normalised) = (Scoring::Sigmoid, false);
-    (moe.transposed, moe.weighs_input) = (true, true);
+    (moe.transposed, moe.adapters_swapped, moe.weighs_input) = (true, true, true);
     let step = config.size_or("interleave_moe_layer_step", 1);
     let listed = config.get("moe_layers").and_then(Value::as_array);
     let is_listed = |layer: usize| listed.map(|l| l.iter().any(|entry| entry.as_u64() == Some(layer as u64)));

@@ -4,6 +4,7 @@ use sft_kernels::{DType, Tensor, random};
 
 use super::{Loading, Source, elements};
 use crate::dora::{self, Dora};
+use crate::experts::{ExpertLora, ExpertOutlines};
 use crate::linear::Lora;
 use crate::method::{Method, Rotated};
 use crate::oft::{self, Oft};
@@ -29,10 +30,7 @@ impl Loading<'_> {
         }
         let counting = matches!(self.source, Source::Counting);
         let (inputs, outputs, rank) = if counting { (0, 0, 0) } else { (inputs, outputs, rank) };
-        let bound = 1.0 / (inputs as f64).sqrt();
-        let key = random::key(self.seed, &[random::name_part(path)]);
-        let draw = |i| ((2.0 * random::uniform(key, i) - 1.0) * bound) as f32;
-        let a: Vec<f32> = (0..(rank * inputs) as u64).map(draw).collect();
+        let a = uniform(self.key(path), 1.0 / (inputs as f64).sqrt(), rank * inputs);
         Some(Lora {
             a: self.trained_of(format!("{path}.lora_A.weight"), Tensor::from_slice(&a, &[rank, inputs])),
             b: self.trained_of(format!("{path}.lora_B.weight"), Tensor::zeros(DType::F32, &[outputs, rank])),
@@ -48,6 +46,27 @@ impl Loading<'_> {
         })
     }
 
+    /// Fresh adapters of all experts, as PEFT draws them: of what it calls A each expert's rows uniform in ±1/√width, what
+    /// it calls B zero.
+    pub(super) fn expert_lora(&mut self, outlines: &ExpertOutlines) -> Option<ExpertLora> {
+        let Method::Lora(options) = self.method else { return None };
+        let ExpertOutlines { a, b } = outlines;
+        let [a, b] = [(a, a.shape[2]), (b, b.shape[1])].map(|(outline, width)| {
+            self.counts.trained = self.counts.trained.saturating_add(elements(&outline.shape));
+            self.trained.push(outline.clone());
+            let counting = matches!(self.source, Source::Counting);
+            let shape = if counting { &[0; 3][..] } else { &outline.shape };
+            let value = if outline.name.ends_with("lora_A.weight") {
+                let (key, bound) = (self.key(&outline.name), 1.0 / (width as f64).sqrt());
+                Tensor::from_slice(&uniform(key, bound, elements(shape)), shape)
+            } else {
+                Tensor::zeros(DType::F32, shape)
+            };
+            self.trained_of(outline.name.clone(), value).stored(outline.stored)
+        });
+        Some(ExpertLora { a, b, scale: options.scale(outlines.a.shape[1]) })
+    }
+
     /// Fresh rotations, which turn nothing.
     pub(super) fn oft(&mut self, path: &str, Rotated { block_size, inputs }: Rotated) -> Option<Oft> {
         let Method::Oft(options) = self.method else { return None };
@@ -60,4 +79,13 @@ impl Loading<'_> {
         let skew = Parameter::trained(name, skew, DType::F32);
         Some(Oft::new(skew, block_size, options.dropout, path))
     }
+
+    fn key(&self, name: &str) -> u64 {
+        random::key(self.seed, &[random::name_part(name)])
+    }
+}
+
+/// So many numbers, uniform in ±bound.
+fn uniform(key: u64, bound: f64, count: usize) -> Vec<f32> {
+    (0..count as u64).map(|i| ((2.0 * random::uniform(key, i) - 1.0) * bound) as f32).collect()
 }

@@ -14,6 +14,30 @@ pub enum AdapterOptions {
     Oft(OftOptions),
 }
 
+/// Linear layers that are meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Targets {
+    /// Every one but the head.
+    All,
+    /// Those whose names end so; none of them without a name.
+    Named(Vec<String>),
+}
+
+impl Targets {
+    /// The names, if only some are meant.
+    pub fn names(&self) -> &[String] {
+        match self {
+            Targets::All => &[],
+            Targets::Named(names) => names,
+        }
+    }
+
+    /// Those of these names.
+    pub fn named<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
+        Targets::Named(names.into_iter().map(Into::into).collect())
+    }
+}
+
 /// Settings of LoRA; names as in PEFT's `LoraConfig`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraOptions {
@@ -23,8 +47,10 @@ pub struct LoraOptions {
     pub alpha: f64,
     /// Probability of dropping an element of an adapter's input.
     pub dropout: f32,
-    /// Names of linear layers; empty for all of them.
-    pub targets: Vec<String>,
+    /// The linear layers that carry adapters.
+    pub targets: Targets,
+    /// PEFT's `target_parameters`: ends of the names of other weights that do, those of experts and of routers.
+    pub target_parameters: Vec<String>,
     /// Scale by √R (Kalajdzievski, 2023).
     pub use_rslora: bool,
     /// Magnitudes of their own for the rows of adapted weights (DoRA; Liu et al., 2024).
@@ -55,8 +81,8 @@ pub struct OftOptions {
     pub blocks: OftBlocks,
     /// Share of the blocks that stay as they are in a training pass.
     pub dropout: f32,
-    /// Names of linear layers; empty for all of them.
-    pub targets: Vec<String>,
+    /// The linear layers whose inputs are rotated.
+    pub targets: Targets,
     /// PEFT's `modules_to_save`: modules trained whole (`embed_tokens`, `lm_head`, `norm`).
     pub modules_to_save: Vec<String>,
 }
@@ -91,11 +117,19 @@ fn nearest_divisor(of: usize, wanted: usize) -> usize {
 }
 
 impl AdapterOptions {
-    /// Names of linear layers; empty for all of them.
-    pub fn targets(&self) -> &[String] {
+    /// The linear layers that carry adapters.
+    pub fn targets(&self) -> &Targets {
         match self {
             AdapterOptions::Lora(options) => &options.targets,
             AdapterOptions::Oft(options) => &options.targets,
+        }
+    }
+
+    /// Ends of the names of other weights that do.
+    pub fn target_parameters(&self) -> &[String] {
+        match self {
+            AdapterOptions::Lora(options) => &options.target_parameters,
+            AdapterOptions::Oft(_) => &[],
         }
     }
 
@@ -138,7 +172,10 @@ impl AdapterOptions {
     /// Refuses layers that the adapters do not fit.
     pub(super) fn check(&self, spec: &DecoderSpec, adapters: &Adapters) -> Result<(), ModelError> {
         match self {
-            AdapterOptions::Lora(options) => options.check_routers(spec, adapters),
+            AdapterOptions::Lora(options) => {
+                options.check_routers(spec, adapters)?;
+                options.check_experts()
+            }
             AdapterOptions::Oft(_) => check_rotations(spec, adapters),
         }
     }
@@ -198,6 +235,23 @@ impl LoraOptions {
     pub fn scale(&self, rank: usize) -> f32 {
         let rank = rank as f64;
         (self.alpha / if self.use_rslora { rank.sqrt() } else { rank }) as f32
+    }
+
+    /// Refuses what PEFT has not for weights that are no linear layers': it adds B·A to them, and so has no input of A.
+    fn check_experts(&self) -> Result<(), ModelError> {
+        let with = [
+            (self.dropout > 0.0, "lora_dropout", "dropout"),
+            (self.use_dora, "use_dora", "magnitudes"),
+            (self.init != LoraInit::Random, "pissa_init", "start out of the weight"),
+        ];
+        let hit = with.into_iter().find(|(is_set, ..)| *is_set && !self.target_parameters.is_empty());
+        hit.map_or(Ok(()), |(_, key, what)| {
+            Err(ModelError::Method {
+                key,
+                reason: format!("adapters on `lora_target_parameters` have no {what}, here as in PEFT"),
+                help: format!("leave `{key}` out, or `lora_target_parameters`"),
+            })
+        })
     }
 
     /// Refuses magnitudes for routers: their outputs are float32, whatever the other layers compute in.

@@ -22,6 +22,8 @@ pub struct MoeSpec {
     pub down: ExpertNames,
     /// Whether both are stored with rows for columns: [E, C, 2F] and [E, F, C].
     pub transposed: bool,
+    /// Whether their module does not say so to PEFT, which then has the matrix A of an adapter at the outputs.
+    pub adapters_swapped: bool,
     /// Whether the outputs of gate and up take turns, rather than follow each other.
     pub interleaved: bool,
     /// On the gate.
@@ -83,6 +85,15 @@ impl MoeSpec {
     pub fn linear_names(&self) -> impl Iterator<Item = &'static str> {
         let router = self.router.is_linear.then_some(self.router.name);
         self.shared_gate.into_iter().chain(router)
+    }
+
+    /// What PEFT can adapt besides linear layers (`target_parameters`): the weights of the experts, and that of a router
+    /// that is no plain linear layer. Their names inside the block, and those by which what carries the adapter is known.
+    pub fn parameter_targets(&self) -> impl Iterator<Item = (String, &'static str)> {
+        let router = self.router.name;
+        let router = (!self.router.is_linear).then(|| (format!("{router}.weight"), router));
+        let experts = [self.gate_up.weight, self.down.weight].map(|weight| (weight.to_owned(), weight));
+        experts.into_iter().chain(router)
     }
 
     /// Whether another one needs as much room.
