@@ -18,6 +18,7 @@ import sys
 import warnings
 
 import numpy as np
+import peft
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -59,10 +60,14 @@ def report(name, ours, theirs, extra=""):
 
 report("base", sft_logits(model), logits_of(load()))
 if given:
-    peft = logits_of(PeftModel.from_pretrained(load(), given))
-    report("attach", sft_logits(model, "attach", given), peft)
-    report("merge", sft_logits(model, "merge", given), peft)
+    theirs = logits_of(PeftModel.from_pretrained(load(), given))
+    report("attach", sft_logits(model, "attach", given), theirs)
+    report("merge", sft_logits(model, "merge", given), theirs)
 
+# Weights with a matrix for each expert; PEFT has had adapters of them in the form that sft writes since 0.19.
+of_experts = [name.split(".") for name, w in load().named_parameters() if w.dim() == 3 and w.shape[1] > 1]
+experts = {".".join(parts[-2:]) for parts in of_experts}
+layers = sorted({parts[3] for parts in of_experts})  # model.layers.0.mlp.experts...
 MADE = {
     "patterns": dict(
         target_modules="all-linear",
@@ -76,6 +81,9 @@ MADE = {
     "mlp whole": dict(target_modules="all-linear", modules_to_save=["mlp", "norm"]),
     "embedding whole": dict(target_modules="all-linear", modules_to_save=["embed_tokens"]),
 }
+if experts:
+    MADE = {"experts": dict(target_modules=["q_proj"], target_parameters=sorted(experts)),
+            "feed-forward layer whole": dict(target_modules=["q_proj"], modules_to_save=layers)}
 for name, settings in MADE.items():
     network = get_peft_model(load(), LoraConfig(r=4, lora_alpha=9, task_type="CAUSAL_LM", init_lora_weights=False, **settings))
     with torch.no_grad():
@@ -97,6 +105,10 @@ CASES = {
     "head whole": {"modules_to_save": ["lm_head"]},
     "embedding and head whole": {"modules_to_save": ["embed_tokens", "lm_head"]},
 }
+if experts and peft.__version__ >= "0.19":
+    targets = {"targets": ["q_proj", "o_proj"], "target_parameters": sorted(experts)}
+    CASES = {"all": targets, "one of the weights": {**targets, "target_parameters": sorted(experts)[:1]},
+             "feed-forward layer whole": {"targets": ["q_proj"], "modules_to_save": layers}}
 for name, options in CASES.items():
     folder = work / name.replace(" ", "_")
     sft("adapter", model, folder, json.dumps(options))

@@ -190,6 +190,14 @@ impl Parameter {
         }
     }
 
+    /// The same as transformers' modules have it: so it is in adapters' files.
+    ///
+    /// # Panics
+    /// If it is quantised.
+    pub fn in_modules(&self) -> Vec<(String, StoredTensor<'_>)> {
+        self.stored.in_modules().parts(&self.name, self.as_used())
+    }
+
     /// The weight in its own type and form, for a file that is read as it is used.
     ///
     /// # Panics
@@ -204,7 +212,7 @@ impl Parameter {
 
     /// Its gradient as transformers' modules have the weight; nothing if it takes none.
     pub fn gradient_in_modules(&self) -> Vec<(String, StoredTensor<'_>)> {
-        let form = if let Stored::Elsewhere(_) = self.stored { Stored::Plain } else { self.stored };
+        let form = self.stored.in_modules();
         let gradient = self.gradient.as_ref();
         gradient.map_or_else(Vec::new, |gradient| form.parts(&self.name, StoredTensor::from(&gradient.sum)))
     }
@@ -461,6 +469,11 @@ pub struct ForUpdate<'a> {
 }
 
 impl Stored {
+    /// How the weight lies in transformers' modules.
+    pub(crate) fn in_modules(self) -> Self {
+        if let Stored::Elsewhere(_) = self { Stored::Plain } else { self }
+    }
+
     /// The names and shapes of the tensors that a weight of this shape is in files.
     pub fn shapes(self, name: &str, shape: &[usize]) -> Vec<(String, Vec<usize>)> {
         match self {

@@ -221,12 +221,17 @@ fn adapters_on_each_experts_own_layers_are_one_of_all_experts() {
             }
         }
     }
+    let router = [normal(100, rank * hidden), normal(101, experts * rank)];
+    for (which, values, shape) in [("A", &router[0], [rank, hidden]), ("B", &router[1], [experts, rank])] {
+        let stored = format!("base_model.model.model.layers.1.mlp.gate.lora_{which}.weight");
+        tensors.push((stored, Tensor::from_slice(values, &shape)));
+    }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("adapter_model.safetensors");
     write_file(&path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))).unwrap();
     // Of another strength where the pattern says so; the shared expert has none.
     let values = json!({"peft_type": "LORA", "r": rank, "lora_alpha": 6, "peft_version": "0.15.2",
-        "target_modules": ["gate_proj", "up_proj", "down_proj"], "alpha_pattern": {"up_proj": 12},
+        "target_modules": ["gate", "gate_proj", "up_proj", "down_proj"], "alpha_pattern": {"up_proj": 12},
         "exclude_modules": ".*shared_expert.*"});
     fs::write(folder.path().join("adapter_config.json"), values.to_string()).unwrap();
 
@@ -250,12 +255,20 @@ fn adapters_on_each_experts_own_layers_are_one_of_all_experts() {
         }
         assert!(difference(&weight(&merged, &weight_name), &expected) < 1e-6, "{weight_name}");
     }
+    let name_of_router = "model.layers.1.mlp.gate.weight";
+    let mut expected = weight(&decoder, name_of_router);
+    for (at, w) in expected.iter_mut().enumerate() {
+        let (row, i) = (at / hidden, at % hidden);
+        *w += (0..rank).map(|r| 2.0 * router[1][row * rank + r] * router[0][r * hidden + i]).sum::<f32>();
+    }
+    assert!(difference(&weight(&merged, name_of_router), &expected) < 1e-6);
     let logits_of_merged = logits(&merged);
     assert!(difference(&logits(&attached(folder.path(), name)), &logits_of_merged) < 1e-5);
     // Written again, it is one of all experts.
     let (mut decoder, out) = (base(name), tempfile::tempdir().unwrap());
     let read = PeftAdapter::read(folder.path()).unwrap().attach(&device(), &mut decoder, true).unwrap();
-    assert_eq!(read.target_parameters(), ["experts.gate_up_proj", "experts.down_proj"]);
+    let targets = ["experts.gate_up_proj", "experts.down_proj", "model.layers.1.mlp.gate.weight"];
+    assert!(targets.iter().all(|target| read.target_parameters().iter().any(|t| t.ends_with(target))));
     adapter::write(&decoder, &read, "a/base", out.path()).unwrap();
     assert_eq!(config(out.path())["rank_pattern"].as_object().unwrap().len(), 2);
     assert!(difference(&logits(&attached(out.path(), name)), &logits_of_merged) < 1e-5);

@@ -6,7 +6,7 @@ use serde_json::Value;
 use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device, View};
 use sft_model::loading::{self, Source};
-use sft_model::method::{LoraInit, LoraOptions, Method, OftBlocks, OftOptions, Targets};
+use sft_model::method::{LoraInit, LoraOptions, Method, OftBlocks, OftOptions, Targets, expert_targets};
 use sft_model::parameter::Stored;
 use sft_model::pass::Batch;
 use sft_model::quantization::{Precision, Quantization};
@@ -24,7 +24,11 @@ fn spec(keys: Value) -> DecoderSpec {
 }
 
 fn lora(use_dora: bool, init: LoraInit) -> Method {
-    Method::Lora(LoraOptions {
+    Method::Lora(lora_options(use_dora, init))
+}
+
+fn lora_options(use_dora: bool, init: LoraInit) -> LoraOptions {
+    LoraOptions {
         rank: 2,
         alpha: 4.0,
         dropout: 0.0,
@@ -34,7 +38,7 @@ fn lora(use_dora: bool, init: LoraInit) -> Method {
         use_dora,
         init,
         modules_to_save: Vec::new(),
-    })
+    }
 }
 
 fn oft() -> Method {
@@ -108,6 +112,13 @@ fn every_family_trains_with_every_method() {
                 let share = (before - after) / before;
                 assert!((2e-4..2e-3).contains(&share), "{family} {what}: from {before} to {after}");
             }
+        }
+        if let Ok(target_parameters) = expert_targets(&spec) {
+            let options = lora_options(false, LoraInit::Random);
+            let experts = Method::Lora(LoraOptions { target_parameters, ..options });
+            let (before, after) = step(&dev, &spec, &experts, plain).unwrap();
+            let share = (before - after) / before;
+            assert!((2e-4..2e-3).contains(&share), "{family} experts: from {before} to {after}");
         }
         let dora = step(&dev, &spec, &lora(true, LoraInit::Random), plain);
         let is_adapted = families::all().iter().any(|f| f.model_type == family && f.adapts_routers());

@@ -47,19 +47,25 @@ impl PeftAdapter {
                 }
             }
             let router = path(moe.router.name);
-            if self.carries_router(&moe.router, &router) {
-                found.push(format!("{router}.weight"));
-            }
+            found.extend(self.router_with_adapter(&moe.router, &router).map(|_| format!("{router}.weight")));
         }
         found
     }
 
-    /// Whether there is an adapter on a router that is no plain linear layer: transformers 4 has one there, which
-    /// `target_modules` names.
-    fn carries_router(&self, spec: &RouterSpec, path: &str) -> bool {
-        let is_there = || self.tensors.contains(&format!("{PREFIX}{path}.lora_A.weight"));
-        let is_meant = self.config.targets_parameter(&format!("{path}.weight"));
-        !spec.is_linear && !spec.ignores_adapters && (is_meant || self.config.targets(path) && is_there())
+    /// The name of the module that carries an adapter on a router that is no plain linear layer. Transformers 4 has such a
+    /// layer there, perhaps of another name, which `target_modules` means.
+    fn router_with_adapter(&self, spec: &RouterSpec, path: &str) -> Option<String> {
+        if spec.is_linear || spec.ignores_adapters {
+            return None;
+        }
+        if self.config.targets_parameter(&format!("{path}.weight")) {
+            return Some(path.to_owned());
+        }
+        let weight = format!("{path}.weight");
+        let names = spec.stored.iter().flat_map(|form| form.shapes(&weight, &[1, 1]));
+        let modules = names.filter_map(|(name, _)| name.strip_suffix(".weight").map(str::to_owned));
+        let is_there = |module: &String| self.tensors.contains(&format!("{PREFIX}{module}.lora_A.weight"));
+        modules.chain([path.to_owned()]).find(|module| self.config.targets(module) && is_there(module))
     }
 
     /// The linear layers of each expert that make up the weight of this name, if they carry adapters: names with a `*`
@@ -89,10 +95,8 @@ impl Fitting<'_> {
     /// The tensors on a router that is no plain linear layer.
     pub fn router(&mut self, moe: &Moe) -> Option<(String, LayerTensors)> {
         let (path, shape) = (path_of(&moe.router), moe.router.weight.shape());
-        if !self.adapter.carries_router(&moe.spec.router, path) {
-            return None;
-        }
-        let found = self.low_rank(path, [shape[0], shape[1]])?;
+        let module = self.adapter.router_with_adapter(&moe.spec.router, path)?;
+        let found = self.low_rank(&module, [shape[0], shape[1]])?;
         Some((path.to_owned(), found))
     }
 

@@ -200,6 +200,8 @@ impl Fitting<'_> {
         let mut saved = Vec::new();
         for (name, shape, stored) in weights {
             let in_file = format!("{PREFIX}{name}");
+            // Of transformers 4 it can be in the form of a model's file.
+            let stored = if tensors.contains(&in_file) { stored.in_modules() } else { stored };
             self.placed.extend(stored.shapes(&in_file, shape).into_iter().map(|(part, _)| part));
             match tensors.weight(&in_file, shape, stored) {
                 Ok(weight) => saved.push((name.to_owned(), weight.to_dtype(DType::F32).on(self.dev))),

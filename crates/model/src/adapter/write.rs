@@ -96,7 +96,7 @@ fn write_with(
     }
     let saved =
         decoder.base_parameters().into_iter().filter(|p| is_saved(options.modules_to_save(), p.name()));
-    let tensors = adapters.into_iter().chain(saved.flat_map(Parameter::in_files));
+    let tensors = adapters.into_iter().chain(saved.flat_map(Parameter::in_modules));
     let tensors: Vec<_> = tensors.map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)).collect();
     let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()));
     weights::write_file(&folder.join(TENSORS), named)?;
