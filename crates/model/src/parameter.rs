@@ -470,7 +470,7 @@ pub struct ForUpdate<'a> {
 
 impl Stored {
     /// How the weight lies in transformers' modules.
-    pub(crate) fn in_modules(self) -> Self {
+    pub fn in_modules(self) -> Self {
         if let Stored::Elsewhere(_) = self { Stored::Plain } else { self }
     }
 

@@ -246,6 +246,8 @@ impl WeightFiles {
                 let parts = [tensors.len(), whole.elements() / tensors.len().max(1)];
                 for (i, tensor) in tensors.iter().enumerate() {
                     whole.view_mut().reshape(&parts).into_rows(i..i + 1).copy_from(tensor.view());
+                    // The copy is what is used: both at once would be twice the model.
+                    tensor.release_pages();
                 }
                 whole
             }

@@ -132,12 +132,14 @@ pub fn read_weights(folder: &Path, decoder: &mut Decoder, method: &Method) -> Re
     };
     let mut problems = Vec::new();
     for parameter in decoder.trained_mut() {
-        let name = parameter.name();
-        let stored = if is_adapter { adapter::stored_name(name) } else { name.to_owned() };
-        let shape = parameter.shape().to_vec();
-        match files.tensor(&stored, &shape) {
+        let (name, form) = (parameter.name(), parameter.stored_as());
+        let (stored, form) = match is_adapter {
+            true => (adapter::stored_name(name), form.in_modules()),
+            false => (name.to_owned(), form),
+        };
+        match files.weight(&stored, parameter.shape(), form) {
             Ok(tensor) => parameter.set(tensor.view()),
-            Err(problem) => problems.push(problem),
+            Err(more) => problems.extend(more),
         }
     }
     if problems.is_empty() {

@@ -106,6 +106,45 @@ fn four_steps_and_five_more_equal_nine_of_oft_and_qoft() {
     both_ways_of_adapters(&keys);
 }
 
+/// A folder with the tokenizer of the quick start, and the configuration of a small model of another family.
+fn model_of(folder: &Path, config: &serde_json::Value) {
+    std::fs::create_dir(folder).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(format!("{QUICKSTART}/base/{file}"), folder.join(file)).unwrap();
+    }
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+}
+
+/// GPT-2 stores [in, out], and a mixture a tensor for each expert.
+#[test]
+fn four_steps_and_five_more_equal_nine_of_weights_that_files_have_in_another_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let gpt2 = serde_json::json!({"model_type": "gpt2", "vocab_size": 1536, "n_embd": 32, "n_head": 2, "n_layer": 2,
+        "n_positions": 128, "torch_dtype": "float32"});
+    let mixture = serde_json::json!({"model_type": "qwen3_moe", "vocab_size": 1536, "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+        "norm_topk_prob": true, "torch_dtype": "float32"});
+    for (name, config) in [("gpt2", gpt2), ("mixture", mixture)] {
+        let base = folder.path().join(name);
+        model_of(&base, &config);
+        let model = format!("model_name_or_path={}", base.display());
+        let (whole, parts) = both_ways(&[&model, "finetuning_type=full", "train_from_scratch=true"]);
+        assert_eq!(whole, parts, "{name}");
+    }
+    // Adapters of all experts, on a model with weights of each.
+    let (base, trained) = (folder.path().join("mixture"), folder.path().join("trained"));
+    let model = format!("model_name_or_path={}", base.display());
+    let keys = [model.as_str(), "finetuning_type=full", "train_from_scratch=true", "max_steps=1"];
+    train(&trained, &keys, &mut Silent);
+    let model = format!("model_name_or_path={}", trained.display());
+    for more in [&["bf16=true"][..], &["loraplus_lr_ratio=4", "optim=adafactor"]] {
+        let keys = [&[model.as_str(), "finetuning_type=lora", "lora_target_parameters=all"], more].concat();
+        let (whole, parts) = both_ways(&keys);
+        assert_eq!(whole, parts, "{keys:?}");
+    }
+}
+
 #[test]
 fn four_steps_and_five_more_equal_nine_of_pissa() {
     both_ways_of_lora(&["pissa_init=true", "pissa_iter=4", "pissa_convert=true"]);
