@@ -16,8 +16,8 @@ examples: any checkpoint of the family is read. Templates are those that LLaMA-F
 model's own. All families generate with a cache of their kind, and compute in float32 and bfloat16.
 
 **Methods.** *All*: full, freeze, LoRA on all linear layers and its variants (DoRA, PiSSA), OFT (unless linear layers are stored as
-[in, out]), QLoRA and QOFT. *All, experts whole*: full and freeze
-train the experts; adapters are on the linear layers beside them, as with PEFT, and QLoRA leaves experts in 16 bits. *No DoRA on
+[in, out]), QLoRA and QOFT. *All, experts plain*: full, freeze and LoRA (`lora_target_parameters`, [experts.md](experts.md)) train the
+experts; LoRA's variants and OFT are for the linear layers beside them, as with PEFT, and QLoRA leaves experts in 16 bits. *No DoRA on
 routers*: LoRA adapts the router too, which has no magnitudes. A head whose rows are divided by their length is not trained; LoRA beside
 it is. `crates/model/tests/methods.rs` trains a small model of every family with each.
 
@@ -75,8 +75,8 @@ pub fn page() -> String {
 fn methods(family: &Family) -> &'static str {
     match (family.experts().is_some(), family.adapts_routers()) {
         (false, _) => "all",
-        (true, false) => "all, experts whole",
-        (true, true) => "all, experts whole, no DoRA on routers",
+        (true, false) => "all, experts plain",
+        (true, true) => "all, experts plain, no DoRA on routers",
     }
 }
 
