@@ -9,7 +9,7 @@ use sft_data::batches::Batches;
 use sft_data::encoder::Encoder;
 use sft_data::loader::StepBatch;
 use sft_data::template::saved;
-use sft_kernels::{DType, Device};
+use sft_kernels::{DType, Device, give_back_freed};
 use sft_model::method::AdapterOptions;
 use sft_model::{Decoder, ModelError, adapter, saving};
 use sft_runs::checkpoint::{CheckpointWriter, rotate};
@@ -93,6 +93,8 @@ impl<'a> Running<'a> {
         let trainer = Trainer::new(dev, &job)?;
         let recorder = Recorder::open(folder, recorder_options(&job))?;
         let encoder = setup::told_encoder(&job.config)?;
+        // Reading a tokenizer takes several times what it is.
+        give_back_freed();
         let data_files = DataFiles::new(job.datasets.iter().flat_map(|set| &set.files));
         let rows = match &job.train {
             Batches::Kept(loader) if job.config.do_train => Some(digest_of_rows(loader.examples())),
