@@ -140,32 +140,38 @@ impl Fitting<'_> {
     }
 
     /// A and B of experts that are linear layers of their own, or two: one of the gate, and one of what it multiplies.
-    /// Both are one of the sum of their ranks, with zeros where B of one meets rows of the other.
+    /// Both are one of the sum of their ranks, with zeros where B of one meets rows of the other, and of the larger scale.
     fn each_expert(&mut self, experts: &Experts, modules: &[String]) -> Option<ExpertTensors> {
         let (config, (count, [outputs, inputs])) = (&self.adapter.config, experts.sizes());
         let ranks: Vec<usize> = modules.iter().map(|module| config.rank_of(&of(module, 0))).collect();
-        let (rank, rows) = (ranks.iter().sum::<usize>(), outputs / modules.len());
-        let scale = config.scale_of(&of(&modules[0], 0), ranks[0]);
+        let scales = modules.iter().zip(&ranks).map(|(module, rank)| config.scale_of(&of(module, 0), *rank));
+        let (scales, rows) = (scales.collect::<Vec<f32>>(), outputs / modules.len());
+        let parts = (0..count).flat_map(|expert| (0..modules.len()).map(move |part| (expert, part)));
+        let tensors: Vec<_> = parts
+            .map(|(expert, part)| {
+                let (path, own) = (of(&modules[part], expert), ranks[part]);
+                let a = self.take(format!("{PREFIX}{path}.lora_A.weight"), &[own, inputs]);
+                let b = self.take(format!("{PREFIX}{path}.lora_B.weight"), &[rows, own]);
+                (expert, part, a.zip(b))
+            })
+            .collect();
+        // The files hold as much: what a configuration says of ranks has been compared with them.
+        if tensors.iter().any(|(.., found)| found.is_none()) {
+            return None;
+        }
+        let (rank, scale) = (ranks.iter().sum::<usize>(), scales.iter().copied().fold(0.0, f32::max));
         let (mut a, mut b) = (vec![0.0f32; count * rank * inputs], vec![0.0f32; count * outputs * rank]);
-        let mut complete = true;
-        for (expert, (part, module)) in
-            (0..count).flat_map(|expert| modules.iter().enumerate().map(move |module| (expert, module)))
-        {
-            let (path, own, first) = (of(module, expert), ranks[part], ranks[..part].iter().sum::<usize>());
-            let of_a = self.take(format!("{PREFIX}{path}.lora_A.weight"), &[own, inputs]);
-            let of_b = self.take(format!("{PREFIX}{path}.lora_B.weight"), &[rows, own]);
-            let (Some(of_a), Some(of_b)) = (of_a, of_b) else {
-                complete = false;
-                continue;
-            };
+        for (expert, part, found) in tensors {
+            let Some((of_a, of_b)) = found else { continue };
+            let (own, first) = (ranks[part], ranks[..part].iter().sum::<usize>());
             a[(expert * rank + first) * inputs..][..own * inputs].copy_from_slice(&of_a.to_f32_vec());
-            let factor = config.scale_of(&path, own) / scale;
+            let factor = if scale > 0.0 { scales[part] / scale } else { 0.0 };
             for (row, values) in of_b.to_f32_vec().chunks(own).enumerate() {
                 let to = &mut b[(expert * outputs + part * rows + row) * rank + first..][..own];
                 to.iter_mut().zip(values).for_each(|(to, value)| *to = factor * value);
             }
         }
-        complete.then(|| ExpertTensors {
+        Some(ExpertTensors {
             a: Tensor::from_slice(&a, &[count, rank, inputs]).on(self.dev),
             b: Tensor::from_slice(&b, &[count, outputs, rank]).on(self.dev),
             scale,
