@@ -140,10 +140,11 @@ impl Method {
         let Some(options) = self.adapter_options() else { return Ok(Adapters::none(spec)) };
         let (targets, whole) = (options.targets(), options.modules_to_save());
         let mut linears = Named::new(targets.names());
+        // As in PEFT: what is trained whole carries no adapter.
+        let is_whole = |path: &str| whole.iter().any(|whole| has_part(path, whole));
         let mut carries = |path: &str| {
             let is_meant = linears.names(path) || *targets == Targets::All;
-            // As in PEFT: what is trained whole carries no adapter.
-            is_meant && !whole.iter().any(|whole| has_part(path, whole))
+            is_meant && !is_whole(path)
         };
         let mut adapters = Adapters::of(Adapters::none(spec).layers, options.dropout() > 0.0);
         let widths = loading::linear_widths(spec);
@@ -161,7 +162,8 @@ impl Method {
         let mut parameters = Named::new(options.target_parameters());
         for (i, layer) in adapters.layers.iter_mut().enumerate() {
             for (weight, carrier) in spec.layers[i].moe.iter().flat_map(MoeSpec::parameter_targets) {
-                if parameters.names(&spec.names.in_block(i, &weight)) {
+                let path = spec.names.in_block(i, &weight);
+                if parameters.names(&path) && !is_whole(&path) {
                     layer.carried.insert(carrier.to_owned(), options.carried([0, 0]));
                 }
             }

@@ -189,6 +189,15 @@ fn a_part_of_the_experts_and_a_router_can_be_named() {
 }
 
 #[test]
+fn experts_that_are_trained_whole_carry_no_adapters() {
+    let options = LoraOptions { modules_to_save: vec!["mlp".into()], ..all_experts("qwen2_moe") };
+    let mut decoder = fresh("qwen2_moe", &options);
+    let names: Vec<String> = decoder.trained_mut().iter().map(|weight| weight.name().to_owned()).collect();
+    assert!(!names.iter().any(|name| name.contains("experts.") && name.contains("lora")), "{names:?}");
+    assert!(names.iter().any(|name| name == "model.layers.0.mlp.experts.down_proj"), "{names:?}");
+}
+
+#[test]
 fn an_adapter_of_experts_alone_names_no_modules_and_is_none_of_linear_layers() {
     let options = LoraOptions { targets: Targets::Named(Vec::new()), ..options(&["experts.down_proj"]) };
     let (random, out) = (randomized("qwen2_moe", &options), tempfile::tempdir().unwrap());

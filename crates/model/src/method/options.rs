@@ -249,7 +249,10 @@ impl LoraOptions {
             Err(ModelError::Method {
                 key,
                 reason: format!("adapters on `lora_target_parameters` have no {what}, here as in PEFT"),
-                help: format!("leave `{key}` out, or `lora_target_parameters`"),
+                help: format!(
+                    "leave `{key}` out, or `lora_target_parameters`; an adapter of experts that is trained further has it in \
+                     its adapter_config.json"
+                ),
             })
         })
     }
