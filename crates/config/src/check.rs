@@ -491,6 +491,9 @@ fn idle_keys(c: &RunConfig, given: &Given) -> Vec<NoEffect> {
     for (kind, keys) in [(FinetuningType::Lora, &lora[..]), (FinetuningType::Oft, &oft)] {
         let reason = format!("read only with `finetuning_type: {kind}`, and it is `{}`", c.finetuning_type);
         list(c.finetuning_type != kind, keys, reason);
+        let is_continued = !c.adapter_name_or_path.is_empty() && !c.create_new_adapter;
+        let reason = "the adapter of `adapter_name_or_path` has its own".to_string();
+        list(c.finetuning_type == kind && is_continued, keys, reason);
     }
     list(
         !c.finetuning_type.is_adapter(),

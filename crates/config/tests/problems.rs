@@ -215,6 +215,18 @@ fn a_key_that_another_key_makes_idle_is_listed() {
 }
 
 #[test]
+fn what_an_adapter_that_is_trained_further_has_itself_is_listed_as_idle() {
+    let lora =
+        "finetuning_type: lora\nadapter_name_or_path: adapter\nlora_rank: 4\nlora_target_parameters: all\n";
+    let idle = |more: &str| -> Vec<String> {
+        let c = load_text(&format!("{GOOD}{lora}{more}"), "c.yaml", &[], Purpose::Train).unwrap();
+        c.no_effect.iter().map(|idle| idle.key.clone()).collect()
+    };
+    assert_eq!(idle(""), ["lora_rank", "lora_target_parameters"]);
+    assert!(idle("create_new_adapter: true\n").is_empty());
+}
+
+#[test]
 fn a_duplicate_key_names_both_lines() {
     says(&problem("dataset: other"), &["c.yaml:4", "`dataset` was already given in line 2"]);
 }

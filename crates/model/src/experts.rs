@@ -227,10 +227,11 @@ impl Experts {
     }
 }
 
-/// Whether two weights are of one module.
-pub(crate) fn in_one_module(weights: [&str; 2]) -> bool {
+/// Which of a mixture's two weights of these names are adapted inside the wrapper of the other: the first, where both
+/// are of one module and the second carries adapters too.
+pub(crate) fn nested(weights: [&str; 2], second_carries: bool) -> [bool; 2] {
     let [a, b] = weights.map(|weight| weight.rsplit_once('.').map(|(module, _)| module));
-    a == b
+    [second_carries && a == b, false]
 }
 
 /// What adapters of a mixture's two layers are in files, at these ranks; see [`ExpertOutlines::new`]. `path` makes full
@@ -242,12 +243,12 @@ pub fn outlines(
     path: impl Fn(&str) -> String,
 ) -> [Option<ExpertOutlines>; 2] {
     let [gate_up, down] = [path(spec.gate_up.weight), path(spec.down.weight)];
-    let nested = ranks[1].is_some() && in_one_module([&gate_up, &down]);
+    let nested = nested([&gate_up, &down], ranks[1].is_some());
     let f = spec.intermediate_size;
     let of = |weight: &str, nested, rank: Option<usize>, widths| {
         let new =
             |rank| ExpertOutlines::new(weight, nested, spec.adapters_swapped, (spec.experts, rank), widths);
         rank.map(new)
     };
-    [of(&gate_up, nested, ranks[0], [2 * f, hidden]), of(&down, false, ranks[1], [hidden, f])]
+    [of(&gate_up, nested[0], ranks[0], [2 * f, hidden]), of(&down, nested[1], ranks[1], [hidden, f])]
 }

@@ -15,7 +15,7 @@ use sft_kernels::{DType, Device, Tensor, View};
 
 use super::fit::{Fitting, LayerTensors};
 use super::{PREFIX, PeftAdapter, path_of};
-use crate::experts::{ExpertLora, ExpertOutlines, Experts, in_one_module};
+use crate::experts::{ExpertLora, ExpertOutlines, Experts, nested};
 use crate::method::{Carried, LayerAdapters, LowRank};
 use crate::moe::Moe;
 use crate::parameter::{Elsewhere, Outline, Parameter, Stored};
@@ -104,8 +104,7 @@ impl Fitting<'_> {
     pub fn experts_of(&mut self, moe: &Moe) -> BTreeMap<String, ExpertTensors> {
         let both = [(&moe.gate_up, moe.spec.gate_up), (&moe.down, moe.spec.down)];
         let targeted = both.map(|(experts, _)| self.adapter.config.targets_parameter(experts.weight.name()));
-        let nested = targeted[1] && in_one_module(both.map(|(experts, _)| experts.weight.name()));
-        let nested = [nested, false];
+        let nested = nested(both.map(|(experts, _)| experts.weight.name()), targeted[1]);
         let mut found = BTreeMap::new();
         for (i, (experts, names)) in both.into_iter().enumerate() {
             let tensors = match self.adapter.of_each_expert(experts.weight.name(), names) {
@@ -193,13 +192,14 @@ impl ExpertTensors {
     pub fn merged(&self, dev: &Device, experts: &Experts) -> Tensor {
         let ((count, [outputs, _]), rank) = (experts.sizes(), self.a.shape()[1]);
         let mut merged = experts.weight.value().to_dtype(experts.weight.value().dtype());
-        let turned = Turned::new([count, outputs, rank], [0, 2, 1]).apply(&self.b.to_host()).on(dev);
+        let turn = || Turned::new([count, outputs, rank], [0, 2, 1]).apply(&self.b.to_host()).on(dev);
+        let turned = experts.transposed.then(turn);
         for expert in 0..count {
             let a = matrix_of(&self.a, expert);
             let to = merged.view_mut().into_rows(expert..expert + 1).reshape(&experts.weight.shape()[1..]);
-            let product = match experts.transposed {
-                true => Matmul::dyt_x(a, matrix_of(&turned, expert), to),
-                false => Matmul::new(matrix_of(&self.b, expert), a, to),
+            let product = match &turned {
+                Some(turned) => Matmul::dyt_x(a, matrix_of(turned, expert), to),
+                None => Matmul::new(matrix_of(&self.b, expert), a, to),
             };
             product.alpha(self.scale).accumulate().run(dev);
         }
@@ -222,7 +222,7 @@ pub(super) fn attach(
 ) {
     let names = [moe.spec.gate_up.weight, moe.spec.down.weight];
     let both = [moe.gate_up.weight.name(), moe.down.weight.name()];
-    let nested = [tensors.contains_key(both[1]) && in_one_module(both), false];
+    let nested = nested(both, tensors.contains_key(both[1]));
     let swapped = moe.spec.adapters_swapped;
     for (i, experts) in [&mut moe.gate_up, &mut moe.down].into_iter().enumerate() {
         let name = experts.weight.name();
