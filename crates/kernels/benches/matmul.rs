@@ -1,8 +1,9 @@
 //! Speed of matrix products by shape and instruction set, against what the machine can do.
 //!
-//! `cargo bench -p sft-kernels --bench matmul -- [ISA] [bfloat16|float32] [WORD]`: one instruction set instead of all,
+//! `cargo bench -p sft-kernels --bench matmul -- [ISA] [bfloat16|float32] [cold] [WORD]`: one instruction set instead of all,
 //! one type instead of both, and only the shapes whose name contains a word. Times are the best and the median of several runs;
-//! the limits are measured here and now: a loop on registers alone, and copying memory.
+//! the limits are measured here and now: a loop on registers alone, and copying memory. `cold` takes other matrices in
+//! every run, so that they come from memory as they do in a step.
 
 use std::time::Instant;
 
@@ -32,12 +33,16 @@ const SHAPES: &[(&str, Product, [usize; 3])] = &[
     ("0.5b down_proj", Product::XWt, [1024, 896, 4864]),
     ("0.5b down_proj dx", Product::DyW, [1024, 4864, 896]),
     ("0.5b head", Product::XWt, [256, 151_936, 896]),
+    ("0.5b head dx", Product::DyW, [440, 896, 151_936]),
     ("135m q_proj", Product::XWt, [2048, 576, 576]),
     ("135m k_proj", Product::XWt, [2048, 192, 576]),
     ("135m up_proj", Product::XWt, [2048, 1536, 576]),
     ("135m down_proj", Product::XWt, [2048, 576, 1536]),
+    ("135m up_proj dx", Product::DyW, [2048, 576, 1536]),
+    ("135m k_proj dx", Product::DyW, [2048, 576, 192]),
     ("135m down_proj dw", Product::DytX, [576, 1536, 2048]),
     ("135m head", Product::XWt, [256, 49_152, 576]),
+    ("135m head dx", Product::DyW, [1360, 576, 49_152]),
     ("square", Product::XWt, [2048, 2048, 2048]),
     ("large square", Product::XWt, [4096, 4096, 4096]),
     ("lora x·Aᵀ", Product::XWt, [1024, 8, 896]),
@@ -56,18 +61,28 @@ const SHAPES: &[(&str, Product, [usize; 3])] = &[
     ("decode head 16", Product::XWt, [16, 151_936, 896]),
 ];
 
-/// Seconds of one product, best and median.
-fn time(dev: &Device, product: Product, [m, n, k]: [usize; 3], dtype: DType) -> (f64, f64) {
+/// Bytes of matrices that a cache does not hold.
+const COLD: usize = 256 << 20;
+
+/// Seconds of one product, best and median; from memory if `cold`.
+fn time(dev: &Device, product: Product, [m, n, k]: [usize; 3], dtype: DType, cold: bool) -> (f64, f64) {
     let noise = |shape: [usize; 2]| {
         let values: Vec<f32> = (0..shape[0] * shape[1]).map(|i| ((i * 7919) % 17) as f32 - 8.0).collect();
         Tensor::from_slice(&values, &shape).to_dtype(dtype)
     };
-    let a = noise(if product == Product::DytX { [k, m] } else { [m, k] });
-    let b = noise(if product == Product::XWt { [n, k] } else { [k, n] });
-    let mut c = Tensor::zeros(dtype, &[m, n]);
+    let sets = if cold { COLD.div_ceil((m * k + n * k + m * n) * dtype.bytes()) } else { 1 };
+    let mut sets: Vec<[Tensor; 3]> = (0..sets)
+        .map(|_| {
+            let a = noise(if product == Product::DytX { [k, m] } else { [m, k] });
+            let b = noise(if product == Product::XWt { [n, k] } else { [k, n] });
+            [a, b, Tensor::zeros(dtype, &[m, n])]
+        })
+        .collect();
+    let count = sets.len();
     let mut seconds = Vec::new();
     let begin = Instant::now();
     while seconds.len() < 5 || (begin.elapsed().as_secs_f64() < 0.7 && seconds.len() < 200) {
+        let [a, b, c] = &mut sets[seconds.len() % count];
         let args = match product {
             Product::XWt => Matmul::x_wt(a.view(), b.view(), c.view_mut()),
             Product::DyW => Matmul::dy_w(a.view(), b.view(), c.view_mut()),
@@ -82,12 +97,13 @@ fn time(dev: &Device, product: Product, [m, n, k]: [usize; 3], dtype: DType) -> 
 }
 
 fn main() {
-    let (mut isa, mut only, mut word) = (None::<Isa>, None, String::new());
+    let (mut isa, mut only, mut cold, mut word) = (None::<Isa>, None, false, String::new());
     for argument in std::env::args().skip(1).filter(|argument| argument != "--bench") {
         match (argument.parse(), argument.as_str()) {
             (Ok(name), _) => isa = Some(name),
             (_, "bfloat16") => only = Some(DType::BF16),
             (_, "float32") => only = Some(DType::F32),
+            (_, "cold") => cold = true,
             _ => word = argument,
         }
     }
@@ -115,7 +131,7 @@ fn main() {
                 if only.is_some_and(|only| only != dtype) {
                     continue;
                 }
-                let (best, median) = dev.install(|| time(&dev, *product, *size, dtype));
+                let (best, median) = dev.install(|| time(&dev, *product, *size, dtype, cold));
                 let flops = 2.0 * (m * n * k) as f64;
                 let moved =
                     (m * k + n * k + m * n * (1 + usize::from(*product == Product::DytX))) * dtype.bytes();

@@ -439,7 +439,9 @@ pub fn loss_and_backward(
         }
         // The gradient of s·z is s times that of z.
         let to = d.view_mut().into_rows(part);
-        layers.weight.dy_w(dlogits, to).alpha(params.scale).run(dev);
+        // A head that is trained is f32, as logits are; its product is of the compute dtype all the same.
+        let rounded = states.dtype() != DType::F32;
+        layers.weight.dy_w(dlogits, to).alpha(params.scale).rounded_if(rounded).run(dev);
         layers.weight.add_dyt_x(dev, dlogits, states, params.scale);
     }
     if let (Some(linear), Some(p)) = (layers.project_out, &mut w.projection) {

@@ -7,7 +7,7 @@ use crate::cuda::{Cuda, DevicePtr, Product, Scratch};
 use crate::quantized::on_cuda::decode;
 use crate::{DType, Tensor, View};
 
-/// `args`, with C [m, n]; `in_f32` if all operands are f32.
+/// `args`, with C [m, n]; `in_f32` if operands are multiplied as f32.
 pub(super) fn run(cuda: &Arc<Cuda>, mut args: Matmul<'_>, (m, n): (usize, usize), in_f32: bool) {
     let dtype = if in_f32 { DType::F32 } else { DType::BF16 };
     if args.c.dtype() != DType::F32 && (in_f32 || would_round_twice(&args, m, n)) {
