@@ -43,6 +43,13 @@ const SHAPES: &[(&str, Product, [usize; 3])] = &[
     ("135m down_proj dw", Product::DytX, [576, 1536, 2048]),
     ("135m head", Product::XWt, [256, 49_152, 576]),
     ("135m head dx", Product::DyW, [1360, 576, 49_152]),
+    ("135m full up_proj", Product::XWt, [2048, 1536, 576]),
+    ("135m full up_proj dx", Product::DyW, [2048, 576, 1536]),
+    ("135m full up_proj dw", Product::DytX, [1536, 576, 2048]),
+    ("135m full q_proj dw", Product::DytX, [576, 576, 2048]),
+    ("135m full head", Product::XWt, [1360, 49_152, 576]),
+    ("135m full head dx", Product::DyW, [1360, 576, 49_152]),
+    ("135m full head dw", Product::DytX, [49_152, 576, 1360]),
     ("square", Product::XWt, [2048, 2048, 2048]),
     ("large square", Product::XWt, [4096, 4096, 4096]),
     ("lora x·Aᵀ", Product::XWt, [1024, 8, 896]),
@@ -61,21 +68,33 @@ const SHAPES: &[(&str, Product, [usize; 3])] = &[
     ("decode head 16", Product::XWt, [16, 151_936, 896]),
 ];
 
+/// Types of A, B and C where others are `dtype`: of full tuning (`full` in the name) weights and their gradients are
+/// `f32`.
+fn types(name: &str, product: Product, dtype: DType) -> [DType; 3] {
+    let f32_if = |wide: bool| if wide { DType::F32 } else { dtype };
+    let (full, weight_gradient) = (name.contains("full"), product == Product::DytX);
+    [dtype, f32_if(full && !weight_gradient), f32_if(full && weight_gradient)]
+}
+
 /// Bytes of matrices that a cache does not hold.
 const COLD: usize = 256 << 20;
 
 /// Seconds of one product, best and median; from memory if `cold`.
-fn time(dev: &Device, product: Product, [m, n, k]: [usize; 3], dtype: DType, cold: bool) -> (f64, f64) {
-    let noise = |shape: [usize; 2]| {
+fn time(dev: &Device, product: Product, [m, n, k]: [usize; 3], types: [DType; 3], cold: bool) -> (f64, f64) {
+    let noise = |shape: [usize; 2], dtype: DType| {
         let values: Vec<f32> = (0..shape[0] * shape[1]).map(|i| ((i * 7919) % 17) as f32 - 8.0).collect();
         Tensor::from_slice(&values, &shape).to_dtype(dtype)
     };
-    let sets = if cold { COLD.div_ceil((m * k + n * k + m * n) * dtype.bytes()) } else { 1 };
+    let sets = if cold {
+        COLD.div_ceil(m * k * types[0].bytes() + n * k * types[1].bytes() + m * n * types[2].bytes())
+    } else {
+        1
+    };
     let mut sets: Vec<[Tensor; 3]> = (0..sets)
         .map(|_| {
-            let a = noise(if product == Product::DytX { [k, m] } else { [m, k] });
-            let b = noise(if product == Product::XWt { [n, k] } else { [k, n] });
-            [a, b, Tensor::zeros(dtype, &[m, n])]
+            let a = noise(if product == Product::DytX { [k, m] } else { [m, k] }, types[0]);
+            let b = noise(if product == Product::XWt { [n, k] } else { [k, n] }, types[1]);
+            [a, b, Tensor::zeros(types[2], &[m, n])]
         })
         .collect();
     let count = sets.len();
@@ -131,7 +150,8 @@ fn main() {
                 if only.is_some_and(|only| only != dtype) {
                     continue;
                 }
-                let (best, median) = dev.install(|| time(&dev, *product, *size, dtype, cold));
+                let (best, median) =
+                    dev.install(|| time(&dev, *product, *size, types(name, *product, dtype), cold));
                 let flops = 2.0 * (m * n * k) as f64;
                 let moved =
                     (m * k + n * k + m * n * (1 + usize::from(*product == Product::DytX))) * dtype.bytes();

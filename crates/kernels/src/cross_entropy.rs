@@ -146,25 +146,33 @@ pub fn backward(
     });
 }
 
-/// [`forward`] and then [`backward`]: on a GPU in one launch, which finds logits in its cache when it needs them again.
+/// [`forward`] and then [`backward`], row by row: logits are in a cache when they are needed again.
 ///
 /// # Panics
 /// If shapes do not fit or a target is outside the vocabulary.
 pub fn forward_backward(
     dev: &Device,
-    mut logits: ViewMut<'_>,
+    logits: ViewMut<'_>,
     targets: &[u32],
-    mut positions: ViewMut<'_>,
+    positions: ViewMut<'_>,
     scale: f32,
     softcap: Option<f32>,
 ) {
+    let _timed = dev.pass("cross-entropy and backward", 2 * logits.byte_len());
+    check(logits.as_view(), targets, positions.as_view());
     if let Some(cuda) = dev.cuda() {
-        let _timed = dev.pass("cross-entropy and backward", 2 * logits.byte_len());
-        check(logits.as_view(), targets, positions.as_view());
         return on_cuda::forward_backward(cuda, logits, targets, positions, scale, softcap);
     }
-    forward(dev, logits.as_view(), targets, positions.reborrow());
-    backward(dev, logits.reborrow(), targets, positions.as_view(), scale, softcap);
+    let (v, isa) = (logits.dim(1), dev.isa());
+    with_dtype!(logits.dtype(), E => {
+        let positions = (positions.as_mut_slice::<f32>(), STATISTICS);
+        dev.for_each_chunk_pair(positions, (logits.as_mut_slice::<E>(), v), |row, position, z| {
+            let target = targets[row] as usize;
+            let statistics = loss_of_row(isa, z, target);
+            position.copy_from_slice(&statistics);
+            gradient_of_row(isa, z, target, statistics[1], scale, softcap);
+        });
+    });
 }
 
 fn check(logits: View<'_>, targets: &[u32], positions: View<'_>) {

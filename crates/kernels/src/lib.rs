@@ -27,7 +27,7 @@ mod amx;
 pub mod attention;
 pub mod columns;
 pub mod conv1d;
-mod convert;
+pub mod convert;
 pub mod cross_entropy;
 pub mod cuda;
 pub mod decay;

@@ -574,6 +574,13 @@ impl<'a> ViewMut<'a> {
         Self { bytes, shape: self.shape.with_rows(range.len()), dtype: self.dtype }
     }
 
+    /// The first half of the memory of `f32`, as `bf16` of the same shape.
+    pub(crate) fn into_first_half(self) -> Self {
+        assert_eq!(self.dtype, DType::F32, "half of {:?}", self.shape);
+        let bytes = 0..self.byte_len() / 2;
+        Self { bytes: self.bytes.range(bytes), shape: self.shape, dtype: DType::BF16 }
+    }
+
     /// The elements.
     ///
     /// # Panics

@@ -10,7 +10,7 @@
 //! each other while its logits are there. The gradient of positions without a target is zero.
 
 use sft_kernels::objective::{self, Loss};
-use sft_kernels::{DType, Device, Tensor, View, ViewMut, cross_entropy, rows, softcap};
+use sft_kernels::{DType, Device, Tensor, View, ViewMut, convert, cross_entropy, rows, softcap};
 
 use crate::arena::Arena;
 use crate::column::Column;
@@ -433,15 +433,18 @@ pub fn loss_and_backward(
             let weights = weights.of_logits.view(part.end).rows(part.clone());
             rows::scale_each(dev, weights, w.logits.head_mut(n));
         }
-        let dlogits = w.logits.head(n);
         if let Some(bias) = &mut layers.bias {
-            bias.accumulate(|db| rows::sum_rows(dev, dlogits, db));
+            bias.accumulate(|db| rows::sum_rows(dev, w.logits.head(n), db));
         }
+        // Logits are f32 whatever the others are, products of their gradient are not.
+        let dlogits = match states.dtype() {
+            DType::F32 => w.logits.head_mut(n),
+            _ => convert::narrow(dev, w.logits.head_mut(n)),
+        };
+        let dlogits = dlogits.as_view();
         // The gradient of s·z is s times that of z.
         let to = d.view_mut().into_rows(part);
-        // A head that is trained is f32, as logits are; its product is of the compute dtype all the same.
-        let rounded = states.dtype() != DType::F32;
-        layers.weight.dy_w(dlogits, to).alpha(params.scale).rounded_if(rounded).run(dev);
+        layers.weight.dy_w(dlogits, to).alpha(params.scale).run(dev);
         layers.weight.add_dyt_x(dev, dlogits, states, params.scale);
     }
     if let (Some(linear), Some(p)) = (layers.project_out, &mut w.projection) {

@@ -6,8 +6,8 @@ use half::bf16;
 
 use super::avx512::Lanes16;
 use super::kernel::{MicroKernel, Rows, Stretch, Unit};
-use crate::Isa;
 use crate::amx::{ROW, RUN, SIDE, Steps, Tiles, add_products, load_sums, store_sums};
+use crate::{Element, Isa};
 
 /// Bytes of a row of sums, and of a unit of all columns.
 const WIDTH: usize = 2 * SIDE * size_of::<f32>();
@@ -63,5 +63,11 @@ impl MicroKernel for Amx {
     unsafe fn transpose(from: &[*const Unit; 16], to: *mut Unit, lanes: usize, stride: usize) {
         // SAFETY: the caller's promise is the same.
         unsafe { super::avx512::transpose(from, to, lanes, stride) }
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Element, const ROUND: bool>(low: *const S, high: Option<*const S>, to: &mut [Unit]) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { super::avx512::pairs(low, high, to) }
     }
 }

@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::kernel::{MicroKernel, Stretch, Unit};
 use super::vector::{Vector, f32_tile};
-use crate::Isa;
+use crate::{DType, Element, Isa};
 
 /// Sixteen lanes.
 #[derive(Clone, Copy)]
@@ -105,6 +105,42 @@ impl MicroKernel for Avx512F32 {
         // SAFETY: the caller's promise is the same.
         unsafe { transpose(from, to, lanes, stride) }
     }
+}
+
+/// [`MicroKernel::unit`] of pairs.
+///
+/// # Safety
+/// That of [`MicroKernel::unit`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(super) unsafe fn pairs<S: Element>(low: *const S, high: Option<*const S>, to: &mut [Unit]) {
+    let mask = (0xFFFF_u32 >> (16 - to.len())) as u16;
+    // Rounded, in the upper halves.
+    let row = |row: *const S| {
+        // SAFETY: `row` is readable for the lanes of the mask, and `S` is one of two types.
+        unsafe {
+            if S::DTYPE == DType::F32 {
+                upper_halves(_mm512_maskz_loadu_epi32(mask, row.cast()))
+            } else {
+                _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row.cast())))
+            }
+        }
+    };
+    let low = _mm512_srli_epi32::<16>(row(low));
+    let units = high.map_or(low, |high| _mm512_or_si512(low, row(high)));
+    // SAFETY: `to` has as many lanes as the mask.
+    unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask, units) };
+}
+
+/// Sixteen floats rounded to `bf16`, to nearest even; a NaN stays one.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn upper_halves(bits: __m512i) -> __m512i {
+    let upper = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);
+    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    let floats = _mm512_castsi512_ps(bits);
+    let nans = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(floats, floats);
+    let quiet = _mm512_set1_epi32(0x0040_0000);
+    _mm512_and_si512(_mm512_mask_or_epi32(rounded, nans, bits, quiet), upper)
 }
 
 /// Swaps the rows and the columns of sixteen registers: pairs, fours, then quarters of registers.

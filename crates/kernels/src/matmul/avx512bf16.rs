@@ -9,7 +9,7 @@ use half::bf16;
 
 use super::avx512::Lanes16;
 use super::kernel::{MicroKernel, Rows, Stretch, Unit};
-use crate::Isa;
+use crate::{Element, Isa};
 
 /// Rows of a tile.
 const MR: usize = 14;
@@ -41,6 +41,12 @@ impl MicroKernel for Avx512Bf16 {
     unsafe fn transpose(from: &[*const Unit; 16], to: *mut Unit, lanes: usize, stride: usize) {
         // SAFETY: the caller's promise is the same.
         unsafe { super::avx512::transpose(from, to, lanes, stride) }
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Element, const ROUND: bool>(low: *const S, high: Option<*const S>, to: &mut [Unit]) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { super::avx512::pairs(low, high, to) }
     }
 }
 

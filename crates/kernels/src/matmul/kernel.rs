@@ -93,4 +93,16 @@ pub(super) trait MicroKernel: Send + Sync + 'static {
             }
         }
     }
+
+    /// Writes a unit of some lanes: the values of one row, or pairs of those of two, rounded to `bf16` if `ROUND`.
+    ///
+    /// # Safety
+    /// The CPU has `ISA`; `to` is at most sixteen lanes; `low` and `high` are readable for as many values.
+    #[inline(always)]
+    unsafe fn unit<S: Element, const ROUND: bool>(low: *const S, high: Option<*const S>, to: &mut [Unit]) {
+        // SAFETY: the caller's promise.
+        let row = |row: *const S| unsafe { std::slice::from_raw_parts(row, to.len()) };
+        let (low, high) = (row(low), high.map(row));
+        super::pack::fill_unit::<S, Self::Packed, ROUND>(to, low, high);
+    }
 }

@@ -11,7 +11,7 @@
 //! [`Matmul::x_wt`] for `y`, [`Matmul::dy_w`] for `dx`, [`Matmul::dyt_x`] for `dW`.
 //!
 //! # Arithmetic
-//! Both operands `f32`: products in `f32`, but for [`Matmul::rounded_if`]. Otherwise both operands are rounded to `bf16`, products are exact and
+//! Both operands `f32`: products in `f32`. Otherwise both operands are rounded to `bf16`, products are exact and
 //! are summed in `f32`. The sum over all of `K` stays in `f32` and is rounded to `C`'s type once.
 //! Sums have a fixed order that depends on the shapes and the instruction set alone. On a GPU cuBLASLt multiplies, and
 //! `C` is rounded after each of two products.
@@ -113,8 +113,6 @@ pub struct Matmul<'a> {
     pub second: Option<(View<'a>, View<'a>)>,
     /// `b`, packed already.
     pub packed: Option<&'a PackedWeight>,
-    /// Whether operands are rounded to `bf16` although all are `f32`.
-    pub rounded: bool,
 }
 
 impl<'a> Matmul<'a> {
@@ -131,7 +129,6 @@ impl<'a> Matmul<'a> {
             accumulate: false,
             second: None,
             packed: None,
-            rounded: false,
         }
     }
 
@@ -179,12 +176,6 @@ impl<'a> Matmul<'a> {
     /// Adds to `C` instead of overwriting it, if `accumulate`.
     pub fn accumulate_if(self, accumulate: bool) -> Self {
         Self { accumulate, ..self }
-    }
-
-    /// Rounds operands to `bf16` although all are `f32`, if `rounded`: a trained weight and a gradient that is `f32` where
-    /// others are `bf16`.
-    pub fn rounded_if(self, rounded: bool) -> Self {
-        Self { rounded, ..self }
     }
 
     /// The same product for a shorter time.
@@ -252,7 +243,7 @@ pub fn run(dev: &Device, args: Matmul<'_>) {
     });
     let views = [Some(args.a), args.second.map(|s| s.0), args.second.map(|s| s.1)];
     let dtypes = views.into_iter().flatten().map(|view| view.dtype()).chain([args.b.dtype()]);
-    let in_f32 = !args.rounded && dtypes.into_iter().all(|dtype| dtype == DType::F32);
+    let in_f32 = dtypes.into_iter().all(|dtype| dtype == DType::F32);
     if let Some(cuda) = dev.cuda() {
         return on_cuda::run(cuda, args, (m, n), in_f32);
     }

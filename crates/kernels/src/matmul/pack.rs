@@ -106,7 +106,9 @@ impl<'a> Slice<'a> {
 /// Bytes after which addresses fall into the same lines of the first-level cache.
 const PAGE: usize = 4096;
 /// A task of at least so many bytes hides what it costs to hand it to a thread.
-const TASK_BYTES: usize = 64 * 1024;
+const SMALL_TASK_BYTES: usize = 64 * 1024;
+/// Bytes of a task where there are many: of a matrix whose lanes lie side by side, it reads that much wider a strip.
+const TASK_BYTES: usize = 1024 * 1024;
 
 /// Slices that follow each other along `k`, as panels are made of them.
 #[derive(Clone, Copy)]
@@ -189,7 +191,11 @@ impl Panels<'_> {
         if len == 0 {
             return;
         }
-        let panels_per_task = TASK_BYTES.div_ceil(len * size_of::<Unit>());
+        let panels = out.len() / len;
+        // As many tasks as keep all threads busy.
+        let tasks = (size_of_val(out) / TASK_BYTES).max(dev.threads()).next_multiple_of(dev.threads());
+        let least = SMALL_TASK_BYTES.div_ceil(len * size_of::<Unit>());
+        let panels_per_task = panels.div_ceil(tasks).max(least);
         dev.for_each_chunk(out, len * panels_per_task, |task, panels| {
             self.pack::<K>(first + task * panels_per_task * self.width, 0..units, panels);
         });
@@ -291,7 +297,7 @@ impl<S: Element> Source for Values<'_, S> {
     ) {
         let of = |row: usize| &self.values[row * self.columns + first..][..to.len()];
         let (low, high) = (of(row), pairs.then(|| of(row + 1)));
-        fill_unit::<S, K::Packed, ROUND>(to, low, high);
+        units::<K, S, ROUND>(low, high, to);
     }
 }
 
@@ -333,7 +339,7 @@ impl Source for Decoder<'_> {
                 self.decode::<K::Lanes>(row + 1, first, high);
             }
         }
-        fill_unit::<f32, K::Packed, ROUND>(to, low, pairs.then_some(&*high));
+        units::<K, f32, ROUND>(low, pairs.then_some(&*high), to);
     }
 }
 
@@ -504,9 +510,27 @@ impl<K: MicroKernel, S: Source> Pack<'_, K, S> {
     }
 }
 
+/// One unit of as many lanes as there are, for kernel `K`.
+#[inline(always)]
+fn units<K: MicroKernel, S: Element, const ROUND: bool>(low: &[S], high: Option<&[S]>, to: &mut [Unit]) {
+    assert!(low.len() == to.len() && high.is_none_or(|high| high.len() == to.len()));
+    for (i, to) in to.chunks_mut(16).enumerate() {
+        // SAFETY: this is compiled for `K::ISA` and runs because the device has it; both rows are as long as `to`, which
+        // is cut into sixteens.
+        unsafe {
+            let at = |row: &[S]| row.as_ptr().add(16 * i);
+            K::unit::<S, ROUND>(at(low), high.map(at), to);
+        }
+    }
+}
+
 /// One unit of as many lanes as there are: the values of one row, or pairs of two.
 #[inline(always)]
-fn fill_unit<S: Element, P: Element, const ROUND: bool>(unit: &mut [Unit], low: &[S], high: Option<&[S]>) {
+pub(super) fn fill_unit<S: Element, P: Element, const ROUND: bool>(
+    unit: &mut [Unit],
+    low: &[S],
+    high: Option<&[S]>,
+) {
     let one = |x: S| bits(convert::<S, P, ROUND>(x));
     match high {
         None => unit.iter_mut().zip(low).for_each(|(unit, x)| *unit = one(*x)),

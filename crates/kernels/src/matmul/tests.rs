@@ -80,7 +80,6 @@ impl Case {
             accumulate: self.accumulate,
             second: operands.second.as_ref().map(|(a, b)| (a.view(), b.view())),
             packed: None,
-            rounded: false,
         }
     }
 
@@ -140,23 +139,6 @@ const PATHS: [(Size, (bool, bool)); 8] = [
     ((17, 600, 40), (false, false)),
     ((600, 17, 40), (true, true)),
 ];
-
-#[test]
-fn operands_that_are_to_be_rounded_give_the_product_of_rounded_ones() {
-    for dev in devices() {
-        for transposed in TRANSPOSES {
-            let case = Case { size: (40, 50, 70), transposed, ..PLAIN };
-            let (mut wide, mut narrow) = (case.operands(), case.operands());
-            for operand in [&mut narrow.a, &mut narrow.b] {
-                *operand = operand.to_dtype(DType::BF16);
-            }
-            (wide, narrow) = (wide.on(&dev), narrow.on(&dev));
-            case.product(&mut wide).rounded_if(true).run(&dev);
-            case.product(&mut narrow).run(&dev);
-            assert_eq!(wide.c.to_f32_vec(), narrow.c.to_f32_vec(), "{transposed:?} on {}", dev.name());
-        }
-    }
-}
 
 #[test]
 fn device_matches_reference_at_odd_sizes() {
