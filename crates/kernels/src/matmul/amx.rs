@@ -66,7 +66,7 @@ impl MicroKernel for Amx {
     }
 
     #[inline(always)]
-    unsafe fn unit<S: Element, const ROUND: bool>(low: *const S, high: Option<*const S>, to: &mut [Unit]) {
+    unsafe fn unit<S: Element, const ROUND: bool>(low: &[S], high: Option<&[S]>, to: &mut [Unit]) {
         // SAFETY: the caller's promise is the same.
         unsafe { super::avx512::pairs(low, high, to) }
     }

@@ -108,27 +108,36 @@ impl MicroKernel for Avx512F32 {
 }
 
 /// [`MicroKernel::unit`] of pairs.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(super) fn pairs<S: Element>(low: &[S], high: Option<&[S]>, to: &mut [Unit]) {
+    let lanes = to.len();
+    assert!((1..=16).contains(&lanes) && low.len() == lanes && high.is_none_or(|high| high.len() == lanes));
+    let mask = (0xFFFF_u32 >> (16 - lanes)) as u16;
+    // SAFETY: rows and `to` have as many lanes as the mask.
+    unsafe {
+        let mut units = _mm512_srli_epi32::<16>(rounded(low.as_ptr(), mask));
+        if let Some(high) = high {
+            units = _mm512_or_si512(units, rounded(high.as_ptr(), mask));
+        }
+        _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask, units);
+    }
+}
+
+/// The lanes of a mask rounded to `bf16`, in upper halves.
 ///
 /// # Safety
-/// That of [`MicroKernel::unit`].
+/// They are readable.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub(super) unsafe fn pairs<S: Element>(low: *const S, high: Option<*const S>, to: &mut [Unit]) {
-    let mask = (0xFFFF_u32 >> (16 - to.len())) as u16;
-    // Rounded, in the upper halves.
-    let row = |row: *const S| {
-        // SAFETY: `row` is readable for the lanes of the mask, and `S` is one of two types.
-        unsafe {
-            if S::DTYPE == DType::F32 {
-                upper_halves(_mm512_maskz_loadu_epi32(mask, row.cast()))
-            } else {
-                _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row.cast())))
-            }
+unsafe fn rounded<S: Element>(from: *const S, mask: u16) -> __m512i {
+    // SAFETY: the caller's promise; `S` is one of two types.
+    unsafe {
+        if S::DTYPE == DType::F32 {
+            upper_halves(_mm512_maskz_loadu_epi32(mask, from.cast()))
+        } else {
+            _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from.cast())))
         }
-    };
-    let low = _mm512_srli_epi32::<16>(row(low));
-    let units = high.map_or(low, |high| _mm512_or_si512(low, row(high)));
-    // SAFETY: `to` has as many lanes as the mask.
-    unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask, units) };
+    }
 }
 
 /// Sixteen floats rounded to `bf16`, to nearest even; a NaN stays one.

@@ -94,15 +94,13 @@ pub(super) trait MicroKernel: Send + Sync + 'static {
         }
     }
 
-    /// Writes a unit of some lanes: the values of one row, or pairs of those of two, rounded to `bf16` if `ROUND`.
+    /// Writes a unit of at most sixteen lanes: the values of one row, or pairs of those of two, rounded to `bf16` if
+    /// `ROUND`. Rows are as long as `to`.
     ///
     /// # Safety
-    /// The CPU has `ISA`; `to` is at most sixteen lanes; `low` and `high` are readable for as many values.
+    /// The CPU has `ISA`.
     #[inline(always)]
-    unsafe fn unit<S: Element, const ROUND: bool>(low: *const S, high: Option<*const S>, to: &mut [Unit]) {
-        // SAFETY: the caller's promise.
-        let row = |row: *const S| unsafe { std::slice::from_raw_parts(row, to.len()) };
-        let (low, high) = (row(low), high.map(row));
-        super::pack::fill_unit::<S, Self::Packed, ROUND>(to, low, high);
+    unsafe fn unit<S: Element, const ROUND: bool>(low: &[S], high: Option<&[S]>, to: &mut [Unit]) {
+        super::pack::unit::<S, Self::Packed, ROUND>(low, high, to);
     }
 }

@@ -297,7 +297,7 @@ impl<S: Element> Source for Values<'_, S> {
     ) {
         let of = |row: usize| &self.values[row * self.columns + first..][..to.len()];
         let (low, high) = (of(row), pairs.then(|| of(row + 1)));
-        units::<K, S, ROUND>(low, high, to);
+        fill::<K, S, ROUND>(low, high, to);
     }
 }
 
@@ -339,7 +339,7 @@ impl Source for Decoder<'_> {
                 self.decode::<K::Lanes>(row + 1, first, high);
             }
         }
-        units::<K, f32, ROUND>(low, pairs.then_some(&*high), to);
+        fill::<K, f32, ROUND>(low, pairs.then_some(&*high), to);
     }
 }
 
@@ -510,33 +510,30 @@ impl<K: MicroKernel, S: Source> Pack<'_, K, S> {
     }
 }
 
-/// One unit of as many lanes as there are, for kernel `K`.
+/// A unit of as many lanes as there are, for kernel `K`.
 #[inline(always)]
-fn units<K: MicroKernel, S: Element, const ROUND: bool>(low: &[S], high: Option<&[S]>, to: &mut [Unit]) {
-    assert!(low.len() == to.len() && high.is_none_or(|high| high.len() == to.len()));
+fn fill<K: MicroKernel, S: Element, const ROUND: bool>(low: &[S], high: Option<&[S]>, to: &mut [Unit]) {
     for (i, to) in to.chunks_mut(16).enumerate() {
-        // SAFETY: this is compiled for `K::ISA` and runs because the device has it; both rows are as long as `to`, which
-        // is cut into sixteens.
-        unsafe {
-            let at = |row: &[S]| row.as_ptr().add(16 * i);
-            K::unit::<S, ROUND>(at(low), high.map(at), to);
-        }
+        let lanes = 16 * i..16 * i + to.len();
+        let (low, high) = (&low[lanes.clone()], high.map(|high| &high[lanes]));
+        // SAFETY: this is compiled for `K::ISA` and runs because the device has it.
+        unsafe { K::unit::<S, ROUND>(low, high, to) };
     }
 }
 
-/// One unit of as many lanes as there are: the values of one row, or pairs of two.
+/// [`MicroKernel::unit`] for any kernel of values packed as `P`.
 #[inline(always)]
-pub(super) fn fill_unit<S: Element, P: Element, const ROUND: bool>(
-    unit: &mut [Unit],
+pub(super) fn unit<S: Element, P: Element, const ROUND: bool>(
     low: &[S],
     high: Option<&[S]>,
+    to: &mut [Unit],
 ) {
     let one = |x: S| bits(convert::<S, P, ROUND>(x));
     match high {
-        None => unit.iter_mut().zip(low).for_each(|(unit, x)| *unit = one(*x)),
+        None => to.iter_mut().zip(low).for_each(|(to, x)| *to = one(*x)),
         Some(high) => {
-            for ((unit, x), y) in unit.iter_mut().zip(low).zip(high) {
-                *unit = one(*x) | one(*y) << 16;
+            for ((to, x), y) in to.iter_mut().zip(low).zip(high) {
+                *to = one(*x) | one(*y) << 16;
             }
         }
     }
