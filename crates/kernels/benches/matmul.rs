@@ -150,11 +150,11 @@ fn main() {
                 if only.is_some_and(|only| only != dtype) {
                     continue;
                 }
-                let (best, median) =
-                    dev.install(|| time(&dev, *product, *size, types(name, *product, dtype), cold));
+                let types = types(name, *product, dtype);
+                let (best, median) = dev.install(|| time(&dev, *product, *size, types, cold));
                 let flops = 2.0 * (m * n * k) as f64;
-                let moved =
-                    (m * k + n * k + m * n * (1 + usize::from(*product == Product::DytX))) * dtype.bytes();
+                let passes = [m * k, n * k, m * n * (1 + usize::from(*product == Product::DytX))];
+                let moved: usize = passes.iter().zip(types).map(|(n, dtype)| n * dtype.bytes()).sum();
                 println!(
                     "{name:<22}{:>20}{:>10}{:>10.3}{:>10.3}{:>10.0}{:>8.0}{:>8.1}",
                     format!("{m}×{n}×{k}"),

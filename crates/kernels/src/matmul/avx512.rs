@@ -108,18 +108,20 @@ impl MicroKernel for Avx512F32 {
 }
 
 /// [`MicroKernel::unit`] of pairs.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub(super) fn pairs<S: Element>(low: &[S], high: Option<&[S]>, to: &mut [Unit]) {
-    let lanes = to.len();
-    assert!((1..=16).contains(&lanes) && low.len() == lanes && high.is_none_or(|high| high.len() == lanes));
-    let mask = (0xFFFF_u32 >> (16 - lanes)) as u16;
-    // SAFETY: rows and `to` have as many lanes as the mask.
-    unsafe {
-        let mut units = _mm512_srli_epi32::<16>(rounded(low.as_ptr(), mask));
-        if let Some(high) = high {
-            units = _mm512_or_si512(units, rounded(high.as_ptr(), mask));
+    assert!(low.len() == to.len() && high.is_none_or(|high| high.len() == to.len()));
+    for (i, to) in to.chunks_mut(16).enumerate() {
+        let mask = (0xFFFF_u32 >> (16 - to.len())) as u16;
+        // SAFETY: rows are as long as all of `to`, of which a part has as many lanes as its mask.
+        unsafe {
+            let mut units = _mm512_srli_epi32::<16>(rounded(low.as_ptr().add(16 * i), mask));
+            if let Some(high) = high {
+                units = _mm512_or_si512(units, rounded(high.as_ptr().add(16 * i), mask));
+            }
+            _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask, units);
         }
-        _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask, units);
     }
 }
 
@@ -141,6 +143,7 @@ unsafe fn rounded<S: Element>(from: *const S, mask: u16) -> __m512i {
 }
 
 /// Sixteen floats rounded to `bf16`, to nearest even; a NaN stays one.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 fn upper_halves(bits: __m512i) -> __m512i {
     let upper = _mm512_set1_epi32(0xFFFF_0000_u32 as i32);

@@ -94,8 +94,8 @@ pub(super) trait MicroKernel: Send + Sync + 'static {
         }
     }
 
-    /// Writes a unit of at most sixteen lanes: the values of one row, or pairs of those of two, rounded to `bf16` if
-    /// `ROUND`. Rows are as long as `to`.
+    /// Writes a unit of some lanes: the values of one row, or pairs of those of two, rounded to `bf16` if `ROUND`. Rows
+    /// are as long as `to`.
     ///
     /// # Safety
     /// The CPU has `ISA`.

@@ -297,7 +297,8 @@ impl<S: Element> Source for Values<'_, S> {
     ) {
         let of = |row: usize| &self.values[row * self.columns + first..][..to.len()];
         let (low, high) = (of(row), pairs.then(|| of(row + 1)));
-        fill::<K, S, ROUND>(low, high, to);
+        // SAFETY: this is compiled for `K::ISA` and runs because the device has it.
+        unsafe { K::unit::<S, ROUND>(low, high, to) };
     }
 }
 
@@ -338,8 +339,8 @@ impl Source for Decoder<'_> {
             if pairs {
                 self.decode::<K::Lanes>(row + 1, first, high);
             }
+            K::unit::<f32, ROUND>(low, pairs.then_some(&*high), to);
         }
-        fill::<K, f32, ROUND>(low, pairs.then_some(&*high), to);
     }
 }
 
@@ -507,17 +508,6 @@ impl<K: MicroKernel, S: Source> Pack<'_, K, S> {
         let to = &mut to[..there.min(to_len)];
         let pairs = K::UNIT == 2 && k + 1 < self.part.slice.k.1;
         self.source.across::<K, ROUND>(k, pairs, first, to);
-    }
-}
-
-/// A unit of as many lanes as there are, for kernel `K`.
-#[inline(always)]
-fn fill<K: MicroKernel, S: Element, const ROUND: bool>(low: &[S], high: Option<&[S]>, to: &mut [Unit]) {
-    for (i, to) in to.chunks_mut(16).enumerate() {
-        let lanes = 16 * i..16 * i + to.len();
-        let (low, high) = (&low[lanes.clone()], high.map(|high| &high[lanes]));
-        // SAFETY: this is compiled for `K::ISA` and runs because the device has it.
-        unsafe { K::unit::<S, ROUND>(low, high, to) };
     }
 }
 
