@@ -55,6 +55,8 @@ mod pages;
 pub mod profile;
 pub mod quantized;
 pub mod random;
+#[cfg(target_arch = "x86_64")]
+mod registers;
 pub mod rms_norm;
 pub mod rope;
 pub mod routing;

@@ -19,6 +19,9 @@ pub struct Limits {
 
 /// Times every loop this often; the best counts.
 const TURNS: usize = 5;
+/// Steps of a loop on registers, some milliseconds.
+#[cfg(target_arch = "x86_64")]
+const STEPS: usize = 1_000_000;
 /// Bytes that are copied: more than any cache holds.
 const COPIED: usize = 128 << 20;
 
@@ -72,15 +75,15 @@ fn best_time(dev: &Device, mut run: impl FnMut()) -> Option<f64> {
 fn arithmetic(dev: &Device) -> [f64; 2] {
     #[cfg(target_arch = "x86_64")]
     {
-        use registers::{dpbf16, fma256, fma512, sse, tdpbf16};
-        let loops: [fn() -> f64; 2] = match dev.isa() {
+        use crate::registers::{dpbf16, fma256, fma512, sse, tdpbf16};
+        let loops: [fn(usize) -> f64; 2] = match dev.isa() {
             Isa::Amx => [fma512, tdpbf16],
             Isa::Avx512Bf16 => [fma512, dpbf16],
             Isa::Avx512 => [fma512, fma512],
             Isa::Avx2 => [fma256, fma256],
             Isa::Portable | Isa::Neon => [sse, sse],
         };
-        loops.map(|register_loop| rate(dev, register_loop))
+        loops.map(|register_loop| rate(dev, || register_loop(STEPS)))
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -94,7 +97,7 @@ fn arithmetic(dev: &Device) -> [f64; 2] {
 }
 
 /// What `work` counts on every thread at once, a second.
-fn rate(dev: &Device, work: fn() -> f64) -> f64 {
+fn rate(dev: &Device, work: impl Fn() -> f64 + Sync) -> f64 {
     (0..TURNS).fold(0.0, |best, _| {
         let started = Instant::now();
         let mut counted = vec![0.0; dev.threads()];
@@ -148,72 +151,4 @@ fn fma128() -> f64 {
         std::hint::black_box(sums);
     }
     (STEPS * 24 * 8) as f64
-}
-
-/// Loops on registers; each returns the operations it did. The instruction set must be there.
-#[cfg(target_arch = "x86_64")]
-mod registers {
-    use std::arch::x86_64::*;
-
-    const STEPS: usize = 1_000_000;
-
-    macro_rules! register_loop {
-        ($name:ident, $features:literal, $sums:literal, $flops:literal, $zero:expr, |$sum:ident| $step:expr) => {
-            pub(super) fn $name() -> f64 {
-                #[target_feature(enable = $features)]
-                fn steps() {
-                    let mut sums = [$zero; $sums];
-                    for _ in 0..STEPS {
-                        for $sum in &mut sums {
-                            *$sum = $step;
-                        }
-                        // SAFETY: no instruction at all; it keeps the loop from being computed beforehand.
-                        unsafe { std::arch::asm!("", options(nomem, nostack, preserves_flags)) }
-                    }
-                    std::hint::black_box(sums);
-                }
-                // SAFETY: the device that this is measured for has the instruction set.
-                unsafe { steps() }
-                (STEPS * $sums * $flops) as f64
-            }
-        };
-    }
-
-    /// Four sums of tiles, as the kernel keeps them.
-    pub(super) fn tdpbf16() -> f64 {
-        const PRODUCTS: usize = 4 * STEPS / 4;
-        // SAFETY: the device that this is measured for has AMX.
-        let _tiles = unsafe { crate::amx::Tiles::configure() };
-        // SAFETY: as above; no memory is touched, and the registers are named.
-        unsafe {
-            std::arch::asm!(
-                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-                "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
-                "2:",
-                "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
-                "dec {steps}", "jnz 2b",
-                steps = inout(reg) PRODUCTS / 4 => _,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack, nomem),
-            );
-        }
-        (PRODUCTS * 2 * 16 * 16 * 32) as f64
-    }
-
-    register_loop!(dpbf16, "avx512f,avx512bf16", 24, 64, _mm512_setzero_ps(), |s| {
-        // SAFETY: the same bits under another name.
-        let ones: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi32(0x3F80_3F80)) };
-        _mm512_dpbf16_ps(*s, ones, ones)
-    });
-    register_loop!(fma512, "avx512f", 24, 32, _mm512_setzero_ps(), |s| {
-        _mm512_fmadd_ps(_mm512_set1_ps(1e-3), _mm512_set1_ps(1e-3), *s)
-    });
-    register_loop!(fma256, "avx2,fma", 12, 16, _mm256_setzero_ps(), |s| {
-        _mm256_fmadd_ps(_mm256_set1_ps(1e-3), _mm256_set1_ps(1e-3), *s)
-    });
-    register_loop!(sse, "sse2", 12, 8, _mm_setzero_ps(), |s| {
-        _mm_add_ps(_mm_mul_ps(*s, _mm_set1_ps(0.5)), *s)
-    });
 }

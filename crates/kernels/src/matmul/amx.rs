@@ -24,6 +24,7 @@ impl MicroKernel for Amx {
     const NR: usize = 2 * SIDE;
     const RUN: usize = RUN;
     const PASS: usize = 128;
+    const DEPTH: usize = 4096;
     const A_PANELS: usize = 8;
     const B_PANELS: usize = 8;
 

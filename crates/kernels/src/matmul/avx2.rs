@@ -90,6 +90,7 @@ impl MicroKernel for Avx2F32 {
     const MR: usize = 6;
     const NR: usize = 16;
     const PASS: usize = 512;
+    const DEPTH: usize = 1024;
     const A_PANELS: usize = 16;
     const B_PANELS: usize = 8;
 

@@ -84,7 +84,8 @@ impl MicroKernel for Avx512F32 {
     const ISA: Isa = Isa::Avx512;
     const MR: usize = 14;
     const NR: usize = 32;
-    const PASS: usize = 1024;
+    const PASS: usize = 1280;
+    const DEPTH: usize = 1024;
     const A_PANELS: usize = 8;
     const B_PANELS: usize = 4;
 
@@ -104,6 +105,31 @@ impl MicroKernel for Avx512F32 {
     unsafe fn transpose(from: &[*const Unit; 16], to: *mut Unit, lanes: usize, stride: usize) {
         // SAFETY: the caller's promise is the same.
         unsafe { transpose(from, to, lanes, stride) }
+    }
+
+    #[inline(always)]
+    unsafe fn unit<S: Element, const ROUND: bool>(low: &[S], _: Option<&[S]>, to: &mut [Unit]) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { singles::<S, ROUND>(low, to) }
+    }
+}
+
+/// [`MicroKernel::unit`] of single values.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn singles<S: Element, const ROUND: bool>(from: &[S], to: &mut [Unit]) {
+    assert_eq!(from.len(), to.len());
+    for (i, to) in to.chunks_mut(16).enumerate() {
+        let mask = (0xFFFF_u32 >> (16 - to.len())) as u16;
+        // SAFETY: a row is as long as all of `to`, of which a part has as many lanes as its mask.
+        unsafe {
+            let from = from.as_ptr().add(16 * i);
+            let units = match S::DTYPE == DType::F32 && !ROUND {
+                true => _mm512_maskz_loadu_epi32(mask, from.cast()),
+                false => rounded(from, mask),
+            };
+            _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), mask, units);
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //! read as they are stored.
 //!
 //! ```text
-//! for pieces of k, mostly one
+//! for parts of C, mostly one
+//!  for pieces of DEPTH units along k                                       sums of parts are kept meanwhile
 //!   for rows of C, as many as PACKED_A bytes of packed A hold              (all of them, if A is read as it is stored)
 //!       pack op(A)                                                    all threads
 //!       for each task: some columns by some rows of C
@@ -33,9 +34,8 @@ const PACKED_A: usize = if cfg!(test) { 16 << 10 } else { 8 << 20 };
 /// Panels of rows that are worth packing panels of columns for.
 const ENOUGH_ROWS: usize = 8;
 
-/// Values along `k` at a time. A deeper product (the gradient through the head) keeps its sums beside `C` meanwhile, so
-/// that panels of many rows and columns fit into the caches and none is packed twice.
-const DEPTH: usize = if cfg!(test) { 96 } else { 8192 };
+/// Bytes of sums that are kept beside `C` at a time.
+const PARTIAL: usize = if cfg!(test) { 16 << 10 } else { 32 << 20 };
 
 /// Operands of a product, `op(A)` and `op(B)`.
 pub(super) type Pair<'a> = (Operand<'a>, Operand<'a>);
@@ -54,31 +54,46 @@ pub(super) struct Factors<'a> {
 pub(super) fn run<K: MicroKernel, E: Element>(dev: &Device, factors: Factors<'_>, c: &Output<'_, E>) {
     let Factors { first, packed, second } = factors;
     let depth = first.0.depth();
-    let pieces = depth.div_ceil(DEPTH).max(1);
+    // Tests cut small matrices into pieces, too.
+    let pieces = depth.div_ceil(if cfg!(test) { 96 } else { K::UNIT * K::DEPTH }).max(1);
     let per_piece = depth.div_ceil(pieces).next_multiple_of(K::UNIT * K::RUN);
-    let grid = Grid { rows: c.rows().div_ceil(K::MR), cols: c.cols().div_ceil(K::NR), tile: K::MR * K::NR };
-    let partial = if pieces > 1 { grid.rows * grid.cols * grid.tile } else { 0 };
+    let (rows, cols) = (c.rows().div_ceil(K::MR), c.cols().div_ceil(K::NR));
+    let tile = K::MR * K::NR;
+    let (mut high, mut wide) = (rows, cols);
+    if pieces > 1 {
+        let packed = Slice { of: first.0, k: (0, per_piece) };
+        let packed = if packed.as_stored::<K>().is_some() { 0 } else { packed.units::<K>() };
+        high = share(rows, K::MR * packed, PACKED_A);
+        wide = share(cols, high * tile, PARTIAL);
+    }
+    let partial = if pieces > 1 { high * wide * tile } else { 0 };
     scratch::with(Use::Partial, partial, |sums: &mut [f32]| {
-        let sums = (pieces > 1).then_some(Partial { start: sums.as_mut_ptr(), grid });
-        for piece in 0..pieces {
-            let k = (piece * per_piece, depth.min((piece + 1) * per_piece));
-            let (begins, ends) = (piece == 0, piece + 1 == pieces);
-            let slice = |of| Slice { of, k };
-            let packed = packed.map(|units| Packed {
-                units,
-                panel: Slice::whole(first.1).units::<K>() * K::NR,
-                own: slice(first.1).units::<K>(),
-                start: k.0 / K::UNIT,
-            });
-            match second.filter(|_| ends) {
-                None => {
-                    let (a, b) = (&[slice(first.0)], &[slice(first.1)]);
-                    Piece { a, b, packed, begins, ends, sums }.run::<K, E>(dev, c);
-                }
-                Some(second) => {
-                    let a = [slice(first.0), Slice::whole(second.0)];
-                    let b = [slice(first.1), Slice::whole(second.1)];
-                    Piece { a: &a, b: &b, packed, begins, ends, sums }.run::<K, E>(dev, c);
+        let starts =
+            (0..rows).step_by(high).flat_map(|row| (0..cols).step_by(wide).map(move |col| (row, col)));
+        for (row, col) in starts {
+            let part = [row..rows.min(row + high), col..cols.min(col + wide)];
+            let sums = (pieces > 1).then_some(Partial { start: sums.as_mut_ptr(), row, col, high, tile });
+            for piece in 0..pieces {
+                let k = (piece * per_piece, depth.min((piece + 1) * per_piece));
+                let (begins, ends) = (piece == 0, piece + 1 == pieces);
+                let slice = |of| Slice { of, k };
+                let packed = packed.map(|units| Packed {
+                    units,
+                    panel: Slice::whole(first.1).units::<K>() * K::NR,
+                    own: slice(first.1).units::<K>(),
+                    start: k.0 / K::UNIT,
+                });
+                let part = part.clone();
+                match second.filter(|_| ends) {
+                    None => {
+                        let (a, b) = (&[slice(first.0)], &[slice(first.1)]);
+                        Piece { a, b, packed, part, begins, ends, sums }.run::<K, E>(dev, c);
+                    }
+                    Some(second) => {
+                        let a = [slice(first.0), Slice::whole(second.0)];
+                        let b = [slice(first.1), Slice::whole(second.1)];
+                        Piece { a: &a, b: &b, packed, part, begins, ends, sums }.run::<K, E>(dev, c);
+                    }
                 }
             }
         }
@@ -97,20 +112,18 @@ struct Packed<'a> {
     start: usize,
 }
 
-/// Tiles of `C`.
-#[derive(Clone, Copy)]
-struct Grid {
-    rows: usize,
-    cols: usize,
-    /// Sums of a tile.
-    tile: usize,
-}
-
-/// Sums of every tile of `C`, as several threads write them, each its own tiles.
+/// Sums of every tile of a part of `C`, as several threads write them, each its own tiles.
 #[derive(Clone, Copy)]
 struct Partial {
     start: *mut f32,
-    grid: Grid,
+    /// The part's first panel of rows.
+    row: usize,
+    /// Its first panel of columns.
+    col: usize,
+    /// Its panels of rows, at most.
+    high: usize,
+    /// Sums of a tile.
+    tile: usize,
 }
 
 // SAFETY: `tile` leaves it to the caller that no two threads take the same tile.
@@ -120,11 +133,11 @@ unsafe impl Sync for Partial {}
 
 impl Partial {
     /// # Safety
-    /// The tile is inside the grid, and no one else has it at the same time.
+    /// The tile is inside the part, and no one else has it at the same time.
     unsafe fn tile<'a>(self, row: usize, col: usize) -> &'a mut [f32] {
-        let at = (col * self.grid.rows + row) * self.grid.tile;
+        let at = ((col - self.col) * self.high + row - self.row) * self.tile;
         // SAFETY: passed on to the caller.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), self.grid.tile) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), self.tile) }
     }
 }
 
@@ -133,6 +146,8 @@ struct Piece<'a> {
     a: &'a [Slice<'a>],
     b: &'a [Slice<'a>],
     packed: Option<Packed<'a>>,
+    /// Panels of rows and of columns of `C`.
+    part: [Range<usize>; 2],
     /// Whether it is the first piece: sums begin at zero.
     begins: bool,
     /// Whether it is the last one: sums go to `C`.
@@ -150,15 +165,16 @@ impl Piece<'_> {
         let mut slices = [self.a[0]; 2];
         let count = slices.iter_mut().zip(packed).map(|(to, slice)| *to = slice).count();
         let a_whole = Panels { slices: &slices[..count], ..a };
-        let (whole, panels) = (c.rows() / K::MR, c.rows().div_ceil(K::MR));
+        let [Range { start, end: panels }, _] = self.part;
+        let whole = panels.min(c.rows() / K::MR);
         let (len, last_len) = (K::MR * a_whole.units::<K>(), K::MR * a.units::<K>());
-        let share = share(whole, len, PACKED_A);
+        let share = share(whole - start, len, PACKED_A);
         scratch::with(Use::PackedA, share * len + last_len, |packed_a| {
             let (packed_a, last) = packed_a.split_at_mut(share * len);
             if panels > whole {
                 a.pack::<K>(whole * K::MR, 0..a.units::<K>(), last);
             }
-            for first in (0..panels).step_by(share.max(1)) {
+            for first in (start..panels).step_by(share.max(1)) {
                 // The last rows go with the last share, or are one of their own.
                 let end = if first + share >= whole { panels } else { first + share };
                 let here = whole.min(end).saturating_sub(first);
@@ -214,7 +230,8 @@ struct Ahead {
 
 impl<K: MicroKernel> Part<'_, K> {
     fn run<E: Element>(&self, dev: &Device, c: &Output<'_, E>) {
-        let (rows, cols) = (self.rows.len(), c.cols().div_ceil(K::NR));
+        let [_, cols] = &self.piece.part;
+        let (rows, first, cols) = (self.rows.len(), cols.start, cols.len());
         let Split { down, across, tasks } = split(dev.threads(), rows, cols, K::B_PANELS);
         let part = |all: usize, parts: usize, i: usize| all * i / parts..all * (i + 1) / parts;
         dev.for_each(down * tasks, |i| {
@@ -223,9 +240,13 @@ impl<K: MicroKernel> Part<'_, K> {
             // SAFETY: the device's CPU has the kernel's instructions, or `matmul::run` would not have chosen it.
             let _session = unsafe { K::begin() };
             let blocks = part(across, tasks, i / down);
+            let columns = |block| {
+                let columns = part(cols, across, block);
+                first + columns.start..first + columns.end
+            };
             for block in blocks.clone() {
-                let next = (block + 1 < blocks.end).then(|| part(cols, across, block + 1));
-                self.columns(c, rows.clone(), part(cols, across, block), next);
+                let next = (block + 1 < blocks.end).then(|| columns(block + 1));
+                self.columns(c, rows.clone(), columns(block), next);
             }
         });
     }

@@ -58,6 +58,9 @@ pub(super) trait MicroKernel: Send + Sync + 'static {
     const RUN: usize = 1;
     /// Units of one pass along `k`: what a block of `C` needs of both operands stays in the second-level cache.
     const PASS: usize;
+    /// Units along `k` at a time. A deeper product keeps its sums beside `C` meanwhile, so that what it reads of many rows
+    /// and columns fits into the caches and is packed once.
+    const DEPTH: usize;
     /// Panels of `op(A)` in a block of `C`.
     const A_PANELS: usize;
     /// Panels of `op(B)` in a block of `C`.

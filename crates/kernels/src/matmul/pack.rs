@@ -283,7 +283,12 @@ impl<S: Element> Source for Values<'_, S> {
             return from.as_ptr().cast();
         }
         *staged = [0; 16];
-        convert_all::<S, K::Packed, ROUND>(from, as_packed(staged));
+        if K::UNIT == 1 {
+            // SAFETY: this is compiled for `K::ISA` and runs because the device has it.
+            unsafe { K::unit::<S, ROUND>(from, None, &mut staged[..from.len()]) };
+        } else {
+            convert_all::<S, K::Packed, ROUND>(from, as_packed(staged));
+        }
         staged.as_ptr()
     }
 

@@ -78,6 +78,7 @@ impl MicroKernel for PortableF32 {
     const MR: usize = 4;
     const NR: usize = 8;
     const PASS: usize = 512;
+    const DEPTH: usize = 1024;
     const A_PANELS: usize = 24;
     const B_PANELS: usize = 16;
 
