@@ -70,11 +70,7 @@ impl Device {
     /// # Errors
     /// An instruction set that the machine lacks, more threads than cores, no threads to be had.
     pub fn cpu(options: CpuOptions) -> Result<Self, DeviceError> {
-        let isa = match (options.isa, std::env::var("SFT_CPU")) {
-            (Some(isa), _) => isa,
-            (None, Ok(name)) => name.parse().map_err(DeviceError::IsaUnknown)?,
-            (None, Err(_)) => Isa::best(),
-        };
+        let isa = options.isa.map_or_else(Isa::chosen, Ok).map_err(DeviceError::IsaUnknown)?;
         if !isa.is_available() {
             return Err(DeviceError::IsaMissing { asked: isa, best: Isa::best() });
         }

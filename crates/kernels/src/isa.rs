@@ -69,6 +69,14 @@ impl Isa {
         fastest.unwrap_or(Isa::Portable)
     }
 
+    /// The one that `SFT_CPU` names, or else the fastest.
+    ///
+    /// # Errors
+    /// A name of none.
+    pub fn chosen() -> Result<Isa, String> {
+        std::env::var("SFT_CPU").map_or_else(|_| Ok(Isa::best()), |name| name.parse())
+    }
+
     /// Whether it is faster than the ones before it. It must be available.
     fn is_faster(self) -> bool {
         #[cfg(target_arch = "x86_64")]

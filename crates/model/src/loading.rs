@@ -63,9 +63,20 @@ pub struct WeightCounts {
     pub quantized_bytes: usize,
     /// Elements of the largest of them, which a GPU decodes whole.
     pub largest_quantized: usize,
-    /// Elements that packing frozen weights adds: two copies in place of the one in a file, which stays only where the
-    /// embedding is the head's weight too and rows are looked up in it.
-    pub packing_adds: usize,
+    /// Frozen elements that packing copies, once for each of two products.
+    pub packed: usize,
+    /// Of these the ones that are read nowhere else and freed then: all, but for a head that is the embedding too.
+    pub freed_by_packing: usize,
+}
+
+impl WeightCounts {
+    /// Counts a matrix that packing copies, and frees if it is read nowhere else.
+    fn packs(&mut self, elements: usize, freed: bool) {
+        self.packed = self.packed.saturating_add(elements);
+        if freed {
+            self.freed_by_packing = self.freed_by_packing.saturating_add(elements);
+        }
+    }
 }
 
 /// The sizes of the weights that [`load`] would make, nothing loaded.
@@ -81,8 +92,8 @@ pub fn count(
     let precision = Precision { compute: DType::F32, quantization };
     let mut loading = Loading::new(None, spec, &Source::Counting, method, precision, 0);
     loading.decoder(spec, adapters);
-    let WeightCounts { trained, frozen, packing_adds, .. } = loading.counts;
-    if [trained, frozen, packing_adds].into_iter().any(|count| count > MOST_WEIGHTS) {
+    let WeightCounts { trained, frozen, packed, .. } = loading.counts;
+    if [trained, frozen, packed].into_iter().any(|count| count > MOST_WEIGHTS) {
         return Err(ModelError::Method {
             key: "model_name_or_path",
             reason: "the sizes in its config.json, or those of its adapters, come to more than 2^44 weights"
@@ -233,8 +244,7 @@ impl<'a> Loading<'a> {
         let lm_head =
             lm_head.map(|head| if spec.normalised_head { self.with_unit_rows(&head) } else { head });
         if !self.method.trains(if lm_head.is_some() { &head } else { &embedding }) {
-            let copies = if lm_head.is_none() { 2 } else { 1 };
-            self.counts.packing_adds = self.counts.packing_adds.saturating_add(elements(&[copies, v, width]));
+            self.counts.packs(elements(&[v, width]), lm_head.is_some());
         }
         let head_bias = format!("{}.bias", names.lm_head);
         let head_bias = spec.head_bias.then(|| self.of_vocabulary(spec, &head_bias, &head_bias, &[v]));
@@ -487,14 +497,15 @@ impl<'a> Loading<'a> {
         let router = path(moe.router.name);
         let weight = format!("{router}.weight");
         let stored = self.stored_in(&weight, moe.router.stored, &[e, c]);
-        let (packing_adds, quantization) = (self.counts.packing_adds, self.quantization);
+        let (before, quantization) = (self.counts, self.quantization);
         let carried = adapters.carried_by(moe.router.name);
         // Only the layers that a block names as linear are quantised or packed.
         self.quantization = quantization.filter(|_| moe.router.is_linear);
         let router = self.linear(&router, [e, c], (moe.router.bias, stored), carried);
         self.quantization = quantization;
         if !moe.router.is_linear {
-            self.counts.packing_adds = packing_adds;
+            self.counts.packed = before.packed;
+            self.counts.freed_by_packing = before.freed_by_packing;
         }
         let correction = moe.router.correction.map(|correction| {
             let shape = if correction.is_row { &[1, e][..] } else { &[e] };
@@ -652,7 +663,7 @@ impl<'a> Loading<'a> {
         let in_codes = self.quantized(&name, stored, shape);
         let is_whole = in_codes.is_none() || self.quantization.is_some_and(Quantization::is_decoded);
         if is_whole && !self.method.trains(&name) {
-            self.counts.packing_adds = self.counts.packing_adds.saturating_add(elements(&shape));
+            self.counts.packs(elements(&shape), true);
         }
         let weight = in_codes.unwrap_or_else(|| self.parameter_in(&name, stored, &shape, Start::Normal));
         let bias = bias.then(|| self.parameter(&format!("{path}.bias"), &shape[..1], Start::All(0.0)));

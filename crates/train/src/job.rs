@@ -96,6 +96,7 @@ pub struct EvalRows {
 }
 
 /// Steps from which on packing frozen weights before the first of them pays: it costs about as much as it saves in eight.
+/// Where the CPU's products widen weights it never does: what is packed is twice as large and as slow to read as to pack.
 const PACKING_PAYS: u64 = 16;
 
 impl Job {
@@ -173,8 +174,10 @@ impl Job {
             None => memory_plan::available_bytes(),
         };
         let recompute = config.disable_gradient_checkpointing.map(|disabled| !disabled);
-        let pack = config.pack_weights.or((total_steps < PACKING_PAYS || card.is_some()).then_some(false));
         let on_card = card.is_some();
+        let packed_as = setup::packed_as(precision.compute);
+        let pays = total_steps >= PACKING_PAYS && packed_as == precision.compute && !on_card;
+        let pack = config.pack_weights.or((!pays).then_some(false));
         let inputs = PlanInputs {
             spec: &spec,
             method: &method,
@@ -188,6 +191,7 @@ impl Job {
             rows,
             recompute,
             pack,
+            packed_as,
             on_card,
             available,
         };
@@ -273,6 +277,7 @@ impl Job {
             rows: self.plan.rows,
             recompute,
             pack,
+            packed_as: setup::packed_as(self.precision.compute),
             on_card: self.plan.on_card,
             available: self.available,
         })?)

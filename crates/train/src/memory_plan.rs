@@ -84,6 +84,8 @@ pub struct PlanInputs<'a> {
     pub recompute: Option<bool>,
     /// Whether frozen weights are packed before the first step; `None`: if the plan fits with it.
     pub pack: Option<bool>,
+    /// What they are packed as.
+    pub packed_as: DType,
     /// Whether it is a GPU's memory.
     pub on_card: bool,
     /// Bytes that are free, if that is known.
@@ -130,6 +132,10 @@ impl MemoryPlan {
         let counts = loading::count(inputs.spec, inputs.method, quantization)?;
         // Weights that backward does not pass are not worth it, and nothing is frozen in full tuning.
         let pack = pack && inputs.method.adapter_options().is_some();
+        let packing_adds = match pack {
+            true => 2 * counts.packed * inputs.packed_as.bytes() - counts.freed_by_packing * compute.bytes(),
+            false => 0,
+        };
         let f32_bytes = counts.trained * DType::F32.bytes();
         let reference = || -> Result<usize, ModelError> {
             let counts = loading::count(inputs.spec, &Method::Inference, quantization)?;
@@ -140,8 +146,8 @@ impl MemoryPlan {
         Ok(Self {
             counts,
             frozen_weights: counts.quantized_bytes
-                + (counts.frozen - counts.quantized + if pack { counts.packing_adds } else { 0 })
-                    * compute.bytes(),
+                + (counts.frozen - counts.quantized) * compute.bytes()
+                + packing_adds,
             trained_weights: f32_bytes,
             gradients: inputs.optimizer.gradient_bytes(inputs.trained, inputs.spec.tie_word_embeddings),
             optimizer: inputs.optimizer.state_bytes(inputs.trained)

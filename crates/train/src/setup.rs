@@ -19,9 +19,10 @@ use sft_data::pretrain::Pretrain;
 use sft_data::template::TemplateOptions;
 use sft_data::tokenize::NewTokens;
 use sft_hub::{HubError, HubKeys, HubOptions, Model};
+use sft_kernels::matmul::PackedWeight;
 use sft_kernels::objective::Loss;
 use sft_kernels::quantized::{FourBit, Scheme};
-use sft_kernels::{CpuOptions, DType, Device, DeviceError, cuda};
+use sft_kernels::{CpuOptions, DType, Device, DeviceError, Isa, cuda};
 use sft_model::adapter::PeftAdapter;
 use sft_model::method::{self, LoraInit, LoraOptions, Method, OftBlocks, OftOptions};
 use sft_model::quantization::{Found, Quantization};
@@ -45,6 +46,12 @@ pub fn device(config: &RunConfig) -> Result<Device, DeviceError> {
 /// Threads of the CPU that a run will have: as many as asked for, or one a core.
 pub fn threads(config: &RunConfig) -> usize {
     config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// What a CPU's products pack frozen weights of a type as; of an instruction set that is not there nothing is asked for
+/// before a device is.
+pub fn packed_as(dtype: DType) -> DType {
+    PackedWeight::dtype(Isa::chosen().unwrap_or_else(|_| Isa::best()), dtype)
 }
 
 /// The device that is asked for; what is left for the CPU runs with `options`.

@@ -35,8 +35,8 @@ macro_rules! model_keys {
         /// is false; the null is deliberate, results are the same.)
         disable_gradient_checkpointing: Option<bool> { read_by: "train::memory_plan" }
         /// Packing the frozen weights for their products once, before the first step, takes their memory twice and saves
-        /// time in every step of LoRA. null does it in runs of 16 steps and more when the memory plan fits with it;
-        /// results are the same.
+        /// time in every step of LoRA. null does it in runs of 16 steps and more when the memory plan fits with it,
+        /// except where products widen bfloat16, which takes four times the memory and saves nothing; results are the same.
         pack_weights: Option<bool> { read_by: "train::memory_plan" }
         /// QLoRA: keep the frozen linear layers in so many bits, 4 or 8; null for none. They are quantised while they are read,
         /// and products decode them a panel at a time.

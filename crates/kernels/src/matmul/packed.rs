@@ -5,7 +5,7 @@
 
 use super::kernel::{MicroKernel, Unit};
 use super::pack::{Operand, Panels, Slice};
-use crate::{DType, Device, Isa, Slab, Tensor, View};
+use crate::{DType, Device, Element, Isa, Slab, Tensor, View};
 
 /// Which product of a linear layer reads a weight `[out, in]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,11 @@ impl PackedWeight {
         Self { units, reads, shape, isa, in_f32 }
     }
 
+    /// What weights of a type are packed as: products widen `bf16` where the instruction set has none of it.
+    pub fn dtype(isa: Isa, dtype: DType) -> DType {
+        with_kernel!(isa, dtype == DType::F32, K => <K as MicroKernel>::Packed::DTYPE)
+    }
+
     /// Bytes that it takes.
     fn bytes(isa: Isa, dtype: DType, [out, inputs]: [usize; 2], reads: Reads) -> usize {
         let (lanes, depth) = if reads == Reads::XWt { (out, inputs) } else { (inputs, out) };
@@ -70,4 +75,22 @@ fn units_mut(tensor: &mut Tensor) -> &mut [Unit] {
     let values = tensor.view_mut().as_mut_slice::<f32>();
     // SAFETY: as in `panels`, and borrowed mutably.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PackedWeight, Reads};
+    use crate::{DType, Isa};
+
+    #[test]
+    fn whole_panels_take_what_their_type_says() {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            for dtype in [DType::F32, DType::BF16] {
+                for reads in [Reads::XWt, Reads::DyW] {
+                    let bytes = PackedWeight::bytes(isa, dtype, [192, 384], reads);
+                    assert_eq!(bytes, 192 * 384 * PackedWeight::dtype(isa, dtype).bytes(), "{isa} {reads:?}");
+                }
+            }
+        }
+    }
 }
