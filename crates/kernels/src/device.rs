@@ -16,7 +16,7 @@ use crate::{DType, Isa, Tensor};
 pub enum DeviceError {
     /// `SFT_CPU` or the caller named an instruction set that this machine lacks.
     #[error(
-        "the instruction set `{asked}` was asked for, and this CPU has none of it; it has up to `{best}`\nhelp: unset SFT_CPU or set it to `{best}`"
+        "the instruction set `{asked}` was asked for, and this CPU has none of it; its fastest is `{best}`\nhelp: unset SFT_CPU or set it to `{best}`"
     )]
     IsaMissing {
         /// What was asked for.

@@ -48,8 +48,7 @@ pub fn threads(config: &RunConfig) -> usize {
     config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// What a CPU's products pack frozen weights of a type as; of an instruction set that is not there nothing is asked for
-/// before a device is.
+/// What a CPU's products pack frozen weights of a type as. A name in `SFT_CPU` that is none is an error of the device.
 pub fn packed_as(dtype: DType) -> DType {
     PackedWeight::dtype(Isa::chosen().unwrap_or_else(|_| Isa::best()), dtype)
 }
