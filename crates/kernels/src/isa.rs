@@ -10,6 +10,8 @@ pub enum Isa {
     Portable,
     /// NEON, which every aarch64 has: 4 `f32` lanes.
     Neon,
+    /// NEON with `bfmmla`: products of 2 × 4 by 4 × 2 `bf16` summed in `f32`; everything else as [`Isa::Neon`].
+    NeonBf16,
     /// AVX2 with FMA: 8 `f32` lanes.
     Avx2,
     /// AVX-512 F/BW/DQ/VL: 16 `f32` lanes.
@@ -22,13 +24,15 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, weakest first.
-    pub const ALL: [Isa; 6] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
+    pub const ALL: [Isa; 7] =
+        [Isa::Portable, Isa::Neon, Isa::NeonBf16, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
     /// The name used by `SFT_CPU` and in the start-up table.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
             Isa::Neon => "neon",
+            Isa::NeonBf16 => "neonbf16",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
@@ -49,21 +53,27 @@ impl Isa {
             let avx512bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
             match self {
                 Isa::Portable => true,
-                Isa::Neon => false,
+                Isa::Neon | Isa::NeonBf16 => false,
                 Isa::Avx2 => avx2,
                 Isa::Avx512 => avx512,
                 Isa::Avx512Bf16 => avx512bf16,
                 Isa::Amx => avx512bf16 && amx_is_granted(),
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        match self {
+            Isa::Portable | Isa::Neon => true,
+            Isa::NeonBf16 => std::arch::is_aarch64_feature_detected!("bf16"),
+            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => false,
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         {
-            self == Isa::Portable || (self == Isa::Neon && cfg!(target_arch = "aarch64"))
+            self == Isa::Portable
         }
     }
 
-    /// The fastest one of this machine: the strongest, but for [`Isa::Avx512Bf16`] where the CPU multiplies pairs of
-    /// `bf16` at half the speed of `f32`.
+    /// The fastest one of this machine: the strongest, but for [`Isa::Avx512Bf16`] and [`Isa::NeonBf16`] where the CPU
+    /// multiplies `bf16` slower than `f32`.
     pub fn best() -> Isa {
         let fastest = Isa::ALL.into_iter().rev().find(|isa| isa.is_available() && isa.is_faster());
         fastest.unwrap_or(Isa::Portable)
@@ -79,9 +89,9 @@ impl Isa {
 
     /// Whether it is faster than the ones before it. It must be available.
     fn is_faster(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        if self == Isa::Avx512Bf16 {
-            return crate::registers::pairs_are_faster();
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if matches!(self, Isa::Avx512Bf16 | Isa::NeonBf16) {
+            return crate::registers::bf16_is_faster();
         }
         true
     }
@@ -184,6 +194,6 @@ mod tests {
     fn neon_is_what_an_aarch64_has_and_no_other_does() {
         let aarch64 = cfg!(target_arch = "aarch64");
         assert_eq!(Isa::Neon.is_available(), aarch64);
-        assert_eq!(Isa::best() == Isa::Neon, aarch64);
+        assert_eq!(matches!(Isa::best(), Isa::Neon | Isa::NeonBf16), aarch64);
     }
 }

@@ -55,7 +55,7 @@ mod pages;
 pub mod profile;
 pub mod quantized;
 pub mod random;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod registers;
 pub mod rms_norm;
 pub mod rope;

@@ -20,7 +20,6 @@ pub struct Limits {
 /// Times every loop this often; the best counts.
 const TURNS: usize = 5;
 /// Steps of a loop on registers, some milliseconds.
-#[cfg(target_arch = "x86_64")]
 const STEPS: usize = 1_000_000;
 /// Bytes that are copied: more than any cache holds.
 const COPIED: usize = 128 << 20;
@@ -81,18 +80,23 @@ fn arithmetic(dev: &Device) -> [f64; 2] {
             Isa::Avx512Bf16 => [fma512, dpbf16],
             Isa::Avx512 => [fma512, fma512],
             Isa::Avx2 => [fma256, fma256],
-            Isa::Portable | Isa::Neon => [sse, sse],
+            Isa::Portable | Isa::Neon | Isa::NeonBf16 => [sse, sse],
         };
         loops.map(|register_loop| rate(dev, || register_loop(STEPS)))
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
     {
-        let register_loop = match dev.isa() {
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => fma128,
-            _ => plain,
+        use crate::registers::{bfmmla, fma128};
+        let loops: [fn(usize) -> f64; 2] = match dev.isa() {
+            Isa::NeonBf16 => [fma128, bfmmla],
+            Isa::Neon => [fma128, fma128],
+            _ => [plain, plain],
         };
-        [rate(dev, register_loop), rate(dev, register_loop)]
+        loops.map(|register_loop| rate(dev, || register_loop(STEPS)))
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        [rate(dev, || plain(STEPS)), rate(dev, || plain(STEPS))]
     }
 }
 
@@ -121,34 +125,13 @@ fn copy(dev: &Device) -> f64 {
 
 /// Multiplications and additions in eight independent sums.
 #[cfg(not(target_arch = "x86_64"))]
-fn plain() -> f64 {
-    const STEPS: usize = 1_000_000;
+fn plain(steps: usize) -> f64 {
     let mut sums = std::hint::black_box([[0.5f32; 4]; 8]);
-    for _ in 0..STEPS {
+    for _ in 0..steps {
         for sum in sums.iter_mut().flatten() {
             *sum = *sum * 0.5 + 1.0;
         }
     }
     std::hint::black_box(sums);
-    (STEPS * 64) as f64
-}
-
-/// Fused multiplications and additions of four lanes, in as many sums as leave registers for the factors.
-#[cfg(target_arch = "aarch64")]
-fn fma128() -> f64 {
-    use std::arch::aarch64::{vdupq_n_f32, vfmaq_f32};
-    const STEPS: usize = 1_000_000;
-    // SAFETY: the device that this is measured for has NEON; the assembly is no instruction at all, and keeps the loop
-    // from being computed beforehand.
-    unsafe {
-        let (factor, mut sums) = (vdupq_n_f32(1e-3), [vdupq_n_f32(0.0); 24]);
-        for _ in 0..STEPS {
-            for sum in &mut sums {
-                *sum = vfmaq_f32(*sum, factor, factor);
-            }
-            std::arch::asm!("", options(nomem, nostack, preserves_flags));
-        }
-        std::hint::black_box(sums);
-    }
-    (STEPS * 24 * 8) as f64
+    (steps * 64) as f64
 }

@@ -12,6 +12,7 @@ use sft_data::labels::Example;
 use sft_data::loader::{Loader, LoaderOptions};
 use sft_data::pipeline::EncodeReport;
 use sft_data::rows::RowProblem;
+use sft_kernels::matmul::PackedWeight;
 use sft_kernels::{DType, DeviceError, cuda, give_back_freed};
 use sft_model::loading;
 use sft_model::method::Method;
@@ -175,8 +176,9 @@ impl Job {
         };
         let recompute = config.disable_gradient_checkpointing.map(|disabled| !disabled);
         let on_card = card.is_some();
-        let packed_as = setup::packed_as(precision.compute);
-        let pays = total_steps >= PACKING_PAYS && packed_as == precision.compute && !on_card;
+        let isa = setup::isa();
+        let widened = PackedWeight::dtype(isa, precision.compute) != precision.compute;
+        let pays = total_steps >= PACKING_PAYS && !widened && !on_card;
         let pack = config.pack_weights.or((!pays).then_some(false));
         let inputs = PlanInputs {
             spec: &spec,
@@ -191,7 +193,7 @@ impl Job {
             rows,
             recompute,
             pack,
-            packed_as,
+            isa,
             on_card,
             available,
         };
@@ -277,7 +279,7 @@ impl Job {
             rows: self.plan.rows,
             recompute,
             pack,
-            packed_as: setup::packed_as(self.precision.compute),
+            isa: setup::isa(),
             on_card: self.plan.on_card,
             available: self.available,
         })?)

@@ -2,7 +2,8 @@
 //!
 //! Buffers are counted by the code that makes them ([`Workspace::plan`], [`loading::count`]).
 
-use sft_kernels::DType;
+use sft_kernels::matmul::{self, PackedWeight};
+use sft_kernels::{DType, Isa};
 use sft_model::ModelError;
 use sft_model::loading::{self, WeightCounts};
 use sft_model::method::{Adapters, Method};
@@ -39,8 +40,8 @@ pub struct MemoryPlan {
     pub reference: usize,
     /// Activations and workspace.
     pub work: WorkspaceBytes,
-    /// Sums of attention's backward pass on a CPU.
-    pub attention: usize,
+    /// Sums of attention's backward pass and of deep products on a CPU.
+    pub sums: usize,
     /// The program and its threads.
     pub program: usize,
     /// The rows, tokenised.
@@ -84,8 +85,8 @@ pub struct PlanInputs<'a> {
     pub recompute: Option<bool>,
     /// Whether frozen weights are packed before the first step; `None`: if the plan fits with it.
     pub pack: Option<bool>,
-    /// What they are packed as.
-    pub packed_as: DType,
+    /// The CPU's instruction set.
+    pub isa: Isa,
     /// Whether it is a GPU's memory.
     pub on_card: bool,
     /// Bytes that are free, if that is known.
@@ -133,7 +134,10 @@ impl MemoryPlan {
         // Weights that backward does not pass are not worth it, and nothing is frozen in full tuning.
         let pack = pack && inputs.method.adapter_options().is_some();
         let packing_adds = match pack {
-            true => 2 * counts.packed * inputs.packed_as.bytes() - counts.freed_by_packing * compute.bytes(),
+            true => {
+                let packed_as = PackedWeight::dtype(inputs.isa, compute);
+                2 * counts.packed * packed_as.bytes() - counts.freed_by_packing * compute.bytes()
+            }
             false => 0,
         };
         let f32_bytes = counts.trained * DType::F32.bytes();
@@ -161,10 +165,7 @@ impl MemoryPlan {
                 Purpose::Training { recomputed },
                 inputs.on_card,
             ),
-            attention: match inputs.on_card {
-                true => 0,
-                false => attention_bytes(inputs.spec, inputs.max_tokens, inputs.longest, inputs.threads),
-            },
+            sums: if inputs.on_card { 0 } else { sums(inputs) },
             program: PROGRAM_BYTES + inputs.threads * THREAD_BYTES,
             rows: inputs.rows,
             max_tokens: inputs.max_tokens,
@@ -183,7 +184,7 @@ impl MemoryPlan {
             ("gradients (float32)", self.gradients),
             ("optimizer state", self.optimizer),
             ("activations", self.work.activations),
-            ("workspace of the blocks", self.work.scratch + self.attention),
+            ("workspace of the blocks", self.work.scratch + self.sums),
             ("logits and loss", self.work.head),
         ];
         if self.reference > 0 {
@@ -204,6 +205,19 @@ impl MemoryPlan {
     pub fn total(&self) -> usize {
         self.components().iter().map(|(_, bytes)| bytes).sum()
     }
+}
+
+/// Bytes of the sums that ops keep on a CPU. The deepest products are the gradient through the head, and those of
+/// weights.
+fn sums(inputs: &PlanInputs<'_>) -> usize {
+    let (spec, tokens) = (inputs.spec, inputs.max_tokens);
+    let of = |product| matmul::kept_bytes(inputs.isa, inputs.precision.compute == DType::F32, product);
+    let of_weights = inputs.trained.iter().map(|weight| match weight.shape[..] {
+        [.., out, inputs] => of([out, inputs, tokens]),
+        _ => 0,
+    });
+    let products = of_weights.fold(of([tokens, spec.hidden_size, spec.vocab_size]), usize::max);
+    products + attention_bytes(spec, tokens, inputs.longest, inputs.threads)
 }
 
 /// Bytes of memory that are free for this process, where the system tells.

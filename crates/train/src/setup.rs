@@ -19,7 +19,6 @@ use sft_data::pretrain::Pretrain;
 use sft_data::template::TemplateOptions;
 use sft_data::tokenize::NewTokens;
 use sft_hub::{HubError, HubKeys, HubOptions, Model};
-use sft_kernels::matmul::PackedWeight;
 use sft_kernels::objective::Loss;
 use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device, DeviceError, Isa, cuda};
@@ -48,9 +47,9 @@ pub fn threads(config: &RunConfig) -> usize {
     config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// What a CPU's products pack frozen weights of a type as. A name in `SFT_CPU` that is none is an error of the device.
-pub fn packed_as(dtype: DType) -> DType {
-    PackedWeight::dtype(Isa::chosen().unwrap_or_else(|_| Isa::best()), dtype)
+/// The instruction set that a CPU will compute with. A name in `SFT_CPU` that is none is an error of the device.
+pub fn isa() -> Isa {
+    Isa::chosen().unwrap_or_else(|_| Isa::best())
 }
 
 /// The device that is asked for; what is left for the CPU runs with `options`.

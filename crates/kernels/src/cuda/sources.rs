@@ -155,7 +155,8 @@ fn compile(source: &Source, arch: &str) -> Result<Vec<u8>, CompileError> {
 }
 
 fn text_of(characters: &[c_char]) -> String {
-    let bytes: Vec<u8> = characters.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
+    let bytes: Vec<u8> =
+        characters.iter().map(|c| u8::from_ne_bytes(c.to_ne_bytes())).take_while(|c| *c != 0).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 

@@ -54,8 +54,7 @@ pub(super) struct Factors<'a> {
 pub(super) fn run<K: MicroKernel, E: Element>(dev: &Device, factors: Factors<'_>, c: &Output<'_, E>) {
     let Factors { first, packed, second } = factors;
     let depth = first.0.depth();
-    // Tests cut small matrices into pieces, too.
-    let pieces = depth.div_ceil(if cfg!(test) { 96 } else { K::UNIT * K::DEPTH }).max(1);
+    let pieces = pieces::<K>(depth);
     let per_piece = depth.div_ceil(pieces).next_multiple_of(K::UNIT * K::RUN);
     let (rows, cols) = (c.rows().div_ceil(K::MR), c.cols().div_ceil(K::NR));
     let tile = K::MR * K::NR;
@@ -98,6 +97,17 @@ pub(super) fn run<K: MicroKernel, E: Element>(dev: &Device, factors: Factors<'_>
             }
         }
     });
+}
+
+/// How many pieces a product goes through its depth in. Tests cut small matrices into pieces, too.
+fn pieces<K: MicroKernel>(depth: usize) -> usize {
+    depth.div_ceil(if cfg!(test) { 96 } else { K::UNIT * K::DEPTH }).max(1)
+}
+
+/// Bytes of the sums that are kept between pieces, for a product of `[rows, depth]` by `[depth, cols]`: at most.
+pub(super) fn kept_bytes<K: MicroKernel>([rows, cols, depth]: [usize; 3]) -> usize {
+    let sums = rows.next_multiple_of(K::MR) * cols.next_multiple_of(K::NR) * size_of::<f32>();
+    if pieces::<K>(depth) > 1 { sums.min(PARTIAL) } else { 0 }
 }
 
 /// Panels of the first slice of `op(B)` that are packed already.

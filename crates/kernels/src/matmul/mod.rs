@@ -46,7 +46,12 @@ macro_rules! with_kernel {
                 $body
             }
             #[cfg(target_arch = "aarch64")]
-            ($crate::Isa::Neon, _) => {
+            ($crate::Isa::NeonBf16, false) => {
+                type $K = $crate::matmul::neonbf16::NeonBf16;
+                $body
+            }
+            #[cfg(target_arch = "aarch64")]
+            ($crate::Isa::Neon | $crate::Isa::NeonBf16, _) => {
                 type $K = $crate::matmul::neon::NeonF32;
                 $body
             }
@@ -70,6 +75,8 @@ mod kernel;
 mod matrix;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neonbf16;
 mod on_cuda;
 mod output;
 mod pack;
@@ -248,6 +255,12 @@ pub fn run(dev: &Device, args: Matmul<'_>) {
         return on_cuda::run(cuda, args, (m, n), in_f32);
     }
     with_kernel!(dev.isa(), in_f32, K => run_with::<K>(dev, args, in_f32));
+}
+
+/// Bytes that a CPU keeps beside `C [M, N]` while a product goes through its depth `K` in pieces: of every product
+/// the most, since they use the same.
+pub fn kept_bytes(isa: Isa, in_f32: bool, [m, n, k]: [usize; 3]) -> usize {
+    with_kernel!(isa, in_f32, K => blocked::kept_bytes::<K>([m, n, k]))
 }
 
 /// All values of a quantised weight.

@@ -146,7 +146,7 @@ pub(crate) fn run<E: Element, J: Job>(isa: Isa, job: J) {
         }
     }
     #[cfg(target_arch = "aarch64")]
-    if isa == Isa::Neon {
+    if isa >= Isa::Neon {
         // SAFETY: as above.
         return unsafe { neon::Neon::assume() }.enter(job);
     }
