@@ -29,7 +29,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dev = setup::device(&config)?;
     model.fetch_weights()?;
     let base = model.folder();
-    let (spec, encoder) = (setup::spec(&config)?, setup::told_encoder(&config)?);
+    let (spec, told) = (setup::spec(&config)?, setup::told(&config)?);
     let files = WeightFiles::open_model(base)?;
     let stored = setup::infer_dtype(&config, base)?;
     let folders = config.adapter_folders();
@@ -46,7 +46,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let shard_bytes = usize::try_from(config.export_size).unwrap_or(usize::MAX).saturating_mul(SaveOptions::GB);
         let num_expand = config.num_expand;
         let options = SaveOptions { dtype: Some(stored), shard_bytes, num_expand };
-        let written = merged(&decoder, base, &config.export_dir, options, encoder.as_ref())?;
+        let written = merged(&decoder, base, &config.export_dir, options, told.as_ref())?;
         println!("wrote {} files to {} in {}", written.files.len(), config.export_dir.display(), stored.name());
         if !folders.is_empty() {
             let attached = read(stored, Last::Attached)?;

@@ -11,7 +11,7 @@ use sft_data::pipeline::Pipeline;
 use sft_data::template::TemplateOptions;
 use sft_data::template::clock::Clock;
 use sft_data::template::jinja::{JinjaTemplate, value_of};
-use sft_data::template::saved;
+use sft_data::template::saved::Told;
 
 fn golden_rows() -> Vec<Value> {
     serde_json::from_str(include_str!("golden_rows.json")).unwrap()
@@ -124,7 +124,7 @@ fn the_folder_of_a_trained_model_says_template_and_end_of_answers() {
     write("generation_config.json", r#"{"eos_token_id": 257, "top_p": 0.5}"#);
     write("chat_template.jinja", "old");
     let files: std::collections::BTreeMap<_, _> =
-        saved::files(&encoder, folder.path()).unwrap().into_iter().collect();
+        Told::of(&encoder).files(folder.path()).unwrap().into_iter().collect();
     let json = |name: &str| serde_json::from_str::<Value>(&files[name]).unwrap();
     let written = encoder.pipeline().unwrap().template().written(false).unwrap();
     assert_eq!(files["chat_template.jinja"], written);
@@ -142,5 +142,5 @@ fn the_models_own_template_changes_no_file() {
     let pipeline = Pipeline::new(tokenizer, None, &TemplateOptions::default(), Policy::default()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let encoder = Encoder::Conversations(Box::new(pipeline));
-    assert_eq!(saved::files(&encoder, folder.path()).unwrap(), []);
+    assert_eq!(Told::of(&encoder).files(folder.path()).unwrap(), []);
 }

@@ -9,8 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use sft_data::encoder::Encoder;
-use sft_data::template::saved;
+use sft_data::template::saved::Told;
 use sft_model::Decoder;
 use sft_model::saving::{self, SaveOptions};
 use sft_runs::{FolderLock, RunError, space};
@@ -29,8 +28,8 @@ pub struct Exported {
     pub bytes: u64,
 }
 
-/// Writes a decoder as a Hugging Face model folder; `source` is its base model's folder. An `encoder` with a named
-/// template or other tokens changes the files that say how the model is talked to ([`sft_data::template::saved`]).
+/// Writes a decoder as a Hugging Face model folder; `source` is its base model's folder. `told` changes the
+/// files that say how the model is talked to ([`sft_data::template::saved`]).
 ///
 /// # Errors
 /// An adapter that is not merged; an `out` that is the base model's folder or not empty; too little room on the disk;
@@ -40,7 +39,7 @@ pub fn merged(
     source: &Path,
     out: &Path,
     options: SaveOptions,
-    encoder: Option<&Encoder>,
+    told: Option<&Told>,
 ) -> Result<Exported, ExportError> {
     if !decoder.adapters().is_empty() {
         return Err(ExportError::NotMerged);
@@ -49,7 +48,7 @@ pub fn merged(
     space::require_room(out, options.weight_bytes(decoder) + OTHER_FILES_BYTES)?;
     let partial = with_suffix(out, ".partial");
     let lock = FolderLock::acquire(&partial)?;
-    let written = write(decoder, source, &partial, options, encoder);
+    let written = write(decoder, source, &partial, options, told);
     drop(lock);
     let moved = written.and_then(|exported| move_to(&partial, out).map(|()| exported));
     moved.inspect_err(|_| _ = fs::remove_dir_all(&partial))
@@ -60,7 +59,7 @@ fn write(
     source: &Path,
     partial: &Path,
     options: SaveOptions,
-    encoder: Option<&Encoder>,
+    told: Option<&Told>,
 ) -> Result<Exported, ExportError> {
     let at = |action| RunError::at(partial, action);
     // What a killed export left behind, the lock apart.
@@ -72,14 +71,14 @@ fn write(
         }
     }
     let mut files = saving::save(decoder, source, partial, options)?;
-    if let Some(encoder) = encoder {
-        for name in saving::copy_model_files(encoder.tokenizer().dir(), partial)? {
+    if let Some(told) = told {
+        for name in saving::copy_model_files(told.tokenizer_folder(), partial)? {
             if !files.contains(&name) {
                 files.push(name);
             }
         }
     }
-    for (name, text) in encoder.map_or(Ok(Vec::new()), |encoder| saved::files(encoder, partial))? {
+    for (name, text) in told.map_or(Ok(Vec::new()), |told| told.files(partial))? {
         fs::write(partial.join(name), text).map_err(at("write a tokenizer file"))?;
         if !files.iter().any(|file| file == name) {
             files.push(name.to_owned());

@@ -6,9 +6,8 @@ use std::time::Instant;
 use serde_json::json;
 use sft_config::{IntervalStrategy, OnNonFinite, Reporter, Resume};
 use sft_data::batches::Batches;
-use sft_data::encoder::Encoder;
 use sft_data::loader::StepBatch;
-use sft_data::template::saved;
+use sft_data::template::saved::Told;
 use sft_kernels::{DType, Device, give_back_freed};
 use sft_model::method::AdapterOptions;
 use sft_model::{Decoder, ModelError, adapter, saving};
@@ -82,8 +81,8 @@ struct Running<'a> {
     owes_evaluation: bool,
     /// Digest of the training rows, where they are all kept.
     rows: Option<String>,
-    /// Template and tokens that the folders of the run are told of.
-    encoder: Option<Encoder>,
+    /// What the folders of the run are told of template and tokens.
+    told: Option<Told>,
     /// Checkpoint of the current step, if it is written already.
     saved_at: Option<PathBuf>,
 }
@@ -92,8 +91,8 @@ impl<'a> Running<'a> {
     fn begin(dev: &'a Device, job: Job, folder: &'a RunFolder) -> Result<Self, TrainError> {
         let trainer = Trainer::new(dev, &job)?;
         let recorder = Recorder::open(folder, recorder_options(&job))?;
-        let encoder = setup::told_encoder(&job.config)?;
-        // Reading a tokenizer takes several times what it is.
+        let told = setup::told(&job.config)?;
+        // The tokenizer that was read for it.
         give_back_freed();
         let data_files = DataFiles::new(job.datasets.iter().flat_map(|set| &set.files));
         let rows = match &job.train {
@@ -105,7 +104,7 @@ impl<'a> Running<'a> {
             trainer,
             recorder,
             step: 0,
-            encoder,
+            told,
             saved_at: None,
             job,
             skipped: 0,
@@ -432,9 +431,9 @@ impl<'a> Running<'a> {
             dtype,
         )
         .map_err(on_disk)?;
-        let Some(encoder) = &self.encoder else { return Ok(()) };
-        saving::copy_model_files(encoder.tokenizer().dir(), to).map_err(on_disk)?;
-        for (name, text) in saved::files(encoder, to)? {
+        let Some(told) = &self.told else { return Ok(()) };
+        saving::copy_model_files(told.tokenizer_folder(), to).map_err(on_disk)?;
+        for (name, text) in told.files(to)? {
             atomic::write(&to.join(name), text.as_bytes())?;
         }
         Ok(())

@@ -17,6 +17,7 @@ use sft_data::labels::{OverLength, Policy};
 use sft_data::pipeline::Pipeline;
 use sft_data::pretrain::Pretrain;
 use sft_data::template::TemplateOptions;
+use sft_data::template::saved::Told;
 use sft_data::tokenize::NewTokens;
 use sft_hub::{HubError, HubKeys, HubOptions, Model};
 use sft_kernels::objective::Loss;
@@ -235,16 +236,16 @@ fn policy(config: &RunConfig) -> Policy {
     }
 }
 
-/// What makes ids of rows, where the folder of a trained model has to be told of it: of a named template, or of tokens
+/// What the folder of a trained model has to be told of what makes ids of rows: of a named template, or of tokens
 /// that the model's files do not have, be they new or an adapter's.
 ///
 /// # Errors
 /// As [`encoder`].
-pub fn told_encoder(config: &RunConfig) -> Result<Option<Encoder>, DataError> {
+pub fn told(config: &RunConfig) -> Result<Option<Told>, DataError> {
     let is_named = config.stage == Stage::Sft && config.template != "auto";
     let is_elsewhere = tokenizer_folder(config)? != config.model_folder();
     match is_named || is_elsewhere || vocabulary::new_tokens(config) != NewTokens::default() {
-        true => encoder(config).map(Some),
+        true => encoder(config).map(|encoder| Some(Told::of(&encoder))),
         false => Ok(None),
     }
 }
