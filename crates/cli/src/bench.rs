@@ -1,6 +1,7 @@
 //! `sft bench CONFIG`: how fast a job trains here, op by op, beside the limits of the machine.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -22,7 +23,7 @@ pub struct Args {
     #[command(flatten)]
     recipe: Recipe,
     /// Steps that are timed
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
     /// Steps before them
     #[arg(long, default_value_t = 1)]
@@ -35,7 +36,7 @@ pub struct Args {
     profile: bool,
     /// Time this many tokens of an answer instead of training
     #[arg(long, value_name = "TOKENS")]
-    decode: Option<usize>,
+    decode: Option<NonZeroUsize>,
     /// Only the line of JSON
     #[arg(long)]
     json: bool,
@@ -46,7 +47,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(tokens) = args.decode {
         let (config, model) = args.recipe.read(Purpose::Chat)?;
         model.fetch_weights()?;
-        println!("{}", decode(&config, tokens.max(1), args.json)?);
+        println!("{}", decode(&config, tokens.get(), args.json)?);
         return Ok(ExitCode::SUCCESS);
     }
     let (config, model) = args.recipe.read(Purpose::Train)?;

@@ -47,7 +47,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let session = ChatSession::new(Generator::new(&dev, &decoder), &pipeline, options, None);
     match std::io::stdin().is_terminal() {
         true => Talk { session, config: &config }.on_terminal()?,
-        false => Talk { session, config: &config }.through_pipe()?,
+        false => return Talk { session, config: &config }.through_pipe(),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -71,6 +71,7 @@ fn print_start(config: &RunConfig, dev: &Device, decoder: &Decoder, pipeline: &P
     for key in &config.no_effect {
         eprintln!("without effect: {key}");
     }
+    setup::idle_rope_scaling(config).iter().for_each(|note| eprintln!("{note}"));
     let spec = &decoder.spec;
     let adapters = match config.adapter_name_or_path.as_slice() {
         [] => "none".to_owned(),
@@ -166,19 +167,31 @@ impl Talk<'_> {
         }
     }
 
-    fn through_pipe(mut self) -> anyhow::Result<()> {
-        for line in std::io::stdin().lock().lines() {
-            match Line::of(&line?) {
+    /// A question that is refused leaves an empty line in the place of its answer, and a failure at the end.
+    fn through_pipe(mut self) -> anyhow::Result<ExitCode> {
+        let mut end = ExitCode::SUCCESS;
+        for (number, line) in (1..).zip(std::io::stdin().lock().split(b'\n')) {
+            let line = line?;
+            let mut refuse = |reason: &dyn std::fmt::Display| {
+                end = ExitCode::FAILURE;
+                println!();
+                eprintln!("line {number}: error: {reason}");
+            };
+            let Ok(line) = std::str::from_utf8(&line) else {
+                refuse(&"it is not UTF-8\nhelp: convert the text, for example with iconv");
+                continue;
+            };
+            match Line::of(line) {
                 Line::Nothing => {}
                 Line::Exit => break,
                 Line::Clear => self.session.clear(),
-                Line::Question(question) => {
-                    let answer = self.ask(question)?;
-                    self.explain_end(&answer);
-                }
+                Line::Question(question) => match self.ask(question) {
+                    Ok(answer) => self.explain_end(&answer),
+                    Err(error) => refuse(&error.downcast::<InferError>()?),
+                },
             }
         }
-        Ok(())
+        Ok(end)
     }
 
     /// Prints the answer as it comes, and a line break.

@@ -81,6 +81,9 @@ fn show(args: Show) -> anyhow::Result<ExitCode> {
     let mut out = BufWriter::new(std::io::stdout().lock());
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let mut refused = 0;
+    if rows.start > 0 && rows.start >= all.len() {
+        bail!("there is no row {}: the data has {} rows, counted from 0", rows.start, all.len());
+    }
     let selected = all.iter().skip(rows.start).take(rows.len());
     for conversation in selected {
         match explain(conversation) {

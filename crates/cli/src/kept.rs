@@ -26,6 +26,8 @@ pub struct Kept<O> {
     ledger: Option<(Ledger, i64)>,
     points: Vec<(String, u64, f64)>,
     flushed: Instant,
+    /// Whether there is a run to be recorded: an evaluation alone is none.
+    trains: bool,
     /// Whether the folder is locked and the run on its way.
     began: bool,
     /// The last step that was logged.
@@ -64,6 +66,7 @@ impl<O: Observer> Kept<O> {
             ledger: None,
             points: Vec::new(),
             flushed: Instant::now(),
+            trains: c.do_train,
             began: false,
             step: 0,
         }
@@ -71,6 +74,9 @@ impl<O: Observer> Kept<O> {
 
     /// The folder is locked and the first step is next.
     fn begin(&mut self, resumed_at: u64) {
+        if !self.trains {
+            return;
+        }
         (self.began, self.step) = (true, resumed_at);
         let folder = self.record.output_dir.clone();
         if resumed_at > 0

@@ -1,8 +1,9 @@
 //! `sft runs`: the ledger of runs, how two of them differ, and several in one picture and one table.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::bail;
 use sft_runs::ledger::comparison::{self, aligned};
 use sft_runs::ledger::diff::RunDiff;
 use sft_runs::ledger::{KeptRun, Ledger};
@@ -48,7 +49,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let place = kept::place(args.ledger.as_deref());
     let find = |name: &String| KeptRun::find(name, place.as_deref());
     match args.command {
-        None => list(place, args.most)?,
+        None => list(place, args.ledger.as_deref(), args.most)?,
         Some(Command::Diff { a, b }) => print!("{}", RunDiff::of(&find(&a)?, &find(&b)?)),
         Some(Command::Compare { runs, output }) => {
             let runs = runs.iter().map(find).collect::<Result<Vec<_>, _>>()?;
@@ -61,8 +62,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(place: Option<PathBuf>, most: usize) -> anyhow::Result<()> {
+fn list(place: Option<PathBuf>, asked: Option<&Path>, most: usize) -> anyhow::Result<()> {
     let Some(place) = place.filter(|place| place.is_file()) else {
+        if let Some(asked) = asked {
+            bail!(
+                "{}: no such file\nhelp: `--ledger` names the ledger of runs that were trained with `ledger: FILE`",
+                asked.display()
+            );
+        }
         println!("no run is kept yet");
         return Ok(());
     };

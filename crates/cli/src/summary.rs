@@ -5,7 +5,7 @@ use sft_data::pipeline::{EncodeReport, LENGTH_STEP};
 use sft_kernels::Device;
 use sft_model::weights::WeightFiles;
 use sft_train::fit::Fit;
-use sft_train::{Job, TrainError};
+use sft_train::{Job, TrainError, setup};
 
 /// Keys that were accepted and change nothing.
 pub fn no_effect(config: &RunConfig) {
@@ -26,6 +26,7 @@ pub fn device(dev: &Device) {
 
 /// Everything known of a job.
 pub fn job(job: &Job) {
+    setup::idle_rope_scaling(&job.config).iter().for_each(|note| println!("{note}"));
     data(job);
     encoded(if job.config.streaming { "training rows so far" } else { "training rows" }, &job.encoded);
     if let Some(report) = &job.eval_encoded {
@@ -107,6 +108,9 @@ fn encoded(what: &str, report: &EncodeReport) {
 
 fn steps(job: &Job) {
     let c = &job.config;
+    if !c.do_train {
+        return println!("steps: none, an evaluation alone");
+    }
     let fill = job.train.fill().map_or(String::new(), |fill| format!(", packed {:.1} % full", fill * 100.0));
     let epochs = match job.train.steps_per_epoch() {
         Some(steps) => format!("{steps} an epoch, {} epochs", (job.epochs * 100.0).round() / 100.0),

@@ -63,11 +63,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut kept = Kept::new(screen, &job, &dev);
     drop(dev);
     let output = job.config.output_dir.clone();
+    let begins_anew = job.config.overwrite_output_dir;
     let outcome = sft_train::run::run(job, &mut kept);
     kept.end(&outcome);
     kept.screen.close();
     let outcome = outcome?;
-    report(&outcome, &output);
+    report(&outcome, &output, begins_anew);
     if outcome.interrupted_at.is_some() {
         return Ok(ExitCode::from(INTERRUPTED));
     }
@@ -89,12 +90,20 @@ fn count_interrupts() -> anyhow::Result<Arc<AtomicUsize>> {
     Ok(count)
 }
 
-fn report(outcome: &Outcome, output: &std::path::Path) {
+/// `begins_anew`: whether the same command would not go on by itself.
+fn report(outcome: &Outcome, output: &std::path::Path, begins_anew: bool) {
     match &outcome.interrupted_at {
         Some(checkpoint) => {
             println!("interrupted after step {}; checkpoint: {}", outcome.steps, checkpoint.display());
             println!(
-                "run the same command again to go on from there (resume_from_checkpoint is found by itself)"
+                "{}",
+                match begins_anew {
+                    true =>
+                        "to go on from there, run the same command with resume_from_checkpoint=true: as it is, \
+                         `overwrite_output_dir: true` begins anew",
+                    false =>
+                        "run the same command again to go on from there (resume_from_checkpoint is found by itself)",
+                }
             );
         }
         None => {

@@ -39,6 +39,14 @@ pub(crate) fn check(
     checks.loss(config);
     checks.precision(config);
     checks.schedule(config);
+    checks.refuse_if(
+        matches!(purpose, Purpose::Chat | Purpose::Export)
+            && config.rope_scaling.is_some()
+            && !given.contains_key("cutoff_len"),
+        &["rope_scaling"],
+        "`rope_scaling` scales positions by `cutoff_len`, and the one that the model was trained with is not given",
+        "add the `cutoff_len` of training",
+    );
     if purpose == Purpose::Train {
         checks.evaluation(config);
         checks.best_model(config);
@@ -393,7 +401,7 @@ impl Checks<'_> {
             both,
             &["warmup_ratio", "warmup_steps"],
             "`warmup_ratio` and `warmup_steps` both set the warm-up",
-            "keep one of the two: `warmup_steps` below 1 is a ratio",
+            "keep one of the two (`warmup_ratio=null` on the command line takes back what a file says); `warmup_steps` below 1 is a ratio",
         );
     }
 
@@ -423,6 +431,12 @@ impl Checks<'_> {
             &["do_train", "do_eval"],
             "`do_train` and `do_eval` are both false: there is nothing to do",
             "set `do_train: true`",
+        );
+        self.refuse_if(
+            !c.do_train && matches!(c.resume_from_checkpoint, Resume::Newest | Resume::From(_)),
+            &["resume_from_checkpoint", "do_train"],
+            "`resume_from_checkpoint` says where training goes on, and nothing is to be trained",
+            "name what is to be evaluated: its folder as `adapter_name_or_path`, or as `model_name_or_path` where all weights were trained",
         );
     }
 

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use crate::check;
-use crate::keys::{KEYS, RENAMED, Refusal, RunConfig, all_names, no_effect_reason, not_yet};
+use crate::keys::{KEYS, Key, RENAMED, Refusal, RunConfig, all_names, no_effect_reason, not_yet};
 use crate::nearest::nearest;
 use crate::problem::{ConfigError, ConfigErrors, NoEffect, Place, Problem, shared_path};
 use crate::source::{Content, Entry, MAX_BYTES, Node, read_override, read_text};
@@ -182,7 +182,17 @@ impl Resolver {
     }
 
     fn require(&mut self) {
-        for row in KEYS.iter().filter(|row| row.required.contains(&self.purpose)) {
+        // What a file holds that cannot be read is not known to be missing.
+        let is_unread = |problem: &Problem| {
+            matches!(*problem.error, ConfigError::Syntax(_) | ConfigError::NotAMapping { .. })
+        };
+        if self.problems.iter().any(is_unread) {
+            return;
+        }
+        // An evaluation alone needs nothing to train on.
+        let evaluates = self.purpose == Purpose::Train && !self.config.do_train;
+        let required = KEYS.iter().filter(|row| row.required.contains(&self.purpose));
+        for row in required.filter(|row| !(evaluates && row.name == "dataset")) {
             let empty = match self.config.get(row.name) {
                 Some(serde_json::Value::String(text)) => text.is_empty(),
                 Some(serde_json::Value::Array(items)) => items.is_empty(),
@@ -193,12 +203,8 @@ impl Resolver {
             if empty && !refused {
                 let error = ConfigError::Missing { key: row.name, purpose: self.purpose.as_str() };
                 let place = self.given.get(row.name).map_or(&self.home, |(place, _)| place);
-                let help = format!(
-                    "{} Add `{}: …` or {}=… on the command line.",
-                    row.doc[0].trim(),
-                    row.name,
-                    row.name
-                );
+                let (doc, name) = (doc_of(row), row.name);
+                let help = format!("{doc} Add `{name}: …` or {name}=… on the command line.");
                 self.problems.push(Problem::new(place, error).help(help));
             }
         }
@@ -276,12 +282,16 @@ fn unknown(key: &str, place: &Place) -> Problem {
     }
 }
 
+fn doc_of(row: &Key) -> String {
+    row.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
+}
+
 /// The first sentence of a key's documentation, with its default.
 fn documented(key: &str) -> String {
     let Some(row) = KEYS.iter().find(|row| row.name == key) else {
         return "docs/config.md lists every key".to_string();
     };
-    let doc = row.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
+    let doc = doc_of(row);
     let default = crate::docs::default_text(row, &RunConfig::default());
     format!("{doc} Default: {}.", default.replace('`', ""))
 }

@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value as Json};
 
+use crate::choices::FinetuningType;
 use crate::keys::{KEYS, Key, RunConfig};
 
 impl RunConfig {
@@ -26,6 +27,17 @@ impl RunConfig {
     /// The same as keys and values, for comparisons.
     pub fn values(&self) -> Map<String, Json> {
         self.set_keys().map(|(key, value)| (key.name.to_owned(), value)).collect()
+    }
+
+    /// The values of keys that cannot change between a checkpoint and what goes on from it: what is trained, in which
+    /// numbers, and by which optimizer.
+    pub fn decided(&self) -> Map<String, Json> {
+        let mut keys = vec!["finetuning_type", "optim", "compute_dtype", "quantization_bit"];
+        if self.finetuning_type == FinetuningType::Lora && self.adapter_name_or_path.is_empty() {
+            keys.extend(["lora_rank", "lora_alpha", "lora_target", "use_rslora", "use_dora"]);
+        }
+        keys.extend(["use_galore", "use_apollo", "use_badam"]);
+        keys.into_iter().filter_map(|key| Some((key.to_owned(), self.get(key)?))).collect()
     }
 
     fn set_keys(&self) -> impl Iterator<Item = (&'static Key, Json)> {

@@ -23,9 +23,15 @@ pub struct Origin {
     pub row: u64,
 }
 
+/// `file:line`, as editors take it, and the row where the line cannot tell.
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file.display(), self.line)
+        write!(f, "{}:{}", self.file.display(), self.line)?;
+        // A file that is one line: only the number tells its rows apart.
+        if self.line == 1 && self.row > 0 {
+            write!(f, " (row {})", self.row)?;
+        }
+        Ok(())
     }
 }
 

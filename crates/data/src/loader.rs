@@ -108,6 +108,12 @@ impl Loader {
         Ok(loader)
     }
 
+    /// One without rows, for an evaluation alone: it has no step.
+    pub fn empty(options: LoaderOptions) -> Self {
+        let (examples, items, order) = (Vec::new().into(), Vec::new(), Vec::new());
+        Self { examples, options, items, cursor: Cursor::default(), order }
+    }
+
     /// The examples, in the order of the data.
     pub fn examples(&self) -> &[Example] {
         &self.examples

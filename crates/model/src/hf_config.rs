@@ -31,7 +31,7 @@ impl HfConfig {
             let help = if folder.is_dir() {
                 "name a folder with config.json, tokenizer.json and *.safetensors in it"
             } else {
-                "no such folder; models are read from local folders: download the model first and give its path"
+                "no such folder; give the path of a model's folder, or the name of one on a hub, as in `Qwen/Qwen3-0.6B`"
             };
             return Err(ModelError::Missing {
                 folder: folder.to_owned(),

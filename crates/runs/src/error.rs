@@ -72,7 +72,7 @@ pub enum RunError {
     },
 
     /// The output folder's path is taken by something that is not a folder.
-    #[error("{}: not a folder\nhelp: choose another `output_dir`, or move the file away", .path.display())]
+    #[error("{}: not a folder\nhelp: choose another folder, or move the file away", .path.display())]
     NotAFolder {
         /// The path.
         path: PathBuf,
@@ -82,7 +82,7 @@ pub enum RunError {
     #[error(
         "{}: cannot {action}: {source}\n\
          help: check the owner and the permissions of the folder and whether its file system is mounted read-only, \
-         or choose another `output_dir`", .path.display()
+         or choose another folder", .path.display()
     )]
     NotWritable {
         /// The file or folder.
@@ -96,8 +96,8 @@ pub enum RunError {
     /// The disk or the quota is full.
     #[error(
         "{}: cannot {action}: no space left ({source})\n\
-         help: free space on this file system, lower `save_total_limit`, set `save_only_model: true`, \
-         or choose another `output_dir`; what was complete before is untouched", .path.display()
+         help: free space on this file system, let a run keep less (`save_total_limit`, `save_only_model: true`), \
+         or choose another folder; what was complete before is untouched", .path.display()
     )]
     DiskFull {
         /// The file or folder.
@@ -111,8 +111,8 @@ pub enum RunError {
     /// A check before writing found too little room.
     #[error(
         "{}: at least {} are needed here and {} are free\n\
-         help: free space on this file system, lower `save_total_limit`, set `save_only_model: true`, \
-         or choose another `output_dir`", .path.display(), bytes(*.needed_bytes), bytes(*.free_bytes)
+         help: free space on this file system, let a run keep less (`save_total_limit`, `save_only_model: true`), \
+         or choose another folder", .path.display(), bytes(*.needed_bytes), bytes(*.free_bytes)
     )]
     NoRoom {
         /// The folder that was about to be filled.

@@ -46,6 +46,8 @@ pub enum Start {
     Fresh,
     /// After the step of this checkpoint, whose hashes have been compared.
     Resume(Checkpoint),
+    /// Nowhere, since nothing is trained: what lies in the folder stays.
+    Beside,
 }
 
 /// An output folder that belongs to this process until the value is dropped.
@@ -79,6 +81,16 @@ impl RunFolder {
         let start = choose_start(output_dir, overwrite_output_dir, resume_from, &mut notes)?;
         set_aside_later_checkpoints(output_dir, &start, &mut notes)?;
         Ok(Self { path: output_dir.to_path_buf(), start, notes, written: AtomicU64::new(0), _lock: lock })
+    }
+
+    /// Creates or locks `output_dir` for an evaluation without training, whose results join what is there.
+    ///
+    /// # Errors
+    /// The folder is in use, not writable or not a folder.
+    pub fn beside(output_dir: &Path) -> Result<Self> {
+        let lock = FolderLock::acquire(output_dir)?;
+        let (path, start, notes) = (output_dir.to_path_buf(), Start::Beside, Vec::new());
+        Ok(Self { path, start, notes, written: AtomicU64::new(0), _lock: lock })
     }
 
     /// The folder.
@@ -178,13 +190,13 @@ fn explicit(path: &Path, notes: &mut Vec<String>) -> Result<Start> {
 /// Checkpoints after the starting step are not this run's: out of the way of rotation and of the next resume.
 fn set_aside_later_checkpoints(output_dir: &Path, start: &Start, notes: &mut Vec<String>) -> Result<()> {
     let step_of_start = match start {
-        Start::Fresh => None,
+        Start::Fresh | Start::Beside => None,
         Start::Resume(checkpoint) => Some(checkpoint.step),
     };
     let own = match start {
         // A checkpoint of another folder says nothing about the ones here.
         Start::Resume(checkpoint) => is_in(&checkpoint.path, output_dir),
-        Start::Fresh => false,
+        Start::Fresh | Start::Beside => false,
     };
     for path in checkpoint::with_suffix(output_dir, "")? {
         let step = checkpoint::step_of(&path, "").expect("with_suffix returns only names with a step");

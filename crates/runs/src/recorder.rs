@@ -79,6 +79,10 @@ impl Recorder {
                 let carried = Carried { version: 1, ..Carried::default() };
                 (TrainerState::default(), carried, TrainerLog::create(&output_dir)?)
             }
+            Start::Beside => {
+                let carried = Carried { version: 1, ..Carried::default() };
+                (TrainerState::default(), carried, TrainerLog::open(&output_dir)?)
+            }
             Start::Resume(checkpoint) => {
                 let carried = load_carried(&checkpoint.path)?;
                 let log = TrainerLog::restore(&output_dir, &checkpoint.path)?;
@@ -377,7 +381,7 @@ fn open_events(
     carried: &mut Carried,
 ) -> Result<EventWriter> {
     let continued_after = match run.start() {
-        Start::Fresh => None,
+        Start::Fresh | Start::Beside => None,
         Start::Resume(checkpoint) => Some(checkpoint.step),
     };
     let name =

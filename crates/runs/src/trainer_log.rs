@@ -98,6 +98,18 @@ impl TrainerLog {
         Self::with_content(output_dir, &content)
     }
 
+    /// Goes on with the log in `output_dir`, or starts one.
+    ///
+    /// # Errors
+    /// Any I/O error, with the path.
+    pub fn open(output_dir: &Path) -> Result<Self> {
+        let path = output_dir.join(TRAINER_LOG);
+        let file = DiskFile::open(&path, OpenOptions::new().append(true).create(true));
+        let file = file.map_err(RunError::at(&path, "open the log"))?;
+        let bytes = fs::metadata(&path).map_err(RunError::at(&path, "read the log"))?.len();
+        Ok(Self { path, file, bytes })
+    }
+
     fn with_content(output_dir: &Path, content: &[u8]) -> Result<Self> {
         let path = output_dir.join(TRAINER_LOG);
         atomic::write(&path, content)?;

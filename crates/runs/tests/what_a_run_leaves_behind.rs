@@ -27,7 +27,7 @@ fn train_until(output_dir: &Path, last: u64) {
     let run = RunFolder::open(output_dir, false, &ResumeFrom::Automatic).unwrap();
     let mut recorder = Recorder::open(&run, options()).unwrap();
     let done = match run.start() {
-        Start::Fresh => 0,
+        Start::Fresh | Start::Beside => 0,
         Start::Resume(checkpoint) => checkpoint.step,
     };
     for step in done + 1..=last {

@@ -14,6 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use sft_data::loader::Cursor;
 use sft_kernels::DType;
 use sft_model::adapter;
@@ -59,6 +60,9 @@ pub struct TrainingState {
     pub steps_per_epoch: u64,
     /// Number of trained elements.
     pub trained_elements: u64,
+    /// Keys that decide what is trained and how.
+    #[serde(default)]
+    pub decided: Map<String, Value>,
 }
 
 /// The model that was trained further.
@@ -174,22 +178,12 @@ pub fn read_trained(folder: &Path, decoder: &mut Decoder) -> Result<(), TrainErr
     }
 }
 
-/// Takes the optimizer's state of a checkpoint, if it belongs to this run; returns where it was.
+/// Where a checkpoint was, if it belongs to this run.
 ///
 /// # Errors
-/// Missing files; a checkpoint of other data or of another method.
-pub fn read_state(
-    folder: &Path,
-    expected: &TrainingState,
-    optimizer: &mut dyn Optimizer,
-) -> Result<TrainingState, TrainError> {
-    let refuse = |reason: String| TrainError::Checkpoint {
-        folder: folder.to_owned(),
-        reason,
-        help: "resume with the configuration and data that the run began with, or begin anew with \
-               `overwrite_output_dir: true`"
-            .into(),
-    };
+/// A missing file; a checkpoint of other data or of another method.
+pub fn read_state(folder: &Path, expected: &TrainingState) -> Result<TrainingState, TrainError> {
+    let refuse = |reason| refused(folder, reason);
     let path: PathBuf = folder.join(STATE);
     let text = fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
     let state: TrainingState =
@@ -199,6 +193,11 @@ pub fn read_state(
         ("steps of an epoch", state.steps_per_epoch, expected.steps_per_epoch),
         ("trained weights", state.trained_elements, expected.trained_elements),
     ];
+    for (key, is) in &expected.decided {
+        if let Some(was) = state.decided.get(key).filter(|was| *was != is) {
+            return Err(refuse(format!("it belongs to another run: `{key}` was {was}, and is {is} now")));
+        }
+    }
     for (what, was, is) in same {
         if was != is {
             return Err(refuse(format!("it belongs to another run: {what} {was}, now {is}")));
@@ -211,7 +210,29 @@ pub fn read_state(
                       tokens or labels has changed since";
         return Err(refuse(reason.into()));
     }
-    let files = WeightFiles::open(folder, &[folder.join(OPTIMIZER)])?;
-    optimizer.restore(&files, state.step.saturating_sub(state.skipped)).map_err(refuse)?;
     Ok(state)
+}
+
+/// Takes the optimizer's state of a checkpoint.
+///
+/// # Errors
+/// A missing file, or one of another method.
+pub fn read_optimizer(
+    folder: &Path,
+    state: &TrainingState,
+    optimizer: &mut dyn Optimizer,
+) -> Result<(), TrainError> {
+    let files = WeightFiles::open(folder, &[folder.join(OPTIMIZER)])?;
+    let updates = state.step.saturating_sub(state.skipped);
+    optimizer.restore(&files, updates).map_err(|reason| refused(folder, reason))
+}
+
+fn refused(folder: &Path, reason: String) -> TrainError {
+    TrainError::Checkpoint {
+        folder: folder.to_owned(),
+        reason,
+        help: "resume with the configuration and data that the run began with, or begin anew with \
+               `overwrite_output_dir: true`"
+            .into(),
+    }
 }

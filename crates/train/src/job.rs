@@ -146,6 +146,7 @@ impl Job {
             false => examples.iter().chain(eval_examples()).map(Example::len).max().unwrap_or(0),
         };
         let train = match config.streaming {
+            false if examples.is_empty() && !config.do_train => Batches::Kept(Loader::empty(train)),
             false => Batches::Kept(Loader::new(examples, train)?),
             true => {
                 let stream = stream(&config, train)?;

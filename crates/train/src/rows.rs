@@ -79,7 +79,7 @@ fn make(config: &RunConfig) -> Result<Tokenised, TrainError> {
     encoded.proof.require()?;
     if !config.streaming {
         check_prompts(&encoded, config.cutoff_len)?;
-        if train.is_empty() {
+        if train.is_empty() && config.do_train {
             return Err(nothing_left("training", &encoded));
         }
     }

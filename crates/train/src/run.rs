@@ -58,7 +58,11 @@ pub fn run(job: Job, observer: &mut dyn Observer) -> Result<Outcome, TrainError>
         Resume::Newest => ResumeFrom::Last,
         Resume::From(path) => ResumeFrom::Path(path.clone()),
     };
-    let folder = RunFolder::open(&job.config.output_dir, job.config.overwrite_output_dir, &from)?;
+    let (output_dir, overwrite) = (&job.config.output_dir, job.config.overwrite_output_dir);
+    let folder = match job.config.do_train {
+        true => RunFolder::open(output_dir, overwrite, &from)?,
+        false => RunFolder::beside(output_dir)?,
+    };
     if job.config.do_train {
         folder.require_room(job.written_bytes())?;
     }
@@ -121,9 +125,11 @@ impl<'a> Running<'a> {
             running.owes_evaluation = state.owes_evaluation;
             (running.step, running.skipped, running.health) = (state.step, state.skipped, state.health);
         }
-        let yaml = running.job.config.resolved_yaml();
-        atomic::write(&folder.path().join("training_args.yaml"), yaml.as_bytes())?;
-        running.write_proof()?;
+        if running.job.config.do_train {
+            let yaml = running.job.config.resolved_yaml();
+            atomic::write(&folder.path().join("training_args.yaml"), yaml.as_bytes())?;
+            running.write_proof()?;
+        }
         Ok(running)
     }
 
@@ -151,6 +157,7 @@ impl<'a> Running<'a> {
             // Of a stream nobody knows; more steps than before are no other run.
             steps_per_epoch: self.job.train.steps_per_epoch().unwrap_or(0),
             trained_elements: self.trainer.trained_elements,
+            decided: self.job.config.decided(),
         }
     }
 
@@ -193,7 +200,7 @@ impl<'a> Running<'a> {
             }
         }
         if interrupted {
-            let at = self.save(observer)?;
+            let at = self.save_complete(observer)?;
             let digest = digest(&mut self.trainer.decoder);
             return Ok(Outcome {
                 steps: self.step,
@@ -387,16 +394,32 @@ impl<'a> Running<'a> {
 
     /// Writes a checkpoint of the current step, unless it is there already.
     fn save(&mut self, observer: &mut dyn Observer) -> Result<PathBuf, TrainError> {
-        if let Some(path) = &self.saved_at {
-            return Ok(path.clone());
+        match &self.saved_at {
+            Some(path) => Ok(path.clone()),
+            None => self.write_checkpoint(self.job.config.save_only_model, observer),
         }
+    }
+
+    /// Writes one that the run can be taken up from, whatever `save_only_model` says.
+    fn save_complete(&mut self, observer: &mut dyn Observer) -> Result<PathBuf, TrainError> {
+        match &self.saved_at {
+            Some(path) if !self.job.config.save_only_model => Ok(path.clone()),
+            _ => self.write_checkpoint(false, observer),
+        }
+    }
+
+    fn write_checkpoint(
+        &mut self,
+        model_only: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<PathBuf, TrainError> {
         self.check_data_files(observer)?;
         let mut writer = CheckpointWriter::begin(self.folder, self.step)?;
         self.trainer.begin_evaluation();
         let written = self.write_weights(writer.folder(), None);
         self.trainer.end_evaluation();
         written?;
-        if self.job.config.save_only_model {
+        if model_only {
             writer.set_model_only();
         } else {
             let (state, optimizer) = (self.state(), self.trainer.optimizer.as_ref());
@@ -452,8 +475,8 @@ impl<'a> Running<'a> {
         }
         let mut results = serde_json::Map::new();
         self.check_data_files(observer)?;
-        self.write_proof()?;
         if self.job.config.do_train {
+            self.write_proof()?;
             self.write_weights(self.folder.path(), Some(self.job.precision.compute))?;
             if self.job.config.pissa_convert {
                 self.write_converted()?;
@@ -486,7 +509,7 @@ impl<'a> Running<'a> {
     fn before_the_end(&mut self, has_best: bool, observer: &mut dyn Observer) -> Result<PathBuf, TrainError> {
         if self.job.config.do_train && !has_best {
             self.trainer.end_evaluation();
-            return self.save(observer);
+            return self.save_complete(observer);
         }
         let last = sft_runs::checkpoint::last_good(self.folder.path()).ok().and_then(|(last, _)| last);
         Ok(last.map_or_else(|| self.folder.path().to_owned(), |last| last.path))
@@ -510,7 +533,7 @@ fn recorder_options(job: &Job) -> RecorderOptions {
             }
         }),
         plot_loss: c.plot_loss,
-        tensorboard: c.report_to.contains(&Reporter::Tensorboard),
+        tensorboard: c.do_train && c.report_to.contains(&Reporter::Tensorboard),
         run_name: c.run_name.clone(),
     }
 }

@@ -294,6 +294,21 @@ pub fn spec(config: &RunConfig) -> Result<DecoderSpec, TrainError> {
     Ok(spec)
 }
 
+/// Why `rope_scaling` changes nothing, where it is asked for and does not.
+pub fn idle_rope_scaling(config: &RunConfig) -> Option<String> {
+    config.rope_scaling?;
+    let spec = families::read_spec(&config.model_folder()).ok()?;
+    let (made_for, length) = (spec.max_position_embeddings, config.cutoff_len);
+    let reason = match spec.rope {
+        None => "the model has no rotary positions".to_owned(),
+        Some(_) if length <= made_for => {
+            format!("the model was made for {made_for} positions, and `cutoff_len` is {length}")
+        }
+        Some(_) => return None,
+    };
+    Some(format!("rope_scaling without effect: {reason}"))
+}
+
 /// What is trained. An adapter that is continued brings its own rank, alpha and targets. Where tokens are added, and
 /// nothing else is named, embedding and head are trained whole.
 ///

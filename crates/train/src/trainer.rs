@@ -82,8 +82,9 @@ impl<'a> Trainer<'a> {
         method: &Method,
         expected: &TrainingState,
     ) -> Result<TrainingState, TrainError> {
+        let state = checkpoint::read_state(from, expected)?;
         checkpoint::read_weights(from, &mut self.decoder, method)?;
-        let state = checkpoint::read_state(from, expected, self.optimizer.as_mut())?;
+        checkpoint::read_optimizer(from, &state, self.optimizer.as_mut())?;
         if self.optimizer.evaluates_elsewhere() {
             checkpoint::read_trained(from, &mut self.decoder)?;
         }

@@ -23,7 +23,7 @@ fn write_checkpoint(run: &RunFolder, step: u64) {
 
 fn resumed_step(run: &RunFolder) -> Option<u64> {
     match run.start() {
-        Start::Fresh => None,
+        Start::Fresh | Start::Beside => None,
         Start::Resume(checkpoint) => Some(checkpoint.step),
     }
 }

@@ -4,8 +4,9 @@
 
 use super::KeptRun;
 use crate::curves::{Curves, Series};
-use crate::error::Result;
+use crate::error::{Result, RunError};
 use serde_json::Value;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Curves that are drawn.
@@ -18,6 +19,9 @@ fn is_drawn(name: &str) -> bool {
 /// # Errors
 /// Any I/O error, with the path.
 pub fn draw(runs: &[KeptRun], stem: &Path) -> Result<Vec<PathBuf>> {
+    if let Some(folder) = stem.parent() {
+        fs::create_dir_all(folder).map_err(RunError::at(folder, "create the folder"))?;
+    }
     let mut names: Vec<&String> =
         runs.iter().flat_map(|run| run.curves.keys()).filter(|name| is_drawn(name)).collect();
     names.sort();
