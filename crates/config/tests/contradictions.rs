@@ -312,3 +312,22 @@ fn an_optimizer_without_kernels_for_gpus_is_refused_there() {
     accepted("optim: schedule_free_adamw; device: cuda");
     accepted("loraplus_lr_ratio: 16; device: cuda");
 }
+
+#[test]
+fn a_checkpoint_to_resume_is_nothing_to_evaluate() {
+    refused(
+        "do_train: false; do_eval: true; eval_dataset: e; resume_from_checkpoint: true",
+        "nothing is to be trained",
+    );
+    accepted("do_train: false; do_eval: true; eval_dataset: e; resume_from_checkpoint: null");
+}
+
+#[test]
+fn positions_are_scaled_in_a_chat_only_as_they_were_in_training() {
+    for purpose in [Purpose::Chat, Purpose::Export] {
+        let text = "model_name_or_path: m\nexport_dir: e\nrope_scaling: yarn\n";
+        let error = load_text(text, "c.yaml", &[], purpose).unwrap_err().to_string();
+        assert!(error.contains("help: add the `cutoff_len` of training"), "{error}");
+        load_text(&format!("{text}cutoff_len: 4096\n"), "c.yaml", &[], purpose).unwrap();
+    }
+}

@@ -411,3 +411,24 @@ fn files_of_described_tokens_that_hold_none_are_refused() {
     let text = problem("init_special_tokens: desc_init");
     says(&text, &["needs descriptions", "new_special_tokens_config"]);
 }
+
+#[test]
+fn what_a_file_that_is_not_yaml_holds_is_not_said_to_be_missing() {
+    let errors = errors(&format!("{GOOD}\tlora_rank: 8\n"));
+    assert_eq!(errors.problems.len(), 1, "{errors}");
+    says(&errors.to_string(), &["not valid YAML", "help: YAML is indented with spaces"]);
+}
+
+#[test]
+fn an_evaluation_alone_needs_no_rows_to_train_on() {
+    let evaluates = "model_name_or_path: m\noutput_dir: o\ndo_train: false\ndo_eval: true\neval_dataset: e\n";
+    load_text(evaluates, "c.yaml", &[], Purpose::Train).unwrap();
+    let errors = errors("model_name_or_path: m\noutput_dir: o\neval_dataset: e\n");
+    says(&errors.to_string(), &["1 problem", "`dataset` is missing: training needs it"]);
+}
+
+#[test]
+fn the_help_for_a_missing_key_is_all_of_what_is_written_on_it() {
+    let errors = errors("dataset: d\noutput_dir: o\n").to_string();
+    says(&errors, &["as in `Qwen/Qwen2.5-0.5B-Instruct`, which is fetched once"]);
+}

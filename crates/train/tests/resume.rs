@@ -23,7 +23,7 @@ impl Observer for After {
     }
 }
 
-fn train(output: &Path, keys: &[&str], observer: &mut dyn Observer) -> Outcome {
+fn job(output: &Path, keys: &[&str]) -> Job {
     let text = format!(
         "dataset_dir: {QUICKSTART}/data\ndataset: quickstart_train\nmax_samples: 24\ncutoff_len: 64\n\
          output_dir: {}\nper_device_train_batch_size: 2\ngradient_accumulation_steps: 2\nmax_steps: 9\n\
@@ -32,7 +32,11 @@ fn train(output: &Path, keys: &[&str], observer: &mut dyn Observer) -> Outcome {
     );
     let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
     let config = load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap();
-    run(Job::prepare(config).unwrap(), observer).unwrap()
+    Job::prepare(config).unwrap()
+}
+
+fn train(output: &Path, keys: &[&str], observer: &mut dyn Observer) -> Outcome {
+    run(job(output, keys), observer).unwrap()
 }
 
 /// Trains 9 steps at once, and 4 + 5; returns both digests.
@@ -251,4 +255,83 @@ fn a_run_that_was_to_stop_early_and_was_killed_before_its_end_stops_there_when_r
     std::fs::remove_file(output.join("model.safetensors")).unwrap();
     let again = train(&output, &keys, &mut Silent);
     assert_eq!((again.steps, again.digest), (4, whole.digest));
+}
+
+#[test]
+fn a_resume_with_another_method_is_refused_with_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("model_name_or_path={QUICKSTART}/base");
+    let keys = [&base, "finetuning_type=lora", "lora_rank=4"];
+    train(folder.path(), &keys, &mut After(4, 0));
+    for (key, said) in [
+        ("lora_alpha=64", "`lora_alpha` was 8.0, and is 64.0 now"),
+        ("lora_rank=2", "`lora_rank` was 4, and is 2 now"),
+        ("finetuning_type=full", "`finetuning_type` was \"lora\", and is \"full\" now"),
+        ("optim=sgd", "`optim` was \"adamw_torch\", and is \"sgd\" now"),
+    ] {
+        let job = job(folder.path(), &[&keys[..], &[key]].concat());
+        let error = run(job, &mut Silent).expect_err("another run").to_string();
+        assert!(error.contains("checkpoint-4: it belongs to another run") && error.contains(said), "{error}");
+    }
+    let more = train(folder.path(), &[&keys[..], &["learning_rate=1e-4"]].concat(), &mut Silent);
+    assert_eq!(more.steps, 9);
+}
+
+#[test]
+fn an_interrupted_run_that_saves_models_alone_goes_on_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("model_name_or_path={QUICKSTART}/base");
+    let keys = [&base, "finetuning_type=lora", "save_only_model=true", "save_steps=2"];
+    let whole = train(&folder.path().join("whole"), &keys, &mut Silent);
+    let parts = folder.path().join("parts");
+    // The fourth step has a checkpoint of the model already.
+    let first = train(&parts, &keys, &mut After(4, 0));
+    assert_eq!(first.interrupted_at, Some(parts.join("checkpoint-4")));
+    let second = train(&parts, &keys, &mut Silent);
+    assert_eq!((second.steps, second.digest), (9, whole.digest));
+}
+
+#[test]
+fn an_evaluation_alone_reads_no_checkpoint_and_changes_its_results_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("model_name_or_path={QUICKSTART}/base");
+    let trained = folder.path().join("trained");
+    train(&trained, &[&base, "finetuning_type=lora", "save_steps=3", "plot_loss=true"], &mut Silent);
+    let files = |folder: &Path| -> Vec<(String, Vec<u8>)> {
+        let mut all: Vec<_> =
+            std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path()).collect();
+        all.retain(|path| path.is_file());
+        all.sort();
+        let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+        all.iter().map(|path| (name(path), std::fs::read(path).unwrap())).collect()
+    };
+    let before = files(&trained);
+    let evaluate = |output: &Path, overwrite: &str| {
+        let keys = [
+            &base,
+            "finetuning_type=lora",
+            "do_train=false",
+            "do_eval=true",
+            "dataset=null",
+            "eval_dataset=quickstart_heldout",
+            overwrite,
+        ];
+        train(output, &keys, &mut Silent).results["eval_loss"].clone()
+    };
+    // The adapter that is evaluated is a new one, not that of a checkpoint.
+    let expected = evaluate(&folder.path().join("new"), "overwrite_output_dir=false");
+    for overwrite in ["overwrite_output_dir=false", "overwrite_output_dir=true"] {
+        assert_eq!(evaluate(&trained, overwrite), expected);
+    }
+    for step in [3, 6, 9] {
+        assert!(trained.join(format!("checkpoint-{step}")).is_dir());
+    }
+    let after = files(&trained);
+    let results = ["all_results.json", "eval_results.json", ".sft.lock"];
+    let others = |files: &[(String, Vec<u8>)]| -> Vec<(String, Vec<u8>)> {
+        files.iter().filter(|(name, _)| !results.contains(&name.as_str())).cloned().collect()
+    };
+    assert_eq!(others(&after), others(&before));
+    let all = std::fs::read_to_string(trained.join("all_results.json")).unwrap();
+    assert!(all.contains("train_loss") && all.contains("eval_loss"), "{all}");
 }

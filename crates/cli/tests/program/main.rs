@@ -1,6 +1,7 @@
 //! The program as a process: how it is killed and ended, and what it keeps of its runs.
 #![cfg(unix)]
 
+mod chat;
 mod digests;
 mod ends;
 mod kills;
