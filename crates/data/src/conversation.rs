@@ -70,6 +70,10 @@ pub struct Message {
     pub reasoning: Option<String>,
     /// Tools called by an assistant message, in order.
     pub tool_calls: Vec<ToolCall>,
+    /// White space between the words and the calls, where the data has both in one text: a named template writes it, a
+    /// model's own has its own.
+    #[serde(default)]
+    pub gap: Option<String>,
     /// Name and call identifier of a tool message, if the data has them.
     pub name: Option<String>,
     /// Identifier of the call that a tool message answers.
@@ -87,6 +91,7 @@ impl Message {
             content: content.into(),
             reasoning: None,
             tool_calls: Vec::new(),
+            gap: None,
             name: None,
             tool_call_id: None,
             weight: None,

@@ -97,14 +97,14 @@ impl Pretrain {
         (examples, report)
     }
 
-    /// Every token of a text, before it is cut or joined with others.
+    /// Every token that is trained of a text; with `packing`, of one that is joined with others and cut into blocks.
     ///
     /// # Errors
     /// The text cannot be encoded.
     pub fn explain(&self, row: &Conversation) -> Result<Vec<ExplainedToken>, RowProblem> {
         let ids = self.ids(row)?;
-        let last = ids.len() - 1;
-        let explained = ids.iter().enumerate().map(|(i, &id)| ExplainedToken {
+        let (last, kept) = (ids.len() - 1, if self.packing { ids.len() } else { self.cutoff_len });
+        let explained = ids.iter().take(kept).enumerate().map(|(i, &id)| ExplainedToken {
             id,
             text: self.tokenizer.text_of(id),
             label: id as i32,

@@ -253,3 +253,38 @@ fn the_end_token_of_a_named_template_stops_generation() {
     assert_eq!(stops("llama3"), [260, 261]);
     assert_eq!(stops("default"), [257]);
 }
+
+/// The texts are those of LLaMA-Factory 0.9.5 for the same rows in ShareGPT's form, but for the last two, whose words it
+/// leaves out (`formatting: openai`).
+#[test]
+fn words_and_thoughts_keep_their_distance_from_calls() {
+    let call = serde_json::json!({"name": "sum", "arguments": {"a": 1}});
+    for (template, content, gap, trained) in [
+        ("qwen3", "<think>\nhm\n</think>", Some(""), "<think>\nhm\n</think>\n\n<tool_call>\n"),
+        ("default", "<think>\nhm\n</think>", Some(""), "<think>\nhm\n</think>\n\nAction: sum\n"),
+        ("qwen", "words before", Some("\n"), "words before\n<tool_call>\n"),
+        ("qwen", "\ntrailing words", Some(" "), "\ntrailing words <tool_call>\n"),
+        ("qwen", "words", None, "words\n<tool_call>\n"),
+        ("default", "words", None, "words\nAction: sum\n"),
+    ] {
+        let message = |role, content| serde_json::json!({"role": role, "content": content});
+        let mut row = conversation(&serde_json::json!({"messages": [
+            message("user", "q"),
+            {"role": "assistant", "content": content, "tool_calls": [call]},
+            message("tool", "1"),
+            message("assistant", "ok"),
+        ]}));
+        row.messages[1].gap = gap.map(str::to_owned);
+        let tokenizer = byte_tokenizer::tokenizer(None);
+        let options = TemplateOptions::default();
+        let pipeline = Pipeline::new(tokenizer, Some(template), &options, Policy::default()).unwrap();
+        let example = pipeline.encode(&row).unwrap();
+        let text: String = example
+            .labels
+            .iter()
+            .filter(|label| **label != IGNORE_INDEX)
+            .map(|label| pipeline.tokenizer().text_of(*label as u32))
+            .collect();
+        assert!(text.starts_with(trained), "{template} {content:?}: {text:?}");
+    }
+}

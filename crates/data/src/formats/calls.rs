@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::take_array;
-use crate::conversation::ToolCall;
+use crate::conversation::{Message, ToolCall};
 use crate::rows::kind_of;
 
 /// Takes the column of tools: an array of descriptions or the JSON text of one (a lone description
@@ -24,6 +24,8 @@ pub(super) fn take_tools(
         _ => None,
     };
     let tools = match lone {
+        // An object without a word describes nothing.
+        Some(Value::Object(tool)) if tool.is_empty() => Vec::new(),
         Some(tool) => vec![tool],
         None => match take_array(columns, name)? {
             Some(tools) => tools,
@@ -40,16 +42,24 @@ pub(super) fn take_tools(
 ///
 /// The text is the JSON of one call or of an array of calls, `{name, arguments}`; a block of thought
 /// (`<think>…</think>`) may come before it. Calls may also stand in `<tool_call>` blocks within other
-/// text.
-pub(super) fn calls_in_text(text: &str) -> Result<(String, Vec<ToolCall>), String> {
+/// text, all of which is then before the calls.
+pub(super) fn put_calls(text: &str, message: &mut Message) -> Result<(), String> {
+    let (words, calls) = calls_in_text(text)?;
+    let end = words.trim_end().len();
+    message.gap = (end > 0).then(|| words[end..].to_owned());
+    (message.content, message.tool_calls) = (words[..end].to_owned(), calls);
+    Ok(())
+}
+
+fn calls_in_text(text: &str) -> Result<(String, Vec<ToolCall>), String> {
     if text.contains("<tool_call>") {
         return tagged_calls(text);
     }
-    let json_from = match text.trim_start().starts_with("<think>") {
+    let thought = match text.trim_start().starts_with("<think>") {
         true => text.find("</think>").map_or(0, |at| at + "</think>".len()),
         false => 0,
     };
-    let (words, json) = text.split_at(json_from);
+    let (words, json) = text.split_at(thought);
     Ok((words.to_owned(), calls_of(parse(json)?)?))
 }
 
@@ -63,12 +73,19 @@ fn tagged_calls(mut text: &str) -> Result<(String, Vec<ToolCall>), String> {
         let Some((json, rest)) = behind.split_once(CLOSE) else {
             return Err(format!("`{OPEN}` is not closed by `{CLOSE}`"));
         };
-        words += before;
+        add_words(&mut words, before);
         calls.extend(calls_of(parse(json)?)?);
         text = rest;
     }
-    words += text;
-    Ok((words.trim_end().to_owned(), calls))
+    add_words(&mut words, text);
+    Ok((words, calls))
+}
+
+/// White space alone between calls is none of the words.
+fn add_words(words: &mut String, more: &str) {
+    if !more.trim().is_empty() {
+        words.push_str(more);
+    }
 }
 
 fn parse(json: &str) -> Result<Value, String> {

@@ -8,7 +8,7 @@
 
 use serde_json::{Map, Value};
 
-use super::calls::{calls_in_text, calls_of};
+use super::calls::{calls_of, put_calls};
 use super::turns::{self, Tags, TurnColumns, weight_of};
 use super::{Talk, quoted};
 use crate::conversation::{Message, Role, ToolCall};
@@ -40,7 +40,7 @@ fn message_of(tags: &Tags, mut fields: Map<String, Value>) -> Result<Message, St
     match content {
         None => {}
         Some(Value::String(text)) if role_word == tags.function => {
-            (message.content, message.tool_calls) = calls_in_text(&text)?;
+            put_calls(&text, &mut message)?;
         }
         Some(Value::String(text)) => message.content = text,
         Some(Value::Array(parts)) => {

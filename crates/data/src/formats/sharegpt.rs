@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::calls::{calls_in_text, calls_of};
+use super::calls::{calls_of, put_calls};
 use super::turns::{self, Tags, TurnColumns, weight_of};
 use super::{Talk, quoted};
 use crate::conversation::{Message, Role};
@@ -43,7 +43,7 @@ fn message_of(tags: &Tags, mut turn: Map<String, Value>) -> Result<Message, Stri
     message.weight = weight;
     match content {
         Value::String(text) if from == tags.function => {
-            (message.content, message.tool_calls) = calls_in_text(&text)?;
+            put_calls(&text, &mut message)?;
         }
         calls @ (Value::Object(_) | Value::Array(_)) if from == tags.function => {
             message.tool_calls = calls_of(calls)?;
@@ -101,22 +101,34 @@ mod tests {
 
     #[test]
     fn calls_may_be_several_and_follow_a_thought() {
-        for (value, words, names) in [
-            (r#"[{"name": "f", "arguments": {}}, {"name": "g", "arguments": "{}"}]"#, "", vec!["f", "g"]),
+        for (value, words, gap, names) in [
+            (
+                r#"[{"name": "f", "arguments": {}}, {"name": "g", "arguments": "{}"}]"#,
+                "",
+                None,
+                vec!["f", "g"],
+            ),
             (
                 "<think>\nhm\n</think>\n\n{\"name\": \"f\", \"arguments\": {}}",
                 "<think>\nhm\n</think>",
+                Some(""),
                 vec!["f"],
             ),
             (
                 "first\n<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>\n<tool_call>{\"name\": \"g\", \"arguments\": {}}</tool_call>",
                 "first",
+                Some("\n"),
                 vec!["f", "g"],
             ),
         ] {
-            let (content, calls) = calls_in_text(value).expect("good calls");
-            assert_eq!(content, words, "{value}");
-            assert_eq!(calls.iter().map(|call| call.name.as_str()).collect::<Vec<_>>(), names, "{value}");
+            let mut message = Message::text(Role::Assistant, "");
+            put_calls(value, &mut message).expect("good calls");
+            assert_eq!((message.content.as_str(), message.gap.as_deref()), (words, gap), "{value}");
+            assert_eq!(
+                message.tool_calls.iter().map(|call| call.name.as_str()).collect::<Vec<_>>(),
+                names,
+                "{value}"
+            );
         }
     }
 

@@ -258,6 +258,7 @@ impl NamedTemplate {
                         return Err("an answer of the assistant follows nothing to answer: the template needs a user or tool message before it".into());
                     };
                     let mut answer = message.clone();
+                    answer.content.push_str(self.before_calls(message));
                     if let (Kind::Reasoning, Some(reasoning)) = (self.kind, &answer.reasoning) {
                         let (open, close) = &self.thought_words;
                         answer.content = format!("{open}{reasoning}{close}{}", answer.content);
@@ -272,6 +273,20 @@ impl NamedTemplate {
             }
             None if pairs.is_empty() => Err("there is no answer to train".into()),
             None => Ok((system, pairs)),
+        }
+    }
+
+    /// What stands between the words of an answer and its calls: as the data has it; behind a thought what ends one; else
+    /// what Qwen writes.
+    fn before_calls<'a>(&self, answer: &'a Message) -> &'a str {
+        let words = answer.content.as_str();
+        let ends_thought = words.ends_with(self.thought_words.1.trim());
+        match &answer.gap {
+            _ if answer.tool_calls.is_empty() || words.is_empty() => "",
+            Some(gap) if !(gap.is_empty() && ends_thought) => gap,
+            _ if words.ends_with(char::is_whitespace) => "",
+            _ if ends_thought => "\n\n",
+            _ => "\n",
         }
     }
 
