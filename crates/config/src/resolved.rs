@@ -34,7 +34,7 @@ impl RunConfig {
     pub fn decided(&self) -> Map<String, Json> {
         let mut keys = vec!["finetuning_type", "optim", "compute_dtype", "quantization_bit"];
         if self.finetuning_type == FinetuningType::Lora && self.adapter_name_or_path.is_empty() {
-            keys.extend(["lora_rank", "lora_alpha", "lora_target", "use_rslora", "use_dora"]);
+            keys.extend(["lora_rank", "lora_alpha", "use_rslora", "use_dora"]);
         }
         keys.extend(["use_galore", "use_apollo", "use_badam"]);
         keys.into_iter().filter_map(|key| Some((key.to_owned(), self.get(key)?))).collect()
