@@ -30,6 +30,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     model.fetch_weights()?;
     let base = model.folder();
     let (spec, told) = (setup::spec(&config)?, setup::told(&config)?);
+    setup::idle_rope_scaling(&config).iter().for_each(|note| println!("{note}"));
     let files = WeightFiles::open_model(base)?;
     let stored = setup::infer_dtype(&config, base)?;
     let folders = config.adapter_folders();

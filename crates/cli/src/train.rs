@@ -63,12 +63,21 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut kept = Kept::new(screen, &job, &dev);
     drop(dev);
     let output = job.config.output_dir.clone();
-    let begins_anew = job.config.overwrite_output_dir;
+    let go_on = match (job.config.do_train, job.config.overwrite_output_dir) {
+        (false, _) => None,
+        (true, false) => {
+            Some("run the same command again to go on from there (resume_from_checkpoint is found by itself)")
+        }
+        (true, true) => Some(
+            "to go on from there, run the same command with resume_from_checkpoint=true: as it is, \
+             `overwrite_output_dir: true` begins anew",
+        ),
+    };
     let outcome = sft_train::run::run(job, &mut kept);
     kept.end(&outcome);
     kept.screen.close();
     let outcome = outcome?;
-    report(&outcome, &output, begins_anew);
+    report(&outcome, &output, go_on);
     if outcome.interrupted_at.is_some() {
         return Ok(ExitCode::from(INTERRUPTED));
     }
@@ -90,23 +99,15 @@ fn count_interrupts() -> anyhow::Result<Arc<AtomicUsize>> {
     Ok(count)
 }
 
-/// `begins_anew`: whether the same command would not go on by itself.
-fn report(outcome: &Outcome, output: &std::path::Path, begins_anew: bool) {
-    match &outcome.interrupted_at {
-        Some(checkpoint) => {
+/// `go_on`: how a run that was interrupted goes on; an evaluation alone does not.
+fn report(outcome: &Outcome, output: &std::path::Path, go_on: Option<&str>) {
+    match (&outcome.interrupted_at, go_on) {
+        (Some(checkpoint), Some(go_on)) => {
             println!("interrupted after step {}; checkpoint: {}", outcome.steps, checkpoint.display());
-            println!(
-                "{}",
-                match begins_anew {
-                    true =>
-                        "to go on from there, run the same command with resume_from_checkpoint=true: as it is, \
-                         `overwrite_output_dir: true` begins anew",
-                    false =>
-                        "run the same command again to go on from there (resume_from_checkpoint is found by itself)",
-                }
-            );
+            println!("{go_on}");
         }
-        None => {
+        (Some(_), None) => println!("interrupted: the same command evaluates again, from the beginning"),
+        (None, _) => {
             println!("done: {} steps, results in {}", outcome.steps, output.display());
             for (key, value) in &outcome.results {
                 println!("  {key:<32} {value}");

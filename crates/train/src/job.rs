@@ -148,6 +148,7 @@ impl Job {
         let train = match config.streaming {
             false if examples.is_empty() && !config.do_train => Batches::Kept(Loader::empty(train)),
             false => Batches::Kept(Loader::new(examples, train)?),
+            true if config.dataset.is_empty() => Batches::Kept(Loader::empty(train)),
             true => {
                 let stream = stream(&config, train)?;
                 check_prompts(stream.report(), config.cutoff_len)?;

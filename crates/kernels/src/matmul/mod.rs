@@ -257,8 +257,8 @@ pub fn run(dev: &Device, args: Matmul<'_>) {
     with_kernel!(dev.isa(), in_f32, K => run_with::<K>(dev, args, in_f32));
 }
 
-/// Bytes that a CPU keeps beside `C [M, N]` while a product goes through its depth `K` in pieces: of every product
-/// the most, since they use the same.
+/// Bytes that a CPU keeps beside `C [M, N]` while a product goes through its depth `K` in pieces. The products of a step
+/// follow each other and use the same bytes.
 pub fn kept_bytes(isa: Isa, in_f32: bool, [m, n, k]: [usize; 3]) -> usize {
     with_kernel!(isa, in_f32, K => blocked::kept_bytes::<K>([m, n, k]))
 }
