@@ -1,4 +1,6 @@
-//! `docs/config.md` and the JSON schema, printed from the table of keys.
+//! `docs/config.md`, its Chinese form and the JSON schema, printed from the table of keys.
+
+use std::collections::HashMap;
 
 use serde_json::{Map, Value as Json, json};
 
@@ -11,53 +13,101 @@ const OPENING: &str = "\
 
 `sft train config.yaml key=value …` reads one YAML (or JSON) file of `key: value` lines. Keys and defaults are
 LLaMA-Factory's, so its recipes run as they are. A `key=value` after the file replaces the file's value;
-`key.inner=value` reaches into a mapping. Paths are relative to the working folder.
+`key.inner=value` reaches into a mapping. Paths are relative to the working folder. ([中文](zh/config.md))
 
 Each key of LLaMA-Factory is in one of three states: supported; accepted without effect, and then the program says
 so once with the reason; or not supported yet, and then it is refused by name unless it has its default, which asks
 for nothing. All that is wrong with a configuration is reported at once, with file and line.
 ";
 
+const CHINESE_OPENING: &str = "\
+# 配置
+
+<!-- Printed from crates/config/src/keys and src/docs/chinese.tsv. To renew: UPDATE_DOCS=1 cargo test -p sft-config -->
+
+`sft train config.yaml key=value …` 读取一个由 `key: value` 行组成的 YAML（或 JSON）文件。键和默认值与 LLaMA-Factory 相同，
+它的配置可以直接运行。文件之后的 `key=value` 取代文件里的值；`key.inner=value` 设定映射里面的值。路径相对于当前文件夹。
+([English](../config.md))
+
+LLaMA-Factory 的每个键有三种状态之一：支持；接受但不起作用，此时程序会说明一次原因；尚不支持，此时会被点名拒绝，除非写的就是它的
+默认值，那等于什么也没要求。配置中的所有错误会一次报告完，并带文件和行号。
+";
+
+const CHINESE: &str = include_str!("docs/chinese.tsv");
+
+/// A language of the configuration reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Language {
+    /// As the keys are documented.
+    English,
+    /// Translated text by text; a text without a translation stays English.
+    Chinese,
+}
+
 /// The configuration reference, as Markdown.
-pub fn reference() -> String {
+pub fn reference(language: Language) -> String {
+    match language {
+        Language::English => page(OPENING, str::to_string),
+        Language::Chinese => {
+            let translations: HashMap<&str, &str> = translations().collect();
+            page(CHINESE_OPENING, |text| translated(&translations, text).unwrap_or_else(|| text.to_string()))
+        }
+    }
+}
+
+/// English and Chinese of every text of the reference.
+fn translations() -> impl Iterator<Item = (&'static str, &'static str)> {
+    CHINESE.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('\t'))
+}
+
+/// The translation of a text; code and numbers need none.
+fn translated(translations: &HashMap<&str, &str>, text: &str) -> Option<String> {
+    let is_code = !text.split('`').step_by(2).any(|words| words.contains(char::is_alphabetic));
+    if is_code { Some(text.replace("`, `", "`、`")) } else { translations.get(text).map(|text| text.to_string()) }
+}
+
+/// The page, every text of it in the words of `say`.
+fn page(opening: &str, mut say: impl FnMut(&str) -> String) -> String {
     let defaults = RunConfig::default();
-    let mut page = String::from(OPENING);
+    let mut page = String::from(opening);
     let mut group = "";
     for key in KEYS {
         if group != key.group {
             group = key.group;
-            page.push_str(&format!(
-                "\n## {group}\n\n| key | takes | default | what it does | read by |\n|---|---|---|---|---|\n"
-            ));
+            let columns = ["key", "takes", "default", "what it does", "read by"].map(&mut say).join(" | ");
+            page.push_str(&format!("\n## {}\n\n| {columns} |\n|---|---|---|---|---|\n", say(group)));
         }
         let mut takes = (key.takes)();
         if !key.range.is_any() {
             takes = takes.replace(" of at least 0", "");
             takes.push_str(&format!("; {}", key.range));
         }
-        let mut doc = key.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
+        let mut doc = say(&key.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" "));
         if !key.required.is_empty() {
             let purposes: Vec<_> = key.required.iter().map(|p| p.as_str()).collect();
-            doc.push_str(&format!(" Needed for {}.", purposes.join(", ")));
+            doc.push_str(&say(&format!(" Needed for {}.", purposes.join(", "))));
         }
         let default = default_text(key, &defaults);
         page.push_str(&format!(
-            "| `{}` | {} | {default} | {} | {} |\n",
+            "| `{}` | {} | {} | {} | {} |\n",
             key.name,
-            cell(&takes),
+            cell(&say(&takes)),
+            say(&default),
             cell(&doc),
             key.read_by
         ));
     }
-    page.push_str("\n## Accepted without effect\n\n| keys | why |\n|---|---|\n");
+    let columns = ["keys", "why"].map(&mut say).join(" | ");
+    page.push_str(&format!("\n## {}\n\n| {columns} |\n|---|---|\n", say("Accepted without effect")));
     for (names, reason) in NO_EFFECT.iter().flat_map(|(_, rows)| rows.iter()) {
         let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-        page.push_str(&format!("| {} | {} |\n", names.join(", "), cell(reason)));
+        page.push_str(&format!("| {} | {} |\n", say(&names.join(", ")), cell(&say(reason))));
     }
-    page.push_str("\n## Not supported yet\n\n| key | default that is accepted | instead |\n|---|---|---|\n");
+    let columns = ["key", "default that is accepted", "instead"].map(&mut say).join(" | ");
+    page.push_str(&format!("\n## {}\n\n| {columns} |\n|---|---|---|\n", say("Not supported yet")));
     for (name, default, help) in NOT_YET.iter().flat_map(|(_, rows)| rows.iter()) {
         let default = if default.is_empty() { "\"\"" } else { default };
-        page.push_str(&format!("| `{name}` | `{default}` | {} |\n", cell(help)));
+        page.push_str(&format!("| `{name}` | `{default}` | {} |\n", cell(&say(help))));
     }
     page
 }
@@ -141,4 +191,25 @@ pub(crate) fn default_text(key: &Key, defaults: &RunConfig) -> String {
 
 fn cell(text: &str) -> String {
     text.replace('|', "\\|")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_text_of_the_reference_has_a_translation_and_no_translation_is_left_over() {
+        let translations: HashMap<&str, &str> = translations().collect();
+        let mut missing = Vec::new();
+        let mut left: HashMap<&str, &str> = translations.clone();
+        page("", |text| {
+            left.remove(text);
+            if translated(&translations, text).is_none() {
+                missing.push(text.to_string());
+            }
+            String::new()
+        });
+        assert!(missing.is_empty(), "without a translation in docs/chinese.tsv: {missing:#?}");
+        assert!(left.is_empty(), "translations of what is not in the reference: {:#?}", left.keys());
+    }
 }

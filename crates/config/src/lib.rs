@@ -30,7 +30,7 @@ pub use choices::{
 };
 pub use described_tokens::DescribedTokens;
 pub use device::Device;
-pub use docs::{json_schema, reference};
+pub use docs::{Language, json_schema, reference};
 pub use keys::RunConfig;
 pub use located::Located;
 pub use optim_args::OptimArgs;

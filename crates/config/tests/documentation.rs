@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::{env, fs};
 
+use sft_config::Language;
+
 /// Compares, or with `UPDATE_DOCS=1` writes, a file of `docs/`.
 fn same(name: &str, printed: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name);
@@ -16,7 +18,8 @@ fn same(name: &str, printed: &str) {
 
 #[test]
 fn the_reference_in_docs_is_the_printed_one() {
-    same("config.md", &sft_config::reference());
+    same("config.md", &sft_config::reference(Language::English));
+    same("zh/config.md", &sft_config::reference(Language::Chinese));
 }
 
 #[test]
@@ -27,7 +30,7 @@ fn the_schema_in_docs_is_the_printed_one() {
 
 #[test]
 fn no_key_stands_twice() {
-    let page = sft_config::reference();
+    let page = sft_config::reference(Language::English);
     let names: Vec<&str> = page
         .lines()
         .filter(|line| line.starts_with("| `"))
