@@ -63,7 +63,11 @@ fn translations() -> impl Iterator<Item = (&'static str, &'static str)> {
 /// The translation of a text; code and numbers need none.
 fn translated(translations: &HashMap<&str, &str>, text: &str) -> Option<String> {
     let is_code = !text.split('`').step_by(2).any(|words| words.contains(char::is_alphabetic));
-    if is_code { Some(text.replace("`, `", "`、`")) } else { translations.get(text).map(|text| text.to_string()) }
+    if is_code {
+        Some(text.replace("`, `", "`、`"))
+    } else {
+        translations.get(text).map(|text| text.to_string())
+    }
 }
 
 /// The page, every text of it in the words of `say`.
