@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use sft_kernels::cuda::{self, ARCHITECTURES, Cuda, CudaError, Found, Library, Properties, Source};
 use sft_kernels::{CpuOptions, Device, Isa};
-use sft_train::memory_plan::available_bytes;
+use sft_runs::memory::available_bytes;
 
 /// Columns that a line has at most, paths apart.
 const WIDTH: usize = 100;

@@ -1,6 +1,9 @@
-//! Peak memory of this process as the operating system counts it.
+//! Memory as the operating system counts it: what is free for this process, and the most that it has used.
 //!
 //! In: nothing → out: bytes, where the system tells (stage 14).
+
+#[cfg(any(target_os = "linux", test))]
+mod groups;
 
 /// Largest resident set of this process so far, in bytes: `VmHWM` of `/proc/self/status`; `None` where there is none.
 pub fn peak_rss_bytes() -> Option<u64> {
@@ -12,6 +15,24 @@ fn parse_high_water_mark(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
+}
+
+/// Bytes that this process may still use without swapping, where the system tells. On Linux that is `MemAvailable`, or less
+/// where a control group (a container, a job of a cluster) allows less.
+pub fn available_bytes() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        use std::path::Path;
+        let of_machine = groups::number_of(Path::new("/proc/meminfo"), "MemAvailable:")?.checked_mul(1024)?;
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        Some(of_machine.min(groups::left(&own, Path::new("/sys/fs/cgroup")).unwrap_or(u64::MAX)))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+        let kind = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+        Some(System::new_with_specifics(kind).ok()?.available_memory()).filter(|bytes| *bytes > 0)
+    }
 }
 
 #[cfg(test)]
@@ -27,6 +48,11 @@ mod tests {
     #[test]
     fn a_system_without_the_line_answers_none() {
         assert_eq!(parse_high_water_mark("Name:\tsft\n"), None);
+    }
+
+    #[test]
+    fn this_system_says_what_is_free() {
+        assert!(available_bytes().unwrap() > 0);
     }
 
     #[cfg(target_os = "linux")]

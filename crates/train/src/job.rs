@@ -18,8 +18,9 @@ use sft_model::loading;
 use sft_model::method::Method;
 use sft_model::quantization::Precision;
 use sft_model::spec::DecoderSpec;
+use sft_runs::memory;
 
-use crate::memory_plan::{self, MemoryPlan, PlanInputs};
+use crate::memory_plan::{MemoryPlan, PlanInputs};
 use crate::optim::{Outline, Recipe};
 use crate::rows::{Rows, check_prompts};
 use crate::schedule::Schedule;
@@ -174,7 +175,7 @@ impl Job {
         optimizer.check(&trained, card.is_some())?;
         let available = match card {
             Some(card) => Some(cuda::free_bytes(card).map_err(DeviceError::from)? as u64),
-            None => memory_plan::available_bytes(),
+            None => memory::available_bytes(),
         };
         let recompute = config.disable_gradient_checkpointing.map(|disabled| !disabled);
         let on_card = card.is_some();

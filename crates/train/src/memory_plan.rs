@@ -219,11 +219,3 @@ fn sums(inputs: &PlanInputs<'_>) -> usize {
     let products = of_weights.fold(of([tokens, spec.hidden_size, spec.vocab_size]), usize::max);
     products + attention_bytes(spec, tokens, inputs.longest, inputs.threads)
 }
-
-/// Bytes of memory that are free for this process, where the system tells.
-pub fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(kib * 1024)
-}
