@@ -126,12 +126,15 @@ fn memory(job: &Job) {
     let plan = &job.plan;
     let counts = plan.counts;
     let total = counts.frozen + counts.trained;
+    let trained = match plan.trains {
+        true => {
+            let share = 100.0 * counts.trained as f64 / total.max(1) as f64;
+            format!("{} trained ({share:.3} %), {}", counts.trained, job.method.name())
+        }
+        false => "none trained,".to_owned(),
+    };
     println!(
-        "model: {} parameters, {} trained ({:.3} %), {} {}{}",
-        total,
-        counts.trained,
-        100.0 * counts.trained as f64 / total.max(1) as f64,
-        job.method.name(),
+        "model: {total} parameters, {trained} {}{}",
         job.precision.compute.name(),
         job.precision
             .quantization
@@ -144,6 +147,7 @@ fn memory(job: &Job) {
     }
     let blocks = job.spec.layers.len();
     let recompute = match plan.recomputed {
+        _ if !plan.trains => "forward alone".to_owned(),
         0 => "all activations kept".to_owned(),
         some if some < blocks => format!("{some} of {blocks} blocks are computed again in backward"),
         _ => "blocks are computed again in backward".to_owned(),

@@ -71,7 +71,7 @@ impl Place {
     /// The folder of the user for such things, if the environment names one.
     pub fn of_user() -> Option<Self> {
         let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let cache = of("XDG_CACHE_HOME").or_else(|| of("HOME").map(|home| home.join(".cache")))?;
+        let cache = of("XDG_CACHE_HOME").or_else(|| std::env::home_dir().map(|home| home.join(".cache")))?;
         Some(Self::Folder(cache.join("sft").join("rows")))
     }
 

@@ -72,7 +72,7 @@ impl HubOptions {
             of(name).is_some_and(|v| matches!(v.to_lowercase().as_str(), "1" | "true" | "yes" | "on"))
         };
         let path = |name: &str| of(name).map(PathBuf::from);
-        let home = path("HOME").unwrap_or_default();
+        let home = path(if cfg!(windows) { "USERPROFILE" } else { "HOME" }).unwrap_or_default();
         let cache = path("XDG_CACHE_HOME").unwrap_or_else(|| home.join(".cache"));
         let hf_home = path("HF_HOME").unwrap_or_else(|| cache.join("huggingface"));
         let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));

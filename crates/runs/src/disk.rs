@@ -202,9 +202,9 @@ pub fn sync_file(path: &Path) -> io::Result<()> {
 /// # Errors
 /// What the file system says.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    if !cfg!(unix) {
+        return Ok(());
+    }
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    #[cfg(unix)]
-    return change(Op::Sync(folder), || File::open(folder)?.sync_all());
-    #[cfg(not(unix))]
-    return Ok(());
+    change(Op::Sync(folder), || File::open(folder)?.sync_all())
 }

@@ -89,7 +89,8 @@ pub fn place(key: Option<&str>, variable: impl Fn(&str) -> Option<String>) -> Op
         Some("off" | "false" | "none") => None,
         Some(path) => Some(PathBuf::from(path)),
         None => {
-            let home = || variable("HOME").map(|home| Path::new(&home).join(".local").join("share"));
+            let home = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
+            let home = || variable(home).map(|home| Path::new(&home).join(".local").join("share"));
             let data = variable("XDG_DATA_HOME").map(PathBuf::from).or_else(home)?;
             Some(data.join("sft").join("runs.sqlite"))
         }

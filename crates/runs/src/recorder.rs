@@ -81,7 +81,7 @@ impl Recorder {
             }
             Start::Beside => {
                 let carried = Carried { version: 1, ..Carried::default() };
-                (TrainerState::default(), carried, TrainerLog::open(&output_dir)?)
+                (TrainerState::default(), carried, TrainerLog::at(&output_dir))
             }
             Start::Resume(checkpoint) => {
                 let carried = load_carried(&checkpoint.path)?;

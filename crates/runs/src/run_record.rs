@@ -204,7 +204,10 @@ pub fn program(version: &str) -> Program {
 
 /// The name of the machine in the network; empty where it says none.
 pub fn host() -> String {
-    fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+    #[cfg(target_os = "linux")]
+    return fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    #[cfg(not(target_os = "linux"))]
+    return sysinfo::System::host_name().unwrap_or_default();
 }
 
 #[cfg(test)]

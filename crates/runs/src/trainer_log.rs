@@ -74,7 +74,8 @@ pub struct LogLine {
 #[derive(Debug)]
 pub struct TrainerLog {
     path: PathBuf,
-    file: DiskFile,
+    /// Opened by the first line, where the log goes on with what is there.
+    file: Option<DiskFile>,
     bytes: u64,
 }
 
@@ -98,16 +99,9 @@ impl TrainerLog {
         Self::with_content(output_dir, &content)
     }
 
-    /// Goes on with the log in `output_dir`, or starts one.
-    ///
-    /// # Errors
-    /// Any I/O error, with the path.
-    pub fn open(output_dir: &Path) -> Result<Self> {
-        let path = output_dir.join(TRAINER_LOG);
-        let file = DiskFile::open(&path, OpenOptions::new().append(true).create(true));
-        let file = file.map_err(RunError::at(&path, "open the log"))?;
-        let bytes = fs::metadata(&path).map_err(RunError::at(&path, "read the log"))?.len();
-        Ok(Self { path, file, bytes })
+    /// Goes on with the log in `output_dir`, or starts one, as soon as there is a line to write.
+    pub fn at(output_dir: &Path) -> Self {
+        Self { path: output_dir.join(TRAINER_LOG), file: None, bytes: 0 }
     }
 
     fn with_content(output_dir: &Path, content: &[u8]) -> Result<Self> {
@@ -115,7 +109,7 @@ impl TrainerLog {
         atomic::write(&path, content)?;
         let file = DiskFile::open(&path, OpenOptions::new().append(true));
         let file = file.map_err(RunError::at(&path, "open the log"))?;
-        Ok(Self { path, file, bytes: content.len() as u64 })
+        Ok(Self { path, file: Some(file), bytes: content.len() as u64 })
     }
 
     /// Appends one line with one write. When that fails half-way (a full disk), the half is taken back.
@@ -126,9 +120,19 @@ impl TrainerLog {
         let mut text =
             serde_json::to_vec(line).map_err(|e| RunError::at(&self.path, "write the log")(e.into()))?;
         text.push(b'\n');
-        if let Err(error) = self.file.write_all(&text) {
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => {
+                let file = DiskFile::open(&self.path, OpenOptions::new().append(true).create(true));
+                let file = file.map_err(RunError::at(&self.path, "open the log"))?;
+                self.bytes =
+                    fs::metadata(&self.path).map_err(RunError::at(&self.path, "read the log"))?.len();
+                none.insert(file)
+            }
+        };
+        if let Err(error) = file.write_all(&text) {
             // If even this fails, the error below is the one that matters.
-            let _ = self.file.set_len(self.bytes);
+            let _ = file.set_len(self.bytes);
             return Err(RunError::at(&self.path, "write the log")(error));
         }
         self.bytes += text.len() as u64;
@@ -241,7 +245,7 @@ mod tests {
     fn a_full_disk_is_reported_as_such() {
         let path = PathBuf::from("/dev/full");
         let file = DiskFile::open(&path, OpenOptions::new().append(true)).unwrap();
-        let mut log = TrainerLog { path, file, bytes: 0 };
+        let mut log = TrainerLog { path, file: Some(file), bytes: 0 };
         let error = log.append(&line(1)).unwrap_err();
         assert!(matches!(error, RunError::DiskFull { .. }), "{error}");
     }

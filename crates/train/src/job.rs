@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use sft_config::{Amount, IntervalStrategy, RunConfig};
+use sft_config::{Amount, FinetuningType, IntervalStrategy, RunConfig};
 use sft_data::batches::{Batches, StreamLoader};
 use sft_data::cache::Tokenised;
 use sft_data::conversation::Conversation;
@@ -136,6 +136,7 @@ impl Job {
         };
         let largest_eval = eval_sets.iter().map(|(_, examples)| largest_batch(examples, &eval)).max();
         let largest_train = match config.streaming {
+            _ if !config.do_train => 0,
             // A stream has no largest row that is known: any may be as long as rows may be.
             true => config.cutoff_len * config.per_device_train_batch_size,
             false => largest_batch(&examples, &train),
@@ -143,8 +144,8 @@ impl Job {
         let max_tokens = largest_train.max(largest_eval.unwrap_or(0));
         let rows = examples.iter().chain(eval_examples()).map(|e| e.len() * 8).sum();
         let longest = match config.streaming {
-            true => config.cutoff_len,
-            false => examples.iter().chain(eval_examples()).map(Example::len).max().unwrap_or(0),
+            true if config.do_train => config.cutoff_len,
+            _ => examples.iter().chain(eval_examples()).map(Example::len).max().unwrap_or(0),
         };
         let train = match config.streaming {
             false if examples.is_empty() && !config.do_train => Batches::Kept(Loader::empty(train)),
@@ -181,15 +182,16 @@ impl Job {
         let on_card = card.is_some();
         let isa = setup::isa();
         let widened = PackedWeight::dtype(isa, precision.compute) != precision.compute;
-        let pays = total_steps >= PACKING_PAYS && !widened && !on_card;
+        let pays = config.do_train && total_steps >= PACKING_PAYS && !widened && !on_card;
         let pack = config.pack_weights.or((!pays).then_some(false));
         let inputs = PlanInputs {
             spec: &spec,
+            trains: config.do_train,
             method: &method,
             trained: &trained,
             optimizer: &optimizer,
             precision,
-            reference: setup::loss(&config).needs_reference(),
+            reference: config.do_train && setup::loss(&config).needs_reference(),
             max_tokens,
             longest,
             threads: setup::threads(&config),
@@ -271,11 +273,12 @@ impl Job {
         let PlanChoices { recompute, pack, evaluated_tokens, longest } = self.choices;
         Ok(MemoryPlan::new(&PlanInputs {
             spec: &self.spec,
+            trains: self.config.do_train,
             method: &self.method,
             trained: &self.trained,
             optimizer: &self.optimizer,
             precision: self.precision,
-            reference: setup::loss(&self.config).needs_reference(),
+            reference: self.config.do_train && setup::loss(&self.config).needs_reference(),
             max_tokens: max_tokens.max(evaluated_tokens),
             longest,
             threads: setup::threads(&self.config),
@@ -298,13 +301,15 @@ impl Job {
             return Ok(());
         }
         let mut advice = vec!["help: any of these takes less:".to_owned()];
-        if self.plan.recomputed < self.spec.layers.len() {
+        let trains = self.config.do_train;
+        if trains && self.plan.recomputed < self.spec.layers.len() {
             advice.push("  disable_gradient_checkpointing: false (computes the blocks twice)".into());
         }
         if self.plan.pack {
             advice.push("  pack_weights: false (packs frozen weights anew in every step)".into());
         }
-        if self.precision.quantization.is_none() && self.method.adapter_options().is_some() {
+        let by_adapter = matches!(self.config.finetuning_type, FinetuningType::Lora | FinetuningType::Oft);
+        if self.precision.quantization.is_none() && by_adapter {
             advice.push("  quantization_bit: 4 (frozen linear layers in 4.1 bits instead of 16)".into());
         }
         if self.precision.compute == DType::F32 {
@@ -313,7 +318,12 @@ impl Job {
         if self.method == Method::Full {
             advice.push("  finetuning_type: lora (no gradients and moments of the frozen weights)".into());
         }
-        if self.config.per_device_train_batch_size > 1 {
+        if self.choices.evaluated_tokens == self.plan.max_tokens {
+            // Rows of an evaluation are not packed, so that one row is the least.
+            if self.config.per_device_eval_batch_size > 1 {
+                advice.push("  a smaller per_device_eval_batch_size".into());
+            }
+        } else if self.config.per_device_train_batch_size > 1 {
             advice.push(
                 "  a smaller per_device_train_batch_size, with more gradient_accumulation_steps".into(),
             );

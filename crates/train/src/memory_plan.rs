@@ -50,6 +50,8 @@ pub struct MemoryPlan {
     pub max_tokens: usize,
     /// Blocks that are computed again in backward.
     pub recomputed: usize,
+    /// Whether there are steps.
+    pub trains: bool,
     /// Whether frozen weights are packed for their products before the first step.
     pub pack: bool,
     /// Of a GPU: the largest quantised weight, decoded for its product.
@@ -63,6 +65,8 @@ pub struct MemoryPlan {
 pub struct PlanInputs<'a> {
     /// The model.
     pub spec: &'a DecoderSpec,
+    /// Whether there are steps; an evaluation alone goes forward only.
+    pub trains: bool,
     /// What is trained.
     pub method: &'a Method,
     /// The weights that are.
@@ -105,7 +109,8 @@ impl MemoryPlan {
         let recomputed = match inputs.recompute {
             Some(true) => blocks..=blocks,
             Some(false) => 0..=0,
-            None => 0..=blocks,
+            None if inputs.trains => 0..=blocks,
+            None => 0..=0,
         };
         let packs: &[bool] = match inputs.pack {
             Some(true) => &[true],
@@ -162,7 +167,7 @@ impl MemoryPlan {
                 adapters,
                 compute,
                 inputs.max_tokens,
-                Purpose::Training { recomputed },
+                purpose(inputs.trains, recomputed),
                 inputs.on_card,
             ),
             sums: if inputs.on_card { 0 } else { sums(inputs) },
@@ -170,6 +175,7 @@ impl MemoryPlan {
             rows: inputs.rows,
             max_tokens: inputs.max_tokens,
             recomputed,
+            trains: inputs.trains,
             pack,
             decoded: if inputs.on_card { counts.largest_quantized * compute.bytes() } else { 0 },
             on_card: inputs.on_card,
@@ -201,10 +207,19 @@ impl MemoryPlan {
         all
     }
 
+    /// What the workspace is for.
+    pub fn purpose(&self) -> Purpose {
+        purpose(self.trains, self.recomputed)
+    }
+
     /// The sum.
     pub fn total(&self) -> usize {
         self.components().iter().map(|(_, bytes)| bytes).sum()
     }
+}
+
+fn purpose(trains: bool, recomputed: usize) -> Purpose {
+    if trains { Purpose::Training { recomputed } } else { Purpose::Forward }
 }
 
 /// Bytes of the sums that ops keep on a CPU. The deepest products are the gradient through the head, and those of
@@ -217,5 +232,6 @@ fn sums(inputs: &PlanInputs<'_>) -> usize {
         _ => 0,
     });
     let products = of_weights.fold(of([tokens, spec.hidden_size, spec.vocab_size]), usize::max);
-    products + attention_bytes(spec, tokens, inputs.longest, inputs.threads)
+    let attention = |inputs: &PlanInputs<'_>| attention_bytes(spec, tokens, inputs.longest, inputs.threads);
+    products + if inputs.trains { attention(inputs) } else { 0 }
 }

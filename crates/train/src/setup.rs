@@ -320,6 +320,10 @@ pub fn method(config: &RunConfig, spec: &DecoderSpec) -> Result<Method, ModelErr
         (named, _) => named.to_vec(),
     };
     let expanded = || method::expanded_blocks(spec, config.freeze_trainable_layers);
+    // An evaluation alone computes with the model as it is; an adapter stays beside it, as in training.
+    if !config.do_train && continued_adapter(config).is_none() {
+        return Ok(Method::Inference);
+    }
     match config.finetuning_type {
         FinetuningType::Full => Ok(Method::Full),
         FinetuningType::Freeze if config.use_llama_pro => Method::freeze_all_but(

@@ -9,7 +9,7 @@ use sft_model::loading::{self, Source};
 use sft_model::method::{AdapterOptions, Method};
 use sft_model::reference::Reference;
 use sft_model::weights::WeightFiles;
-use sft_model::workspace::{Purpose, Workspace};
+use sft_model::workspace::Workspace;
 use sft_model::{Decoder, ModelError};
 
 use crate::TrainError;
@@ -55,18 +55,20 @@ impl<'a> Trainer<'a> {
         drop(trained);
         // What gradients took that are not made at first.
         give_back_freed();
-        let purpose = Purpose::Training { recomputed: job.plan.recomputed };
         let mut work = Workspace::new(
             dev,
             &job.spec,
             decoder.adapters(),
             job.precision.compute,
             job.plan.max_tokens,
-            purpose,
+            job.plan.purpose(),
         );
-        let loss = setup::loss(&job.config);
-        let reference = loss.needs_reference().then(|| load_reference(dev, job)).transpose()?;
-        work.set_loss(loss, reference);
+        // Evaluations report plain cross-entropy.
+        if job.config.do_train {
+            let loss = setup::loss(&job.config);
+            let reference = loss.needs_reference().then(|| load_reference(dev, job)).transpose()?;
+            work.set_loss(loss, reference);
+        }
         decoder.entry.noise = job.config.neftune_noise_alpha.map(|alpha| alpha as f32);
         Ok(Self { dev, decoder, adapter, optimizer, work, trained_elements })
     }

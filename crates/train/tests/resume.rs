@@ -319,7 +319,9 @@ fn an_evaluation_alone_reads_no_checkpoint_and_changes_its_results_alone() {
         train(output, &keys, &mut Silent).results["eval_loss"].clone()
     };
     // The adapter that is evaluated is a new one, not that of a checkpoint.
-    let expected = evaluate(&folder.path().join("new"), "overwrite_output_dir=false");
+    let new = folder.path().join("new");
+    let expected = evaluate(&new, "overwrite_output_dir=false");
+    assert!(!new.join("trainer_log.jsonl").exists(), "nothing was trained");
     for overwrite in ["overwrite_output_dir=false", "overwrite_output_dir=true"] {
         assert_eq!(evaluate(&trained, overwrite), expected);
     }
@@ -334,4 +336,23 @@ fn an_evaluation_alone_reads_no_checkpoint_and_changes_its_results_alone() {
     assert_eq!(others(&after), others(&before));
     let all = std::fs::read_to_string(trained.join("all_results.json")).unwrap();
     assert!(all.contains("train_loss") && all.contains("eval_loss"), "{all}");
+}
+
+#[test]
+fn an_evaluation_alone_gives_the_loss_of_training_and_takes_no_memory_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("model_name_or_path={QUICKSTART}/base");
+    let keys =
+        [&base, "finetuning_type=full", "bf16=true", "do_eval=true", "eval_dataset=quickstart_heldout"];
+    let evaluated = |name: &str, keys: &[&str]| {
+        train(&folder.path().join(name), keys, &mut Silent).results["eval_loss"].clone()
+    };
+    // So small a rate leaves the weights as they are.
+    let trained = [&keys[..], &["learning_rate=1e-30", "max_steps=1"]].concat();
+    let alone = [&keys[..], &["do_train=false", "use_galore=true"]].concat();
+    assert_eq!(evaluated("alone", &alone), evaluated("trained", &trained));
+    let plan = job(&folder.path().join("planned"), &alone).plan;
+    assert_eq!((plan.trained_weights, plan.gradients, plan.optimizer), (0, 0, 0));
+    let training = job(&folder.path().join("planned"), &trained).plan;
+    assert!(2 * plan.work.activations < training.work.activations, "{plan:?} and {training:?}");
 }

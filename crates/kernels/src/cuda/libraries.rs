@@ -165,7 +165,7 @@ fn folders() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let pythons = std::env::split_paths(&path).filter(|folder| folder.join("python3").exists());
     environments.extend(pythons.filter_map(|folder| folder.parent().map(Path::to_owned)));
-    environments.extend(of("HOME").map(|home| home.join(".local")));
+    environments.extend(std::env::home_dir().map(|home| home.join(".local")));
     let mut all = Vec::new();
     for environment in environments {
         for python in listed(&environment.join("lib"), "python3") {

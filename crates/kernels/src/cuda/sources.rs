@@ -229,7 +229,7 @@ fn cached(source: &Source, arch: &str) -> Result<Vec<u8>, CompileError> {
 /// Where machine code is kept, if the environment names a folder for such things.
 pub fn cache_folder() -> Option<PathBuf> {
     let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = of("XDG_CACHE_HOME").or_else(|| of("HOME").map(|home| home.join(".cache")))?;
+    let cache = of("XDG_CACHE_HOME").or_else(|| std::env::home_dir().map(|home| home.join(".cache")))?;
     Some(cache.join("sft").join("kernels"))
 }
 

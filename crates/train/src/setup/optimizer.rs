@@ -30,7 +30,10 @@ pub fn optimizer(
     let c = config;
     let adam = AdamWOptions { beta1: c.adam_beta1, beta2: c.adam_beta2, eps: c.adam_epsilon };
     let groups = groups(c);
-    let rule = if c.use_galore {
+    let rule = if !c.do_train {
+        // An evaluation alone updates nothing.
+        Rule::AdamW(adam, Bits::B32)
+    } else if c.use_galore {
         Rule::GaLore(GaLoreOptions {
             projection: Projection {
                 rank: c.galore_rank as usize,
