@@ -348,7 +348,7 @@ fn an_evaluation_alone_gives_the_loss_of_training_and_takes_no_memory_for_it() {
         train(&folder.path().join(name), keys, &mut Silent).results["eval_loss"].clone()
     };
     // So small a rate leaves the weights as they are.
-    let trained = [&keys[..], &["learning_rate=1e-30", "max_steps=1"]].concat();
+    let trained = [&keys[..], &["do_train=true", "learning_rate=1e-30", "max_steps=1"]].concat();
     let alone = [&keys[..], &["do_train=false", "use_galore=true"]].concat();
     assert_eq!(evaluated("alone", &alone), evaluated("trained", &trained));
     let plan = job(&folder.path().join("planned"), &alone).plan;
