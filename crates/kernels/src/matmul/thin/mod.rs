@@ -57,7 +57,9 @@ impl<'a> Thin<'a> {
             // Decoded row by row.
             Stored::Codes(_) => big.along_k,
         };
-        (suits && readable).then_some(Self { thin, big, thin_is_a })
+        // The thin operand's values are gathered lane by lane, where codes come in blocks along their rows.
+        let gathered = matches!(thin.stored, Stored::Values(_));
+        (suits && readable && gathered).then_some(Self { thin, big, thin_is_a })
     }
 
     /// Computes it with the lanes of kernel `K`.
