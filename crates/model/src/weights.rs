@@ -13,6 +13,7 @@ use serde_json::json;
 use sft_kernels::halves::Halves;
 use sft_kernels::{DType, Device, MappedFile, Tensor, View, map_file};
 use sft_runs::disk;
+use sha2::{Digest, Sha256};
 
 use crate::ModelError;
 use crate::method::outside_modules;
@@ -126,6 +127,25 @@ impl WeightFiles {
         let mut names: Vec<&str> = self.entries.keys().map(String::as_str).collect();
         names.sort_unstable();
         names
+    }
+
+    /// Tells other weights from these, without reading them all: SHA-256 of every tensor's name, shape and first, middle and
+    /// last values.
+    pub fn fingerprint(&self) -> String {
+        /// Bytes at each of the three places.
+        const SAMPLE: usize = 256;
+        let mut hash = Sha256::new();
+        let mut names: Vec<_> = self.entries.iter().collect();
+        names.sort_by_key(|(name, _)| name.as_str());
+        for (name, entry) in names {
+            hash.update(format!("{name} {:?} {:?}\n", entry.dtype, entry.shape));
+            let bytes = &self.files[entry.file][entry.bytes.clone()];
+            let last = bytes.len().saturating_sub(SAMPLE);
+            for start in [0, last / 2, last] {
+                hash.update(&bytes[start..bytes.len().min(start + SAMPLE)]);
+            }
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// How many tensors are of other parts of a model than this text part of it, and are left aside; of a model that is

@@ -60,6 +60,9 @@ pub struct TrainingState {
     pub steps_per_epoch: u64,
     /// Number of trained elements.
     pub trained_elements: u64,
+    /// Fingerprint of the model that stays beside what is trained, where it is needed to go on.
+    #[serde(default)]
+    pub base: Option<String>,
     /// Keys that decide what is trained and how.
     #[serde(default)]
     pub decided: Map<String, Value>,
@@ -202,6 +205,12 @@ pub fn read_state(folder: &Path, expected: &TrainingState) -> Result<TrainingSta
         if was != is {
             return Err(refuse(format!("it belongs to another run: {what} {was}, now {is}")));
         }
+    }
+    if let (Some(was), Some(is)) = (&state.base, &expected.base)
+        && was != is
+    {
+        let reason = "it was trained on another model: `model_name_or_path` names other weights than when the run began";
+        return Err(refuse(reason.into()));
     }
     if let (Some(was), Some(is)) = (&state.rows, &expected.rows)
         && was != is

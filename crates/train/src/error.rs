@@ -41,6 +41,14 @@ pub enum TrainError {
         /// Rows of the embedding.
         vocab_size: usize,
     },
+    /// What is read would be written over, or removed with the checkpoints around it.
+    #[error("output_dir: {} holds what `{key}` names\nhelp: choose another folder; a model that is trained further is never overwritten", folder.display())]
+    OverBase {
+        /// `output_dir`.
+        folder: PathBuf,
+        /// The key that names what lies there.
+        key: &'static str,
+    },
     /// More memory is needed than there is.
     #[error("this run needs {} of memory, and {} are free\n{advice}", gib(*needed), gib(*available))]
     Memory {

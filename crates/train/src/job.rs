@@ -107,6 +107,7 @@ impl Job {
     /// # Errors
     /// Whatever is wrong with model folder, data or configuration; nothing to train on.
     pub fn prepare(config: RunConfig) -> Result<Self, TrainError> {
+        setup::check_output(&config)?;
         let base = config.model_folder();
         let spec = setup::spec(&config)?;
         let method = setup::method(&config, &spec)?;
@@ -248,18 +249,14 @@ impl Job {
         6.0 * (counts.frozen + counts.trained).saturating_sub(embedding) as f64
     }
 
-    /// Bytes that the run will write at least: the trained model, and one checkpoint if any falls due.
+    /// Bytes that the run will write at least: the trained model, and one checkpoint unless there are to be none.
     pub fn written_bytes(&self) -> u64 {
         let (counts, c) = (self.plan.counts, &self.config);
         // An adapter is written alone, in float32.
         let adapter = self.method.adapter_options().is_some();
         let frozen = if adapter { 0 } else { counts.frozen * self.precision.compute.bytes() };
         let trained = if adapter { DType::F32 } else { self.precision.compute };
-        let due = match c.save_strategy {
-            IntervalStrategy::No => false,
-            IntervalStrategy::Steps => self.every(c.save_steps) <= self.total_steps,
-            IntervalStrategy::Epoch => self.steps_per_epoch() <= self.total_steps,
-        };
+        let due = c.save_strategy != IntervalStrategy::No;
         let state = if c.save_only_model { 0 } else { self.optimizer.checkpoint_bytes(&self.trained) };
         let checkpoint = if due { frozen + counts.trained * DType::F32.bytes() + state } else { 0 };
         (frozen + counts.trained * trained.bytes() + checkpoint) as u64

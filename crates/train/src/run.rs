@@ -10,6 +10,7 @@ use sft_data::loader::StepBatch;
 use sft_data::template::saved::Told;
 use sft_kernels::{DType, Device, give_back_freed};
 use sft_model::method::AdapterOptions;
+use sft_model::weights::WeightFiles;
 use sft_model::{Decoder, ModelError, adapter, saving};
 use sft_runs::checkpoint::{CheckpointWriter, rotate};
 use sft_runs::folder::{ResumeFrom, RunFolder, Start};
@@ -85,10 +86,14 @@ struct Running<'a> {
     owes_evaluation: bool,
     /// Digest of the training rows, where they are all kept.
     rows: Option<String>,
+    /// Fingerprint of the model, where frozen weights of it stay as they are.
+    base: Option<String>,
     /// What the folders of the run are told of template and tokens.
     told: Option<Told>,
     /// Checkpoint of the current step, if it is written already.
     saved_at: Option<PathBuf>,
+    /// The evaluation after the current step, if it is made already.
+    evaluated: Option<Vec<EvalRecord>>,
 }
 
 impl<'a> Running<'a> {
@@ -103,6 +108,7 @@ impl<'a> Running<'a> {
             Batches::Kept(loader) if job.config.do_train => Some(digest_of_rows(loader.examples())),
             _ => None,
         };
+        let base = base_fingerprint(&job)?;
         let mut running = Self {
             folder,
             trainer,
@@ -110,12 +116,14 @@ impl<'a> Running<'a> {
             step: 0,
             told,
             saved_at: None,
+            evaluated: None,
             job,
             skipped: 0,
             skipped_in_a_row: 0,
             health: Health::default(),
             data_files,
             rows,
+            base,
             owes_evaluation: false,
         };
         if let Start::Resume(from) = folder.start() {
@@ -157,6 +165,7 @@ impl<'a> Running<'a> {
             // Of a stream nobody knows; more steps than before are no other run.
             steps_per_epoch: self.job.train.steps_per_epoch().unwrap_or(0),
             trained_elements: self.trainer.trained_elements,
+            base: self.base.clone(),
             decided: self.job.config.decided(),
         }
     }
@@ -213,10 +222,12 @@ impl<'a> Running<'a> {
         self.finish(observer)
     }
 
-    /// Whether something that happens by this strategy is due after the current step.
+    /// Whether something that happens by this strategy is due after the current step; after the last one it always is, as
+    /// transformers' Trainer has it.
     fn is_due(&self, strategy: IntervalStrategy, every: sft_config::Amount) -> bool {
         match strategy {
             IntervalStrategy::No => false,
+            _ if self.step == self.job.total_steps => true,
             IntervalStrategy::Steps => self.step.is_multiple_of(self.job.every(every)),
             IntervalStrategy::Epoch => self.step.is_multiple_of(self.job.steps_per_epoch()),
         }
@@ -229,6 +240,7 @@ impl<'a> Running<'a> {
         let learning_rate = self.job.schedule.rate(self.step);
         self.step += 1;
         self.saved_at = None;
+        self.evaluated = None;
         let skipped = !(outcome.loss.is_finite() && outcome.grad_norm.is_finite());
         if skipped {
             self.skip(&batch, &outcome, observer)?;
@@ -324,6 +336,7 @@ impl<'a> Running<'a> {
             observer.on(&Event::Evaluated { line: &outcome.line, is_best: outcome.is_best });
             evals_since_best = outcome.evals_since_best;
         }
+        self.evaluated = Some(records);
         let stop = self.is_out_of_patience(evals_since_best);
         if stop {
             observer.on(&Event::StoppedEarly { evaluations: evals_since_best });
@@ -488,7 +501,9 @@ impl<'a> Running<'a> {
         }
         let mut interrupted_at = None;
         if self.job.config.do_eval {
-            match self.eval_records(observer)? {
+            // The weights are those of the last step, and its evaluation is this one.
+            let made = self.evaluated.take().filter(|_| !has_best);
+            match made.map_or_else(|| self.eval_records(observer), |made| Ok(Some(made)))? {
                 Some(records) => {
                     results::save_eval(self.folder.path(), &records)?;
                     results.extend(records.iter().flat_map(EvalRecord::metrics));
@@ -514,6 +529,15 @@ impl<'a> Running<'a> {
         let last = sft_runs::checkpoint::last_good(self.folder.path()).ok().and_then(|(last, _)| last);
         Ok(last.map_or_else(|| self.folder.path().to_owned(), |last| last.path))
     }
+}
+
+/// Fingerprint of the model of a job whose checkpoints hold a part of the weights alone.
+fn base_fingerprint(job: &Job) -> Result<Option<String>, TrainError> {
+    let drawn = job.config.train_from_scratch || job.random_weights;
+    if drawn || !job.config.do_train || job.method.adapter_options().is_none() {
+        return Ok(None);
+    }
+    Ok(Some(WeightFiles::open_model(&job.base)?.fingerprint()))
 }
 
 fn recorder_options(job: &Job) -> RecorderOptions {

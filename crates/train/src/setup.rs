@@ -416,6 +416,23 @@ pub fn loss(config: &RunConfig) -> Loss {
     }
 }
 
+/// Refuses a run that would write over the model or an adapter that it begins with, or remove it among its checkpoints.
+///
+/// # Errors
+/// [`TrainError::OverBase`].
+pub fn check_output(config: &RunConfig) -> Result<(), TrainError> {
+    let folder = &config.output_dir;
+    // A folder that is not there yet holds nothing.
+    let Ok(output) = folder.canonicalize() else { return Ok(()) };
+    let adapters = config.adapter_folders().into_iter().map(|adapter| ("adapter_name_or_path", adapter));
+    for (key, read) in std::iter::once(("model_name_or_path", config.model_folder())).chain(adapters) {
+        if config.do_train && read.canonicalize().is_ok_and(|read| read.starts_with(&output)) {
+            return Err(TrainError::OverBase { folder: folder.clone(), key });
+        }
+    }
+    Ok(())
+}
+
 /// The adapter that training continues, if there is one.
 pub fn continued_adapter(config: &RunConfig) -> Option<PathBuf> {
     config.adapter_folders().pop().filter(|_| !config.create_new_adapter)

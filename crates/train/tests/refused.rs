@@ -156,3 +156,29 @@ fn what_fits_is_the_largest_micro_batch_that_the_plan_does_not_refuse() {
     let none = Fit::of(&job).unwrap().unwrap();
     assert_eq!((none.max_tokens, none.batch, none.cutoff_len), (0, None, None));
 }
+
+/// Copies the files of a folder.
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten().filter(|entry| entry.path().is_file()) {
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn a_run_that_would_write_over_its_own_model_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = row(&[("user", "hat"), ("assistant", "cap")]);
+    let out = folder.path().join("out");
+    for inside in ["", "checkpoint-9"] {
+        let model = out.join(inside);
+        copy_folder(&Path::new(QUICKSTART).join("base"), &model);
+        let key = format!("model_name_or_path={}", model.display());
+        let error =
+            prepare(folder.path(), &rows, &[&key, "overwrite_output_dir=true"]).unwrap_err().to_string();
+        assert!(error.contains("holds what `model_name_or_path` names"), "{error}");
+        // Nothing is written by an evaluation.
+        let eval = format!("eval_dataset={}", folder.path().join("rows.jsonl").display());
+        prepare(folder.path(), &rows, &[&key, "do_train=false", "do_eval=true", &eval]).unwrap();
+    }
+}

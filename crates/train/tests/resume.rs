@@ -356,3 +356,56 @@ fn an_evaluation_alone_gives_the_loss_of_training_and_takes_no_memory_for_it() {
     let training = job(&folder.path().join("planned"), &trained).plan;
     assert!(2 * plan.work.activations < training.work.activations, "{plan:?} and {training:?}");
 }
+
+#[test]
+fn the_last_step_is_evaluated_and_saved_whatever_the_intervals_so_that_a_run_can_be_prolonged() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("model_name_or_path={QUICKSTART}/base");
+    let keys = [
+        &base,
+        "finetuning_type=full",
+        "eval_dataset=quickstart_heldout",
+        "lr_scheduler_type=constant",
+        "eval_strategy=steps",
+    ];
+    let train = |name: &str, more: &[&str]| {
+        train(&folder.path().join(name), &[&keys[..], more].concat(), &mut Silent).digest
+    };
+    train("parts", &["max_steps=5", "eval_steps=2", "save_steps=4"]);
+    let steps = |name: &str| -> Vec<u64> {
+        let lines = sft_runs::trainer_log::read(&folder.path().join(name).join("trainer_log.jsonl")).unwrap();
+        lines.iter().filter(|line| line.eval_loss.is_some()).map(|line| line.current_steps).collect()
+    };
+    assert_eq!(steps("parts"), [2, 4, 5]);
+    assert!(folder.path().join("parts/checkpoint-5").is_dir());
+    let prolonged = train("parts", &["max_steps=8", "eval_steps=2", "save_steps=4"]);
+    assert_eq!(prolonged, train("whole", &["max_steps=8", "eval_steps=100", "save_strategy=epoch"]));
+    assert_eq!((steps("parts"), steps("whole")), (vec![2, 4, 5, 6, 8], vec![8]));
+    assert!(folder.path().join("whole/checkpoint-8").is_dir());
+}
+
+#[test]
+fn an_adapter_is_not_trained_further_on_another_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, other, out) =
+        (format!("{QUICKSTART}/base"), folder.path().join("other"), folder.path().join("out"));
+    let adapter = |model: &str| [format!("model_name_or_path={model}"), "finetuning_type=lora".to_owned()];
+    let run_on = |model: &str, steps: &str| {
+        let keys = adapter(model);
+        let keys = [&keys[0], &keys[1], steps];
+        run(job(&out, &keys), &mut Silent)
+    };
+    // One step of full tuning makes another model of the same shape.
+    let full = [&format!("model_name_or_path={model}"), "finetuning_type=full", "max_steps=1"];
+    train(&other, &full, &mut Silent);
+    run_on(&model, "max_steps=2").unwrap();
+    let error = run_on(&other.display().to_string(), "max_steps=4").unwrap_err().to_string();
+    assert!(error.contains("it was trained on another model"), "{error}");
+    // The same weights from another place are the same model.
+    let moved = folder.path().join("moved");
+    std::fs::create_dir(&moved).unwrap();
+    for entry in std::fs::read_dir(&model).unwrap().flatten() {
+        std::fs::copy(entry.path(), moved.join(entry.file_name())).unwrap();
+    }
+    assert_eq!(run_on(&moved.display().to_string(), "max_steps=4").unwrap().steps, 4);
+}
