@@ -143,12 +143,19 @@ impl Method {
         // As in PEFT: what is trained whole carries no adapter.
         let is_whole = |path: &str| whole.iter().any(|whole| has_part(path, whole));
         let mut carries = |path: &str| {
-            let is_meant = linears.names(path) || *targets == Targets::All;
+            let is_meant = linears.names(path) || *targets == Targets::All && options.suits(spec, path);
             is_meant && !is_whole(path)
         };
         let mut adapters = Adapters::of(Adapters::none(spec).layers, options.dropout() > 0.0);
         let widths = loading::linear_widths(spec);
-        let carried = |path: &str| options.carried(widths.get(path).copied().unwrap_or_default());
+        let mut too_narrow = None;
+        let mut carried = |path: &str| {
+            let width = widths.get(path).copied().unwrap_or_default();
+            if options.begins_above(width) {
+                too_narrow.get_or_insert((path.to_owned(), width[0].min(width[1])));
+            }
+            options.carried(width)
+        };
         for (i, layer) in adapters.layers.iter_mut().enumerate() {
             for name in spec.layers[i].linear_names() {
                 let path = spec.names.in_block(i, name);
@@ -167,6 +174,13 @@ impl Method {
                     layer.carried.insert(carrier.to_owned(), options.carried([0, 0]));
                 }
             }
+        }
+        if let Some((path, least)) = too_narrow {
+            return Err(ModelError::Method {
+                key: "pissa_init",
+                reason: format!("{path} has {least} singular values, and `lora_rank` asks for more"),
+                help: format!("take a `lora_rank` of at most {least}, or a `lora_target` without it"),
+            });
         }
         options.check(spec, &adapters)?;
         if let Some(unused) = linears.unused() {

@@ -151,7 +151,7 @@ fn an_adapter_sits_on_the_modules_that_the_file_has() {
         ("phi3", json!(["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]), false),
         ("gpt_neox", json!(["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]), false),
         ("mpt", json!(["Wqkv", "out_proj", "up_proj", "down_proj"]), false),
-        ("mamba2", json!(["in_proj", "out_proj"]), false),
+        ("mamba2", json!(["in_proj"]), false),
         ("lfm2", json!(["in_proj", "out_proj", "w1", "w3", "w2", "q_proj", "k_proj", "v_proj"]), false),
         // Experts are no linear layers, routers are where transformers makes them so.
         ("mixtral", json!(["q_proj", "k_proj", "v_proj", "o_proj"]), false),

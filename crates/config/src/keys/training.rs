@@ -77,7 +77,7 @@ macro_rules! training_keys {
         run_name: Option<String> { read_by: "runs::recorder" }
         /// When to evaluate during training.
         eval_strategy: IntervalStrategy { read_by: "train::run" }
-        /// Evaluate every so many steps (with `eval_strategy: steps`): a count, or a fraction of all steps.
+        /// Evaluate every so many steps, and after the last one (with `eval_strategy: steps`): a count, or a fraction of all steps.
         eval_steps: Amount {
             auto: "`logging_steps`" = |c| c.logging_steps,
             range: Range::above(0.0),
@@ -87,7 +87,7 @@ macro_rules! training_keys {
         eval_on_start: bool { read_by: "train::run" }
         /// When to write a checkpoint.
         save_strategy: IntervalStrategy { default: IntervalStrategy::Steps, read_by: "train::run" }
-        /// Write a checkpoint every so many steps (with `save_strategy: steps`): a count, or a fraction of all steps.
+        /// Write a checkpoint every so many steps, and after the last one (with `save_strategy: steps`): a count, or a fraction of all steps.
         save_steps: Amount { default: Amount::Count(500), range: Range::above(0.0), read_by: "train::run" }
         /// Keep at most so many checkpoints, the newest ones and the best one; null keeps all.
         save_total_limit: Option<u64> { range: Range::at_least(1.0), read_by: "runs::checkpoint" }
@@ -234,9 +234,13 @@ pub(super) const NOT_YET: &[super::NotYetKey] = &[
     (
         "do_predict",
         "false",
-        "leave it out: `do_eval` reports loss, perplexity and accuracy; `sft chat` shows answers",
+        "use `do_eval: true`, which reports loss, perplexity and accuracy; `show_answers` and `sft chat` show answers",
     ),
-    ("predict_with_generate", "false", "leave it out: `do_eval` reports loss, perplexity and accuracy"),
+    (
+        "predict_with_generate",
+        "false",
+        "use `do_eval: true`, which reports loss, perplexity and accuracy; `show_answers` and `sft chat` show answers",
+    ),
     ("fp16", "false", "use `bf16: true`, which has the range of float32 and needs no loss scaling"),
     ("fp16_full_eval", "false", "leave it out: evaluation computes as training does"),
     ("bf16_full_eval", "false", "leave it out: evaluation computes as training does (`bf16`)"),

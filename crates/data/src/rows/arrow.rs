@@ -7,9 +7,12 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use arrow_array::{Array, ArrayRef, RecordBatch, new_null_array};
 use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_json::writer::{LineDelimited, WriterBuilder};
+use arrow_schema::{ArrowError, DataType, Field};
 use serde_json::{Map, Value};
 
 use super::{Record, Records};
@@ -48,7 +51,7 @@ enum Batches {
 }
 
 impl Batches {
-    fn next(&mut self) -> Option<Result<arrow_array::RecordBatch, arrow_schema::ArrowError>> {
+    fn next(&mut self) -> Option<Result<RecordBatch, ArrowError>> {
         match self {
             Self::File(batches) => batches.next(),
             Self::Stream(batches) => batches.next(),
@@ -61,7 +64,7 @@ struct ArrowRows {
     /// `None` after an error: the decoder's state is not to be trusted then.
     batches: Option<Batches>,
     /// The batch in hand, and how many of its rows are read.
-    open: Option<(arrow_array::RecordBatch, usize)>,
+    open: Option<(RecordBatch, usize)>,
     ready: std::vec::IntoIter<Map<String, Value>>,
     number: u64,
 }
@@ -76,23 +79,16 @@ impl ArrowRows {
                 match open.take() {
                     Some((batch, from)) if from < batch.num_rows() => break (batch, from),
                     _ => match batches.next().transpose()? {
-                        Some(batch) => *open = Some((batch, 0)),
+                        Some(batch) => *open = Some((writable(&batch)?, 0)),
                         None => return Ok(Vec::new()),
                     },
                 }
             };
             let rows = SLICE_ROWS.min(batch.num_rows() - from);
-            let mut lines = Vec::new();
-            let mut writer =
-                WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(&mut lines);
-            writer.write(&batch.slice(from, rows))?;
-            writer.finish()?;
-            drop(writer);
+            let lines = json_lines(&batch.slice(from, rows))?;
             *open = Some((batch, from + rows));
             let parsed = serde_json::Deserializer::from_slice(&lines).into_iter();
-            parsed
-                .collect::<Result<_, _>>()
-                .map_err(|error| arrow_schema::ArrowError::JsonError(error.to_string()))
+            parsed.collect::<Result<_, _>>().map_err(|error| ArrowError::JsonError(error.to_string()))
         })
     }
 }
@@ -116,12 +112,52 @@ impl Iterator for ArrowRows {
     }
 }
 
+fn json_lines(rows: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
+    let mut lines = Vec::new();
+    let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(&mut lines);
+    writer.write(rows)?;
+    writer.finish()?;
+    drop(writer);
+    Ok(lines)
+}
+
+/// The batch with its columns as JSON has them: bytes as the text that they spell (null where they spell none), times of a
+/// zone as those of UTC. A column that cannot be written at all is null: few are read, and a map or a union beside them is
+/// no fault of the file.
+fn writable(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let column = |(field, column): (&Arc<Field>, &ArrayRef)| -> Result<(String, ArrayRef), ArrowError> {
+        let column = match column.data_type() {
+            DataType::Binary
+            | DataType::LargeBinary
+            | DataType::BinaryView
+            | DataType::FixedSizeBinary(_) => {
+                let bytes = arrow_cast::cast(column, &DataType::LargeBinary)?;
+                arrow_cast::cast(&bytes, &DataType::LargeUtf8)?
+            }
+            DataType::Timestamp(unit, Some(_)) => {
+                let utc = column.to_data().into_builder().data_type(DataType::Timestamp(*unit, None));
+                arrow_array::make_array(utc.build()?)
+            }
+            _ => Arc::clone(column),
+        };
+        let probe = RecordBatch::try_from_iter_with_nullable([(
+            "probe",
+            new_null_array(column.data_type(), 1),
+            true,
+        )]);
+        let column = match probe.and_then(|probe| json_lines(&probe)) {
+            Ok(_) => column,
+            Err(_) => new_null_array(&DataType::Null, column.len()),
+        };
+        Ok((field.name().clone(), column))
+    };
+    let columns: Vec<_> =
+        batch.schema_ref().fields().iter().zip(batch.columns()).map(column).collect::<Result<_, _>>()?;
+    RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true)))
+}
+
 /// Runs a step of the decoder; its errors and panics name the file and the row.
-fn guarded<T>(
-    path: &Path,
-    row: u64,
-    step: impl FnOnce() -> Result<T, arrow_schema::ArrowError>,
-) -> Result<T, DataError> {
+fn guarded<T>(path: &Path, row: u64, step: impl FnOnce() -> Result<T, ArrowError>) -> Result<T, DataError> {
     let reason = match catch_unwind(AssertUnwindSafe(step)) {
         Ok(Ok(done)) => return Ok(done),
         Ok(Err(error)) => error.to_string(),
@@ -162,6 +198,45 @@ mod tests {
         for name in ["turns.arrow", "turns_stream.arrow"] {
             assert_eq!(rows(&Path::new(DATA).join(name)).expect("a good file"), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn bytes_are_text_times_have_no_zone_and_what_json_has_no_form_for_is_null() {
+        use arrow_array::{BinaryArray, StringArray, TimestampMicrosecondArray};
+        let text = Arc::new(StringArray::from(vec![Some("hat"), None]));
+        let bytes = Arc::new(BinaryArray::from(vec![Some("é {".as_bytes()), Some(&[0xff][..])]));
+        let times =
+            TimestampMicrosecondArray::from(vec![Some(1_000_000), None]).with_timezone("Europe/Berlin");
+        let union = new_null_array(
+            &DataType::Map(
+                Arc::new(Field::new_struct(
+                    "entries",
+                    vec![
+                        Field::new("key", DataType::Int32, false),
+                        Field::new("value", DataType::Utf8, true),
+                    ],
+                    false,
+                )),
+                false,
+            ),
+            2,
+        );
+        let columns: [(&str, ArrayRef); 4] =
+            [("text", text), ("bytes", bytes), ("time", Arc::new(times)), ("map", union)];
+        let batch =
+            RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true)))
+                .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("columns.arrow");
+        let file = File::create(&path).unwrap();
+        let mut writer = arrow_ipc::writer::FileWriter::try_new(file, batch.schema_ref()).unwrap();
+        writer.write(&batch).unwrap();
+        writer.finish().unwrap();
+        let expected = [
+            (1, json!({"text": "hat", "bytes": "é {", "time": "1970-01-01T00:00:01", "map": null})),
+            (2, json!({"text": null, "bytes": null, "time": null, "map": null})),
+        ];
+        assert_eq!(rows(&path).unwrap(), expected);
     }
 
     #[test]

@@ -133,6 +133,21 @@ impl AdapterOptions {
         }
     }
 
+    /// Whether `all` means the layer of this name. PEFT puts no LoRA on what comes out of Mamba's mixers, and refuses
+    /// adapters that are there: the kernels that it runs read this weight themselves.
+    pub fn suits(&self, spec: &DecoderSpec, path: &str) -> bool {
+        let is_mamba = matches!(spec.model_type.as_str(), "mamba2" | "falcon_h1");
+        !(matches!(self, AdapterOptions::Lora(_)) && is_mamba && path.ends_with(".out_proj"))
+    }
+
+    /// Whether an adapter begins as more singular values than a weight of this shape has.
+    pub(super) fn begins_above(&self, [outputs, inputs]: [usize; 2]) -> bool {
+        let AdapterOptions::Lora(LoraOptions { rank, init: LoraInit::Pissa { .. }, .. }) = self else {
+            return false;
+        };
+        *rank > outputs.min(inputs)
+    }
+
     /// The key that names them.
     pub fn target_key(&self) -> &'static str {
         match self {
