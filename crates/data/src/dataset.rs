@@ -261,6 +261,7 @@ fn read_dataset(
             Err(problem) => problems.push(problem),
         }
     }
+    let read = usize::try_from(reading.report.rows_read).unwrap_or(usize::MAX);
     if conversations.is_empty() {
         return Err(too_many(
             format!("data set `{name}`: all {} rows are malformed", reading.report.rows_read),
@@ -268,6 +269,7 @@ fn read_dataset(
             NONE_FITS,
         ));
     }
+    reading.check_columns(read < limit || reading.entry.num_samples.is_some())?;
     if let Some(count) = reading.entry.num_samples {
         conversations = draw(conversations, count, options.seed);
         conversations.truncate(limit);
@@ -445,6 +447,31 @@ mod tests {
         let loaded = load(&options).expect("good data");
         assert_eq!(questions(&loaded.train), [0, 1, 10, 11]);
         assert_eq!(questions(&loaded.eval), [0, 1]);
+    }
+
+    #[test]
+    fn a_column_that_the_entry_names_and_no_row_has_is_an_error_with_the_one_that_was_meant() {
+        let folder = folder();
+        let rows = r#"[{"instruction": "q0", "input": "i", "output": "a"}, {"instruction": "q1", "output": "a", "context": "c"}]"#;
+        fs::write(folder.path().join("rows.json"), rows).expect("room");
+        let columns = |query: &str| {
+            let columns = serde_json::json!({"prompt": "instruction", "query": query, "response": "output"});
+            let info = serde_json::json!({"d": {"file_name": "rows.json", "columns": columns}});
+            fs::write(folder.path().join("dataset_info.json"), info.to_string()).expect("room");
+        };
+        columns("inptu");
+        let error = load(&options(&folder, &["d"])).unwrap_err().to_string();
+        assert!(
+            error.contains("no row has the column `inptu`") && error.contains("did you mean `input`"),
+            "{error}"
+        );
+        // One row has it, and the others leave it out.
+        columns("context");
+        assert_eq!(load(&options(&folder, &["d"])).expect("good data").train.len(), 2);
+        // Rows behind those that are read may have it.
+        let first = DatasetOptions { max_samples: Some(1), ..options(&folder, &["d"]) };
+        let notes = load(&first).expect("good data").reports.remove(0).notes;
+        assert_eq!(notes, ["none of the first 1 rows has the column `context` that its entry names"]);
     }
 
     // Printed by datasets 4.0: Dataset.from_list(10 rows).train_test_split(test_size=0.25, seed=42).

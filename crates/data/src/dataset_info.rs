@@ -61,6 +61,8 @@ pub struct Entry {
     pub split: Vec<SplitPart>,
     /// How the rows are written; `None`: to be told from their columns.
     pub format: Option<Format>,
+    /// Columns that the entry names.
+    pub listed: Vec<String>,
     /// How many rows to draw, if not each once.
     pub num_samples: Option<usize>,
     /// What a reader of the entry would not expect.
@@ -83,6 +85,7 @@ pub fn find(name: &str, dataset_dir: &Path, stage: Stage, hub: &HubOptions) -> R
             path,
             split,
             format,
+            listed: Vec::new(),
             num_samples: None,
             notes: Vec::new(),
         });
@@ -98,7 +101,7 @@ pub fn find(name: &str, dataset_dir: &Path, stage: Stage, hub: &HubOptions) -> R
             let format = (stage == Stage::Pt).then(|| Format::Plain(PlainColumns::default()));
             let (name, notes) = (name.to_owned(), Vec::new());
             let split = vec![SplitPart::default()];
-            return Ok(Entry { name, path, split, format, num_samples: None, notes });
+            return Ok(Entry { name, path, split, format, listed: Vec::new(), num_samples: None, notes });
         }
     }
     Err(unknown(name, dataset_dir, info.as_ref().map(|(_, entries)| entries)))
@@ -215,7 +218,17 @@ impl EntryReader<'_> {
                 }
             },
         };
-        Ok(Entry { name: self.name.to_owned(), path, split, format: Some(format), num_samples, notes })
+        let is_read = |column: &&str| format.columns().contains(column);
+        let listed = columns.values().filter_map(Value::as_str).filter(is_read).map(str::to_owned).collect();
+        Ok(Entry {
+            name: self.name.to_owned(),
+            path,
+            split,
+            format: Some(format),
+            listed,
+            num_samples,
+            notes,
+        })
     }
 
     /// The data set of an entry that is on a hub, fetched: a name for it, and its files.

@@ -2,7 +2,7 @@
 
 use crate::conversation::Conversation;
 use crate::dataset_info::{self, Entry, SplitPart};
-use crate::error::DataError;
+use crate::error::{DataError, nearby};
 use crate::formats::{Format, detect};
 use crate::rows::{FileKind, Row, RowProblem, Rows, Source};
 
@@ -24,6 +24,8 @@ pub(super) struct Reading {
     /// How it is read; counts are of all that was read through this.
     pub report: DatasetReport,
     sources: Vec<(Source, SplitPart)>,
+    /// Columns that the entry names and no row has had.
+    absent: Vec<String>,
 }
 
 impl Reading {
@@ -56,7 +58,14 @@ impl Reading {
             unread_columns: Vec::new(),
             notes: entry.notes.clone(),
         };
-        Ok(Self { entry, report, sources })
+        let absent = entry.listed.clone();
+        let mut reading = Self { entry, report, sources, absent };
+        if options.streaming.is_some() {
+            // Nobody knows when a stream ends.
+            first.iter().flatten().for_each(|row| reading.note_present(row));
+            reading.note_absent(first.len());
+        }
+        Ok(reading)
     }
 
     /// Its rows from the beginning.
@@ -72,10 +81,49 @@ impl Reading {
         self.report.rows_read += 1;
         let converted = row.and_then(|row| {
             self.report.note_unread(&row);
+            self.note_present(&row);
             self.report.format.convert(row)
         });
         self.report.rows_dropped += u64::from(converted.is_err());
         converted
+    }
+
+    fn note_present(&mut self, row: &Row) {
+        self.absent.retain(|name| !row.columns.contains_key(name));
+    }
+
+    fn note_absent(&mut self, rows: usize) {
+        let text = |name: &String| {
+            format!("none of the first {rows} rows has the column `{name}` that its entry names")
+        };
+        self.report.notes.extend(self.absent.iter().map(text));
+    }
+
+    /// Says which columns that the entry names no row had; `all` were read, not only the first ones.
+    ///
+    /// # Errors
+    /// When no row at all has one: its name is wrong.
+    pub fn check_columns(&mut self, all: bool) -> Result<(), DataError> {
+        let Some(name) = self.absent.first() else { return Ok(()) };
+        if !(all && self.entry.split.iter().all(SplitPart::is_whole)) {
+            let rows = usize::try_from(self.report.rows_read).unwrap_or(usize::MAX);
+            self.note_absent(rows);
+            return Ok(());
+        }
+        let unread = &self.report.unread_columns;
+        let help = match nearby(name, unread.iter().map(String::as_str)).first() {
+            Some(near) => format!("did you mean `{near}`? Correct `columns` of the entry"),
+            None if unread.is_empty() => "take it out of `columns` of the entry".to_owned(),
+            None => format!(
+                "correct `columns` of the entry; the rows have `{}` that is not read",
+                unread.join("`, `")
+            ),
+        };
+        Err(DataError::Format {
+            dataset: self.report.name.clone(),
+            reason: format!("no row has the column `{name}` that its entry names"),
+            help,
+        })
     }
 }
 

@@ -82,7 +82,7 @@ fn its_place_is_the_variable_or_the_key_or_the_users_data_folder() {
     let env = |pairs: &'static [(&str, &str)]| {
         move |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
     };
-    let home = env(&[("HOME", "/h")]);
+    let home = env(&[("HOME", "/h"), ("USERPROFILE", "/h")]);
     assert_eq!(place(None, home), Some("/h/.local/share/sft/runs.sqlite".into()));
     let xdg = env(&[("HOME", "/h"), ("XDG_DATA_HOME", "/x")]);
     assert_eq!(place(None, xdg), Some("/x/sft/runs.sqlite".into()));
