@@ -30,8 +30,20 @@ for length, size in ((20, 5), (10, 16), (3000, 1000)):
     rows = Dataset.from_list([{"at": i} for i in range(length)]).to_iterable_dataset()
     order = [row["at"] for row in rows.shuffle(seed=42, buffer_size=size)]
     shuffles.append({"rows": length, "buffer_size": size, "seed": 42, "order": order[:40]})
+passes = []
+for name, strategy in STRATEGIES.items():
+    probs = [0.5, 0.3, 0.2]
+    sets = [s.to_iterable_dataset() for s in SETS]
+    rows = interleave_datasets(sets, probabilities=probs, seed=42, stopping_strategy=strategy).shuffle(seed=42, buffer_size=4)
+    orders = []
+    for epoch in range(3):
+        rows.set_epoch(epoch)
+        orders.append([row["at"] for row in rows])
+    passes.append({"mix_strategy": name, "interleave_probs": probs, "seed": 42, "buffer_size": 4, "orders": orders})
 print("{\"lengths\": %s, \"mixes\": [" % json.dumps(LENGTHS))
 print(",\n".join(json.dumps(case) for case in cases))
 print("], \"shuffles\": [")
 print(",\n".join(json.dumps(case) for case in shuffles))
+print("], \"passes\": [")
+print(",\n".join(json.dumps(case) for case in passes))
 print("]}")

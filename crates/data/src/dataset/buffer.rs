@@ -4,6 +4,15 @@
 
 use crate::shuffle::Pcg64;
 
+/// The generator of a pass: the seed's own in the first.
+pub(super) fn rng_of_epoch(seed: u64, epoch: u64) -> Pcg64 {
+    let mut rng = Pcg64::new(seed);
+    match epoch {
+        0 => rng,
+        epoch => Pcg64::new((rng.next_u64() >> 1).wrapping_sub(epoch)),
+    }
+}
+
 /// The rows that wait.
 pub(super) struct Buffer<T> {
     size: usize,
@@ -14,11 +23,7 @@ pub(super) struct Buffer<T> {
 impl<T> Buffer<T> {
     /// A buffer of `size` rows from 1; `epoch` gives each pass another order.
     pub(super) fn new(size: usize, seed: u64, epoch: u64) -> Self {
-        let mut rng = Pcg64::new(seed);
-        if epoch > 0 {
-            rng = Pcg64::new((rng.next_u64() >> 1).wrapping_sub(epoch));
-        }
-        Self { size: size.max(1), rng, held: Vec::new() }
+        Self { size: size.max(1), rng: rng_of_epoch(seed, epoch), held: Vec::new() }
     }
 
     /// Takes a row; gives those that go on, mostly none.

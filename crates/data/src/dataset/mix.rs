@@ -76,10 +76,10 @@ enum Turns {
 }
 
 impl Mixer {
-    pub(super) fn new(mix: &Mix, sets: usize, seed: u64, whole_rounds: bool) -> Self {
+    pub(super) fn new(mix: &Mix, sets: usize, rng: Pcg64, whole_rounds: bool) -> Self {
         let turns = match mix.probabilities.as_slice() {
             [] => Turns::InTurn { next: 0 },
-            shares => Turns::Drawn { rng: Pcg64::new(seed), bounds: bounds(shares) },
+            shares => Turns::Drawn { rng, bounds: bounds(shares) },
         };
         Self { strategy: mix.strategy, turns, ended: vec![false; sets], whole_rounds }
     }
@@ -140,7 +140,7 @@ pub(super) fn order(lengths: &[usize], mix: &Mix, seed: u64) -> Vec<(usize, usiz
         let rows = lengths.iter().enumerate();
         return rows.flat_map(|(set, length)| (0..*length).map(move |row| (set, row))).collect();
     }
-    let mut mixer = Mixer::new(mix, lengths.len(), seed, true);
+    let mut mixer = Mixer::new(mix, lengths.len(), Pcg64::new(seed), true);
     let mut at = vec![0; lengths.len()];
     let mut order = Vec::new();
     while let Some(set) = mixer.next() {

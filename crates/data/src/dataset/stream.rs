@@ -7,13 +7,14 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, rng_of_epoch};
 use super::mix::{Mix, Mixer};
 use super::reading::Reading;
 use super::{DatasetOptions, DatasetReport, MixStrategy, ValSize};
 use crate::conversation::Conversation;
 use crate::error::DataError;
 use crate::rows::{Row, RowProblem};
+use crate::shuffle::Pcg64;
 
 /// Rows that wait to be taken.
 const CHANNEL_ROWS: usize = 256;
@@ -87,7 +88,7 @@ impl Stream {
     fn send(&self, epoch: u64, to: &SyncSender<StreamedRow>) {
         let mut buffer = self.buffer.map(|size| Buffer::new(size, self.seed, epoch));
         let mut good = 0;
-        for row in self.mixed() {
+        for row in self.mixed(epoch) {
             let is_good = matches!(row, Ok(Ok(_)));
             if is_good && good < self.held_out {
                 good += 1;
@@ -111,12 +112,17 @@ impl Stream {
         }
     }
 
-    /// All rows in the order of the mix.
-    fn mixed(&self) -> Mixed {
+    /// All rows in the order of the mix. Where rows are drawn, each pass draws its own, later ones as datasets 5.2 does it: by
+    /// a seed that is the epoch. But the rows that are held out are the first of the mix, which then is the same in all.
+    fn mixed(&self, epoch: u64) -> Mixed {
+        let rng = match epoch {
+            1.. if self.held_out == 0 => rng_of_epoch(epoch, epoch),
+            _ => Pcg64::new(self.seed),
+        };
         let strategy = if self.sets.len() < 2 { MixStrategy::Concat } else { self.mix.strategy };
         let mix = Mix { strategy, ..self.mix.clone() };
         let sets: Vec<Set> = self.sets.iter().map(|reading| Set::new(reading.clone())).collect();
-        let mixer = (strategy != MixStrategy::Concat).then(|| Mixer::new(&mix, sets.len(), self.seed, false));
+        let mixer = (strategy != MixStrategy::Concat).then(|| Mixer::new(&mix, sets.len(), rng, false));
         Mixed { sets, mixer, at: 0, problems: VecDeque::new(), has_failed: false }
     }
 }
@@ -128,7 +134,7 @@ impl Stream {
 pub(super) fn held_out(options: &DatasetOptions) -> Result<Vec<Conversation>, DataError> {
     let Some(ValSize::Rows(rows)) = options.val_size else { return Ok(Vec::new()) };
     let stream = Stream { held_out: 0, ..Stream::open(options, false)? };
-    let good = stream.mixed().filter_map(|row| row.map(Result::ok).transpose());
+    let good = stream.mixed(0).filter_map(|row| row.map(Result::ok).transpose());
     good.take(rows).collect()
 }
 
@@ -300,6 +306,20 @@ mod tests {
             cases += 1;
         }
         assert_eq!(cases, 18);
+    }
+
+    #[test]
+    fn drawn_rows_of_later_passes_are_those_of_hugging_face_too() {
+        let (goldens, folder): (Value, _) = (serde_json::from_str(GOLDENS).expect("a file"), folder());
+        let cases = goldens["passes"].as_array().expect("cases");
+        assert_eq!(cases.len(), 3);
+        for case in cases {
+            let options = DatasetOptions { mix: mix_of(case), ..options(&folder) };
+            let stream = Stream::open(&options, true).expect("good data");
+            for (epoch, order) in case["orders"].as_array().expect("orders").iter().enumerate() {
+                assert_eq!(pass(&stream, epoch as u64), pairs(order), "{case}");
+            }
+        }
     }
 
     #[test]
