@@ -260,8 +260,11 @@ fn the_end_token_of_a_named_template_stops_generation() {
 fn words_and_thoughts_keep_their_distance_from_calls() {
     let call = serde_json::json!({"name": "sum", "arguments": {"a": 1}});
     for (template, content, gap, trained) in [
-        ("qwen3", "<think>\nhm\n</think>", Some(""), "<think>\nhm\n</think>\n\n<tool_call>\n"),
-        ("default", "<think>\nhm\n</think>", Some(""), "<think>\nhm\n</think>\n\nAction: sum\n"),
+        // Before JSON alone; then before a `<tool_call>` block.
+        ("qwen3", "<think>\nhm\n</think>", None, "<think>\nhm\n</think>\n\n<tool_call>\n"),
+        ("default", "<think>\nhm\n</think>", None, "<think>\nhm\n</think>\n\nAction: sum\n"),
+        ("mimo_v2", "<think>\nhm\n</think>", None, "<think>\nhm\n</think><tool_call>\n"),
+        ("qwen3", "<think>\nhm\n</think>", Some(""), "<think>\nhm\n</think><tool_call>\n"),
         ("qwen", "words before", Some("\n"), "words before\n<tool_call>\n"),
         ("qwen", "\ntrailing words", Some(" "), "\ntrailing words <tool_call>\n"),
         ("qwen", "words", None, "words\n<tool_call>\n"),

@@ -38,6 +38,9 @@ pub(super) fn take_tools(
     Ok(Some(Value::Array(tools)))
 }
 
+/// What begins a call within other text.
+const OPEN: &str = "<tool_call>";
+
 /// The words and the calls of a turn that calls tools (LLaMA-Factory's `function_call`).
 ///
 /// The text is the JSON of one call or of an array of calls, `{name, arguments}`; a block of thought
@@ -46,13 +49,15 @@ pub(super) fn take_tools(
 pub(super) fn put_calls(text: &str, message: &mut Message) -> Result<(), String> {
     let (words, calls) = calls_in_text(text)?;
     let end = words.trim_end().len();
-    message.gap = (end > 0).then(|| words[end..].to_owned());
+    // Before JSON alone stands what a template puts behind a thought.
+    let keeps_gap = end > 0 && text.contains(OPEN);
+    message.gap = keeps_gap.then(|| words[end..].to_owned());
     (message.content, message.tool_calls) = (words[..end].to_owned(), calls);
     Ok(())
 }
 
 fn calls_in_text(text: &str) -> Result<(String, Vec<ToolCall>), String> {
-    if text.contains("<tool_call>") {
+    if text.contains(OPEN) {
         return tagged_calls(text);
     }
     let thought = match text.trim_start().starts_with("<think>") {
@@ -65,7 +70,6 @@ fn calls_in_text(text: &str) -> Result<(String, Vec<ToolCall>), String> {
 
 /// The calls in `<tool_call>…</tool_call>` blocks and the text around them.
 fn tagged_calls(mut text: &str) -> Result<(String, Vec<ToolCall>), String> {
-    const OPEN: &str = "<tool_call>";
     const CLOSE: &str = "</tool_call>";
     let mut words = String::new();
     let mut calls = Vec::new();

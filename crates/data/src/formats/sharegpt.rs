@@ -111,7 +111,7 @@ mod tests {
             (
                 "<think>\nhm\n</think>\n\n{\"name\": \"f\", \"arguments\": {}}",
                 "<think>\nhm\n</think>",
-                Some(""),
+                None,
                 vec!["f"],
             ),
             (

@@ -276,18 +276,24 @@ impl NamedTemplate {
         }
     }
 
-    /// What stands between the words of an answer and its calls: as the data has it; behind a thought what ends one; else
-    /// what Qwen writes.
-    fn before_calls<'a>(&self, answer: &'a Message) -> &'a str {
+    /// What stands between the words of an answer and its calls: as the data has it; behind a thought what ends one in this
+    /// template; else what Qwen writes.
+    fn before_calls<'a>(&'a self, answer: &'a Message) -> &'a str {
         let words = answer.content.as_str();
         let ends_thought = words.ends_with(self.thought_words.1.trim());
         match &answer.gap {
             _ if answer.tool_calls.is_empty() || words.is_empty() => "",
-            Some(gap) if !(gap.is_empty() && ends_thought) => gap,
+            Some(gap) => gap,
             _ if words.ends_with(char::is_whitespace) => "",
-            _ if ends_thought => "\n\n",
+            _ if ends_thought => self.behind_thoughts(),
             _ => "\n",
         }
+    }
+
+    /// The white space that ends a thought.
+    fn behind_thoughts(&self) -> &str {
+        let close = self.thought_words.1.as_str();
+        &close[close.trim_end().len()..]
     }
 
     fn lacks_thought(&self, answer: &str) -> bool {

@@ -72,6 +72,7 @@ impl NamedTemplate {
             ("EMPTY_THOUGHT", quoted(&self.empty_thought)),
             ("OPEN_WORD", quoted(open.trim())),
             ("CLOSE_WORD", quoted(close.trim())),
+            ("BEHIND_THOUGHTS", quoted(self.behind_thoughts())),
             ("OPEN", quoted(open)),
             ("CLOSE", quoted(close)),
         ];
