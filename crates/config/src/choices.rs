@@ -267,12 +267,13 @@ choices! {
     }
     not_yet {
         "galore_adamw" | "galore_adafactor" => "use `use_galore: true`, with `optim: adafactor` for the second",
+        "galore_adamw_layerwise" | "galore_adafactor_layerwise" => "use `use_galore: true` and `galore_layerwise: true`, with `optim: adafactor` for the second",
         "apollo_adamw" => "use `use_apollo: true`",
+        "apollo_adamw_layerwise" => "use `use_apollo: true` and `apollo_layerwise: true`",
         "adamw_torch_8bit" | "adamw_torch_4bit" => "use `adamw_8bit`",
         "schedule_free_radam" | "schedule_free_sgd" => "use `schedule_free_adamw`",
         "adagrad" | "rmsprop" | "rmsprop_bnb" | "rmsprop_bnb_8bit" | "rmsprop_bnb_32bit" | "galore_adamw_8bit"
-        | "galore_adamw_layerwise" | "galore_adamw_8bit_layerwise" | "galore_adafactor_layerwise"
-        | "apollo_adamw_layerwise" | "lomo" | "adalomo" | "grokadamw" | "stable_adamw" | "adamw_apex_fused"
+        | "galore_adamw_8bit_layerwise" | "lomo" | "adalomo" | "grokadamw" | "stable_adamw" | "adamw_apex_fused"
         | "adamw_anyprecision" | "adamw_torch_xla" | "adamw_torch_npu_fused" | "adamw_hf" => "use `adamw_torch`",
     }
 

@@ -432,3 +432,11 @@ fn the_help_for_a_missing_key_is_all_of_what_is_written_on_it() {
     let errors = errors("dataset: d\noutput_dir: o\n").to_string();
     says(&errors, &["as in `Qwen/Qwen2.5-0.5B-Instruct`, which is fetched once"]);
 }
+
+#[test]
+fn a_prediction_is_refused_and_nothing_to_train_on_is_asked_for() {
+    let text = "model_name_or_path: m\noutput_dir: o\neval_dataset: d\ndo_predict: true\n";
+    let errors = errors(text);
+    assert_eq!(errors.problems.len(), 1, "{errors}");
+    says(&errors.to_string(), &["`do_predict: true` is not supported yet", "use `do_eval: true`"]);
+}

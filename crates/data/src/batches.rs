@@ -142,7 +142,12 @@ impl StreamLoader {
         loader.fill_to(1)?;
         match loader.items.is_empty() {
             true => Err(DataError::NothingToTrain {
-                reason: "no row of the stream is left after encoding".into(),
+                reason: match loader.stream.held_out() {
+                    0 => "no row of the stream is left after encoding".into(),
+                    rows => format!(
+                        "no row of the stream is left behind the {rows} that `val_size` holds out, or after encoding"
+                    ),
+                },
             }),
             false => Ok(loader),
         }

@@ -231,7 +231,7 @@ fn read_mixed(
         sets.push(read_dataset(name, options, &mut loaded.reports, &mut loaded.problems)?);
     }
     let lengths: Vec<usize> = sets.iter().map(Vec::len).collect();
-    let order = mix::order(&lengths, &options.mix, options.seed);
+    let order = mix::order(&lengths, &options.mix, options.seed)?;
     let first_report = loaded.reports.len() - names.len();
     for (set, report) in loaded.reports[first_report..].iter_mut().enumerate() {
         report.rows_used = order.iter().filter(|(of, _)| *of == set).count() as u64;

@@ -107,6 +107,9 @@ pub fn find(name: &str, dataset_dir: &Path, stage: Stage, hub: &HubOptions) -> R
     Err(unknown(name, dataset_dir, info.as_ref().map(|(_, entries)| entries)))
 }
 
+/// `num_samples` at most: more is a slip of the pen that memory would not hold.
+const MOST_SAMPLES: u64 = 100_000_000;
+
 /// The path and the entries of a `dataset_info.json`.
 type Info = (PathBuf, Map<String, Value>);
 
@@ -212,9 +215,10 @@ impl EntryReader<'_> {
         let num_samples = match entry.get("num_samples") {
             None | Some(Value::Null) => None,
             Some(value) => match value.as_u64() {
-                Some(count @ 1..) => Some(count as usize),
+                Some(count @ 1..=MOST_SAMPLES) => Some(count as usize),
                 _ => {
-                    return Err(self.wrong("num_samples", format!("is {value}, not a positive whole number")));
+                    let reason = format!("is {value}, not a whole number from 1 to {MOST_SAMPLES}");
+                    return Err(self.wrong("num_samples", reason));
                 }
             },
         };
@@ -640,7 +644,7 @@ mod tests {
             (json!({"file_name": 3}), "`x`: `file_name` is a number, not a text"),
             (
                 json!({"file_name": "x.json", "num_samples": 0}),
-                "`x`: `num_samples` is 0, not a positive whole number",
+                "`x`: `num_samples` is 0, not a whole number from 1 to 100000000",
             ),
             (
                 json!({"file_name": "x.json", "split": "test"}),

@@ -608,3 +608,15 @@ fn a_module_to_save_that_the_model_lacks_is_refused() {
     let error = loading::load(&device(), &spec, &source, &method, DType::F32, 0).unwrap_err();
     assert!(error.to_string().contains("additional_target: the model has no module `score`"), "{error}");
 }
+
+#[test]
+fn more_singular_values_than_a_weight_has_are_refused_before_it_is_read() {
+    let spec = families::read_spec(&case("llama")).unwrap();
+    let init = LoraInit::Pissa { iterations: None };
+    let error = Method::Lora(LoraOptions { init, rank: 1 << 20, ..options() })
+        .adapters(&spec)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("singular values, and `lora_rank` asks for more"), "{error}");
+    Method::Lora(LoraOptions { rank: 1 << 20, ..options() }).adapters(&spec).unwrap();
+}

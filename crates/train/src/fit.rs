@@ -64,7 +64,9 @@ impl Fit {
             accumulation: rows_of_a_step / rows,
             tokens,
         });
-        let positions = job.spec.positions.map_or(usize::MAX, |positions| positions.rows - positions.offset);
+        let learned = job.spec.positions.map_or(usize::MAX, |positions| positions.rows - positions.offset);
+        // Rotations go on, and nobody has trained them there; a recipe that asks for more knows why.
+        let positions = job.spec.max_position_embeddings.max(config.cutoff_len).min(learned);
         let cutoff_len = Some(fitting.min(positions)).filter(|tokens| *tokens > 0);
         Ok(Some(Self { max_tokens: fitting, batch, cutoff_len }))
     }

@@ -6,6 +6,9 @@
 use crate::error::DataError;
 use crate::shuffle::Pcg64;
 
+/// Rows of a mix at most: beyond it is a slip of the pen that memory would not hold.
+const MOST_ROWS: usize = if cfg!(test) { 1_000 } else { 100_000_000 };
+
 /// The rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MixStrategy {
@@ -135,15 +138,26 @@ fn bounds(shares: &[f64]) -> Vec<f64> {
 }
 
 /// The rows of all data sets, as (data set, row), in the order of the mix.
-pub(super) fn order(lengths: &[usize], mix: &Mix, seed: u64) -> Vec<(usize, usize)> {
+///
+/// # Errors
+/// [`DataError::Option`] where probabilities make the mix longer than [`MOST_ROWS`].
+pub(super) fn order(lengths: &[usize], mix: &Mix, seed: u64) -> Result<Vec<(usize, usize)>, DataError> {
     if mix.strategy == MixStrategy::Concat || lengths.len() < 2 {
         let rows = lengths.iter().enumerate();
-        return rows.flat_map(|(set, length)| (0..*length).map(move |row| (set, row))).collect();
+        return Ok(rows.flat_map(|(set, length)| (0..*length).map(move |row| (set, row))).collect());
     }
     let mut mixer = Mixer::new(mix, lengths.len(), Pcg64::new(seed), true);
     let mut at = vec![0; lengths.len()];
     let mut order = Vec::new();
     while let Some(set) = mixer.next() {
+        if order.len() == MOST_ROWS {
+            return Err(DataError::Option {
+                key: "interleave_probs",
+                reason: format!("the mix has more than {MOST_ROWS} rows before all data sets have ended"),
+                help: "give rare data sets a larger number, or use `mix_strategy: interleave_under`"
+                    .to_owned(),
+            });
+        }
         order.push((set, at[set]));
         at[set] += 1;
         if at[set] == lengths[set] {
@@ -151,7 +165,7 @@ pub(super) fn order(lengths: &[usize], mix: &Mix, seed: u64) -> Vec<(usize, usiz
             at[set] = 0;
         }
     }
-    order
+    Ok(order)
 }
 
 #[cfg(test)]
@@ -184,7 +198,7 @@ pub(super) mod tests {
         let mut cases = 0;
         for case in goldens["mixes"].as_array().expect("cases").iter().filter(|c| c["streaming"] == false) {
             let seed = case["seed"].as_u64().expect("a seed");
-            assert_eq!(order(&[3, 4, 7], &mix_of(case), seed), pairs(&case["order"]), "{case}");
+            assert_eq!(order(&[3, 4, 7], &mix_of(case), seed).unwrap(), pairs(&case["order"]), "{case}");
             cases += 1;
         }
         assert_eq!(cases, 18);
@@ -193,9 +207,9 @@ pub(super) mod tests {
     #[test]
     fn one_after_the_other_is_the_default() {
         let in_order = [(0, 0), (0, 1), (1, 0)];
-        assert_eq!(order(&[2, 1], &Mix::default(), 1), in_order);
+        assert_eq!(order(&[2, 1], &Mix::default(), 1).unwrap(), in_order);
         let alone = Mix { strategy: MixStrategy::InterleaveOver, probabilities: vec![1.0] };
-        assert_eq!(order(&[2], &alone, 1), [(0, 0), (0, 1)], "a single data set is itself");
+        assert_eq!(order(&[2], &alone, 1).unwrap(), [(0, 0), (0, 1)], "a single data set is itself");
     }
 
     #[test]
@@ -208,5 +222,12 @@ pub(super) mod tests {
         }
         let error = mix(MixStrategy::InterleaveUnder, &[1.0]).check(3).expect_err("too few").to_string();
         assert!(error.contains("1 numbers for 3 data sets"), "{error}");
+    }
+
+    #[test]
+    fn a_mix_that_would_fill_the_memory_is_refused() {
+        let mix = Mix { strategy: MixStrategy::InterleaveOver, probabilities: vec![1.0 - 1e-12, 1e-12] };
+        let error = order(&[1, 1], &mix, 1).unwrap_err().to_string();
+        assert!(error.contains("`interleave_probs`: the mix has more than"), "{error}");
     }
 }

@@ -43,7 +43,13 @@ impl Reading {
         if first.is_empty() {
             return Err(DataError::Empty {
                 dataset: name.to_owned(),
-                help: format!("check `{}`", entry.path.display()),
+                help: match entry.split.iter().all(SplitPart::is_whole) {
+                    true => format!("check `{}`", entry.path.display()),
+                    false => format!(
+                        "check `{}`, and the slice that `split` of the entry names",
+                        entry.path.display()
+                    ),
+                },
             });
         }
         let format = format_of(&entry, sources[0].0.kind, &first, options.stage)?;

@@ -71,6 +71,11 @@ impl Stream {
         Ok(Self { sets, mix: options.mix.clone(), seed: options.seed, buffer, held_out })
     }
 
+    /// How many rows `val_size` holds out.
+    pub fn held_out(&self) -> usize {
+        self.held_out
+    }
+
     /// How each data set is read; numbers of rows are not known.
     pub fn reports(&self) -> Vec<DatasetReport> {
         self.sets.iter().map(|set| set.report.clone()).collect()

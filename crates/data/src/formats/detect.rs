@@ -58,7 +58,10 @@ pub fn detect(rows: &[Row]) -> Result<Format, String> {
             columns.push(name);
         }
     }
-    Err(format!("its columns fit no format: {}", quoted(columns)))
+    Err(match columns.is_empty() {
+        true => "its first rows have no columns".to_owned(),
+        false => format!("its columns fit no format: {}", quoted(columns)),
+    })
 }
 
 /// The turns of a row, also where a csv or parquet file holds them as JSON text.

@@ -29,6 +29,11 @@ pub(super) fn open(path: &Path, separator: u8) -> Result<Records, DataError> {
         Some((line, Err(reason))) => return Err(broken(line, reason)),
         Some((line, Ok(header))) => (line, header),
     };
+    if header.iter().any(|name| name.contains('\r')) {
+        let reason = "its lines end with CR alone, as nothing writes them any more".to_owned();
+        let help = "save it with line ends of LF or CRLF".to_owned();
+        return Err(DataError::BrokenFile { path: path.to_owned(), line, reason, help });
+    }
     rows.header = header.iter().map(|name| name.trim().to_owned()).collect();
     let repeated = |(at, name): (usize, &String)| rows.header[..at].contains(name).then(|| name.clone());
     if let Some(name) = rows.header.iter().enumerate().find_map(repeated) {
@@ -203,6 +208,12 @@ mod tests {
         assert_eq!(rows(text, b',').expect("a good file"), expected);
         let tabs = rows(b"a\tb\nx,y\tz\n", b'\t').expect("a good file");
         assert_eq!(tabs, [(2, Ok(serde_json::json!({"a": "x,y", "b": "z"})))]);
+    }
+
+    #[test]
+    fn line_ends_of_cr_alone_are_named() {
+        let error = rows(b"a,b\r1,2\r3,4\r", b',').expect_err("one line").to_string();
+        assert!(error.contains("its lines end with CR alone") && error.contains("save it with"), "{error}");
     }
 
     #[test]

@@ -74,11 +74,14 @@ impl<R: BufRead> Start<R> {
             .take(MAX_ROW_BYTES as u64)
             .read_until(b'\n', &mut self.ahead)
             .map_err(unreadable)?;
-        // Only a value that goes on behind the line says that the file is not one value a line.
-        Ok(!matches!(
-            serde_json::from_slice::<serde::de::IgnoredAny>(&self.ahead),
-            Err(error) if error.is_eof()
-        ))
+        // A value that goes on behind the line, or a second one on it, says that the file is not one value a line.
+        let mut values =
+            serde_json::Deserializer::from_slice(&self.ahead).into_iter::<serde::de::IgnoredAny>();
+        Ok(match values.next() {
+            Some(Ok(_)) => !self.ahead[values.byte_offset()..].trim_ascii_start().starts_with(b"{"),
+            Some(Err(error)) => !error.is_eof(),
+            None => true,
+        })
     }
 
     fn into_reader(self) -> impl BufRead + use<R> {
@@ -379,6 +382,7 @@ mod tests {
         let expected = |second| vec![(1, Ok(json!({"a": 1}))), (second, Ok(json!({"a": 2})))];
         assert_eq!(rows("{\"a\": 1}\r\n\r\n{\"a\": 2}"), expected(3));
         assert_eq!(rows("{\n\"a\": 1\n}\n{\"a\": 2}\n"), expected(4));
+        assert_eq!(rows("{\"a\": 1} {\"a\": 2}\n"), expected(1));
     }
 
     #[test]

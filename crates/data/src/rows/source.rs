@@ -100,7 +100,15 @@ impl Source {
     pub fn open(path: &Path, split: Option<&str>) -> Result<Self, DataError> {
         let files = match fs::metadata(path) {
             Ok(found) if found.is_dir() => files_of(path, split)?,
-            Ok(_) => vec![path.to_owned()],
+            Ok(found) if found.is_file() => vec![path.to_owned()],
+            Ok(_) => {
+                return Err(DataError::FileType {
+                    path: path.to_owned(),
+                    reason: "this is neither a file nor a folder: a data set is read more than once"
+                        .to_owned(),
+                    help: "write the rows into a file, and name that".to_owned(),
+                });
+            }
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
                 return Err(missing(path));
             }
@@ -202,14 +210,17 @@ fn missing(path: &Path) -> DataError {
         Some(folder) => folder,
         None => path,
     };
-    let help = if folder.is_dir() {
+    let help = if path.is_symlink() {
+        "this link names a file that is not there: mend it".to_owned()
+    } else if folder.is_dir() {
         "check the name, and that relative names are meant from `dataset_dir`".to_owned()
     } else {
         format!("the folder `{}` does not exist either; check `dataset_dir`", folder.display())
     };
     let names: Vec<String> = fs::read_dir(folder)
         .map(|entries| {
-            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+            let there = entries.flatten().filter(|entry| entry.path().exists());
+            there.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
         })
         .unwrap_or_default();
     DataError::MissingFile {
