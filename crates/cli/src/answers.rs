@@ -36,7 +36,7 @@ impl Comparison {
         let mut comparison = Self { config: job.config.clone(), rows, before: Vec::new() };
         println!("answering {count} held-out questions before training");
         let dev = setup::device(&job.config)?;
-        let (decoder, _) = dev.install(|| sft_train::trainer::load_decoder(&dev, job))?;
+        let decoder = dev.install(|| sft_train::trainer::load_decoder(&dev, job))?.decoder;
         comparison.before = comparison.ask(&dev, &decoder)?;
         Ok(Some(comparison))
     }

@@ -61,6 +61,7 @@ pub fn read_decoder(config: &RunConfig, dev: &Device, spec: &DecoderSpec) -> any
     dev.install(|| {
         let mut decoder =
             loading::load(dev, spec, &Source::Files(&files), &Method::Inference, precision, config.seed)?;
+        files.note_of_unread(spec).iter().for_each(|note| eprintln!("{note}"));
         adapter::apply(dev, &mut decoder, &config.adapter_folders(), Last::Attached)?;
         Ok(decoder)
     })

@@ -44,6 +44,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     dev.install(|| {
         let decoder = read(stored, Last::Merged)?;
+        files.note_of_unread(&spec).iter().for_each(|note| println!("{note}"));
         let shard_bytes = usize::try_from(config.export_size).unwrap_or(usize::MAX).saturating_mul(SaveOptions::GB);
         let num_expand = config.num_expand;
         let options = SaveOptions { dtype: Some(stored), shard_bytes, num_expand };

@@ -142,15 +142,17 @@ impl Method {
         let mut linears = Named::new(targets.names());
         // As in PEFT: what is trained whole carries no adapter.
         let is_whole = |path: &str| whole.iter().any(|whole| has_part(path, whole));
+        let widths = loading::linear_widths(spec);
+        let width_of = |path: &str| widths.get(path).copied().unwrap_or_default();
         let mut carries = |path: &str| {
-            let is_meant = linears.names(path) || *targets == Targets::All && options.suits(spec, path);
+            let suits = || options.suits(spec, path) && !options.begins_above(width_of(path));
+            let is_meant = linears.names(path) || *targets == Targets::All && suits();
             is_meant && !is_whole(path)
         };
         let mut adapters = Adapters::of(Adapters::none(spec).layers, options.dropout() > 0.0);
-        let widths = loading::linear_widths(spec);
         let mut too_narrow = None;
         let mut carried = |path: &str| {
-            let width = widths.get(path).copied().unwrap_or_default();
+            let width = width_of(path);
             if options.begins_above(width) {
                 too_narrow.get_or_insert((path.to_owned(), width[0].min(width[1])));
             }
@@ -174,6 +176,14 @@ impl Method {
                     layer.carried.insert(carrier.to_owned(), options.carried([0, 0]));
                 }
             }
+        }
+        if adapters.is_empty() {
+            // `all` leaves narrow layers out; here it left nothing.
+            let narrow = |path: &String| options.begins_above(width_of(path));
+            too_narrow = linear_paths(spec).find(narrow).map(|path| {
+                let [outputs, inputs] = width_of(&path);
+                (path, outputs.min(inputs))
+            });
         }
         if let Some((path, least)) = too_narrow {
             return Err(ModelError::Method {

@@ -6,6 +6,8 @@ use std::fs;
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use safetensors::View as _;
 use safetensors::tensor::{Dtype, SafeTensors};
@@ -30,6 +32,8 @@ struct Entry {
     bytes: Range<usize>,
     dtype: Dtype,
     shape: Vec<usize>,
+    /// Whether anybody asked for its values.
+    read: Arc<AtomicBool>,
 }
 
 /// The safetensors files of a folder, opened and indexed by tensor name.
@@ -109,6 +113,7 @@ impl WeightFiles {
                     bytes: start..start + tensor.data().len(),
                     dtype: tensor.dtype(),
                     shape: tensor.shape().to_vec(),
+                    read: Arc::default(),
                 };
                 weights.entries.insert(name.to_owned(), entry);
             }
@@ -151,30 +156,67 @@ impl WeightFiles {
     /// How many tensors are of other parts of a model than this text part of it, and are left aside; of a model that is
     /// a decoder alone none are.
     pub fn of_other_parts(&self, spec: &DecoderSpec) -> usize {
-        if spec.moved.is_empty() {
-            return 0;
-        }
-        let modules = [vec![spec.names.layers], outside_modules(spec)].concat();
-        let is_ours = |name: &str| {
-            let is_in = |module: &&str| name.strip_prefix(*module).is_some_and(|rest| rest.starts_with('.'));
-            modules.iter().any(is_in)
-        };
-        let is_text = |name: &str| {
-            let own =
-                |moved: &Moved| name.strip_prefix(moved.files).map(|rest| format!("{}{rest}", moved.own));
-            is_ours(name) || spec.moved.iter().filter_map(own).any(|name| is_ours(&name))
-        };
-        self.entries.keys().filter(|name| !is_text(name)).count()
+        self.entries.keys().filter(|name| !is_of_text_part(spec, name)).count()
     }
 
+    /// What to say of weights that a model loaded from these files does not have, if there are any: its configuration may be
+    /// that of another one.
+    pub fn note_of_unread(&self, spec: &DecoderSpec) -> Option<String> {
+        /// Names that are told.
+        const TOLD: usize = 3;
+        let tied = spec.tie_word_embeddings.then(|| spec.names.head());
+        // Masks and frequencies that old files hold are no weights.
+        let is_weight = |name: &str, entry: &Entry| {
+            let ends = name.ends_with(".weight") || name.ends_with(".bias");
+            ends && entry.shape.len() < 4 && matches!(entry.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16)
+        };
+        let is_unread = |(name, entry): &(&String, &Entry)| {
+            !entry.read.load(Ordering::Relaxed)
+                && is_weight(name, entry)
+                && tied.as_ref() != Some(*name)
+                && is_of_text_part(spec, name)
+        };
+        let mut names: Vec<&str> =
+            self.entries.iter().filter(is_unread).map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        let more = if names.len() > TOLD { ", …" } else { "" };
+        let told = names.iter().take(TOLD).copied().collect::<Vec<_>>().join(", ");
+        let count = names.len();
+        (count > 0).then(|| {
+            format!("{count} weights of the files are in no place of the model that config.json describes, and are not used: {told}{more}")
+        })
+    }
+}
+
+/// Whether a tensor is of the text part of a larger model, or the model is nothing else.
+fn is_of_text_part(spec: &DecoderSpec, name: &str) -> bool {
+    if spec.moved.is_empty() {
+        return true;
+    }
+    let modules = [vec![spec.names.layers], outside_modules(spec)].concat();
+    let is_ours = |name: &str| {
+        let is_in = |module: &&str| name.strip_prefix(*module).is_some_and(|rest| rest.starts_with('.'));
+        modules.iter().any(is_in)
+    };
+    let own = |moved: &Moved| name.strip_prefix(moved.files).map(|rest| format!("{}{rest}", moved.own));
+    is_ours(name) || spec.moved.iter().filter_map(own).any(|name| is_ours(&name))
+}
+
+impl WeightFiles {
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
-        self.entry(name).is_some()
+        self.find(name).is_some()
+    }
+
+    /// A tensor that is going to be read.
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        let found = self.find(name);
+        found.inspect(|entry| entry.read.store(true, Ordering::Relaxed))
     }
 
     /// A tensor by its name, or by that without its first part: files that hold the body of a model alone, without
     /// its head, leave out the body's own name (`transformer.h.0.…` is `h.0.…`).
-    fn entry(&self, name: &str) -> Option<&Entry> {
+    fn find(&self, name: &str) -> Option<&Entry> {
         let inside = || name.split_once('.').and_then(|(_, rest)| self.entries.get(rest));
         self.entries.get(name).or_else(inside)
     }

@@ -610,13 +610,18 @@ fn a_module_to_save_that_the_model_lacks_is_refused() {
 }
 
 #[test]
-fn more_singular_values_than_a_weight_has_are_refused_before_it_is_read() {
-    let spec = families::read_spec(&case("llama")).unwrap();
+fn layers_of_fewer_singular_values_than_asked_for_are_left_out_of_all_and_refused_by_name() {
     let init = LoraInit::Pissa { iterations: None };
-    let error = Method::Lora(LoraOptions { init, rank: 1 << 20, ..options() })
-        .adapters(&spec)
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("singular values, and `lora_rank` asks for more"), "{error}");
-    Method::Lora(LoraOptions { rank: 1 << 20, ..options() }).adapters(&spec).unwrap();
+    let moe = families::read_spec(&case("qwen2_moe")).unwrap();
+    let adapters = Method::Lora(LoraOptions { init, rank: 2, ..options() }).adapters(&moe).unwrap();
+    let carriers: Vec<&String> = adapters.layers[0].carried.keys().collect();
+    assert!(carriers.iter().any(|name| name.ends_with("q_proj")), "{carriers:?}");
+    // It has one row.
+    assert!(!carriers.iter().any(|name| name.ends_with("shared_expert_gate")), "{carriers:?}");
+    let refusal = |options: LoraOptions| Method::Lora(options).adapters(&moe).unwrap_err().to_string();
+    let targets = Targets::named(["shared_expert_gate"]);
+    let named = refusal(LoraOptions { init, rank: 2, targets, ..options() });
+    assert!(named.contains("has 1 singular values, and `lora_rank` asks for more"), "{named}");
+    let none_left = refusal(LoraOptions { init, rank: 1 << 20, ..options() });
+    assert!(none_left.contains("`lora_rank` asks for more"), "{none_left}");
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::json;
-use sft_config::{IntervalStrategy, OnNonFinite, Reporter, Resume};
+use sft_config::{IntervalStrategy, OnNonFinite, Reporter, Resume, RunConfig};
 use sft_data::batches::Batches;
 use sft_data::loader::StepBatch;
 use sft_data::template::saved::Told;
@@ -86,6 +86,8 @@ struct Running<'a> {
     owes_evaluation: bool,
     /// Digest of the training rows, where they are all kept.
     rows: Option<String>,
+    /// What a resume says of keys that have other values than before.
+    changed: Option<String>,
     /// Fingerprint of the model, where frozen weights of it stay as they are.
     base: Option<String>,
     /// What the folders of the run are told of template and tokens.
@@ -124,6 +126,7 @@ impl<'a> Running<'a> {
             data_files,
             rows,
             base,
+            changed: None,
             owes_evaluation: false,
         };
         if let Start::Resume(from) = folder.start() {
@@ -132,6 +135,7 @@ impl<'a> Running<'a> {
             running.job.train.seek(state.cursor)?;
             running.owes_evaluation = state.owes_evaluation;
             (running.step, running.skipped, running.health) = (state.step, state.skipped, state.health);
+            running.changed = changed_keys(&from.path, &running.job.config);
         }
         if running.job.config.do_train {
             let yaml = running.job.config.resolved_yaml();
@@ -175,7 +179,10 @@ impl<'a> Running<'a> {
     }
 
     fn complete(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
-        observer.on(&Event::Ready { resumed_at: self.step, notes: self.folder.notes() });
+        let mut notes = self.folder.notes().to_vec();
+        notes.extend(self.trainer.note.take());
+        notes.extend(self.changed.take());
+        observer.on(&Event::Ready { resumed_at: self.step, notes: &notes });
         let mut interrupted = false;
         if self.job.config.do_train {
             let (steps, rate) = (self.job.total_steps, self.job.config.learning_rate);
@@ -529,6 +536,22 @@ impl<'a> Running<'a> {
         let last = sft_runs::checkpoint::last_good(self.folder.path()).ok().and_then(|(last, _)| last);
         Ok(last.map_or_else(|| self.folder.path().to_owned(), |last| last.path))
     }
+}
+
+/// What to say of the keys that had other values in the run of a checkpoint.
+fn changed_keys(checkpoint: &Path, now: &RunConfig) -> Option<String> {
+    // How a run is started, and not what it does.
+    const OF_THE_START: [&str; 4] =
+        ["resume_from_checkpoint", "overwrite_output_dir", "output_dir", "threads"];
+    let text = std::fs::read_to_string(checkpoint.parent()?.join("training_args.yaml")).ok()?;
+    let now = now.values();
+    let changed = |line: &str| {
+        let (key, was) = line.split_once(": ")?;
+        let (was, is) = (serde_json::from_str::<serde_json::Value>(was).ok()?, now.get(key)?);
+        (was != *is && !OF_THE_START.contains(&key)).then(|| format!("`{key}` was {was}, and is {is}"))
+    };
+    let changed: Vec<String> = text.lines().filter_map(changed).collect();
+    (!changed.is_empty()).then(|| format!("changed since the run began: {}", changed.join("; ")))
 }
 
 /// Fingerprint of the model of a job whose checkpoints hold a part of the weights alone.

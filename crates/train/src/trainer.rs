@@ -33,6 +33,8 @@ pub struct Trainer<'a> {
     pub work: Workspace,
     /// How many weights are trained.
     pub trained_elements: u64,
+    /// What to say of the files of the model.
+    pub note: Option<String>,
 }
 
 impl<'a> Trainer<'a> {
@@ -41,7 +43,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// Weights that are missing or do not fit.
     pub fn new(dev: &'a Device, job: &Job) -> Result<Self, ModelError> {
-        let (mut decoder, adapter) = load_decoder(dev, job)?;
+        let Loaded { mut decoder, adapter, note } = load_decoder(dev, job)?;
         if job.plan.pack {
             decoder.pack_frozen(dev);
         }
@@ -70,7 +72,7 @@ impl<'a> Trainer<'a> {
             work.set_loss(loss, reference);
         }
         decoder.entry.noise = job.config.neftune_noise_alpha.map(|alpha| alpha as f32);
-        Ok(Self { dev, decoder, adapter, optimizer, work, trained_elements })
+        Ok(Self { dev, decoder, adapter, optimizer, work, trained_elements, note })
     }
 
     /// Takes weights and optimizer state from a checkpoint; where the run goes on. `expected` is the state of the run
@@ -128,41 +130,49 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Loads the model of a job with its adapters; the settings of the adapter that it carries, if it does.
+/// The model of a job.
+pub struct Loaded {
+    /// With its adapters.
+    pub decoder: Decoder,
+    /// The settings of the adapter that it carries, if it does.
+    pub adapter: Option<AdapterOptions>,
+    /// What to say of its files.
+    pub note: Option<String>,
+}
+
+/// Loads the model of a job with its adapters.
 ///
 /// # Errors
 /// Weights that are missing or do not fit.
-pub fn load_decoder(dev: &Device, job: &Job) -> Result<(Decoder, Option<AdapterOptions>), ModelError> {
+pub fn load_decoder(dev: &Device, job: &Job) -> Result<Loaded, ModelError> {
     let folders = job.config.adapter_folders();
     let continued = setup::continued_adapter(&job.config).is_some();
     // A continued adapter is attached to a model without any; everything else begins with its own.
     let method = if continued { &Method::Inference } else { &job.method };
-    let mut decoder = load_base(dev, job, method)?;
+    let (mut decoder, note) = load_base(dev, job, method)?;
     let last = if continued { Last::Continued } else { Last::Merged };
     let carried = adapter::apply(dev, &mut decoder, &folders, last)?;
     let fresh = job.method.adapter_options();
     if let (None, Some(options)) = (&carried, &fresh) {
         adapter::begin(dev, &mut decoder, options)?;
     }
-    Ok((decoder, carried.or(fresh)))
+    Ok(Loaded { decoder, adapter: carried.or(fresh), note })
 }
 
-/// The model of a job without the adapters of `adapter_name_or_path`.
-fn load_base(dev: &Device, job: &Job, method: &Method) -> Result<Decoder, ModelError> {
+/// The model of a job without the adapters of `adapter_name_or_path`, and what to say of its files.
+fn load_base(dev: &Device, job: &Job, method: &Method) -> Result<(Decoder, Option<String>), ModelError> {
     let seed = job.config.seed;
-    let files;
-    let source = if job.config.train_from_scratch || job.random_weights {
-        Source::Random { seed }
-    } else {
-        files = WeightFiles::open_model(&job.base)?;
-        Source::Files(&files)
-    };
-    loading::load(dev, &job.spec, &source, method, job.precision, seed)
+    let load = |source: &Source<'_>| loading::load(dev, &job.spec, source, method, job.precision, seed);
+    if job.config.train_from_scratch || job.random_weights {
+        return Ok((load(&Source::Random { seed })?, None));
+    }
+    let files = WeightFiles::open_model(&job.base)?;
+    Ok((load(&Source::Files(&files))?, files.note_of_unread(&job.spec)))
 }
 
 /// The model that training begins with, frozen, for a loss that compares with it.
 fn load_reference(dev: &Device, job: &Job) -> Result<Reference, ModelError> {
-    let mut decoder = load_base(dev, job, &Method::Inference)?;
+    let (mut decoder, _) = load_base(dev, job, &Method::Inference)?;
     adapter::apply(dev, &mut decoder, &job.config.adapter_folders(), Last::Merged)?;
     Ok(Reference::new(dev, decoder, job.plan.max_tokens))
 }
