@@ -232,6 +232,8 @@ fn sums(inputs: &PlanInputs<'_>) -> usize {
         _ => 0,
     });
     let products = of_weights.fold(of([tokens, spec.hidden_size, spec.vocab_size]), usize::max);
-    let attention = |inputs: &PlanInputs<'_>| attention_bytes(spec, tokens, inputs.longest, inputs.threads);
-    products + if inputs.trains { attention(inputs) } else { 0 }
+    match inputs.trains {
+        true => products + attention_bytes(spec, tokens, inputs.longest, inputs.threads),
+        false => products,
+    }
 }

@@ -425,8 +425,14 @@ pub fn check_output(config: &RunConfig) -> Result<(), TrainError> {
     // A folder that is not there yet holds nothing.
     let Ok(output) = folder.canonicalize() else { return Ok(()) };
     let adapters = config.adapter_folders().into_iter().map(|adapter| ("adapter_name_or_path", adapter));
+    // Other folders inside of it are nothing that a run touches.
+    let is_written = |read: &Path| match read.strip_prefix(&output).map(|below| below.components().next()) {
+        Ok(None) => true,
+        Ok(Some(first)) => first.as_os_str().to_string_lossy().starts_with("checkpoint-"),
+        Err(_) => false,
+    };
     for (key, read) in std::iter::once(("model_name_or_path", config.model_folder())).chain(adapters) {
-        if config.do_train && read.canonicalize().is_ok_and(|read| read.starts_with(&output)) {
+        if config.do_train && read.canonicalize().is_ok_and(|read| is_written(&read)) {
             return Err(TrainError::OverBase { folder: folder.clone(), key });
         }
     }

@@ -181,4 +181,8 @@ fn a_run_that_would_write_over_its_own_model_is_refused() {
         let eval = format!("eval_dataset={}", folder.path().join("rows.jsonl").display());
         prepare(folder.path(), &rows, &[&key, "do_train=false", "do_eval=true", &eval]).unwrap();
     }
+    // Another folder in the same place.
+    let beside = out.join("base");
+    copy_folder(&Path::new(QUICKSTART).join("base"), &beside);
+    prepare(folder.path(), &rows, &[&format!("model_name_or_path={}", beside.display())]).unwrap();
 }
