@@ -50,7 +50,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         println!("{}", decode(&config, tokens.get(), args.json)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let (config, model) = args.recipe.read(Purpose::Train)?;
+    let (mut config, model) = args.recipe.read(Purpose::Train)?;
+    // Steps are timed, also of a recipe that evaluates alone.
+    config.do_train = true;
     let mut job = Job::prepare(config)?;
     if !args.random_weights && !job.config.train_from_scratch {
         model.fetch_weights()?;

@@ -171,6 +171,10 @@ pub fn fit(job: &Job) -> Result<(), TrainError> {
         return Ok(());
     };
     println!("\nfits: micro-batches of up to {} tokens", fit.max_tokens);
+    if !job.config.do_train {
+        // An evaluation alone takes rows as they are.
+        return Ok(());
+    }
     match fit.batch {
         Some(batch) => {
             println!(
