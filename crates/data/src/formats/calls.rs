@@ -93,7 +93,49 @@ fn add_words(words: &mut String, more: &str) {
 }
 
 fn parse(json: &str) -> Result<Value, String> {
-    serde_json::from_str(json.trim()).map_err(|error| format!("the tool call is not JSON: {error}"))
+    exact(json.trim(), "the tool call is not JSON")
+}
+
+/// The value of a JSON text, no number of it another one than is written; `else_what` it is, if it is none.
+fn exact(json: &str, else_what: &str) -> Result<Value, String> {
+    let value = serde_json::from_str(json).map_err(|error| format!("{else_what}: {error}"))?;
+    match wide_integer(json) {
+        Some(digits) => Err(format!("the whole number {digits} has more than 64 bits; write it as a text")),
+        None => Ok(value),
+    }
+}
+
+/// The first whole number of a JSON text that no 64 bits hold.
+fn wide_integer(json: &str) -> Option<&str> {
+    // Texts in quotes are the odd pieces, where an escaped quote ends none.
+    let mut rest = json;
+    loop {
+        let end = rest.find('"').unwrap_or(rest.len());
+        let mut numbers =
+            rest[..end].split(|c: char| !(c.is_ascii_digit() || matches!(c, '-' | '+' | '.' | 'e' | 'E')));
+        let is_whole =
+            |number: &&str| number.trim_start_matches('-').bytes().all(|byte| byte.is_ascii_digit());
+        let is_wide = |number: &&str| {
+            number.len() > 18 && number.parse::<i64>().is_err() && number.parse::<u64>().is_err()
+        };
+        if let Some(wide) = numbers.find(|number| is_wide(number) && is_whole(number)) {
+            return Some(wide);
+        }
+        let mut escaped = false;
+        let inside = rest.get(end + 1..)?;
+        let close = inside.find(|c| match (escaped, c) {
+            (true, _) => {
+                escaped = false;
+                false
+            }
+            (false, '\\') => {
+                escaped = true;
+                false
+            }
+            (false, c) => c == '"',
+        })?;
+        rest = &inside[close + 1..];
+    }
 }
 
 /// The calls that a value describes: one object, or an array of them.
@@ -134,8 +176,7 @@ fn call_of(item: Value) -> Result<ToolCall, String> {
     let arguments = match function.get_mut("arguments").map(Value::take) {
         None => return Err("it has no `arguments`".to_owned()),
         Some(Value::String(text)) if text.trim().is_empty() => Value::Object(Map::new()),
-        Some(Value::String(text)) => serde_json::from_str(&text)
-            .map_err(|error| format!("`arguments` is a text that is no JSON: {error}"))?,
+        Some(Value::String(text)) => exact(&text, "`arguments` is a text that is no JSON")?,
         Some(Value::Null) => Value::Object(Map::new()),
         Some(arguments) => arguments,
     };
@@ -143,4 +184,26 @@ fn call_of(item: Value) -> Result<ToolCall, String> {
         return Err(format!("`arguments` is {}, not an object", kind_of(&arguments)));
     }
     Ok(ToolCall { id, name, arguments })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_number_that_64_bits_do_not_hold_is_refused_and_not_rounded() {
+        for (json, wide) in [
+            ("{\"x\": 10000000000000000000000}", Some("10000000000000000000000")),
+            ("[-9223372036854775809]", Some("-9223372036854775809")),
+            ("{\"x\": 18446744073709551615, \"y\": -9223372036854775808}", None),
+            ("{\"x\": 1e30, \"y\": 12345678901234567890123.5}", None),
+            ("{\"id\": \"10000000000000000000000\", \"a\\\\\": \"\\\"99999999999999999999999\"}", None),
+        ] {
+            assert_eq!(wide_integer(json), wide, "{json}");
+        }
+        let mut message = Message::text(crate::conversation::Role::Assistant, "");
+        let call = "{\"name\": \"f\", \"arguments\": {\"x\": 10000000000000000000000}}";
+        let reason = put_calls(call, &mut message).unwrap_err();
+        assert!(reason.contains("more than 64 bits; write it as a text"), "{reason}");
+    }
 }
