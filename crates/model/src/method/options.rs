@@ -3,7 +3,7 @@
 use super::{Adapters, Carried, LayerAdapters, LowRank, Rotated, is_saved};
 use crate::ModelError;
 use crate::parameter::Stored;
-use crate::spec::{DecoderSpec, ModuleNames};
+use crate::spec::{DecoderSpec, LayerSpec, ModuleNames, RuleSpec};
 
 /// Settings of the adapters on a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -133,11 +133,16 @@ impl AdapterOptions {
         }
     }
 
-    /// Whether `all` means the layer of this name. PEFT puts no LoRA on what comes out of Mamba's mixers, and refuses
+    /// Whether `all` means the layer of this name. PEFT puts no LoRA on what comes out of a state space, and refuses
     /// adapters that are there: the kernels that it runs read this weight themselves.
     pub fn suits(&self, spec: &DecoderSpec, path: &str) -> bool {
-        let is_mamba = matches!(spec.model_type.as_str(), "mamba2" | "falcon_h1");
-        !(matches!(self, AdapterOptions::Lora(_)) && is_mamba && path.ends_with(".out_proj"))
+        let comes_out = |(i, layer): (usize, &LayerSpec)| {
+            let recurrent = layer.mixer.recurrent();
+            let state_space =
+                recurrent.filter(|recurrent| matches!(recurrent.rule, RuleSpec::StateSpace { .. }));
+            state_space.is_some_and(|recurrent| spec.names.in_block(i, recurrent.output) == path)
+        };
+        !matches!(self, AdapterOptions::Lora(_)) || !spec.layers.iter().enumerate().any(comes_out)
     }
 
     /// Whether an adapter begins as more singular values than a weight of this shape has.
