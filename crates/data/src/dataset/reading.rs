@@ -121,7 +121,7 @@ impl Reading {
             Some(near) => format!("did you mean `{near}`? Correct `columns` of the entry"),
             None if unread.is_empty() => "take it out of `columns` of the entry".to_owned(),
             None => format!(
-                "correct `columns` of the entry; the rows have `{}` that is not read",
+                "correct `columns` of the entry; what the rows have and is not read: `{}`",
                 unread.join("`, `")
             ),
         };
