@@ -3,13 +3,15 @@
 usage: plot_losses.py OUT.png LABEL=FOLDER [LABEL=FOLDER ...] [--window 20]
 
 FOLDER holds trainer_log.jsonl (sft, LLaMA-Factory) or losses.jsonl (torch_sft.py). The lines are means over --window steps; the lower
-panel shows every curve's difference from the first one's, relative, step by step and not smoothed.
+panel shows every curve's difference from the first one's, relative, step by step and not smoothed. Of these differences mean, median
+and largest (with its step) are printed.
 
 needs: matplotlib
 """
 import argparse
 import json
 import os
+import statistics
 
 import matplotlib
 
@@ -47,7 +49,13 @@ def main():
         curves.plot(*smoothed(losses, args.window), STYLES[i % len(STYLES)], color=f"C{i}", linewidth=2.2 - 0.3 * i, label=label)
         shared = [step for step in losses if step in first]
         if i:
-            relative = [max(abs(losses[step] - first[step]) / abs(first[step]), 1e-9) for step in shared]
+            relative = [abs(losses[step] - first[step]) / abs(first[step]) for step in shared]
+            largest = max(range(len(shared)), key=relative.__getitem__)
+            print(
+                f"{label}: {len(shared)} steps, mean {statistics.mean(relative):.2g}, median {statistics.median(relative):.2g}, "
+                f"largest {relative[largest]:.2g} at step {shared[largest]}"
+            )
+            relative = [max(difference, 1e-9) for difference in relative]
             differences.semilogy(shared, relative, ".", markersize=2.5, color=f"C{i}", label=label)
     curves.set(ylabel=f"loss, mean of {args.window} steps")
     curves.legend()

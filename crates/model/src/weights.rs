@@ -6,7 +6,6 @@ use std::fs;
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use safetensors::View as _;
@@ -26,14 +25,14 @@ use crate::spec::{DecoderSpec, Moved};
 const INDEX: &str = "model.safetensors.index.json";
 
 /// One tensor in a file.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Entry {
     file: usize,
     bytes: Range<usize>,
     dtype: Dtype,
     shape: Vec<usize>,
     /// Whether anybody asked for its values.
-    read: Arc<AtomicBool>,
+    read: AtomicBool,
 }
 
 /// The safetensors files of a folder, opened and indexed by tensor name.
@@ -113,7 +112,7 @@ impl WeightFiles {
                     bytes: start..start + tensor.data().len(),
                     dtype: tensor.dtype(),
                     shape: tensor.shape().to_vec(),
-                    read: Arc::default(),
+                    read: AtomicBool::new(false),
                 };
                 weights.entries.insert(name.to_owned(), entry);
             }

@@ -551,7 +551,7 @@ fn changed_keys(checkpoint: &Path, now: &RunConfig) -> Option<String> {
         (was != *is && !OF_THE_START.contains(&key)).then(|| format!("`{key}` was {was}, and is {is}"))
     };
     let changed: Vec<String> = text.lines().filter_map(changed).collect();
-    (!changed.is_empty()).then(|| format!("changed since the run began: {}", changed.join("; ")))
+    (!changed.is_empty()).then(|| format!("changed since last time: {}", changed.join("; ")))
 }
 
 /// Fingerprint of the model of a job whose checkpoints hold a part of the weights alone.
