@@ -28,6 +28,7 @@ mod train;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use sft_kernels::OutOfMemory;
 
 /// Supervised fine-tuning of language models in one program.
 #[derive(Debug, Parser)]
@@ -63,7 +64,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let command = Cli::parse().command;
+    let done = OutOfMemory::caught(|| match command {
         Command::Train(args) => train::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Export(args) => export::run(args),
@@ -74,8 +76,8 @@ fn main() -> ExitCode {
         Command::Models(args) => models::run(args),
         Command::Parity(args) => parity::run(args),
         Command::Config(args) => config::run(args),
-    };
-    match done {
+    });
+    match done.unwrap_or_else(|refused| Err(refused.into())) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");

@@ -1,11 +1,12 @@
 //! The memory of owned tensors in the host's memory: from the heap, or pages of its own where it is large.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::Range;
 use std::sync::Arc;
 
 use memmap2::MmapMut;
 
+use crate::OutOfMemory;
 use crate::pages::{self, HUGE_PAGE};
 
 /// Alignment of owned buffers: a cache line, and the widest vector.
@@ -39,7 +40,9 @@ impl AlignedBytes {
         let layout = Self::layout(len);
         // SAFETY: the layout has a size other than zero.
         let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = std::ptr::NonNull::new(start) else { handle_alloc_error(layout) };
+        let Some(start) = std::ptr::NonNull::new(start) else {
+            OutOfMemory { bytes: len, free: None, reason: "the heap cannot grow".into() }.raise()
+        };
         Self { start, len, pages: None }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use memmap2::MmapMut;
 
-use crate::{DType, Device, Tensor};
+use crate::{DType, Device, OutOfMemory, Tensor};
 
 /// Bytes of a huge page.
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
@@ -18,14 +18,13 @@ const CHUNK: usize = 256 << 20;
 /// `bytes` zeroed bytes; if there are enough of them, from a multiple of a huge page on. Whole huge pages are asked for
 /// alone: a matrix of 9 MiB takes four of them and 1 MiB in small pages, not five.
 ///
-/// # Panics
-/// If the system has none.
+/// Unwinds with [`OutOfMemory`] if the system has none.
 pub(crate) fn zeroed(bytes: usize) -> (MmapMut, Range<usize>) {
     let huge = bytes >= HUGE_PAGE / 4;
     // Addresses beyond what is asked for, so that it can begin where a huge page does; half of one or less is given one.
     let mapped = bytes.max(if huge { HUGE_PAGE } else { 1 }) + if huge { HUGE_PAGE } else { 0 };
     let pages = MmapMut::map_anon(mapped).unwrap_or_else(|error| {
-        panic!("no memory for {mapped} bytes: {error}");
+        OutOfMemory { bytes: mapped, free: None, reason: error.to_string() }.raise();
     });
     let start = if huge { pages.as_ptr().align_offset(HUGE_PAGE) } else { 0 };
     #[cfg(target_os = "linux")]

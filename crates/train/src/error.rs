@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use sft_data::error::DataError;
-use sft_kernels::DeviceError;
+use sft_kernels::{DeviceError, OutOfMemory};
 use sft_model::ModelError;
 use sft_runs::RunError;
 use thiserror::Error;
@@ -23,6 +23,9 @@ pub enum TrainError {
     /// Threads or instruction set.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// Memory that was free when the run was planned is not there.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
     /// No row is left to train on.
     #[error("{what}\nhelp: {help}")]
     NothingToTrain {

@@ -8,7 +8,7 @@ use sft_config::{IntervalStrategy, OnNonFinite, Reporter, Resume, RunConfig};
 use sft_data::batches::Batches;
 use sft_data::loader::StepBatch;
 use sft_data::template::saved::Told;
-use sft_kernels::{DType, Device, give_back_freed};
+use sft_kernels::{DType, Device, OutOfMemory, give_back_freed};
 use sft_model::method::AdapterOptions;
 use sft_model::weights::WeightFiles;
 use sft_model::{Decoder, ModelError, adapter, saving};
@@ -49,7 +49,7 @@ pub struct Outcome {
 /// Runs a job to its end, or until the observer interrupts it.
 ///
 /// # Errors
-/// A model that does not fit or cannot be read, a folder in use, a loss that is not finite, a full disk.
+/// A model that does not fit or cannot be read, memory that others took meanwhile, a folder in use, a loss that is not finite, a full disk.
 pub fn run(job: Job, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
     job.check_memory()?;
     let dev = setup::device(&job.config)?;
@@ -67,7 +67,7 @@ pub fn run(job: Job, observer: &mut dyn Observer) -> Result<Outcome, TrainError>
     if job.config.do_train {
         folder.require_room(job.written_bytes())?;
     }
-    dev.install(|| Running::begin(&dev, job, &folder)?.complete(observer))
+    OutOfMemory::caught(|| dev.install(|| Running::begin(&dev, job, &folder)?.complete(observer)))?
 }
 
 /// A run between two steps.

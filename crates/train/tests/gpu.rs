@@ -10,6 +10,8 @@ use sft_model::method::Method;
 use sft_model::workspace::{self, Workspace};
 use sft_model::{Batch, Decoder};
 use sft_train::Job;
+use sft_train::evaluate::evaluate;
+use sft_train::job::EvalRows;
 use sft_train::parity::{Limits, compare};
 use sft_train::trainer::Trainer;
 
@@ -96,6 +98,30 @@ fn a_gpu_trains_as_the_cpu_does() {
             let difference = (found - expected).abs();
             assert!(difference <= tolerance * expected, "{keys:?}: {found} and not {expected}");
         }
+    }
+}
+
+#[test]
+fn a_gpu_evaluates_alone_as_the_cpu_does() {
+    let Some(gpu) = gpu() else { return };
+    for (keys, tolerance) in [
+        (&["finetuning_type=full"][..], 1e-5),
+        (&["bf16=true"], 1e-3),
+        (&["bf16=true", "quantization_bit=4"], 1e-3),
+    ] {
+        let keys = [&["do_train=false", "do_eval=true", "eval_dataset=quickstart_train"], keys].concat();
+        let job = job(&keys);
+        let evaluated = |dev: &Device| {
+            dev.install(|| {
+                let Trainer { decoder, mut work, .. } = Trainer::new(dev, &job).unwrap();
+                let [EvalRows { rows, .. }] = &job.eval[..] else { panic!("one set of rows") };
+                evaluate(dev, &decoder, rows, &mut work, || false).unwrap()
+            })
+        };
+        let (found, expected) = (evaluated(&gpu), evaluated(&cpu()));
+        assert_eq!(found.sums.supervised, expected.sums.supervised);
+        let difference = (found.loss() - expected.loss()).abs();
+        assert!(difference <= tolerance * expected.loss(), "{keys:?}: {found:?} and not {expected:?}");
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, MutexGuard};
 use cudarc::driver::{DriverError, result, sys};
 
 use super::{Cuda, lock};
+use crate::OutOfMemory;
 
 /// An address in a card's memory, of 8 bytes in a kernel's struct too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,10 +54,8 @@ pub(super) struct Allocation {
 }
 
 impl Allocation {
-    /// What is in it is anything. The card is bound, here and when it is dropped.
-    ///
-    /// # Panics
-    /// If the card has not as many.
+    /// What is in it is anything. The card is bound, here and when it is dropped. Unwinds with [`OutOfMemory`] if the
+    /// card has not as many.
     pub fn new(len: usize) -> Self {
         if len == 0 {
             return Self { start: DevicePtr::NULL, len };
@@ -64,7 +63,7 @@ impl Allocation {
         // SAFETY: it is freed once, in `drop`.
         let start = unsafe { result::malloc_sync(len) }.unwrap_or_else(|error| {
             let free = result::mem_get_info().map_or(0, |(free, _)| free);
-            panic!("no GPU memory for {len} bytes, {free} are free: {error}")
+            OutOfMemory { bytes: len, free: Some(free), reason: error.to_string() }.raise()
         });
         TIMES.fetch_add(1, Ordering::Relaxed);
         let taken = TAKEN[0].fetch_add(len, Ordering::Relaxed) + len;
@@ -97,9 +96,6 @@ pub(crate) struct DeviceMemory {
 
 impl DeviceMemory {
     /// Zeroed bytes.
-    ///
-    /// # Panics
-    /// If the card has not as many.
     pub fn zeroed(cuda: &Arc<Cuda>, len: usize) -> Self {
         cuda.bind();
         let allocation = Allocation::new(len);
