@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::kernel::{MicroKernel, Stretch};
+use super::kernel::{MicroKernel, Stretch, Unit};
 use super::vector::{Vector, f32_tile};
 use crate::Isa;
 
@@ -104,5 +104,53 @@ impl MicroKernel for Avx2F32 {
         }
         // SAFETY: the CPU has the instructions, by the caller's promise.
         unsafe { compiled(stretches, tile, add) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(from: &[*const Unit; 16], to: *mut Unit, lanes: usize, stride: usize) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { transpose(from, to, lanes, stride) }
+    }
+}
+
+/// [`MicroKernel::transpose`], eight lanes by four units at a time.
+///
+/// # Safety
+/// The same.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn transpose(from: &[*const Unit; 16], to: *mut Unit, lanes: usize, stride: usize) {
+    for first in (0..lanes).step_by(8) {
+        let count = _mm256_set1_epi32((lanes - first) as i32);
+        let mask = _mm256_cmpgt_epi32(count, _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
+        for unit in (0..16).step_by(4) {
+            let mut rows = [_mm256_setzero_si256(); 4];
+            for (i, row) in rows.iter_mut().enumerate() {
+                let [low, high] = [from[first + i], from[first + i + 4]];
+                // SAFETY: sixteen units are readable.
+                *row = unsafe { _mm256_loadu2_m128i(high.add(unit).cast(), low.add(unit).cast()) };
+            }
+            let [a, b, c, d] = rows;
+            let (ab_low, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+            let (cd_low, cd_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+            let units = [
+                _mm256_unpacklo_epi64(ab_low, cd_low),
+                _mm256_unpackhi_epi64(ab_low, cd_low),
+                _mm256_unpacklo_epi64(ab_high, cd_high),
+                _mm256_unpackhi_epi64(ab_high, cd_high),
+            ];
+            for (i, lane) in units.into_iter().enumerate() {
+                // SAFETY: eight lanes of a unit are writable, or those of the mask.
+                unsafe {
+                    let to = to.add((unit + i) * stride + first);
+                    if lanes - first >= 8 {
+                        _mm256_storeu_si256(to.cast(), lane);
+                    } else {
+                        // Slow on some CPUs.
+                        _mm256_maskstore_epi32(to.cast(), mask, lane);
+                    }
+                }
+            }
+        }
     }
 }
