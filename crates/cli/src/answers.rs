@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use sft_data::conversation::Conversation;
-use sft_infer::{Answered, GenerationOptions, Generator, answer_all, exact_match};
+use sft_infer::{Answered, GenerationOptions, Generator, SamplingOptions, answer_all, exact_match};
 use sft_kernels::Device;
 use sft_model::Decoder;
 use sft_train::{Job, setup};
@@ -80,7 +80,11 @@ impl Comparison {
 
     fn ask(&self, dev: &Device, decoder: &Decoder) -> anyhow::Result<Vec<Answered>> {
         let pipeline = setup::pipeline(&self.config)?;
-        let options = GenerationOptions::greedy(self.config.max_new_tokens, pipeline.stop_ids());
+        let options = GenerationOptions {
+            sampling: SamplingOptions::GREEDY,
+            skip_special_tokens: true,
+            ..GenerationOptions::from_config(&self.config, pipeline.stop_ids())
+        };
         let mut generator = Generator::new(dev, decoder);
         let answers = dev.install(|| {
             answer_all(&mut generator, &pipeline, &self.rows, &options, |_| ControlFlow::Continue(()))

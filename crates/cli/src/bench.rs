@@ -53,7 +53,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (mut config, model) = args.recipe.read(Purpose::Train)?;
     // Steps are timed, also of a recipe that evaluates alone.
     config.do_train = true;
-    let mut job = Job::prepare(config)?;
+    let mut job = setup::device(&config)?.install(|| Job::prepare(config))?;
     if !args.random_weights && !job.config.train_from_scratch {
         model.fetch_weights()?;
     }

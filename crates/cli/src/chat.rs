@@ -116,7 +116,8 @@ impl<'a> Line<'a> {
             "" => Line::Nothing,
             "clear" => Line::Clear,
             "exit" => Line::Exit,
-            question => Line::Question(question),
+            // Spaces are tokens, too.
+            _ => Line::Question(line.trim_end_matches(['\r', '\n'])),
         }
     }
 }
@@ -226,6 +227,7 @@ impl Talk<'_> {
 /// Ctrl-C during an answer ends the answer; a second one, and any signal at other times, the program.
 mod interrupt {
     use super::{AtomicU8, Ordering};
+    use crate::signals;
 
     const IDLE: u8 = 0;
     const ANSWERING: u8 = 1;
@@ -233,13 +235,14 @@ mod interrupt {
 
     static STATE: AtomicU8 = AtomicU8::new(IDLE);
 
-    pub fn listen() -> Result<(), ctrlc::Error> {
-        ctrlc::set_handler(|| {
+    pub fn listen() -> anyhow::Result<()> {
+        signals::on_end(|| {
             let begun = STATE.compare_exchange(ANSWERING, ASKED, Ordering::Relaxed, Ordering::Relaxed);
             if begun.is_err() {
                 std::process::exit(130);
             }
-        })
+        })?;
+        Ok(())
     }
 
     pub fn begin() {

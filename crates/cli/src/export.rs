@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use sft_config::Purpose;
+use sft_config::{ExportDevice, Purpose};
 use sft_export::{SaveOptions, agree, merged};
-use sft_kernels::DType;
+use sft_kernels::{CpuOptions, DType, Device};
 use sft_model::Decoder;
 use sft_model::adapter::{self, Last};
 use sft_model::loading::{self, Source};
@@ -26,7 +26,10 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (config, model) = args.recipe.read(Purpose::Export)?;
     crate::summary::no_effect(&config);
-    let dev = setup::device(&config)?;
+    let dev = match config.export_device {
+        ExportDevice::Cpu => Device::cpu(CpuOptions { threads: config.threads, isa: None })?,
+        ExportDevice::Auto => setup::device(&config)?,
+    };
     model.fetch_weights()?;
     let base = model.folder();
     let (spec, told) = (setup::spec(&config)?, setup::told(&config)?);

@@ -8,6 +8,22 @@ macro_rules! println {
     }};
 }
 
+/// As above.
+macro_rules! print {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = write!(std::io::stdout(), $($text)*);
+    }};
+}
+
+/// As above.
+macro_rules! eprintln {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod answers;
 mod bench;
 mod chat;
@@ -22,6 +38,7 @@ mod parity;
 mod progress;
 mod recipe;
 mod runs;
+mod signals;
 mod summary;
 mod train;
 

@@ -12,7 +12,7 @@ use crate::answers::Comparison;
 use crate::kept::Kept;
 use crate::progress::Screen;
 use crate::recipe::Recipe;
-use crate::summary;
+use crate::{signals, summary};
 
 /// Trains by a configuration with LLaMA-Factory's keys; `sft config` lists them.
 #[derive(Debug, clap::Args)]
@@ -39,7 +39,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let dev = setup::device(&config)?;
     summary::device(&dev);
-    let job = Job::prepare(config).inspect_err(crate::data::show_violation)?;
+    let job = dev.install(|| Job::prepare(config)).inspect_err(crate::data::show_violation)?;
     summary::job(&job);
     if args.fit {
         summary::fit(&job)?;
@@ -91,7 +91,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn count_interrupts() -> anyhow::Result<Arc<AtomicUsize>> {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
-    ctrlc::set_handler(move || {
+    signals::on_end(move || {
         if counted.fetch_add(1, Ordering::Relaxed) >= 2 {
             std::process::exit(INTERRUPTED.into());
         }

@@ -37,6 +37,9 @@ impl RunConfig {
             keys.extend(["lora_rank", "lora_alpha", "use_rslora", "use_dora"]);
         }
         keys.extend(["use_galore", "use_apollo", "use_badam"]);
+        // What the frozen weights are, and which rows come when.
+        keys.extend(["pissa_init", "pissa_iter", "quantization_type", "double_quantization"]);
+        keys.extend(["rope_scaling", "create_new_adapter", "data_seed", "disable_shuffling"]);
         keys.into_iter().filter_map(|key| Some((key.to_owned(), self.get(key)?))).collect()
     }
 

@@ -92,7 +92,9 @@ impl Place {
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return self.nothing(),
-            Err(source) => return Err(DataError::Io { path, source }),
+            Err(source) if matches!(self, Self::Named(_)) => return Err(DataError::Io { path, source }),
+            // The cache of a user saves time, and is never a reason to stop.
+            Err(error) => return Ok(Found::Unusable(format!("{}: {error}", path.display()))),
         };
         let unusable = |reason: &str| Ok(Found::Unusable(format!("{}: {reason}", path.display())));
         let (made_of, rows) = match file::read(&bytes) {
@@ -140,7 +142,12 @@ impl Place {
         if matches!(self, Self::Folder(_)) {
             make_room(folder, ROOM_BYTES.saturating_sub(bytes.len() as u64));
         }
-        let partial = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+        // Of the same ending, so that one that a kill leaves behind is removed as others are.
+        let partial = tempfile::Builder::new()
+            .prefix(".partial-")
+            .suffix(&format!(".{EXTENSION}"))
+            .tempfile_in(folder)
+            .map_err(failed)?;
         fs::write(partial.path(), &bytes).and_then(|()| partial.as_file().sync_all()).map_err(failed)?;
         partial.persist(&path).map_err(|error| failed(error.error))?;
         Ok(())
@@ -252,6 +259,16 @@ mod tests {
         fs::write(foreign.path().join("dataset_dict.json"), "{}").expect("room");
         let error = Place::Named(foreign.path().to_owned()).find(&key("x")).expect_err("foreign").to_string();
         assert!(error.contains("was written by another program"), "{error}");
+    }
+
+    #[test]
+    fn a_users_cache_that_cannot_be_read_costs_a_note_and_a_named_one_is_an_error() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("file");
+        fs::write(&file, "").expect("room");
+        let found = Place::Folder(file.join("rows")).find(&key("x")).expect("no reason to stop");
+        assert!(matches!(&found, Found::Unusable(why) if why.contains("file")), "{found:?}");
+        Place::Named(file.join("rows")).find(&key("x")).expect_err("what was asked for by name");
     }
 
     #[test]

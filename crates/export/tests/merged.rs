@@ -6,11 +6,13 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use sft_export::{ExportError, SaveOptions, agree, merged};
-use sft_kernels::{CpuOptions, DType, Device};
+use sft_kernels::{CpuOptions, DType, Device, Tensor};
 use sft_model::adapter::{self, Last, PeftAdapter};
 use sft_model::loading::{self, Source};
 use sft_model::method::{LoraInit, LoraOptions, Method, Targets, expanded_blocks, linears_of_blocks};
+use sft_model::parameter::Stored;
 use sft_model::spec::RopeScaling;
+use sft_model::weights::{StoredTensor, WeightFiles};
 use sft_model::{Decoder, families, saving};
 
 const IDS: [u32; 8] = [3, 1, 4, 1, 5, 9, 2, 6];
@@ -69,7 +71,7 @@ fn base_folder(tied: bool) -> tempfile::TempDir {
     let decoder = loading::load(&device(), &spec, &source, &Method::Inference, DType::F32, 0).unwrap();
     let parameters = decoder.base_parameters();
     let tensors: Vec<_> = parameters.into_iter().flat_map(|p| p.in_files()).collect();
-    sft_model::weights::write_model(folder.path(), &tensors, None, SaveOptions::GB).unwrap();
+    sft_model::weights::write_model(folder.path(), &tensors, SaveOptions::GB).unwrap();
     folder
 }
 
@@ -177,6 +179,54 @@ fn files_of_the_model_are_copied_and_others_are_not() {
         fs::read(out.join("tokenizer.json")).unwrap(),
         fs::read(base.path().join("tokenizer.json")).unwrap()
     );
+}
+
+#[test]
+fn tokenizers_of_every_kind_and_code_that_others_run_are_copied() {
+    let (base, place) = (base_folder(false), tempfile::tempdir().unwrap());
+    let names = [
+        "qwen.tiktoken",
+        "sentencepiece.bpe.model",
+        "spiece.model",
+        "tiktoken.model",
+        "tokenization_qwen.py",
+        "tokenizer.model",
+    ];
+    names.iter().for_each(|name| fs::write(base.path().join(name), name).unwrap());
+    let out = place.path().join("out");
+    merged(&read(base.path(), DType::F32), base.path(), &out, options(DType::F32), None).unwrap();
+    names.iter().for_each(|name| assert_eq!(fs::read_to_string(out.join(name)).unwrap(), *name));
+}
+
+#[test]
+fn what_chooses_experts_keeps_float32_in_a_model_of_bfloat16_where_files_have_it_so() {
+    const BIAS: &str = "e_score_correction_bias";
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/parity/deepseek_v3");
+    for (bias, expected) in [(5.501, DType::F32), (5.5, DType::BF16)] {
+        let place = tempfile::tempdir().unwrap();
+        let (base, out) = (place.path(), place.path().join("out"));
+        fs::copy(case.join("config.json"), base.join("config.json")).unwrap();
+        let decoder = read(&case, DType::F32);
+        // One for each of the case's experts.
+        let biases = Tensor::from_slice(&[bias; 4], &[4]);
+        let tensors: Vec<_> = decoder
+            .base_parameters()
+            .into_iter()
+            .flat_map(|p| p.in_files())
+            .map(|(name, tensor)| match name.ends_with(BIAS) {
+                true => (name, StoredTensor::from(&biases)),
+                false => (name, tensor),
+            })
+            .collect();
+        sft_model::weights::write_model(base, &tensors, SaveOptions::GB).unwrap();
+        merged(&read(base, DType::BF16), base, &out, options(DType::BF16), None).unwrap();
+        let files = WeightFiles::open_model(&out).unwrap();
+        for name in files.names() {
+            let tensor = files.weight(name, files.shape(name).unwrap(), Stored::Plain).unwrap();
+            assert_eq!(tensor.dtype(), if name.ends_with(BIAS) { expected } else { DType::BF16 }, "{name}");
+            assert!(!name.ends_with(BIAS) || tensor.to_f32_vec().iter().all(|x| *x == bias));
+        }
+    }
 }
 
 #[test]

@@ -128,6 +128,11 @@ impl Device {
         self.cuda.as_ref()
     }
 
+    /// The most bytes of a GPU's memory that this process had at a time; `None` on a CPU.
+    pub fn peak_bytes(&self) -> Option<u64> {
+        self.cuda.as_ref().map(|cuda| cuda.peak_bytes() as u64)
+    }
+
     /// Waits until everything so far is done.
     pub fn synchronize(&self) {
         if let Some(cuda) = &self.cuda {

@@ -43,8 +43,8 @@ impl OutOfMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DType;
     use crate::testing::devices;
-    use crate::{DType, Tensor};
 
     #[test]
     fn memory_that_is_refused_is_an_error_from_any_thread_of_a_device() {

@@ -90,7 +90,9 @@ pub(crate) fn tensors<'a>(
         for (inside, tensor) in &of_blocks[from] {
             let name = spec.names.in_block(from, inside);
             let zero = zeros.iter().find(|(zero, _)| is_copy && *zero == name);
-            let tensor = zero.map_or_else(|| tensor.clone(), |(_, zero)| zero.into());
+            let dtype = Some(tensor.dtype_in_memory());
+            let tensor =
+                zero.map_or_else(|| tensor.clone(), |(_, zero)| StoredTensor::from(zero).in_type(dtype));
             all.push((spec.names.in_block(to, inside), tensor));
         }
     }

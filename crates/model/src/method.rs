@@ -53,14 +53,14 @@ impl Method {
     ) -> Result<Self, ModelError> {
         let total = spec.layers.len();
         let count = usize::try_from(layers.unsigned_abs()).unwrap_or(usize::MAX);
-        if count > total || count == 0 {
+        if count > total || (count == 0 && extra.is_empty()) {
             return Err(ModelError::Method {
                 key: "freeze_trainable_layers",
                 reason: format!("{layers} of {total} layers"),
                 help: format!("choose 1 to {total}, or −{total} to −1 for the first ones"),
             });
         }
-        let blocks = if layers > 0 { total - count..total } else { 0..count };
+        let blocks = if layers >= 0 { total - count..total } else { 0..count };
         Self::freeze_all_but(spec, blocks, modules, extra)
     }
 

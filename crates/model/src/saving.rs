@@ -16,12 +16,13 @@ use crate::ModelError;
 use crate::decoder::Decoder;
 use crate::expansion;
 use crate::families;
+use crate::parameter::Parameter;
 use crate::quantization;
 use crate::spec::{DecoderSpec, RopeScaling};
 use crate::weights;
 
 /// Files beside weights and `config.json` that belong to a model.
-const MODEL_FILES: [&str; 14] = [
+const MODEL_FILES: [&str; 17] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -30,6 +31,9 @@ const MODEL_FILES: [&str; 14] = [
     "chat_template.jinja",
     "chat_template.json",
     "tokenizer.model",
+    "tiktoken.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
     "vocab.json",
     "merges.txt",
     "vocab.txt",
@@ -58,7 +62,7 @@ impl SaveOptions {
 
     /// Bytes that the weights will take.
     pub fn weight_bytes(&self, decoder: &Decoder) -> u64 {
-        let bytes = |p: &crate::parameter::Parameter| match p.as_quantized() {
+        let bytes = |p: &Parameter| match p.as_quantized() {
             Some(weight) if quantization::scheme_of(weight).is_some() => weight.byte_len() as u64,
             _ => (p.elements() * self.dtype.unwrap_or(p.dtype()).bytes()) as u64,
         };
@@ -92,12 +96,17 @@ pub fn save(
     check_expanded(decoder, folder, options.num_expand)?;
     let parameters = decoder.base_parameters();
     let zeros = expansion::zeros(&decoder.spec, &parameters, options.num_expand);
-    let tensors: Vec<_> = parameters.into_iter().flat_map(|p| p.in_files()).collect();
+    let mut tensors = Vec::new();
+    for parameter in parameters {
+        let dtype = type_in_files(parameter, decoder.compute, options.dtype);
+        let of_files = parameter.in_files().into_iter();
+        tensors.extend(of_files.map(|(name, tensor)| (name, tensor.in_type(dtype))));
+    }
     let tensors = match options.num_expand {
         0 => tensors,
         expand => expansion::tensors(&decoder.spec, tensors, &zeros, expand),
     };
-    files.extend(weights::write_model(folder, &tensors, options.dtype, options.shard_bytes)?);
+    files.extend(weights::write_model(folder, &tensors, options.shard_bytes)?);
     Ok(files)
 }
 
@@ -117,8 +126,8 @@ fn check_expanded(decoder: &Decoder, folder: &Path, expand: usize) -> Result<(),
     })
 }
 
-/// Copies tokenizer, chat template, generation settings and licence; a file that is not there is left out. Returns
-/// the names of those copied.
+/// Copies tokenizer, chat template, generation settings, licence and code that other programs run (nothing here does); a
+/// file that is not there is left out. Returns the names of those copied.
 ///
 /// # Errors
 /// What the file system says.
@@ -136,15 +145,22 @@ pub fn copy_model_files(from: &Path, to: &Path) -> Result<Vec<String>, ModelErro
         Ok(())
     };
     MODEL_FILES.iter().try_for_each(|name| copy(name))?;
+    let mut others: Vec<String> =
+        fs::read_dir(from).into_iter().flatten().flatten().filter_map(named).collect();
+    others.sort_unstable();
+    others.retain(|name| name.ends_with(".tiktoken") || name.ends_with(".py"));
+    others.iter().try_for_each(|name| copy(name))?;
     let Ok(entries) = fs::read_dir(from.join(MORE_TEMPLATES)) else { return Ok(copied) };
     let more = to.join(MORE_TEMPLATES);
     disk::create_dir_all(&more).map_err(|source| ModelError::File { path: more, source })?;
-    for entry in entries.flatten() {
-        if let Some(name) = entry.file_name().to_str().filter(|name| name.ends_with(".jinja")) {
-            copy(&format!("{MORE_TEMPLATES}/{name}"))?;
-        }
+    for name in entries.flatten().filter_map(named).filter(|name| name.ends_with(".jinja")) {
+        copy(&format!("{MORE_TEMPLATES}/{name}"))?;
     }
     Ok(copied)
+}
+
+fn named(entry: fs::DirEntry) -> Option<String> {
+    entry.file_name().into_string().ok()
 }
 
 /// The source's `config.json` with what differs in the decoder.
@@ -186,6 +202,18 @@ fn config_of(decoder: &Decoder, source: &Path, dtype: Option<DType>) -> Result<V
         put_rope(&mut config, &changed);
     }
     Ok(Value::Object(config))
+}
+
+/// The type that a weight is written in; `None` for its own. What the model keeps in float32 beside bfloat16 (what chooses
+/// experts, decays) is rounded only where that changes nothing: files had it so, or in float32.
+fn type_in_files(weight: &Parameter, compute: DType, dtype: Option<DType>) -> Option<DType> {
+    let is_wider = !weight.is_trained() && weight.as_quantized().is_none() && weight.dtype() != compute;
+    if !is_wider || weight.dtype() != DType::F32 || dtype != Some(compute) {
+        return dtype;
+    }
+    let own = weight.to_host();
+    let rounded = own.to_dtype(compute).to_dtype(DType::F32);
+    if own.view().as_slice::<f32>() == rounded.view().as_slice::<f32>() { dtype } else { None }
 }
 
 /// The type in which a decoder's widest weights are.

@@ -357,18 +357,17 @@ fn first_of<E: Copy>(values: &[E], is_it: impl Fn(E) -> bool) -> Option<usize> {
 }
 
 /// Writes tensors as `model.safetensors`, or in shards of at most `shard_bytes` with an index, as transformers does.
-/// They are converted to `dtype`, if there is one, and to the form that files have them in, one after the other as
-/// they are written. Returns the names of the files.
+/// They are converted to their types and to the form that files have them in, one after the other as they are written.
+/// Returns the names of the files.
 ///
 /// # Errors
 /// What the file system says.
 pub fn write_model(
     folder: &Path,
     tensors: &[(String, StoredTensor<'_>)],
-    dtype: Option<DType>,
     shard_bytes: usize,
 ) -> Result<Vec<String>, ModelError> {
-    let size = |tensor: &StoredTensor<'_>| tensor.clone().in_type(dtype).byte_len();
+    let size = StoredTensor::byte_len;
     let mut shards: Vec<Vec<&(String, StoredTensor<'_>)>> = vec![Vec::new()];
     let mut filled = 0;
     for tensor in tensors {
@@ -383,14 +382,14 @@ pub fn write_model(
     }
     if let [only] = shards.as_slice() {
         let name = "model.safetensors".to_owned();
-        write_shard(&folder.join(&name), only, dtype)?;
+        write_shard(&folder.join(&name), only)?;
         return Ok(vec![name]);
     }
     let mut weight_map = BTreeMap::new();
     let mut names = Vec::new();
     for (i, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        write_shard(&folder.join(&file), shard, dtype)?;
+        write_shard(&folder.join(&file), shard)?;
         weight_map.extend(shard.iter().map(|(name, _)| (name.clone(), file.clone())));
         names.push(file);
     }
@@ -403,12 +402,8 @@ pub fn write_model(
     Ok(names)
 }
 
-fn write_shard(
-    path: &Path,
-    shard: &[&(String, StoredTensor<'_>)],
-    dtype: Option<DType>,
-) -> Result<(), ModelError> {
-    write(path, shard.iter().map(|(name, tensor)| (name.as_str(), tensor.clone().in_type(dtype))))
+fn write_shard(path: &Path, shard: &[&(String, StoredTensor<'_>)]) -> Result<(), ModelError> {
+    write(path, shard.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())))
 }
 
 /// Writes one safetensors file.
@@ -490,7 +485,7 @@ impl<'a> StoredTensor<'a> {
     }
 
     /// The same in another floating-point type, if it is of one.
-    fn in_type(self, dtype: Option<DType>) -> Self {
+    pub(crate) fn in_type(self, dtype: Option<DType>) -> Self {
         Self { dtype: dtype.unwrap_or(self.dtype), ..self }
     }
 

@@ -405,6 +405,25 @@ fn blocks_with_adapters_of_different_ranks_share_a_workspace() {
 }
 
 #[test]
+fn layers_may_be_named_by_an_expression_that_looks_around() {
+    let from = case("llama").join("adapter");
+    let text = fs::read_to_string(from.join("adapter_config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    let names: Vec<&str> =
+        config["target_modules"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    // As LLaMA-Factory names layers of models with eyes.
+    config["target_modules"] = format!("^(?!.*(?:visual)).*(?:{}).*", names.join("|")).into();
+    let folder = tempfile::tempdir().unwrap();
+    let tensors = "adapter_model.safetensors";
+    fs::copy(from.join(tensors), folder.path().join(tensors)).unwrap();
+    fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let (mut expected, mut found) = (base("llama", DType::F32), base("llama", DType::F32));
+    attach(&from, &mut expected).unwrap();
+    attach(folder.path(), &mut found).unwrap();
+    assert_eq!(difference(&logits(&expected), &logits(&found)), 0.0);
+}
+
+#[test]
 fn modules_to_save_come_back_whole_and_part_a_tied_head() {
     let out = tempfile::tempdir().unwrap();
     // The case `qwen2` has a tied head.

@@ -101,7 +101,7 @@ fn experts_that_lie_together_in_files_are_read_and_written_so() {
         decoder.base_parameters().into_iter().map(|p| (p.name().to_owned(), p.to_host())).collect();
     let whole: Vec<_> = weights.iter().map(|(name, tensor)| (name.clone(), tensor.into())).collect();
     let together = small::folder(small::keys("mixtral"));
-    sft_model::weights::write_model(together.path(), &whole, None, SaveOptions::GB).unwrap();
+    sft_model::weights::write_model(together.path(), &whole, SaveOptions::GB).unwrap();
     let names = tensors(together.path());
     assert_eq!(names["model.layers.0.mlp.experts.gate_up_proj"].0, [4, 40, 16]);
     let again = read(together.path());
@@ -125,7 +125,7 @@ fn the_body_of_a_model_alone_leaves_out_its_own_name() {
         .iter()
         .map(|(name, tensor)| (name.strip_prefix("transformer.").unwrap().to_owned(), tensor.into()))
         .collect();
-    sft_model::weights::write_model(body.path(), &named, None, SaveOptions::GB).unwrap();
+    sft_model::weights::write_model(body.path(), &named, SaveOptions::GB).unwrap();
     let read = |path| Decoder::read(&device(), path, &Method::Inference, DType::F32, 0).unwrap();
     let (whole, body) = (read(whole.path()), read(body.path()));
     for (a, b) in whole.base_parameters().into_iter().zip(body.base_parameters()) {

@@ -408,6 +408,20 @@ fn what_a_wrapper_leaves_out_is_the_default_of_its_class() {
         (8, 4, 256, 262_208)
     );
     assert!(spec.tie_word_embeddings);
+    // As a model of its own it is of this class, by which other programs know it.
+    let alone = families::text_config(folder.path()).unwrap();
+    assert_eq!(alone["architectures"], json!(["Gemma3ForCausalLM"]));
+}
+
+#[test]
+fn the_whole_model_says_whether_the_head_of_its_text_part_is_the_embedding() {
+    for tied in [true, false] {
+        let text = json!({"model_type": "mistral", "tie_word_embeddings": !tied});
+        let config = json!({"model_type": "mistral3", "text_config": text, "tie_word_embeddings": tied});
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        assert_eq!(families::text_config(folder.path()).unwrap()["tie_word_embeddings"], tied);
+    }
 }
 
 #[test]

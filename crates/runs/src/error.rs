@@ -96,8 +96,8 @@ pub enum RunError {
     /// The disk or the quota is full.
     #[error(
         "{}: cannot {action}: no space left ({source})\n\
-         help: free space on this file system, let a run keep less (`save_total_limit`, `save_only_model: true`, `save_strategy: no`), \
-         or choose another folder; what was complete before is untouched", .path.display()
+         help: free space on this file system or choose another folder; a training run keeps less with `save_total_limit`, \
+         `save_only_model: true` or `save_strategy: no`; what was complete before is untouched", .path.display()
     )]
     DiskFull {
         /// The file or folder.
@@ -111,8 +111,8 @@ pub enum RunError {
     /// A check before writing found too little room.
     #[error(
         "{}: at least {} are needed here and {} are free\n\
-         help: free space on this file system, let a run keep less (`save_total_limit`, `save_only_model: true`, `save_strategy: no`), \
-         or choose another folder", .path.display(), bytes(*.needed_bytes), bytes(*.free_bytes)
+         help: free space on this file system or choose another folder; a training run keeps less with `save_total_limit`, \
+         `save_only_model: true` or `save_strategy: no`", .path.display(), bytes(*.needed_bytes), bytes(*.free_bytes)
     )]
     NoRoom {
         /// The folder that was about to be filled.

@@ -14,7 +14,7 @@ use crate::disk;
 use crate::error::{Result, RunError};
 use crate::folder::{RunFolder, Start};
 use crate::plots;
-use crate::records::{EvalOutcome, EvalRecord, RecorderOptions, StepRecord, Summary};
+use crate::records::{BestMetric, EvalOutcome, EvalRecord, RecorderOptions, StepRecord, Summary};
 use crate::results::{self, rounded};
 use crate::tensorboard::{self, EventWriter};
 use crate::timing::{self, Stopwatch};
@@ -46,6 +46,9 @@ struct Carried {
     supervised_tokens: u64,
     samples: u64,
     evals_since_best: u64,
+    /// What the best evaluation is the best by; of older checkpoints nobody knows.
+    #[serde(default)]
+    best_by: Option<BestMetric>,
     /// Step of the best evaluation that has a checkpoint.
     best_checkpoint_step: Option<u64>,
     /// Folder of the event files, relative to the output folder.
@@ -89,6 +92,14 @@ impl Recorder {
                 (TrainerState::load(&checkpoint.path)?, carried, log)
             }
         };
+        if let (Some(was), Some(is)) = (&carried.best_by, &options.best_metric)
+            && was != is
+        {
+            // Figures of another kind compare with nothing.
+            (state.best_metric, state.best_global_step, state.best_model_checkpoint) = (None, None, None);
+            (carried.best_checkpoint_step, carried.evals_since_best) = (None, 0);
+        }
+        carried.best_by = options.best_metric.clone().or(carried.best_by);
         state.is_local_process_zero = true;
         state.is_world_process_zero = true;
         state.max_steps = options.total_steps;

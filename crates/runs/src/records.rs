@@ -4,6 +4,7 @@
 
 use crate::results::rounded;
 use crate::trainer_log::LogLine;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// What the recorder has to know of the configuration.
@@ -34,7 +35,7 @@ pub struct RecorderOptions {
 }
 
 /// What makes an evaluation the best one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BestMetric {
     /// The metric's name with or without `eval_`: `loss`, `eval_accuracy`, `eval_<dataset>_loss`, …
     pub name: String,

@@ -148,7 +148,7 @@ pub fn bench(mut job: Job, warm_up: u64, steps: u64) -> Result<Report, TrainErro
             profiled,
             ops: dev.profile().take(),
             loss,
-            peak_bytes: dev.cuda().map_or_else(peak_rss_bytes, |cuda| Some(cuda.peak_bytes() as u64)),
+            peak_bytes: dev.peak_bytes().or_else(peak_rss_bytes),
         })
     })
 }

@@ -19,7 +19,7 @@ pub fn digest(decoder: &mut Decoder) -> String {
     hexadecimal(hash)
 }
 
-/// SHA-256 over ids and labels of rows: whether a run that is resumed has the rows that it began with.
+/// SHA-256 over ids, labels and weights of rows: whether a run that is resumed has the rows that it began with.
 pub fn digest_of_rows(rows: &[Example]) -> String {
     let mut hash = Sha256::new();
     let mut bytes = Vec::new();
@@ -28,6 +28,7 @@ pub fn digest_of_rows(rows: &[Example]) -> String {
         bytes.extend((row.input_ids.len() as u64).to_le_bytes());
         bytes.extend(row.input_ids.iter().flat_map(|id| id.to_le_bytes()));
         bytes.extend(row.labels.iter().flat_map(|label| label.to_le_bytes()));
+        bytes.extend(row.weights.iter().flat_map(|weight| weight.to_le_bytes()));
         hash.update(&bytes);
     }
     hexadecimal(hash)

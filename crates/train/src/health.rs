@@ -13,7 +13,7 @@ use sft_model::weights::first_non_finite;
 
 use crate::job::Job;
 use crate::schedule::Schedule;
-use crate::step::{StepOutcome, as_batch};
+use crate::step::{StepOutcome, as_batch, scale_of};
 use crate::trainer::Trainer;
 
 /// Steps without an update in a row that end a run with `on_non_finite: skip_step` too: it learns nothing any more.
@@ -62,7 +62,7 @@ impl NonFiniteStep {
             }
         }
         let key = random::key(job.config.seed, &[random::name_part("dropout"), step]);
-        let scale = 1.0 / batch.supervised().max(1) as f32;
+        let scale = scale_of(batch);
         trainer.clear_gradients();
         for (i, packed) in batch.micro_batches.iter().enumerate() {
             let dropout = Some(random::key(key, &[i as u64]));
@@ -186,15 +186,21 @@ impl Warning {
 
 /// What is to be said of a schedule in which more steps than the first of a warmup, and the last, change nothing.
 pub fn idle_steps(schedule: &Schedule, total_steps: u64, learning_rate: f64) -> Option<String> {
-    let idle = (0..total_steps).filter(|step| schedule.rate(*step) == 0.0).count() as u64;
+    /// Steps that are looked at; of more, every so many.
+    const MOST: u64 = 1 << 20;
+    let every = total_steps.div_ceil(MOST).max(1);
+    let looked_at = (0..total_steps.div_ceil(every)).map(|i| i * every);
+    let idle = looked_at.filter(|step| schedule.rate(*step) == 0.0).count() as u64;
     if learning_rate == 0.0 {
         return Some("learning_rate is 0: no step changes a weight".to_owned());
     }
     let warms_up = u64::from(total_steps > 0 && schedule.rate(0) == 0.0);
     (idle > warms_up + 1).then(|| {
         format!(
-            "the learning rate is 0 in {idle} of {total_steps} steps: the schedule ends, or its warmup does, too early \
-             or too late (lr_scheduler_type, lr_scheduler_kwargs, warmup_steps)"
+            "the learning rate is 0 in {}{} of {total_steps} steps: the schedule ends, or its warmup does, too early \
+             or too late (lr_scheduler_type, lr_scheduler_kwargs, warmup_steps)",
+            if every > 1 { "about " } else { "" },
+            idle * every,
         )
     })
 }
@@ -255,6 +261,11 @@ mod tests {
         assert_eq!(idle(LrSchedule::Linear, 1e-3, 3, 10), None);
         assert_eq!(idle(LrSchedule::Cosine { num_cycles: 0.5 }, 1e-3, 0, 10), None);
         assert!(idle(LrSchedule::Constant, 0.0, 0, 10).unwrap().contains("learning_rate is 0"));
+        // Of very many steps some are looked at.
+        let many = 1 << 40;
+        assert_eq!(idle(LrSchedule::Linear, 1e-3, 3, many), None);
+        let late = idle(LrSchedule::Cosine { num_cycles: 0.5 }, 1e-3, many * 2, many);
+        assert_eq!(late, None);
         let restarts = LrSchedule::Cosine { num_cycles: 5.0 };
         assert!(idle(restarts, 1e-3, 0, 10).unwrap().starts_with("the learning rate is 0 in 5 of 10 steps"));
     }

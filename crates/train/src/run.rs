@@ -9,7 +9,7 @@ use sft_data::batches::Batches;
 use sft_data::loader::StepBatch;
 use sft_data::template::saved::Told;
 use sft_kernels::{DType, Device, OutOfMemory, give_back_freed};
-use sft_model::method::AdapterOptions;
+use sft_model::method::{AdapterOptions, Method};
 use sft_model::weights::WeightFiles;
 use sft_model::{Decoder, ModelError, adapter, saving};
 use sft_runs::checkpoint::{CheckpointWriter, rotate};
@@ -265,7 +265,7 @@ impl<'a> Running<'a> {
             supervised_tokens: outcome.sums.supervised as u64,
             samples: samples as u64,
             flops: self.job.flops_per_token() * batch.tokens() as f64,
-            device_peak_bytes: None,
+            device_peak_bytes: self.trainer.dev.peak_bytes(),
             skipped,
         };
         let line = self.recorder.record_step(&record)?;
@@ -459,7 +459,7 @@ impl<'a> Running<'a> {
     fn write_converted(&self) -> Result<(), TrainError> {
         let Some(AdapterOptions::Lora(options)) = &self.trainer.adapter else { return Ok(()) };
         let folder = self.folder.path().join("pissa_converted");
-        std::fs::create_dir_all(&folder)
+        sft_runs::disk::create_dir_all(&folder)
             .map_err(|source| on_disk(ModelError::File { path: folder.clone(), source }))?;
         let base = self.job.base.to_string_lossy();
         adapter::write_converted(&self.trainer.decoder, options, &base, &folder).map_err(on_disk)
@@ -488,10 +488,19 @@ impl<'a> Running<'a> {
         if self.job.config.load_best_model_at_end
             && let Some(step) = self.recorder.best_checkpoint_step().filter(|best| *best != self.step)
         {
-            let best = self.folder.path().join(format!("checkpoint-{step}"));
-            checkpoint::read_weights(&best, &mut self.trainer.decoder, &self.job.method)?;
-            observer.on(&Event::BestLoaded { step });
-            has_best = true;
+            match self.best_checkpoint(step) {
+                Some(best) => {
+                    checkpoint::read_weights(&best, &mut self.trainer.decoder, &self.job.method)?;
+                    observer.on(&Event::BestLoaded { step });
+                    has_best = true;
+                }
+                None => {
+                    let text = format!(
+                        "the checkpoint of step {step}, the best one, is not there any more: the weights of the last step stay"
+                    );
+                    self.warn(&text, observer)?;
+                }
+            }
         }
         let mut results = serde_json::Map::new();
         self.check_data_files(observer)?;
@@ -501,10 +510,11 @@ impl<'a> Running<'a> {
             if self.job.config.pissa_convert {
                 self.write_converted()?;
             }
+            let peak_bytes = self.trainer.dev.peak_bytes().or_else(peak_rss_bytes);
             let mut extra = serde_json::Map::new();
             extra.insert("trained_parameters".into(), json!(self.trainer.trained_elements));
             extra.extend(self.health.counts().map(|(warning, steps)| (warning.key().into(), json!(steps))));
-            results = self.recorder.finish(&Summary { peak_bytes: peak_rss_bytes(), extra })?;
+            results = self.recorder.finish(&Summary { peak_bytes, extra })?;
         }
         let mut interrupted_at = None;
         if self.job.config.do_eval {
@@ -520,10 +530,23 @@ impl<'a> Running<'a> {
             }
         }
         if self.job.config.do_train {
-            model_card::write(&self.job, self.folder.path(), self.recorder.state())?;
+            model_card::write(
+                &self.job,
+                self.trainer.adapter.as_ref(),
+                self.folder.path(),
+                self.recorder.state(),
+            )?;
         }
         let digest = digest(&mut self.trainer.decoder);
         Ok(Outcome { steps: self.step, results, interrupted_at, digest, decoder: self.trainer.decoder })
+    }
+
+    /// The folder of the checkpoint of step `step`, the best one, if it is there: here, or where the run was that this one
+    /// goes on from.
+    fn best_checkpoint(&self, step: u64) -> Option<PathBuf> {
+        let before = self.recorder.state().best_model_checkpoint.as_ref().map(PathBuf::from);
+        let here = self.folder.path().join(format!("checkpoint-{step}"));
+        [Some(here), before].into_iter().flatten().find(|folder| folder.is_dir())
     }
 
     /// A checkpoint from which the evaluation at the end, which was broken off, is made again: of the last step, or where the
@@ -554,13 +577,20 @@ fn changed_keys(checkpoint: &Path, now: &RunConfig) -> Option<String> {
     (!changed.is_empty()).then(|| format!("changed since last time: {}", changed.join("; ")))
 }
 
-/// Fingerprint of the model of a job whose checkpoints hold a part of the weights alone.
+/// Fingerprint of the model of a job whose checkpoints hold a part of the weights alone, and of the adapters that were
+/// merged into it.
 fn base_fingerprint(job: &Job) -> Result<Option<String>, TrainError> {
     let drawn = job.config.train_from_scratch || job.random_weights;
-    if drawn || !job.config.do_train || job.method.adapter_options().is_none() {
+    if drawn || !job.config.do_train || job.method == Method::Full {
         return Ok(None);
     }
-    Ok(Some(WeightFiles::open_model(&job.base)?.fingerprint()))
+    let mut of = vec![WeightFiles::open_model(&job.base)?.fingerprint()];
+    let continued = setup::continued_adapter(&job.config);
+    for folder in job.config.adapter_folders().into_iter().filter(|folder| continued.as_ref() != Some(folder))
+    {
+        of.push(adapter::PeftAdapter::read(&folder)?.fingerprint());
+    }
+    Ok(Some(of.join("+")))
 }
 
 fn recorder_options(job: &Job) -> RecorderOptions {

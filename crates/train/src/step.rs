@@ -115,7 +115,7 @@ pub fn by_parts(
 }
 
 /// What losses of tokens are multiplied by: one over their weights.
-fn scale_of(step: &StepBatch) -> f32 {
+pub(crate) fn scale_of(step: &StepBatch) -> f32 {
     let weight = step.weight();
     if weight > 0.0 { 1.0 / weight as f32 } else { 1.0 }
 }

@@ -273,6 +273,15 @@ fn a_resume_with_another_method_is_refused_with_the_key() {
         let error = run(job, &mut Silent).expect_err("another run").to_string();
         assert!(error.contains("checkpoint-4: it belongs to another run") && error.contains(said), "{error}");
     }
+    for (key, said) in [
+        ("pissa_init=true", "`pissa_init` was false, and is true now"),
+        ("data_seed=7", "`data_seed` was 42, and is 7 now"),
+        ("rope_scaling=linear", "`rope_scaling` was null, and is \"linear\" now"),
+    ] {
+        let job = job(folder.path(), &[&keys[..], &[key, "cutoff_len=300"]].concat());
+        let error = run(job, &mut Silent).expect_err("other frozen weights or rows").to_string();
+        assert!(error.contains(said), "{error}");
+    }
     let more = train(folder.path(), &[&keys[..], &["learning_rate=1e-4"]].concat(), &mut Silent);
     assert_eq!(more.steps, 9);
 }
@@ -382,6 +391,74 @@ fn the_last_step_is_evaluated_and_saved_whatever_the_intervals_so_that_a_run_can
     assert_eq!(prolonged, train("whole", &["max_steps=8", "eval_steps=100", "save_strategy=epoch"]));
     assert_eq!((steps("parts"), steps("whole")), (vec![2, 4, 5, 6, 8], vec![8]));
     assert!(folder.path().join("whole/checkpoint-8").is_dir());
+}
+
+#[test]
+fn frozen_layers_are_not_trained_further_around_other_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, other, out) =
+        (format!("{QUICKSTART}/base"), folder.path().join("other"), folder.path().join("out"));
+    let model = |folder: &str| format!("model_name_or_path={folder}");
+    train(&other, &[&model(&base), "finetuning_type=full", "max_steps=1"], &mut Silent);
+    let freeze = ["finetuning_type=freeze", "freeze_trainable_layers=1"];
+    let run_on = |model: String, steps| run(job(&out, &[&model, freeze[0], freeze[1], steps]), &mut Silent);
+    run_on(model(&base), "max_steps=2").unwrap();
+    let error = run_on(model(&other.display().to_string()), "max_steps=4").unwrap_err().to_string();
+    assert!(error.contains("it was trained on another model"), "{error}");
+    assert_eq!(run_on(model(&base), "max_steps=4").unwrap().steps, 4);
+}
+
+#[test]
+fn an_adapter_is_not_trained_further_on_others_than_were_merged() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("model_name_or_path={QUICKSTART}/base");
+    let lora = [&base, "finetuning_type=lora"];
+    let path = |name: &str| folder.path().join(name);
+    for (name, rate) in [("first", "learning_rate=1e-3"), ("second", "learning_rate=1e-2")] {
+        train(&path(name), &[&lora[..], &[rate, "max_steps=1"]].concat(), &mut Silent);
+    }
+    let run_on = |merged: &str, steps| {
+        let merged = format!("adapter_name_or_path={}", path(merged).display());
+        let keys = [&lora[..], &["create_new_adapter=true", &merged, steps]].concat();
+        run(job(&path("out"), &keys), &mut Silent)
+    };
+    run_on("first", "max_steps=2").unwrap();
+    let error = run_on("second", "max_steps=4").unwrap_err().to_string();
+    assert!(error.contains("it was trained on another model"), "{error}");
+    assert_eq!(run_on("first", "max_steps=4").unwrap().steps, 4);
+}
+
+#[test]
+fn the_best_checkpoint_is_found_where_the_run_was_and_one_that_is_gone_costs_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = format!("model_name_or_path={QUICKSTART}/base");
+    let keys = [
+        &base,
+        "finetuning_type=lora",
+        "save_steps=2",
+        "eval_strategy=steps",
+        "eval_steps=2",
+        "eval_dataset=quickstart_heldout",
+        "load_best_model_at_end=true",
+    ];
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    train(&first, &[&keys[..], &["max_steps=4"]].concat(), &mut Silent);
+    let from = format!("resume_from_checkpoint={}", first.join("checkpoint-4").display());
+    // Every further step makes it worse.
+    let worse = [&keys[..], &["max_steps=6", "learning_rate=1", &from]].concat();
+    let found = train(&second, &worse, &mut Silent);
+    let digest_of_best = train(&first, &[&keys[..], &["max_steps=4"]].concat(), &mut Silent).digest;
+    assert_eq!((found.steps, found.digest), (6, digest_of_best.clone()));
+    // `checkpoint-4` is there to go on from alone.
+    let aside = folder.path().join("aside");
+    std::fs::rename(first.join("checkpoint-4"), &aside).unwrap();
+    let from = format!("resume_from_checkpoint={}", aside.display());
+    let worse = [&keys[..], &["max_steps=6", "learning_rate=1", &from]].concat();
+    let found = train(&folder.path().join("third"), &worse, &mut Silent);
+    assert_eq!(found.steps, 6);
+    assert_ne!(found.digest, digest_of_best);
+    let log = std::fs::read_to_string(folder.path().join("third/trainer_log.jsonl")).unwrap();
+    assert!(log.contains("the checkpoint of step 4, the best one, is not there any more"), "{log}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::place::{Place, QUICKSTART, digest, log, text};
@@ -40,6 +40,25 @@ fn ctrl_c_and_sigterm_end_after_the_step_in_hand_with_a_checkpoint_and_status_13
         assert_eq!(digest(&again), digest(&whole), "{name}");
         assert_eq!(log(&place.path(&output)), log(&place.path("whole")), "{name}");
     }
+}
+
+#[test]
+fn a_closed_terminal_ends_a_run_but_not_one_under_nohup() {
+    let place = Place::new("max_steps: 30\nsave_strategy: 'no'\n");
+    let mut child = place.start("ended", &[]);
+    wait_for_lines(&place, "ended", 2);
+    signal(&child, "-HUP");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let sft = place.train("goes_on", &[]);
+    let mut nohup = Command::new("nohup");
+    nohup.arg(sft.get_program()).args(sft.get_args()).current_dir(place.path("."));
+    nohup.envs(sft.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let silent = [Stdio::null(), Stdio::null(), Stdio::null()];
+    let [input, output, errors] = silent;
+    let mut child = nohup.stdin(input).stdout(output).stderr(errors).spawn().unwrap();
+    wait_for_lines(&place, "goes_on", 2);
+    signal(&child, "-HUP");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

@@ -6,7 +6,7 @@ macro_rules! export_keys {
         export_dir: PathBuf { required: [Export], read_by: "export" }
         /// Largest file of weights in GB (10⁹ bytes).
         export_size: u64 { default: 5, range: Range::at_least(1.0), read_by: "export" }
-        /// The device that merges.
+        /// The device that merges: the CPU, or with `auto` the one that `device` says.
         export_device: ExportDevice { read_by: "export" }
     } } };
 }

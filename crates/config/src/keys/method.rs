@@ -107,8 +107,6 @@ macro_rules! method_keys {
         use_adam_mini: bool { read_by: "train::optim" }
         /// Muon in the place of `optim` for matrices, and AdamW for the rest.
         use_muon: bool { read_by: "train::optim" }
-        /// Count how often the most likely token is the right one during evaluation.
-        compute_accuracy: bool { read_by: "train::eval" }
         /// Weigh each token's loss by its probability (DFT), instead of plain cross-entropy.
         use_dft_loss: bool { read_by: "kernels::objective" }
         /// Weigh each token's loss by how undecided the model is about it (EAFT).
@@ -130,6 +128,7 @@ macro_rules! method_keys {
 }
 
 pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
+    (&["compute_accuracy"], "the accuracy of an evaluation is always counted"),
     (
         &["include_effective_tokens_per_second"],
         "tokens per second, in total and supervised, are always reported",

@@ -49,7 +49,7 @@ macro_rules! model_keys {
         double_quantization: bool { default: true, read_by: "kernels::quantized" }
         /// Begin with random weights of the model's shape instead of its own.
         train_from_scratch: bool { read_by: "model::loading" }
-        /// Number format of the weights in chat and export.
+        /// Number format of the weights in chat and export; `auto` is that of the model, and float32 for float16.
         infer_dtype: InferDtype { read_by: "infer, export" }
     } } };
 }

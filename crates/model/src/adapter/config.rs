@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use regex::Regex;
+use fancy_regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::oft;
@@ -197,7 +197,7 @@ impl AdapterConfig {
         let ends = |names: &[String]| names.iter().any(|name| has_ending(path, name));
         let excluded = match &self.excluded {
             Some(Selection::Names(names)) => ends(names),
-            Some(Selection::Pattern(pattern)) => pattern.is_match(path),
+            Some(Selection::Pattern(pattern)) => matches(pattern, path),
             Some(Selection::AllLinear) | None => false,
         };
         if excluded || self.modules_to_save.iter().any(|module| has_part(path, module)) {
@@ -205,7 +205,7 @@ impl AdapterConfig {
         }
         match &self.targets {
             Selection::AllLinear => true,
-            Selection::Pattern(pattern) => pattern.is_match(path),
+            Selection::Pattern(pattern) => matches(pattern, path),
             Selection::Names(names) => {
                 names.iter().any(|name| name == path) || ends(names) && self.in_layers(path)
             }
@@ -218,7 +218,7 @@ impl AdapterConfig {
     }
 
     fn in_layers(&self, path: &str) -> bool {
-        let number = |pattern: &Regex| pattern.captures(path)?.get(1)?.as_str().parse::<u64>().ok();
+        let number = |pattern: &Regex| pattern.captures(path).ok()??.get(1)?.as_str().parse::<u64>().ok();
         let layer = || self.layer_patterns.iter().find_map(number);
         self.layers.is_empty() || layer().is_some_and(|layer| self.layers.contains(&layer))
     }
@@ -383,6 +383,11 @@ fn selection(values: &Map<String, Value>, key: &str) -> Result<Option<Selection>
     })
 }
 
+/// Whether an expression matches; one that takes too long to tell does not, and the tensors that it is about are left over.
+fn matches(pattern: &Regex, path: &str) -> bool {
+    pattern.is_match(path).unwrap_or(false)
+}
+
 fn expression(key: &str, text: &str) -> Result<Regex, String> {
     Regex::new(text).map_err(|error| format!("`{key}` is no regular expression that is understood: {error}"))
 }
@@ -424,7 +429,7 @@ fn pattern(values: &Map<String, Value>, key: &str) -> Result<Vec<(Regex, f64)>, 
 }
 
 fn of_pattern(pattern: &[(Regex, f64)], path: &str) -> Option<f64> {
-    pattern.iter().find(|(name, _)| name.is_match(path)).map(|(_, number)| *number)
+    pattern.iter().find(|(name, _)| matches(name, path)).map(|(_, number)| *number)
 }
 
 /// The version of PEFT that reads adapters of experts as they are written here.

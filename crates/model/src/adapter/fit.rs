@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sft_kernels::{DType, Device, Tensor};
 
+use super::config::MERGE;
 use super::experts::ExpertTensors;
 use super::{PREFIX, PeftAdapter, is_saved, path_of};
 use crate::ModelError;
@@ -14,6 +15,9 @@ use crate::oft::{self, Oft};
 use crate::parameter::Stored;
 use crate::spec::DecoderSpec;
 use crate::weights::first_non_finite;
+
+/// Why what an adapter has for them has no place.
+const OF_HEAD: &str = "adapters on the head and the embedding are not supported";
 
 /// The tensors of one layer, f32.
 #[derive(Debug)]
@@ -110,7 +114,10 @@ impl Fit {
             let base = adapter.config.base_model.as_deref().filter(|name| !name.is_empty());
             let base =
                 base.map(|base| format!(" (its adapter_config.json names `{base}`)")).unwrap_or_default();
-            let help = format!("was it trained on another base model{base}? check model_name_or_path");
+            let help = match fitting.problems.iter().all(|problem| problem.ends_with(OF_HEAD)) {
+                true => MERGE.to_owned(),
+                false => format!("was it trained on another base model{base}? check model_name_or_path"),
+            };
             return Err(ModelError::AdapterTensors { folder, problems: fitting.problems, help });
         }
         let named = layers.iter().flat_map(|(path, layer)| {
@@ -246,7 +253,7 @@ impl Fitting<'_> {
             let shape = tensors.shape(name).unwrap_or_default();
             let outside = self.outside.iter().any(|module| is_of(module, name));
             let reason = if outside {
-                "adapters on the head and the embedding are not supported"
+                OF_HEAD
             } else if name.contains(".lora_magnitude_vector") {
                 "magnitudes of DoRA, and adapter_config.json has no `use_dora: true`"
             } else if is_of("", name) {

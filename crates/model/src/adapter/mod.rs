@@ -127,6 +127,11 @@ impl PeftAdapter {
         &self.folder
     }
 
+    /// Tells other tensors from these ([`WeightFiles::fingerprint`]).
+    pub fn fingerprint(&self) -> String {
+        self.tensors.fingerprint()
+    }
+
     /// Rows of the embedding, or of the head, that the adapter stores whole.
     pub fn rows_of_vocabulary(&self, spec: &DecoderSpec) -> Option<usize> {
         let names = [spec.names.embedding(), spec.names.head()];
@@ -212,7 +217,8 @@ impl PeftAdapter {
         if decoder.a_quantized_weight().is_some() {
             return Err(self.error(
                 "the model is quantised, and an adapter is not merged into codes",
-                "merge it without `quantization_bit` (`sft export`), then quantise the result",
+                "merge it into the model in 16 bits (`sft export` without `quantization_bit`); of a model whose files are \
+                 quantised, `sft export` without an adapter writes such a one, but of bitsandbytes' files",
             ));
         }
         let Fit { mut layers, mut experts, saved } = Fit::of(self, dev, decoder)?;

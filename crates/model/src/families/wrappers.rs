@@ -112,6 +112,20 @@ const BY_CLASS: &[(&str, &str)] = &[("MiniCPM3ForCausalLM", "minicpm3")];
 const OF_OTHER_PARTS: &[&str] =
     &["architectures", "auto_map", "vision_config", "audio_config", "quantization_config"];
 
+/// The classes of text parts in transformers, by which other programs know an exported one; some have none there.
+const CLASSES: &[(&str, &str)] = &[
+    ("gemma3_text", "Gemma3ForCausalLM"),
+    ("gemma4_text", "Gemma4ForCausalLM"),
+    ("glm4", "Glm4ForCausalLM"),
+    ("llama", "LlamaForCausalLM"),
+    ("llama4_text", "Llama4ForCausalLM"),
+    ("ministral3", "Ministral3ForCausalLM"),
+    ("mistral", "MistralForCausalLM"),
+    ("qwen2", "Qwen2ForCausalLM"),
+    ("qwen3", "Qwen3ForCausalLM"),
+    ("qwen3_5_text", "Qwen3_5ForCausalLM"),
+];
+
 /// What a `config.json` says of the text part.
 pub(super) struct TextPart {
     pub config: HfConfig,
@@ -171,6 +185,9 @@ pub(super) fn text_part(config: HfConfig) -> Result<TextPart, ModelError> {
         }
     };
     let family = family(&config, &name)?;
+    if let Some((_, class)) = CLASSES.iter().find(|(model_type, _)| *model_type == name) {
+        values.insert("architectures".into(), json!([class]));
+    }
     values.insert("model_type".into(), name.into());
     Ok(TextPart { config: config.with_values(values), family, moved: wrapper.moved })
 }
@@ -179,7 +196,9 @@ pub(super) fn text_part(config: HfConfig) -> Result<TextPart, ModelError> {
 fn complete(values: &mut Map<String, Value>, outer: &Map<String, Value>, defaults: Value) {
     OF_OTHER_PARTS.iter().for_each(|key| drop(values.remove(*key)));
     for key in ["tie_word_embeddings", "dtype", "torch_dtype"] {
-        if let (false, Some(value)) = (values.contains_key(key), outer.get(key)) {
+        // Whether the head is the embedding, transformers asks the whole model.
+        let is_said = values.contains_key(key) && key != "tie_word_embeddings";
+        if let (false, Some(value)) = (is_said, outer.get(key)) {
             values.insert(key.to_owned(), value.clone());
         }
     }

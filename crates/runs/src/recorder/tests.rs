@@ -175,6 +175,23 @@ fn the_best_evaluation_is_remembered_with_its_checkpoint() {
 }
 
 #[test]
+fn another_metric_begins_anew_over_a_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    {
+        let run = open_run(folder.path());
+        let mut recorder = Recorder::open(&run, options()).unwrap();
+        train(&run, &mut recorder, 1..=4); // evaluates to 2.0
+    }
+    let run = open_run(folder.path());
+    let best_metric = Some(BestMetric { name: "eval_accuracy".into(), greater_is_better: true });
+    let mut recorder = Recorder::open(&run, RecorderOptions { best_metric, ..options() }).unwrap();
+    assert_eq!((recorder.best_checkpoint_step(), recorder.evals_since_best()), (None, 0));
+    // No accuracy is above a loss of 2.
+    let record = EvalRecord { accuracy: Some(0.5), ..eval(6, 1.0) };
+    assert!(recorder.record_eval(&record).unwrap().is_best);
+}
+
+#[test]
 fn patience_is_counted_over_a_resume() {
     let folder = tempfile::tempdir().unwrap();
     {

@@ -211,7 +211,7 @@ impl Optimizer for BAdam {
         }
     }
 
-    fn choose(&self, parameters: &mut [&mut Parameter]) {
+    fn choose(&mut self, parameters: &mut [&mut Parameter]) {
         let block = self.block_of(self.updates + 1);
         // What rests gives its memory back before others take some.
         for rests in [true, false] {
@@ -245,6 +245,8 @@ pub struct BAdamShares {
     outlines: Vec<Outline>,
     moments: Moments,
     updates: u64,
+    /// What the next update updates of each weight, and the number of its choice.
+    chosen: (Option<u64>, Vec<Share>),
 }
 
 impl BAdamRatio {
@@ -261,28 +263,30 @@ impl BAdamRatio {
 
     /// Bytes of the gradients and weights of a share, and of the numbers of scattered elements.
     pub(super) fn workspace_bytes(&self, weights: &[Outline]) -> usize {
-        let shares = weights.iter().map(|weight| self.share(weight));
+        let shares = || weights.iter().map(|weight| self.share(weight));
         let scattered = match self.mask {
             MaskMode::Adjacent => 0,
+            // Those of all weights, and the order of all elements of one that they are taken of.
             MaskMode::Scatter => {
-                weights.iter().map(Outline::elements).max().unwrap_or(0) * size_of::<usize>()
+                shares().sum::<usize>() * size_of::<u32>()
+                    + weights.iter().map(Outline::elements).max().unwrap_or(0) * size_of::<usize>()
             }
         };
-        2 * shares.max().unwrap_or(0) * size_of::<f32>() + scattered
+        2 * shares().max().unwrap_or(0) * size_of::<f32>() + scattered
     }
 }
 
 /// Elements of a weight.
 enum Share {
     Ranges([Range<usize>; 2]),
-    Scattered(Vec<usize>),
+    Scattered(Vec<u32>),
 }
 
 impl Share {
     fn gather(&self, from: &[f32]) -> Vec<f32> {
         match self {
             Share::Ranges(ranges) => ranges.iter().flat_map(|range| &from[range.clone()]).copied().collect(),
-            Share::Scattered(at) => at.iter().map(|i| from[*i]).collect(),
+            Share::Scattered(at) => at.iter().map(|i| from[*i as usize]).collect(),
         }
     }
 
@@ -292,7 +296,7 @@ impl Share {
                 to[first.clone()].copy_from_slice(&from[..first.len()]);
                 to[second.clone()].copy_from_slice(&from[first.len()..]);
             }
-            Share::Scattered(at) => at.iter().zip(from).for_each(|(i, x)| to[*i] = *x),
+            Share::Scattered(at) => at.iter().zip(from).for_each(|(i, x)| to[*i as usize] = *x),
         }
     }
 }
@@ -302,7 +306,8 @@ impl BAdamShares {
     pub fn new(options: BAdamRatio, parameters: &[&mut Parameter]) -> Self {
         let outlines: Vec<Outline> = parameters.iter().map(|p| p.outline()).collect();
         let shares: Vec<usize> = outlines.iter().map(|weight| options.share(weight)).collect();
-        let mut new = Self { options, shares, outlines, moments: Moments::default(), updates: 0 };
+        let moments = Moments::default();
+        let mut new = Self { options, shares, outlines, moments, updates: 0, chosen: Default::default() };
         new.moments = new.zeros();
         new
     }
@@ -312,10 +317,9 @@ impl BAdamShares {
         Moments::new(1, weights.map(|(i, (share, weight))| (i, *share, weight.name.clone())))
     }
 
-    /// What is updated of a weight by the update number `update`, from 1.
-    fn share(&self, weight: usize, update: u64) -> Share {
+    /// What is updated of a weight after `switches` choices.
+    fn share(&self, weight: usize, switches: u64) -> Share {
         let (elements, share) = (self.outlines[weight].elements(), self.shares[weight]);
-        let switches = (update - 1) / RATIO_SWITCHES_AFTER;
         let start = ((switches as u128 * share as u128) % elements.max(1) as u128) as usize;
         let end = start + share;
         let ranges = [start..end.min(elements), 0..end.saturating_sub(elements)];
@@ -326,7 +330,8 @@ impl BAdamShares {
                 let name = random::name_part(&self.outlines[weight].name);
                 let seed = random::key(self.options.seed, &[name]) % 1000;
                 let order = shuffle::permutation(elements, seed, 0);
-                Share::Scattered(ranges.into_iter().flat_map(|range| order[range].to_vec()).collect())
+                let numbers = ranges.into_iter().flat_map(|range| &order[range]);
+                Share::Scattered(numbers.map(|i| *i as u32).collect())
             }
         }
     }
@@ -352,12 +357,20 @@ impl Optimizer for BAdamShares {
         let step = Step { updates: local, grad_scale };
         let rate = adam_rate(self.options.adam, local) * learning_rate;
         for (i, parameter) in parameters.iter_mut().enumerate() {
-            let share = self.share(i, self.updates);
+            let share = &self.chosen.1[i];
             let Some((p, g)) = host::weight_and_gradient(parameter) else { continue };
             let (mut of_p, of_g) = (share.gather(p), share.gather(g));
             let (_, [(_, m), (_, v)]) = &mut self.moments.of[i];
             plain_adam(dev, self.options.adam, (step, rate, 1.0), (&mut of_p, &of_g), &mut [m, v]);
             share.scatter(&of_p, p);
+        }
+    }
+
+    fn choose(&mut self, _parameters: &mut [&mut Parameter]) {
+        let switches = self.updates / RATIO_SWITCHES_AFTER;
+        if self.chosen.0 != Some(switches) {
+            let shares = (0..self.outlines.len()).map(|weight| self.share(weight, switches)).collect();
+            self.chosen = (Some(switches), shares);
         }
     }
 
@@ -373,7 +386,7 @@ impl Optimizer for BAdamShares {
     fn sum_of_squares(&self, dev: &Device, parameters: &[&mut Parameter]) -> f64 {
         let of = |(i, parameter): (usize, &&mut Parameter)| {
             let gradient = parameter.gradient().map(View::as_slice::<f32>)?;
-            Some(host::sum_of_squares(dev, &self.share(i, self.updates + 1).gather(gradient)))
+            Some(host::sum_of_squares(dev, &self.chosen.1[i].gather(gradient)))
         };
         parameters.iter().enumerate().filter_map(of).sum()
     }

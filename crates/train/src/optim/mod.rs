@@ -59,7 +59,7 @@ pub trait Optimizer: Send {
     );
 
     /// Lets the weights rest that the next update leaves alone ([`Parameter::set_rest`]), and wakes the others.
-    fn choose(&self, _parameters: &mut [&mut Parameter]) {}
+    fn choose(&mut self, _parameters: &mut [&mut Parameter]) {}
 
     /// The same optimizer, if it takes its steps part by part.
     fn by_parts(&mut self) -> Option<&mut dyn ByParts> {

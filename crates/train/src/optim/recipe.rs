@@ -39,6 +39,25 @@ pub enum Rule {
     BAdamRatio(BAdamRatio),
 }
 
+impl Rule {
+    /// What it is called.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Rule::AdamW(..) => "AdamW",
+            Rule::Sgd(_) => "SGD",
+            Rule::Adafactor => "Adafactor",
+            Rule::Lion(..) => "Lion",
+            Rule::AdEMAMix(..) => "AdEMAMix",
+            Rule::ScheduleFree(_) => "schedule-free AdamW",
+            Rule::AdamMini(_) => "Adam-mini",
+            Rule::Muon(_) => "Muon",
+            Rule::GaLore(_) => "GaLore",
+            Rule::Apollo(_) => "APOLLO",
+            Rule::BAdamLayers(_) | Rule::BAdamRatio(_) => "BAdam",
+        }
+    }
+}
+
 impl Recipe {
     /// The optimizer, made for these parameters.
     pub fn make(&self, parameters: &mut [&mut Parameter]) -> Box<dyn Optimizer> {
