@@ -156,11 +156,14 @@ impl<O: Observer> Kept<O> {
         if !self.began {
             return;
         }
-        self.take_digests();
+        let interrupted = outcome.as_ref().is_ok_and(|outcome| outcome.interrupted_at.is_some());
+        // Who interrupts a run does not wait for large files to be read through; the resume does it.
+        if !interrupted || self.digests.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.take_digests();
+        }
         let mut end = End { at: run_record::now(), ..End::default() };
         match outcome {
             Ok(outcome) => {
-                let interrupted = outcome.interrupted_at.is_some();
                 end.status = if interrupted { Status::Interrupted } else { Status::Done };
                 (end.steps, end.digest) = (outcome.steps, outcome.digest.clone());
                 end.results = outcome.results.clone();

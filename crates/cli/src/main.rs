@@ -82,6 +82,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
+    signals::limits_are_errors();
     let done = OutOfMemory::caught(|| match command {
         Command::Train(args) => train::run(args),
         Command::Chat(args) => chat::run(args),

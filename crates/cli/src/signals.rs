@@ -1,4 +1,4 @@
-//! Signals that ask a command to end: Ctrl-C, SIGTERM, and SIGHUP of a terminal that is closed.
+//! Signals: those that ask a command to end (Ctrl-C, SIGTERM, SIGHUP of a terminal that is closed), and that of a limit.
 
 /// Calls `f` at each of them, on a thread of its own. Those that whoever started the program wants it to ignore stay
 /// ignored: SIGHUP under `nohup`, Ctrl-C behind `&` in a script.
@@ -22,6 +22,13 @@ pub fn on_end(f: impl Fn() + Send + 'static) -> std::io::Result<()> {
 #[cfg(not(unix))]
 pub fn on_end(f: impl Fn() + Send + 'static) -> anyhow::Result<()> {
     Ok(ctrlc::set_handler(f)?)
+}
+
+/// Lets a file that grows beyond a limit (`ulimit -f`) be an error of whoever writes it, not the end of the program.
+pub fn limits_are_errors() {
+    #[cfg(unix)]
+    // Without a handler a limit ends the program, which is then all that is lost.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Default::default());
 }
 
 /// The signals that are ignored, a bit each from 1 on: `SigIgn` of `/proc/self/status`; none where there is no such file.

@@ -40,6 +40,9 @@ impl RunConfig {
         // What the frozen weights are, and which rows come when.
         keys.extend(["pissa_init", "pissa_iter", "quantization_type", "double_quantization"]);
         keys.extend(["rope_scaling", "create_new_adapter", "data_seed", "disable_shuffling"]);
+        if self.rope_scaling.is_some() {
+            keys.push("cutoff_len");
+        }
         keys.into_iter().filter_map(|key| Some((key.to_owned(), self.get(key)?))).collect()
     }
 
