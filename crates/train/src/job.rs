@@ -12,6 +12,7 @@ use sft_data::labels::Example;
 use sft_data::loader::{Loader, LoaderOptions};
 use sft_data::pipeline::EncodeReport;
 use sft_data::rows::RowProblem;
+use sft_data::template::saved::Told;
 use sft_kernels::matmul::PackedWeight;
 use sft_kernels::{DType, DeviceError, cuda, give_back_freed};
 use sft_model::loading;
@@ -49,6 +50,8 @@ pub struct Job {
     pub problems: Vec<RowProblem>,
     /// Where tokenised rows were read from, or why those that were kept are not used.
     pub rows_note: Option<String>,
+    /// What the folders of the run are told of template and tokens.
+    pub told: Option<Told>,
     /// What became of the training rows; of a stream, so far.
     pub encoded: EncodeReport,
     /// What became of the evaluation rows.
@@ -113,7 +116,7 @@ impl Job {
         let method = setup::method(&config, &spec)?;
         let precision =
             Precision { compute: setup::compute_dtype(&config), quantization: setup::quantization(&config)? };
-        let Rows { tokenised, note } = Rows::prepare(&config)?;
+        let Rows { tokenised, note, told } = Rows::prepare(&config)?;
         give_back_freed();
         let Tokenised { train: examples, eval: eval_sets, eval_rows, .. } = tokenised;
         let Tokenised { mut reports, mut problems, mut encoded, eval_encoded, .. } = tokenised;
@@ -215,6 +218,7 @@ impl Job {
             datasets: reports,
             problems,
             rows_note: note,
+            told,
             encoded,
             eval_encoded: (!eval.is_empty()).then_some(eval_encoded),
             train,

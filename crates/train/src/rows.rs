@@ -11,6 +11,7 @@ use sft_data::encoder::Encoder;
 use sft_data::labels::Example;
 use sft_data::pipeline::EncodeReport;
 use sft_data::template::clock::Clock;
+use sft_data::template::saved::Told;
 
 use crate::{TrainError, setup};
 
@@ -24,6 +25,8 @@ pub struct Rows {
     pub tokenised: Tokenised,
     /// How they were come by, in words.
     pub note: Option<String>,
+    /// What the folders of the run are told of template and tokens: made while the tokenizer is there.
+    pub told: Option<Told>,
 }
 
 impl Rows {
@@ -33,13 +36,13 @@ impl Rows {
     /// Whatever is wrong with the data, tokenizer or template; rows that break a rule; nothing to train on.
     pub fn prepare(config: &RunConfig) -> Result<Self, TrainError> {
         if config.streaming {
-            return Ok(Self { tokenised: make(config)?, note: None });
+            return make(config, None);
         }
         let place = match &config.tokenized_path {
             Some(folder) => Some(Place::Named(folder.clone())),
             None => Place::of_user(),
         };
-        let Some(place) = place else { return Ok(Self { tokenised: make(config)?, note: None }) };
+        let Some(place) = place else { return make(config, None) };
         let started = Instant::now();
         let key = setup::cache_key(config)?;
         let mut note = None;
@@ -51,27 +54,27 @@ impl Rows {
                         "rows tokenised earlier were read in {seconds:.2} s: {}",
                         place.file(&key).display()
                     );
-                    return Ok(Self { tokenised: *rows, note: Some(note) });
+                    return Ok(Self { tokenised: *rows, note: Some(note), told: setup::told(config)? });
                 }
                 Found::Nothing => {}
                 Found::Unusable(reason) => note = Some(format!("rows are tokenised anew: {reason}")),
             }
         }
         let (started, day) = (Instant::now(), Clock::today());
-        let tokenised = make(config)?;
+        let mut rows = make(config, note)?;
         let is_named = matches!(place, Place::Named(_));
         if is_named || started.elapsed().as_secs_f64() > WORTH_KEEPING_S {
-            match place.keep(&key, &tokenised, &day) {
+            match place.keep(&key, &rows.tokenised, &day) {
                 Err(error) if is_named => return Err(error.into()),
-                Err(error) => note = Some(format!("tokenised rows are not kept: {error}")),
+                Err(error) => rows.note = Some(format!("tokenised rows are not kept: {error}")),
                 Ok(()) => {}
             }
         }
-        Ok(Self { tokenised, note })
+        Ok(rows)
     }
 }
 
-fn make(config: &RunConfig) -> Result<Tokenised, TrainError> {
+fn make(config: &RunConfig, note: Option<String>) -> Result<Rows, TrainError> {
     let encoder = setup::encoder(config)?;
     let options = setup::dataset_options(config);
     let data = dataset::load(&options)?;
@@ -86,7 +89,9 @@ fn make(config: &RunConfig) -> Result<Tokenised, TrainError> {
     options.problem_limit.check(&encoded.refused, encoded.rows as u64, "refused by the template")?;
     let (eval, eval_encoded) = encode_eval(&encoder, &data)?;
     let LoadedData { eval: eval_rows, reports, problems, .. } = data;
-    Ok(Tokenised { train, eval, eval_rows, reports, problems, encoded, eval_encoded })
+    let told = setup::told_by(config, &encoder)?;
+    let tokenised = Tokenised { train, eval, eval_rows, reports, problems, encoded, eval_encoded };
+    Ok(Rows { tokenised, note, told })
 }
 
 /// The examples of the evaluation rows, of each data set by itself or of all, and what became of all rows.

@@ -7,8 +7,7 @@ use serde_json::json;
 use sft_config::{IntervalStrategy, OnNonFinite, Reporter, Resume, RunConfig};
 use sft_data::batches::Batches;
 use sft_data::loader::StepBatch;
-use sft_data::template::saved::Told;
-use sft_kernels::{DType, Device, OutOfMemory, give_back_freed};
+use sft_kernels::{DType, Device, OutOfMemory};
 use sft_model::method::{AdapterOptions, Method};
 use sft_model::weights::WeightFiles;
 use sft_model::{Decoder, ModelError, adapter, saving};
@@ -90,8 +89,6 @@ struct Running<'a> {
     changed: Option<String>,
     /// Fingerprint of the model, where frozen weights of it stay as they are.
     base: Option<String>,
-    /// What the folders of the run are told of template and tokens.
-    told: Option<Told>,
     /// Checkpoint of the current step, if it is written already.
     saved_at: Option<PathBuf>,
     /// The evaluation after the current step, if it is made already.
@@ -102,9 +99,6 @@ impl<'a> Running<'a> {
     fn begin(dev: &'a Device, job: Job, folder: &'a RunFolder) -> Result<Self, TrainError> {
         let trainer = Trainer::new(dev, &job)?;
         let recorder = Recorder::open(folder, recorder_options(&job))?;
-        let told = setup::told(&job.config)?;
-        // The tokenizer that was read for it.
-        give_back_freed();
         let data_files = DataFiles::new(job.datasets.iter().flat_map(|set| &set.files));
         let rows = match &job.train {
             Batches::Kept(loader) if job.config.do_train => Some(digest_of_rows(loader.examples())),
@@ -116,7 +110,6 @@ impl<'a> Running<'a> {
             trainer,
             recorder,
             step: 0,
-            told,
             saved_at: None,
             evaluated: None,
             job,
@@ -474,7 +467,7 @@ impl<'a> Running<'a> {
             dtype,
         )
         .map_err(on_disk)?;
-        let Some(told) = &self.told else { return Ok(()) };
+        let Some(told) = &self.job.told else { return Ok(()) };
         saving::copy_model_files(told.tokenizer_folder(), to).map_err(on_disk)?;
         for (name, text) in told.files(to)? {
             atomic::write(&to.join(name), text.as_bytes())?;

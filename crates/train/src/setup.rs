@@ -242,12 +242,24 @@ fn policy(config: &RunConfig) -> Policy {
 /// # Errors
 /// As [`encoder`].
 pub fn told(config: &RunConfig) -> Result<Option<Told>, DataError> {
-    let is_named = config.stage == Stage::Sft && config.template != "auto";
-    let is_elsewhere = tokenizer_folder(config)? != config.model_folder();
-    match is_named || is_elsewhere || vocabulary::new_tokens(config) != NewTokens::default() {
+    match is_told(config)? {
         true => encoder(config).map(|encoder| Some(Told::of(&encoder))),
         false => Ok(None),
     }
+}
+
+/// The same by an encoder that is there.
+///
+/// # Errors
+/// As above.
+pub fn told_by(config: &RunConfig, encoder: &Encoder) -> Result<Option<Told>, DataError> {
+    Ok(is_told(config)?.then(|| Told::of(encoder)))
+}
+
+fn is_told(config: &RunConfig) -> Result<bool, DataError> {
+    let is_named = config.stage == Stage::Sft && config.template != "auto";
+    let is_elsewhere = tokenizer_folder(config)? != config.model_folder();
+    Ok(is_named || is_elsewhere || vocabulary::new_tokens(config) != NewTokens::default())
 }
 
 /// The decoder that the model folder describes, with rows for new tokens, `rope_scaling` for rows longer than it was
