@@ -194,8 +194,8 @@ impl Decoder {
         self.train_pass(dev, batch, (scale, dropout), work, None, Some(update))
     }
 
-    /// [`Decoder::loss_and_gradients`] once more, every output looked at: the first value that is not finite. Adds to
-    /// sums and gradients as that does.
+    /// [`Decoder::loss_and_gradients`] once more, or [`Decoder::loss_and_updates`] without an update if `by_parts`, every
+    /// output looked at: the first value that is not finite. Adds to sums and gradients as those do.
     ///
     /// # Errors
     /// A token id outside of the vocabulary.
@@ -206,9 +206,12 @@ impl Decoder {
         scale: f32,
         dropout: Option<u64>,
         work: &mut Workspace,
+        by_parts: bool,
     ) -> Result<Option<NonFinite>, ModelError> {
         let watch = Watch::default();
-        self.train_pass(dev, batch, (scale, dropout), work, Some(&watch), None)?;
+        let mut nothing = |_: &mut [&mut Parameter]| ();
+        let update: Option<&mut Update<'_>> = if by_parts { Some(&mut nothing) } else { None };
+        self.train_pass(dev, batch, (scale, dropout), work, Some(&watch), update)?;
         Ok(watch.into_first())
     }
 

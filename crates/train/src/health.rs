@@ -13,7 +13,7 @@ use sft_model::weights::first_non_finite;
 
 use crate::job::Job;
 use crate::schedule::Schedule;
-use crate::step::{StepOutcome, as_batch, scale_of};
+use crate::step::{StepOutcome, as_batch, clear, scale_of};
 use crate::trainer::Trainer;
 
 /// Steps without an update in a row that end a run with `on_non_finite: skip_step` too: it learns nothing any more.
@@ -63,12 +63,13 @@ impl NonFiniteStep {
         }
         let key = random::key(job.config.seed, &[random::name_part("dropout"), step]);
         let scale = scale_of(batch);
-        trainer.clear_gradients();
+        let by_parts = trainer.optimizer.by_parts().is_some();
+        clear(dev, &mut trainer.decoder, &mut trainer.work);
         for (i, packed) in batch.micro_batches.iter().enumerate() {
             let dropout = Some(random::key(key, &[i as u64]));
             trainer.work.set_share(packed.tokens() as f32 / batch.tokens().max(1) as f32);
             let (decoder, work) = (&mut trainer.decoder, &mut trainer.work);
-            let found = decoder.first_non_finite(dev, as_batch(packed), scale, dropout, work)?;
+            let found = decoder.first_non_finite(dev, as_batch(packed), scale, dropout, work, by_parts)?;
             let Some(found) = found else { continue };
             let of = if found.is_gradient { "the gradient from " } else { "" };
             let mut rows: Vec<String> = rows(&batch.micro_batches[i..=i]);

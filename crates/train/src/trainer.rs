@@ -17,7 +17,7 @@ use crate::checkpoint::{self, TrainingState};
 use crate::job::Job;
 use crate::optim::Optimizer;
 use crate::setup;
-use crate::step::{StepOutcome, UpdateOptions, by_parts, clear, gradients, update};
+use crate::step::{StepOutcome, UpdateOptions, by_parts, gradients, update};
 
 /// Takes the steps of a job.
 pub struct Trainer<'a> {
@@ -103,14 +103,6 @@ impl<'a> Trainer<'a> {
     /// Puts those that training goes on from back.
     pub fn end_evaluation(&mut self) {
         self.optimizer.end_evaluation(self.dev, &mut self.decoder.trained_mut());
-    }
-
-    /// Forgets all gradients and sums; those that there are at a time are all there then.
-    pub(crate) fn clear_gradients(&mut self) {
-        if self.optimizer.by_parts().is_some() {
-            self.decoder.trained_mut().into_iter().for_each(|parameter| parameter.set_rest(false));
-        }
-        clear(self.dev, &mut self.decoder, &mut self.work);
     }
 
     /// Step number `step` (from 0) of `job`, on `batch`.

@@ -102,6 +102,12 @@ fn the_row_and_the_op_of_a_loss_that_is_not_finite_are_named_with_the_last_good_
     assert_eq!(*rows, row, "the one row, not all of its step");
     assert!(last_good.ends_with("checkpoint-2"), "{last_good}");
     assert!(error.to_string().contains("on_non_finite: skip_step"), "{error}");
+    // Two rows a step, and only the gradients of a block at a time.
+    let keys = ["finetuning_type=full", "use_galore=true", "galore_layerwise=true"];
+    let keys = [&keys[..], &["gradient_accumulation_steps=1", "max_steps=6", "learning_rate=1e-5"]].concat();
+    let error = refusal(job(&model, &folder.path().join("parts"), &keys));
+    let TrainError::NonFinite { step, what, place, rows, .. } = &error else { panic!("{error}") };
+    assert_eq!((*step, *what, place.as_str(), rows), (5, "loss", "embedding", &row));
 }
 
 #[test]
