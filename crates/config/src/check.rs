@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use crate::choices::{
     ComputeDtype, FinetuningType, InitSpecialTokens, IntervalStrategy, LrSchedulerType, MixStrategy, Optim,
-    Stage,
+    OverLength, Stage,
 };
 use crate::keys::RunConfig;
 use crate::problem::{ConfigError, NoEffect, Place, Problem};
@@ -38,6 +38,7 @@ pub(crate) fn check(
     checks.optimizer(config);
     checks.loss(config);
     checks.precision(config);
+    checks.lengths(config);
     checks.schedule(config);
     checks.refuse_if(
         matches!(purpose, Purpose::Chat | Purpose::Export)
@@ -372,6 +373,22 @@ impl Checks<'_> {
             &asked,
             &format!("{} each replace the loss, and there is one", named.join(" and ")),
             "keep one of them",
+        );
+    }
+
+    fn lengths(&mut self, c: &RunConfig) {
+        self.refuse_if(
+            c.stage == Stage::Pt && c.over_length != OverLength::Truncate,
+            &["over_length", "stage"],
+            "`over_length` is about conversations; texts of `stage: pt` are cut, or put into blocks with `packing`",
+            "take `over_length` out",
+        );
+        let tokens = c.per_device_train_batch_size.saturating_mul(c.gradient_accumulation_steps);
+        self.refuse_if(
+            tokens > 1 << 31,
+            &["per_device_train_batch_size", "gradient_accumulation_steps"],
+            &format!("a step of {tokens} rows is more than any data has"),
+            "choose a product of at most 2147483648",
         );
     }
 

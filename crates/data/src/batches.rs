@@ -233,6 +233,14 @@ impl StreamLoader {
                 self.advance()?;
             }
         }
+        if self.cursor != cursor {
+            return Err(DataError::Option {
+                key: "streaming",
+                reason: "the stream ends before the place where the run was: its data has changed since".into(),
+                help: "resume with the data that the run began with, or begin anew with `overwrite_output_dir: true`"
+                    .into(),
+            });
+        }
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use crate::error::DataError;
 use crate::labels::{self, Example, LabelledToken, OverLength, Policy, Reason};
 use crate::proof::{self, Proof, Rule};
 use crate::rows::RowProblem;
-use crate::template::{Part, Rendered, Template, TemplateOptions};
+use crate::template::{Part, Rendered, Segment, Template, TemplateOptions};
 use crate::tokenize::{self, Tokenizer};
 
 /// A tokenizer, a template and a supervision policy that belong together.
@@ -236,18 +236,16 @@ impl Pipeline {
         self.template.render_prompt(&self.tokenizer, messages, tools, last_turn_only, &self.stops)
     }
 
-    /// Every text that may ask for the next answer: with `enable_thinking: null` a reasoning template asks
-    /// with an empty thought or without one.
-    pub(crate) fn render_prompts(
-        &self,
-        messages: &[Message],
-        tools: Option<&Value>,
-    ) -> Result<Vec<Rendered>, String> {
-        let mut prompts = vec![self.render_prompt(messages, tools)?];
-        if let (Template::Named(named), Some(first)) = (&self.template, prompts.first()) {
-            prompts.extend(named.without_given_thought(first));
-        }
-        Ok(prompts)
+    /// The text of a conversation that an answer ends, as it is trained on.
+    ///
+    /// # Errors
+    /// What the template refuses.
+    pub(crate) fn text(&self, messages: &[Message], tools: Option<&Value>) -> Result<String, String> {
+        let last_turn_only = self.policy.mask_history;
+        let template = &self.template;
+        let rendered =
+            template.render_unmarked(&self.tokenizer, messages, tools, last_turn_only, &self.stops)?;
+        Ok(rendered.text(&self.tokenizer))
     }
 
     /// The text of a conversation that is trained on.
@@ -497,5 +495,55 @@ impl EncodeReport {
     /// Rows that did not become examples, and parts of rows that did not.
     pub fn dropped(&self) -> usize {
         self.refused.len() + self.untrained.len() + self.too_long.len()
+    }
+}
+/// The prompts of a row's answers, each rendered once: where earlier ones end, later ones have a border.
+pub(crate) struct Prompts<'a> {
+    pipeline: &'a Pipeline,
+    row: &'a Conversation,
+    /// By the place of the answer; inside, `None` where the template refuses to ask.
+    texts: Vec<Option<Option<String>>>,
+}
+
+impl<'a> Prompts<'a> {
+    pub fn new(pipeline: &'a Pipeline, row: &'a Conversation) -> Self {
+        Self { pipeline, row, texts: vec![None; row.messages.len()] }
+    }
+
+    /// Every text that may ask for the answer at `place`: with `enable_thinking: null` a reasoning template asks with an
+    /// empty thought or without one.
+    ///
+    /// # Errors
+    /// What the template refuses.
+    pub fn of(&mut self, place: usize) -> Result<Vec<Rendered>, String> {
+        let mut prompt = self.alone(place)?;
+        if let Template::Named(named) = &self.pipeline.template {
+            let without = named.without_given_thought(&prompt);
+            return Ok(std::iter::once(prompt).chain(without).collect());
+        }
+        if let [Segment::Text { text, borders, .. }] = &mut prompt.segments[..] {
+            let answers = (0..place).filter(|place| self.row.messages[*place].role == Role::Assistant);
+            let earlier: Vec<usize> = answers.collect();
+            for place in earlier {
+                let known = self.text(place);
+                borders.extend(known.filter(|known| text.starts_with(*known)).map(str::len));
+            }
+            self.texts[place] = Some(Some(text.clone()));
+        }
+        Ok(vec![prompt])
+    }
+
+    fn text(&mut self, place: usize) -> Option<&str> {
+        if self.texts[place].is_none() {
+            let prompt = self.alone(place).ok();
+            self.texts[place] = Some(prompt.map(|prompt| prompt.text(&self.pipeline.tokenizer)));
+        }
+        self.texts[place].as_ref()?.as_deref()
+    }
+
+    fn alone(&self, place: usize) -> Result<Rendered, String> {
+        let Pipeline { template, tokenizer, policy, stops, .. } = self.pipeline;
+        let (messages, tools) = (&self.row.messages[..place], self.row.tools.as_ref());
+        template.render_prompt_alone(tokenizer, messages, tools, policy.mask_history, stops)
     }
 }

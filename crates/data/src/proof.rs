@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::conversation::{Conversation, Message, Origin, Role};
 use crate::error::DataError;
 use crate::labels::{Example, IGNORE_INDEX};
-use crate::pipeline::{ExplainedToken, Pipeline};
+use crate::pipeline::{ExplainedToken, Pipeline, Prompts};
 use crate::tokenize::Which;
 
 /// How many violations are kept; all are counted.
@@ -224,8 +224,9 @@ fn check(
     }
     let mut explained: Vec<Vec<bool>> =
         examples.iter().map(|example| vec![false; example.input_ids.len()]).collect();
+    let mut prompts = Prompts::new(pipeline, row);
     for place in trained_answers(pipeline, &row.messages) {
-        let found = answer::check(pipeline, row, place, examples, &mut explained)?;
+        let found = answer::check(pipeline, (row, &mut prompts), place, examples, &mut explained)?;
         proof.answers += usize::from(found.is_trained);
         proof.answers_without_stop += usize::from(found.is_trained && !found.is_stopped);
     }

@@ -130,10 +130,27 @@ impl Client<'_> {
         if fetch.size == Some(have) {
             return Ok(());
         }
-        let answer = self.request(fetch.url, Method::Get, have)?;
-        if answer.status() != StatusCode::PARTIAL_CONTENT && have > 0 {
-            file.set_len(0).map_err(io(0))?;
-            have = 0;
+        let answer = match self.request(fetch.url, Method::Get, have) {
+            Ok(answer) => answer,
+            Err(trouble) => {
+                if fetch.size.is_none() && have > 0 {
+                    // Nobody knows whether that was all.
+                    file.set_len(0).map_err(io(0))?;
+                }
+                return Err(trouble);
+            }
+        };
+        if have > 0 {
+            let range = answer.headers().get("content-range").and_then(|range| range.to_str().ok());
+            let goes_on = range.is_none_or(|range| range.starts_with(&format!("bytes {have}-")));
+            let is_partial = answer.status() == StatusCode::PARTIAL_CONTENT;
+            if !is_partial || !goes_on {
+                file.set_len(0).map_err(io(0))?;
+                have = 0;
+            }
+            if is_partial && !goes_on {
+                return Err(Trouble::Passing("another part of the file came than was asked for".into()));
+            }
         }
         let mut body = answer.into_body().into_reader();
         let mut chunk = vec![0; 1 << 18];

@@ -58,7 +58,7 @@ pub(crate) fn open(
     let commit_is_kept = kept.as_deref() == Some(revision) && is_commit(revision);
     let repo = |commit: String, closed: Closed| {
         let snapshot = home.join("snapshots").join(&commit);
-        let names = names_in(&snapshot);
+        let names = listed(&home, &commit).unwrap_or_else(|| names_in(&snapshot));
         Repo {
             endpoint: options.hf_endpoint.clone(),
             token: options.hf_token.clone(),
@@ -107,10 +107,22 @@ pub(crate) fn open(
         repository
             .failed("is described by the hub in a way that is not understood".to_owned(), "try again later")
     })?;
+    download::write(&list_of(&home, &repo.commit), repo.names.join("\n").as_bytes())?;
     if !is_commit(revision) {
         download::write(&home.join("refs").join(revision), repo.commit.as_bytes())?;
     }
     Ok(repo)
+}
+
+/// Where the names of all files of a commit are kept, so that a part of them is not taken for all when the hub cannot be
+/// asked. What huggingface_hub fetched has no such list.
+fn list_of(home: &Path, commit: &str) -> PathBuf {
+    home.join(".sft").join(commit)
+}
+
+fn listed(home: &Path, commit: &str) -> Option<Vec<String>> {
+    let names = fs::read_to_string(list_of(home, commit)).ok().filter(|_| is_safe(commit))?;
+    Some(names.lines().filter(|name| is_safe(name)).map(str::to_owned).collect())
 }
 
 /// The commit that was fetched last for a revision.

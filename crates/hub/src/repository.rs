@@ -70,7 +70,8 @@ impl Repository<'_> {
 
 /// The files of a repository at one revision.
 pub trait Snapshot: fmt::Debug + Send {
-    /// Their names, sorted, folders with `/`; of what is kept and cannot be asked for, the files that are there.
+    /// Their names, sorted, folders with `/`; of what cannot be asked for, those that it had, or where nobody wrote them
+    /// down, the files that are there.
     fn names(&self) -> &[String];
     /// Bytes of a file, where the hub tells them.
     fn size(&self, name: &str) -> Option<u64>;

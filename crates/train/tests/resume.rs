@@ -179,6 +179,27 @@ fn four_steps_and_five_more_of_a_stream_equal_nine() {
 }
 
 #[test]
+fn a_stream_that_ends_before_the_place_of_the_run_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = |count: usize| {
+        let slices = format!(r#"{{"some": {{"file_name": "train.json", "split": "train[:{count}]"}}}}"#);
+        std::fs::write(folder.path().join("dataset_info.json"), slices).unwrap();
+    };
+    let data = format!("{QUICKSTART}/data/train.json");
+    std::fs::copy(data, folder.path().join("train.json")).unwrap();
+    let (base, out) = (format!("model_name_or_path={QUICKSTART}/base"), folder.path().join("out"));
+    let place = format!("dataset_dir={}", folder.path().display());
+    let keys = ["dataset=some", "max_samples=null", "streaming=true", "finetuning_type=lora", "save_steps=4"];
+    let keys = [&[base.as_str(), &place], &keys[..]].concat();
+    rows(40);
+    train(&out, &keys, &mut After(4, 0));
+    // Four steps of four rows were taken.
+    rows(10);
+    let error = run(job(&out, &keys), &mut Silent).unwrap_err().to_string();
+    assert!(error.contains("the stream ends before the place where the run was"), "{error}");
+}
+
+#[test]
 fn one_thread_and_recomputation_give_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let base = format!("model_name_or_path={QUICKSTART}/base");

@@ -3,7 +3,7 @@
 use super::{Fault, Rule};
 use crate::conversation::{Conversation, Message, Role};
 use crate::labels::{Example, IGNORE_INDEX};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Prompts};
 use crate::template::Rendered;
 use crate::tokenize::{self, Which};
 
@@ -24,13 +24,13 @@ struct Asked {
 /// Checks the answer at `place`; what is trained of it is marked in `explained`.
 pub(super) fn check(
     pipeline: &Pipeline,
-    row: &Conversation,
+    (row, prompts): (&Conversation, &mut Prompts<'_>),
     place: usize,
     examples: &[Example],
     explained: &mut [Vec<bool>],
 ) -> Result<Found, Fault> {
     let name = || format!("message {}", place + 1);
-    let asked = asked(pipeline, row, place)?;
+    let asked = asked(pipeline, (row, prompts), place)?;
     let is_trained_after = |asked: &Asked, example: &Example| {
         example.input_ids.starts_with(&asked.ids)
             && example.labels.get(asked.ids.len()).is_some_and(|&label| label != IGNORE_INDEX)
@@ -81,14 +81,18 @@ pub(super) fn check(
 }
 
 /// What inference asks at this place, with what was answered; two prompts where thinking is left open.
-fn asked(pipeline: &Pipeline, row: &Conversation, place: usize) -> Result<Vec<Asked>, Fault> {
+fn asked(
+    pipeline: &Pipeline,
+    (row, prompts): (&Conversation, &mut Prompts<'_>),
+    place: usize,
+) -> Result<Vec<Asked>, Fault> {
     let refused = |reason: String| {
         (Rule::PromptIsPrefix, format!("inference cannot ask for message {}: {reason}", place + 1))
     };
     let tools = row.tools.as_ref();
     let tokenizer = pipeline.tokenizer();
-    let whole = pipeline.render(&row.messages[..=place], tools).map_err(refused)?.text(tokenizer);
-    let prompts = pipeline.render_prompts(&row.messages[..place], tools).map_err(refused)?;
+    let whole = pipeline.text(&row.messages[..=place], tools).map_err(refused)?;
+    let prompts = prompts.of(place).map_err(refused)?;
     let ids = |prompt: &Rendered| -> Result<Vec<u32>, Fault> {
         let tokens = tokenize::tokens(tokenizer, prompt).map_err(|error| refused(error.to_string()))?;
         Ok(tokens.tokens.into_iter().map(|token| token.id).collect())

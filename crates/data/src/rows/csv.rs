@@ -5,6 +5,7 @@
 //! a library so that their lines are exact and a missing quote cannot take more memory than
 //! [`MAX_ROW_BYTES`].
 
+use std::collections::HashSet;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
@@ -35,8 +36,8 @@ pub(super) fn open(path: &Path, separator: u8) -> Result<Records, DataError> {
         return Err(DataError::BrokenFile { path: path.to_owned(), line, reason, help });
     }
     rows.header = header.iter().map(|name| name.trim().to_owned()).collect();
-    let repeated = |(at, name): (usize, &String)| rows.header[..at].contains(name).then(|| name.clone());
-    if let Some(name) = rows.header.iter().enumerate().find_map(repeated) {
+    let mut seen = HashSet::new();
+    if let Some(name) = rows.header.iter().find(|name| !seen.insert(name.as_str())) {
         return Err(broken(line, format!("the header names the column `{name}` twice")));
     }
     Ok(Box::new(rows))

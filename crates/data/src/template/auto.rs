@@ -139,10 +139,44 @@ impl AutoTemplate {
         let earlier = scene.answers().filter_map(|place| scene.before(place).prompt().ok());
         let borders = earlier.filter(|prompt| text.starts_with(prompt.as_str())).map(|prompt| prompt.len());
         let borders = borders.collect();
-        let mark = Mark { turn: 0, part: Part::Prompt };
-        let spans = vec![(0..text.len(), mark)];
-        let segments = vec![Segment::Text { text, spans, borders, typed: Vec::new() }];
+        Ok(prompt_of(text, borders))
+    }
+
+    /// See [`super::Template::render_prompt_alone`].
+    pub(super) fn render_prompt_alone(
+        &self,
+        messages: &[Message],
+        tools: Option<&Value>,
+    ) -> Result<Rendered, String> {
+        Ok(prompt_of(Scene::new(self, messages, tools).prompt()?, Vec::new()))
+    }
+
+    /// See [`super::Template::render_unmarked`].
+    pub(super) fn render_unmarked(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        tools: Option<&Value>,
+    ) -> Result<Rendered, String> {
+        let scene = Scene::new(self, messages, tools);
+        let text = scene.all()?;
+        let last = scene.answers().next_back().filter(|last| last + 1 == scene.len());
+        let is_asked =
+            |last: &usize| scene.before(*last).prompt().is_ok_and(|prompt| text.starts_with(prompt.as_str()));
+        let Some(last) = last.filter(is_asked) else { return self.render(tokenizer, messages, tools) };
+        let found = self.find_answer(&scene, &text, last, 0)?;
+        let hidden = found.answer.is_empty() && !scene.is_empty(last);
+        let end = self.closing(tokenizer, 0).filter(|_| found.answer.end == found.end && !hidden);
+        let mut segments =
+            vec![Segment::Text { text, spans: Vec::new(), borders: Vec::new(), typed: Vec::new() }];
+        segments.extend(end);
         Ok(Rendered { segments, ..Rendered::default() })
+    }
+
+    /// What is put behind a last answer that the template does not end.
+    fn closing(&self, tokenizer: &Tokenizer, turn: u32) -> Option<Segment> {
+        let id = self.stop_ids.first().copied().or(tokenizer.eos_id())?;
+        Some(Segment::Token { id, mark: Mark { turn, part: Part::End } })
     }
 
     /// See [`super::Template::render`].
@@ -181,8 +215,7 @@ impl AutoTemplate {
             return Err("there is no answer to train".into());
         }
         let last = turns.len() as u32 - 1;
-        let end = self.stop_ids.first().copied().or(tokenizer.eos_id()).filter(|_| open_end);
-        let end = end.map(|id| Segment::Token { id, mark: Mark { turn: last, part: Part::End } });
+        let end = self.closing(tokenizer, last).filter(|_| open_end);
         if done < text.len() && end.is_some() {
             spans.push((done..text.len(), Mark { turn: last, part: Part::Border }));
         } else if done < text.len() {
@@ -300,6 +333,12 @@ impl TurnEnd {
         };
         self.special.iter().filter(|token| !token.is_empty()).filter_map(splits).min().unwrap_or(at)
     }
+}
+
+fn prompt_of(text: String, borders: Vec<usize>) -> Rendered {
+    let spans = vec![(0..text.len(), Mark { turn: 0, part: Part::Prompt })];
+    let segments = vec![Segment::Text { text, spans, borders, typed: Vec::new() }];
+    Rendered { segments, ..Rendered::default() }
 }
 
 /// Where an answer and its end token are.

@@ -208,6 +208,42 @@ impl Template {
         })
     }
 
+    /// [`Template::render_prompt`] without borders: what earlier prompts are is asked one by one where all are wanted.
+    ///
+    /// # Errors
+    /// As [`Template::render`].
+    pub(crate) fn render_prompt_alone(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        tools: Option<&Value>,
+        last_turn_only: bool,
+        stops: &[String],
+    ) -> Result<Rendered, String> {
+        typed::rendered(tokenizer.typed(), messages, tools, stops, |messages, tools| match self {
+            Self::Auto(auto) => auto.render_prompt_alone(messages, tools),
+            Self::Named(named) => named.render_prompt(tokenizer, messages, tools, last_turn_only),
+        })
+    }
+
+    /// The text of [`Template::render`] for a conversation that an answer ends; its parts may be unmarked.
+    ///
+    /// # Errors
+    /// As [`Template::render`].
+    pub(crate) fn render_unmarked(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        tools: Option<&Value>,
+        last_turn_only: bool,
+        stops: &[String],
+    ) -> Result<Rendered, String> {
+        typed::rendered(tokenizer.typed(), messages, tools, stops, |messages, tools| match self {
+            Self::Auto(auto) => auto.render_unmarked(tokenizer, messages, tools),
+            Self::Named(named) => named.render(tokenizer, messages, tools, last_turn_only),
+        })
+    }
+
     /// A named template as Jinja, for the folder of a model that was trained with it; `None` for the model's own, which
     /// its folder has already. `last_turn_only` as in [`Template::render`].
     pub fn written(&self, last_turn_only: bool) -> Option<String> {

@@ -194,7 +194,7 @@ impl Tokenizer {
     }
 
     /// The ids of a text that was put together of parts: no token lies across one of the bytes `cuts`
-    /// (in order), and a special token that begins inside one of the ranges `typed` is plain text.
+    /// (in order), and a special token that begins inside one of the ranges `typed` (in order, apart) is plain text.
     ///
     /// Everything else is as in [`Tokenizer::encode_with_ranges`]; a piece after a cut is no beginning of
     /// a text.
@@ -209,7 +209,8 @@ impl Tokenizer {
     ) -> Result<Vec<Token>, DataError> {
         let encoding = parts::encode(&self.inner, text, cuts, &|id, range| {
             let own = self.own_range(&Token { id, range }, text);
-            self.is_special(id) && typed.iter().any(|typed| typed.contains(&own.start))
+            let next = typed.partition_point(|typed| typed.end <= own.start);
+            self.is_special(id) && typed.get(next).is_some_and(|typed| typed.contains(&own.start))
         });
         encoding.map_err(|error| self.cannot_encode(text, &error))
     }

@@ -19,6 +19,9 @@ pub(super) fn spec(config: &HfConfig) -> DecoderSpec {
     spec.tie_word_embeddings = config.flag_or("tie_word_embeddings", true);
     // 0 in the large ones, which have no such inputs.
     let width = config.number_or("hidden_size_per_layer_input", 256.0) as usize;
+    if width > 0 && config.size_or("vocab_size_per_layer_input", spec.vocab_size) < spec.vocab_size {
+        config.problem("`vocab_size_per_layer_input` is smaller than `vocab_size`");
+    }
     spec.per_layer = (width > 0).then(|| PerLayerSpec {
         width,
         vocab_size: config.size_or("vocab_size_per_layer_input", spec.vocab_size),
