@@ -38,6 +38,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dev = setup::device(&config)?;
     // The small files first: a wrong path is told at once.
     let spec = setup::spec(&config)?;
+    if dev.cuda().is_some() {
+        setup::check_on_card(&spec)?;
+    }
     let pipeline = setup::pipeline(&config)?;
     model.fetch_weights()?;
     let decoder = read_decoder(&config, &dev, &spec)?;

@@ -178,6 +178,9 @@ impl Job {
         let trained = loading::trained(&spec, &method)?;
         let optimizer = setup::optimizer(&config, &spec, &trained, total_steps)?;
         optimizer.check(&trained, card.is_some())?;
+        if card.is_some() {
+            setup::check_on_card(&spec)?;
+        }
         let available = match card {
             Some(card) => Some(cuda::free_bytes(card).map_err(DeviceError::from)? as u64),
             None => memory::available_bytes(),

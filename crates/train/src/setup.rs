@@ -20,6 +20,7 @@ use sft_data::template::TemplateOptions;
 use sft_data::template::saved::Told;
 use sft_data::tokenize::NewTokens;
 use sft_hub::{HubError, HubKeys, HubOptions, Model};
+use sft_kernels::attention::MOST_COLUMNS_ON_GPU;
 use sft_kernels::objective::Loss;
 use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device, DeviceError, Isa, cuda};
@@ -71,6 +72,24 @@ pub fn card(config: &RunConfig) -> Option<usize> {
         sft_config::Device::Auto => cuda::best_card().ok(),
         sft_config::Device::Cpu => None,
         sft_config::Device::Cuda(card) => Some(card),
+    }
+}
+
+/// Refuses what runs on a CPU alone.
+///
+/// # Errors
+/// Heads that are too wide for a GPU.
+pub fn check_on_card(spec: &DecoderSpec) -> Result<(), ModelError> {
+    let widths = spec.layers.iter().filter_map(|layer| Some(layer.attends()?.head_dim));
+    match widths.max().filter(|width| *width > MOST_COLUMNS_ON_GPU) {
+        Some(width) => Err(ModelError::Method {
+            key: "device",
+            reason: format!(
+                "heads of this model have {width} columns, and a GPU takes {MOST_COLUMNS_ON_GPU}"
+            ),
+            help: "use `device: cpu`".into(),
+        }),
+        None => Ok(()),
     }
 }
 

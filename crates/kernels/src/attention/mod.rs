@@ -53,6 +53,9 @@ use crate::lanes::dot;
 use crate::scratch::Disjoint;
 use crate::{Device, Element, View, ViewMut, with_dtype};
 
+/// Columns of a head at most, on a GPU.
+pub const MOST_COLUMNS_ON_GPU: usize = 512;
+
 /// Rows of dout·out that one task computes.
 const DELTAS_PER_TASK: usize = 256;
 

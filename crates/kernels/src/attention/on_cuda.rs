@@ -447,7 +447,8 @@ fn parts(heads: Heads) -> usize {
 
 /// Entries of `plain.cu`: forward, dq, dk and dv.
 fn plain_names(width: usize) -> [&'static str; 3] {
-    assert!(width <= 512, "attention on a GPU: heads of {width} columns, and 512 is the limit");
+    let most = super::MOST_COLUMNS_ON_GPU;
+    assert!(width <= most, "attention on a GPU: heads of {width} columns, and {most} is the limit");
     if width <= 128 {
         ["attention_plain_forward_128", "attention_plain_dq_128", "attention_plain_dkdv_128"]
     } else {
