@@ -233,7 +233,7 @@ impl Pipeline {
         tools: Option<&Value>,
     ) -> Result<Rendered, String> {
         let last_turn_only = self.policy.mask_history;
-        self.template.render_prompt(&self.tokenizer, messages, tools, last_turn_only, &self.stops)
+        self.template.render_prompt(&self.tokenizer, (messages, true), tools, last_turn_only, &self.stops)
     }
 
     /// The text of a conversation that an answer ends, as it is trained on.
@@ -244,14 +244,14 @@ impl Pipeline {
         let last_turn_only = self.policy.mask_history;
         let template = &self.template;
         let rendered =
-            template.render_unmarked(&self.tokenizer, messages, tools, last_turn_only, &self.stops)?;
+            template.render(&self.tokenizer, (messages, false), tools, last_turn_only, &self.stops)?;
         Ok(rendered.text(&self.tokenizer))
     }
 
     /// The text of a conversation that is trained on.
     pub(crate) fn render(&self, messages: &[Message], tools: Option<&Value>) -> Result<Rendered, String> {
         let last_turn_only = self.policy.mask_history;
-        self.template.render(&self.tokenizer, messages, tools, last_turn_only, &self.stops)
+        self.template.render(&self.tokenizer, (messages, true), tools, last_turn_only, &self.stops)
     }
 
     /// The example of a conversation; where the template shows earlier answers otherwise than they are
@@ -544,6 +544,6 @@ impl<'a> Prompts<'a> {
     fn alone(&self, place: usize) -> Result<Rendered, String> {
         let Pipeline { template, tokenizer, policy, stops, .. } = self.pipeline;
         let (messages, tools) = (&self.row.messages[..place], self.row.tools.as_ref());
-        template.render_prompt_alone(tokenizer, messages, tools, policy.mask_history, stops)
+        template.render_prompt(tokenizer, (messages, false), tools, policy.mask_history, stops)
     }
 }

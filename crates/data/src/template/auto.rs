@@ -130,47 +130,40 @@ impl AutoTemplate {
     /// See [`super::Template::render_prompt`].
     pub(super) fn render_prompt(
         &self,
-        messages: &[Message],
+        (messages, has_borders): (&[Message], bool),
         tools: Option<&Value>,
     ) -> Result<Rendered, String> {
         let scene = Scene::new(self, messages, tools);
         let text = scene.prompt()?;
         // Where earlier prompts ended, answers began: no token lay across.
-        let earlier = scene.answers().filter_map(|place| scene.before(place).prompt().ok());
+        let earlier =
+            scene.answers().filter(|_| has_borders).filter_map(|place| scene.before(place).prompt().ok());
         let borders = earlier.filter(|prompt| text.starts_with(prompt.as_str())).map(|prompt| prompt.len());
         let borders = borders.collect();
-        Ok(prompt_of(text, borders))
+        let mark = Mark { turn: 0, part: Part::Prompt };
+        let spans = vec![(0..text.len(), mark)];
+        let segments = vec![Segment::Text { text, spans, borders, typed: Vec::new() }];
+        Ok(Rendered { segments, ..Rendered::default() })
     }
 
-    /// See [`super::Template::render_prompt_alone`].
-    pub(super) fn render_prompt_alone(
-        &self,
-        messages: &[Message],
-        tools: Option<&Value>,
-    ) -> Result<Rendered, String> {
-        Ok(prompt_of(Scene::new(self, messages, tools).prompt()?, Vec::new()))
-    }
-
-    /// See [`super::Template::render_unmarked`].
+    /// The text of [`AutoTemplate::render`], nothing marked, of a conversation whose last answer is asked for with its
+    /// beginning; `None` where it has to be found in another way.
     pub(super) fn render_unmarked(
         &self,
         tokenizer: &Tokenizer,
         messages: &[Message],
         tools: Option<&Value>,
-    ) -> Result<Rendered, String> {
+    ) -> Option<Rendered> {
         let scene = Scene::new(self, messages, tools);
-        let text = scene.all()?;
-        let last = scene.answers().next_back().filter(|last| last + 1 == scene.len());
-        let is_asked =
-            |last: &usize| scene.before(*last).prompt().is_ok_and(|prompt| text.starts_with(prompt.as_str()));
-        let Some(last) = last.filter(is_asked) else { return self.render(tokenizer, messages, tools) };
-        let found = self.find_answer(&scene, &text, last, 0)?;
+        let text = scene.all().ok()?;
+        let last = scene.answers().next_back().filter(|last| last + 1 == scene.len())?;
+        scene.before(last).prompt().ok().filter(|prompt| text.starts_with(prompt.as_str()))?;
+        let found = self.find_answer(&scene, &text, last, 0).ok()?;
         let hidden = found.answer.is_empty() && !scene.is_empty(last);
         let end = self.closing(tokenizer, 0).filter(|_| found.answer.end == found.end && !hidden);
-        let mut segments =
-            vec![Segment::Text { text, spans: Vec::new(), borders: Vec::new(), typed: Vec::new() }];
-        segments.extend(end);
-        Ok(Rendered { segments, ..Rendered::default() })
+        let text = Segment::Text { text, spans: Vec::new(), borders: Vec::new(), typed: Vec::new() };
+        let segments = std::iter::once(text).chain(end).collect();
+        Some(Rendered { segments, ..Rendered::default() })
     }
 
     /// What is put behind a last answer that the template does not end.
@@ -333,12 +326,6 @@ impl TurnEnd {
         };
         self.special.iter().filter(|token| !token.is_empty()).filter_map(splits).min().unwrap_or(at)
     }
-}
-
-fn prompt_of(text: String, borders: Vec<usize>) -> Rendered {
-    let spans = vec![(0..text.len(), Mark { turn: 0, part: Part::Prompt })];
-    let segments = vec![Segment::Text { text, spans, borders, typed: Vec::new() }];
-    Rendered { segments, ..Rendered::default() }
 }
 
 /// Where an answer and its end token are.

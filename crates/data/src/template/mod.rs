@@ -172,75 +172,45 @@ impl Template {
 
     /// A conversation to train on. `last_turn_only`: only the last turn will be trained, so a
     /// reasoning template leaves out the thoughts of earlier ones. `stops`: what ends an answer, as text,
-    /// and therefore never stands inside one.
+    /// and therefore never stands inside one. Unless `is_marked`, the text alone is wanted, which takes fewer renderings
+    /// of the model's own template.
     ///
     /// # Errors
     /// What is wrong with the conversation for this template, in words.
     pub fn render(
         &self,
         tokenizer: &Tokenizer,
-        messages: &[Message],
+        (messages, is_marked): (&[Message], bool),
         tools: Option<&Value>,
         last_turn_only: bool,
         stops: &[String],
     ) -> Result<Rendered, String> {
         typed::rendered(tokenizer.typed(), messages, tools, stops, |messages, tools| match self {
-            Self::Auto(auto) => auto.render(tokenizer, messages, tools),
+            Self::Auto(auto) => {
+                let unmarked =
+                    if is_marked { None } else { auto.render_unmarked(tokenizer, messages, tools) };
+                unmarked.map_or_else(|| auto.render(tokenizer, messages, tools), Ok)
+            }
             Self::Named(named) => named.render(tokenizer, messages, tools, last_turn_only),
         })
     }
 
-    /// What the model reads before it answers the last message; the same options as for training.
+    /// What the model reads before it answers the last message; the same options as for training. Unless `has_borders`,
+    /// whoever asks knows where earlier prompts of the model's own template end.
     ///
     /// # Errors
     /// As [`Template::render`].
     pub fn render_prompt(
         &self,
         tokenizer: &Tokenizer,
-        messages: &[Message],
+        (messages, has_borders): (&[Message], bool),
         tools: Option<&Value>,
         last_turn_only: bool,
         stops: &[String],
     ) -> Result<Rendered, String> {
         typed::rendered(tokenizer.typed(), messages, tools, stops, |messages, tools| match self {
-            Self::Auto(auto) => auto.render_prompt(messages, tools),
+            Self::Auto(auto) => auto.render_prompt((messages, has_borders), tools),
             Self::Named(named) => named.render_prompt(tokenizer, messages, tools, last_turn_only),
-        })
-    }
-
-    /// [`Template::render_prompt`] without borders: what earlier prompts are is asked one by one where all are wanted.
-    ///
-    /// # Errors
-    /// As [`Template::render`].
-    pub(crate) fn render_prompt_alone(
-        &self,
-        tokenizer: &Tokenizer,
-        messages: &[Message],
-        tools: Option<&Value>,
-        last_turn_only: bool,
-        stops: &[String],
-    ) -> Result<Rendered, String> {
-        typed::rendered(tokenizer.typed(), messages, tools, stops, |messages, tools| match self {
-            Self::Auto(auto) => auto.render_prompt_alone(messages, tools),
-            Self::Named(named) => named.render_prompt(tokenizer, messages, tools, last_turn_only),
-        })
-    }
-
-    /// The text of [`Template::render`] for a conversation that an answer ends; its parts may be unmarked.
-    ///
-    /// # Errors
-    /// As [`Template::render`].
-    pub(crate) fn render_unmarked(
-        &self,
-        tokenizer: &Tokenizer,
-        messages: &[Message],
-        tools: Option<&Value>,
-        last_turn_only: bool,
-        stops: &[String],
-    ) -> Result<Rendered, String> {
-        typed::rendered(tokenizer.typed(), messages, tools, stops, |messages, tools| match self {
-            Self::Auto(auto) => auto.render_unmarked(tokenizer, messages, tools),
-            Self::Named(named) => named.render(tokenizer, messages, tools, last_turn_only),
         })
     }
 
