@@ -94,13 +94,28 @@ constexpr unsigned MAX_THREADS = 1024;
 constexpr size_t STACK_BYTES = 64 << 10, PAGE = 4096;
 constexpr size_t SHARED_BYTES = 256 << 10;
 
-enum State { READY, AT_BARRIER, IN_WARP, EXITED };
+enum State { READY, AT_BARRIER, AT_MBARRIER, IN_WARP, EXITED };
 
 struct Copy {
     void* shared;
     const void* global;
+    int bytes;
     bool valid;
     int group;
+};
+
+// What is in shared memory for a barrier of its own.
+struct Mbarrier {
+    uint16_t arrivals, missing;
+    // Its number, and whether copies have arrived in it or before.
+    uint16_t phase, copies;
+};
+static_assert(sizeof(Mbarrier) == 8, "as large as the real one");
+
+// An arrival that waits for the first `copies` copies of its thread.
+struct Delivery {
+    Mbarrier* barrier;
+    size_t copies;
 };
 
 // A product that hasn't been waited for. Its sums are worked on out of the thread's sight.
@@ -125,6 +140,9 @@ struct Thread {
     Place place;
     // At a barrier.
     bool predicate;
+    // At a barrier in shared memory, until this phase of it ends.
+    Mbarrier* barrier;
+    unsigned phase;
     // In what a warp does together.
     unsigned mask;
     Together* together;
@@ -133,8 +151,9 @@ struct Thread {
     // Copies to shared memory that haven't been waited for.
     std::vector<Copy> copies;
     int groups;
-    // Whether copies have written what products don't see yet.
-    bool unfenced;
+    std::vector<Delivery> deliveries;
+    // Whether copies have written what products don't see yet: this thread's, or those of others that it has waited for.
+    bool unfenced, unfenced_of_others;
     std::vector<Pending> products;
     std::vector<Sums> sums;
     int product_groups;
@@ -150,6 +169,8 @@ void* scheduler_stack;
 const Launch* launch;
 Failure failure;
 int barrier_threads;
+// Whether a thread has passed a barrier in shared memory after it had been waiting there.
+bool woken;
 // Order of threads and blocks, see `forward`.
 unsigned order = 1;
 
@@ -246,6 +267,8 @@ std::string who_waits_where() {
         list += text("\n  %u %s, first ", count, count == 1 ? "thread" : "threads") + in_words(a.index) + ": ";
         if (a.state == EXITED) list += "returned";
         if (a.state == AT_BARRIER) list += text("at the barrier of %s:%d", a.place.file, a.place.line);
+        if (a.state == AT_MBARRIER)
+            list += text("for phase %u of the barrier in shared memory, %s:%d", a.phase, a.place.file, a.place.line);
         if (a.state == IN_WARP) list += text("in a warp's operation with mask 0x%08x, %s:%d", a.mask, a.place.file, a.place.line);
     }
     return list;
@@ -290,22 +313,83 @@ void meet(unsigned mask, Together* together, void* given, bool aligned, Place pl
         if (mask >> l & 1) warp[l].state = READY;
 }
 
-void copy_async(void* shared, const void* global, bool valid) {
-    running->copies.push_back(Copy{shared, global, valid, running->groups});
+void copy_async(void* shared, const void* global, int bytes, bool valid) {
+    running->copies.push_back(Copy{shared, global, bytes, valid, running->groups});
 }
 
 void copy_async_commit() { running->groups++; }
 
+void make_first_copies(Thread& thread, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        const Copy& copy = thread.copies[i];
+        if (copy.valid) memcpy(copy.shared, copy.global, (size_t)copy.bytes);
+        else memset(copy.shared, 0, (size_t)copy.bytes);
+    }
+    thread.copies.erase(thread.copies.begin(), thread.copies.begin() + (ptrdiff_t)count);
+    for (Delivery& delivery : thread.deliveries) delivery.copies -= count < delivery.copies ? count : delivery.copies;
+}
+
 void copy_async_wait(int under_way) {
     size_t done = 0;
-    for (const Copy& copy : running->copies) {
-        if (copy.group >= running->groups - under_way) break;
-        if (copy.valid) memcpy(copy.shared, copy.global, 16);
-        else memset(copy.shared, 0, 16);
-        done++;
-        running->unfenced = true;
+    while (done < running->copies.size() && running->copies[done].group < running->groups - under_way) done++;
+    running->unfenced |= done > 0;
+    make_first_copies(*running, done);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Barriers in shared memory (PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier")
+
+void mbarrier_init(void* barrier, unsigned arrivals) {
+    if ((size_t)barrier % 8 != 0) fail(MISALIGNED_ADDRESS, "a barrier in shared memory at a misaligned address");
+    *(Mbarrier*)barrier = Mbarrier{(uint16_t)arrivals, (uint16_t)arrivals, 0, 0};
+}
+
+void arrive(Mbarrier& barrier) {
+    if (barrier.missing == 0 || barrier.missing > barrier.arrivals) {
+        set_failure(LAUNCH_FAILED, "a barrier in shared memory that was not initialised");
+        return;
     }
-    running->copies.erase(running->copies.begin(), running->copies.begin() + (ptrdiff_t)done);
+    if (--barrier.missing > 0) return;
+    barrier.missing = barrier.arrivals;
+    barrier.phase++;
+    for (unsigned t = 0; t < thread_count; t++) {
+        Thread& thread = threads[t];
+        bool passes = thread.state == AT_MBARRIER && thread.barrier == &barrier && thread.phase != barrier.phase % 2;
+        if (!passes) continue;
+        thread.state = READY;
+        woken = true;
+    }
+}
+
+void mbarrier_arrive(void* barrier) { arrive(*(Mbarrier*)barrier); }
+
+// The oldest arrival of a thread's copies, if there is one.
+bool deliver(Thread& thread) {
+    if (thread.deliveries.empty()) return false;
+    Delivery delivery = thread.deliveries.front();
+    thread.deliveries.erase(thread.deliveries.begin());
+    make_first_copies(thread, delivery.copies);
+    delivery.barrier->copies = 1;
+    arrive(*delivery.barrier);
+    return true;
+}
+
+// At random at once, or when all threads wait, so that it shows if somebody doesn't.
+void copy_async_arrive(void* barrier) {
+    running->deliveries.push_back(Delivery{(Mbarrier*)barrier, running->copies.size()});
+    if (forward()) while (deliver(*running)) continue;
+}
+
+void mbarrier_wait(void* address, unsigned phase, Place place) {
+    Mbarrier* barrier = (Mbarrier*)address;
+    while (barrier->phase % 2 == phase) {
+        running->state = AT_MBARRIER;
+        running->place = place;
+        running->barrier = barrier;
+        running->phase = phase;
+        back_to_scheduler();
+    }
+    if (barrier->copies) running->unfenced_of_others = true;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -392,6 +476,8 @@ void issue_products(void**, unsigned) {
     Thread* warp = warp_of(running);
     for (unsigned t = 0; t < thread_count; t++)
         if (threads[t].unfenced) fail(LAUNCH_FAILED, "wgmma while copies of thread %u aren't fenced for it", t);
+    for (int lane = 0; lane < 32; lane++)
+        if (warp[lane].unfenced_of_others) fail(LAUNCH_FAILED, "wgmma while copies that were waited for aren't fenced for it");
     size_t index = warp[0].products.size() - 1;
     bool early = forward();
     if (early) multiply(warp, index);
@@ -428,7 +514,7 @@ void finish_products(void**, unsigned) {
     }
 }
 
-void fence_for_wgmma() { running->unfenced = false; }
+void fence_for_wgmma() { running->unfenced = running->unfenced_of_others = false; }
 
 void wgmma_fence() { running->products_fenced = true; }
 
@@ -463,7 +549,8 @@ void start_threads() {
         thread.state = READY;
         thread.copies.clear();
         thread.groups = 0;
-        thread.unfenced = false;
+        thread.deliveries.clear();
+        thread.unfenced = thread.unfenced_of_others = false;
         thread.products.clear();
         thread.sums.clear();
         thread.product_groups = 0;
@@ -499,7 +586,7 @@ bool pass_barrier() {
     for (unsigned t = 0; t < thread_count; t++) {
         const Thread& thread = threads[t];
         if (thread.state == EXITED) continue;
-        stuck |= thread.state == IN_WARP || (waiting && waiting->place.line != thread.place.line);
+        stuck |= thread.state == IN_WARP || thread.state == AT_MBARRIER || (waiting && waiting->place.line != thread.place.line);
         waiting = &thread;
         if (thread.state == AT_BARRIER) barrier_threads += thread.predicate;
     }
@@ -516,11 +603,19 @@ void run_block() {
     start_threads();
     unsigned warps = (thread_count + 31) / 32;
     do {
-        bool ascending = forward();
-        for (unsigned i = 0; i < warps; i++) {
-            unsigned first = 32 * (ascending ? i : warps - 1 - i);
-            run_warp(first, thread_count - first < 32 ? thread_count - first : 32);
-        }
+        do {
+            woken = false;
+            bool ascending = forward();
+            for (unsigned i = 0; i < warps; i++) {
+                unsigned first = 32 * (ascending ? i : warps - 1 - i);
+                run_warp(first, thread_count - first < 32 ? thread_count - first : 32);
+            }
+            bool delivered = true;
+            while (!woken && delivered && failure.error == 0) {
+                delivered = false;
+                for (unsigned t = 0; t < thread_count; t++) delivered |= deliver(threads[t]);
+            }
+        } while (woken && failure.error == 0);
     } while (pass_barrier());
 }
 
@@ -627,6 +722,10 @@ Emulator* blocks_emulator() {
     emulator.copy_async = copy_async;
     emulator.copy_async_commit = copy_async_commit;
     emulator.copy_async_wait = copy_async_wait;
+    emulator.mbarrier_init = mbarrier_init;
+    emulator.mbarrier_arrive = mbarrier_arrive;
+    emulator.copy_async_arrive = copy_async_arrive;
+    emulator.mbarrier_wait = mbarrier_wait;
     emulator.fence_for_wgmma = fence_for_wgmma;
     emulator.wgmma_fence = wgmma_fence;
     emulator.wgmma = wgmma;

@@ -109,6 +109,8 @@ class Module:
         packed = ctypes.create_string_buffer(params)
         arguments = (c_void_p * 1)(ctypes.addressof(packed))
         got = cuda.cuLaunchKernel(function, grid, 1, 1, block, 1, 1, shared, None, arguments, None)
+        if status is None:
+            return got
         assert got == status, f"{name}: status {got}, expected {status}: {explanation(got)}"
         if status != 0:
             assert says in explanation(got) and name in explanation(got), f"{says!r} isn't in {explanation(got)!r}"
@@ -258,7 +260,7 @@ INLINE void copy_rows(u8* to, const bf16* from, int rows, int chunks) {
         copy_async_16(to + chunk / 8 * rows * 128 + row * 128 + ((chunk % 8) ^ (row % 8)) * 16, from + i * 8, true);
     }
 }
-enum Omission { NOTHING, FENCE_OF_COPIES, FENCE, WAIT, STAYS };
+enum Omission { NOTHING, FENCE_OF_COPIES, FENCE_OF_WAITERS, FENCE, WAIT, STAYS };
 template <Omission OMITTED> INLINE void products(Products p) {
     DYNAMIC_SHARED(memory);
     u8* a = memory + (1024 - shared_address(memory) % 1024) % 1024;
@@ -266,10 +268,19 @@ template <Omission OMITTED> INLINE void products(Products p) {
     copy_rows(a, p.a, 64, 8);
     copy_rows(b, p.b, 128, 8);
     copy_rows(c, p.c, 64, 16);
-    copy_async_commit();
-    copy_async_wait<0>();
-    if (OMITTED != FENCE_OF_COPIES) fence_for_wgmma();
-    __syncthreads();
+    if (OMITTED == NOTHING || OMITTED == FENCE_OF_WAITERS) {
+        u64* there = (u64*)(c + 64 * 256);
+        if (threadIdx.x == 0) mbarrier_init(there, 128);
+        __syncthreads();
+        copy_async_arrive(there);
+        mbarrier_wait(there, 0);
+        if (OMITTED == NOTHING) fence_for_wgmma();
+    } else {
+        copy_async_commit();
+        copy_async_wait<0>();
+        if (OMITTED != FENCE_OF_COPIES) fence_for_wgmma();
+        __syncthreads();
+    }
     float first[64], second[64];
     u32 left[4][4];
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -294,6 +305,7 @@ template <Omission OMITTED> INLINE void products(Products p) {
 #define ENTRY(O) extern "C" __global__ void __launch_bounds__(128) products_without_##O(Products p) { products<O>(p); }
 ENTRY(NOTHING)
 ENTRY(FENCE_OF_COPIES)
+ENTRY(FENCE_OF_WAITERS)
 ENTRY(FENCE)
 ENTRY(WAIT)
 ENTRY(STAYS)
@@ -315,6 +327,7 @@ def products_of_warpgroups():
         assert first.floats() == product(a, transposed(b, 128, 64), 64, 128, 64)
         assert second.floats() == want
     launch("FENCE_OF_COPIES", LAUNCH_FAILED, "aren't fenced")
+    launch("FENCE_OF_WAITERS", LAUNCH_FAILED, "were waited for aren't fenced")
     launch("FENCE", LAUNCH_FAILED, "wgmma without wgmma_fence")
     launch("WAIT")
     assert all(x != x for x in second.floats())
@@ -323,6 +336,58 @@ def products_of_warpgroups():
         launch("STAYS")
         wrong |= second.floats() != want
     assert wrong, "a register that was overwritten under a product wasn't seen"
+
+
+STAGES = """
+// y = 2·x, 32 at a time: a warp copies to two stages in turn, another reads them.
+struct Doubled { const float* x; float* y; int tiles; };
+enum Omission { NOTHING, FULL, EMPTY, RELEASE };
+template <Omission OMITTED> INLINE void doubled(Doubled p) {
+    DYNAMIC_SHARED(memory);
+    float(*stages)[32] = (float(*)[32])memory;
+    u64 *full = (u64*)(memory + 256), *empty = full + 2;
+    if (threadIdx.x == 0)
+        for (int i = 0; i < 2; i++) mbarrier_init(full + i, 32), mbarrier_init(empty + i, 1);
+    __syncthreads();
+    int lane = threadIdx.x % 32;
+    for (int i = 0; i < p.tiles; i++) {
+        u32 phase = i / 2 % 2;
+        if (threadIdx.x < 32) {
+            if (OMITTED != EMPTY) mbarrier_wait(empty + i % 2, phase ^ 1);
+            copy_async_4(&stages[i % 2][lane], p.x + i * 32 + lane, true);
+            copy_async_arrive(full + i % 2);
+        } else {
+            if (OMITTED != FULL) mbarrier_wait(full + i % 2, phase);
+            p.y[i * 32 + lane] = 2 * stages[i % 2][lane];
+            __syncwarp();
+            if (lane == 0 && OMITTED != RELEASE) mbarrier_arrive(empty + i % 2);
+        }
+    }
+}
+#define ENTRY(O) extern "C" __global__ void __launch_bounds__(64) doubled_without_##O(Doubled p) { doubled<O>(p); }
+ENTRY(NOTHING)
+ENTRY(FULL)
+ENTRY(EMPTY)
+ENTRY(RELEASE)
+"""
+
+
+def barriers_in_shared_memory():
+    module, tiles = Module(STAGES), 7
+    x = small(32 * tiles)
+    want = [2 * value for value in x]
+
+    def launch(name, status=None, says=""):
+        y = Buffer(4 * len(x))
+        operands = pointers(Buffer(f32(x)), y) + struct.pack("i", tiles)
+        got = module.launch("doubled_without_" + name, operands, block=64, shared=512, status=status, says=says)
+        return got in (None, 0) and y.floats() == want
+
+    assert all(launch("NOTHING", 0) for _ in range(8))
+    # What isn't waited for is wrong, or a phase is missed and somebody waits for ever.
+    assert not all(launch("FULL") for _ in range(8)), "a stage that was read before it was full wasn't seen"
+    assert not all(launch("EMPTY") for _ in range(8)), "a stage that was filled before it was read wasn't seen"
+    launch("RELEASE", LAUNCH_FAILED, "barrier in shared memory")
 
 
 FAULTS = """
@@ -473,6 +538,6 @@ if __name__ == "__main__":
     context = c_void_p()
     ok(cuda.cuInit(0))
     ok(cuda.cuDevicePrimaryCtxRetain(byref(context), 0))
-    for check in (sums_and_lanes, products, products_of_warpgroups, faults, matrix_products):
+    for check in (sums_and_lanes, products, products_of_warpgroups, barriers_in_shared_memory, faults, matrix_products):
         check()
         print(f"{check.__name__}: ok")

@@ -402,17 +402,24 @@ INLINE void ldmatrix_x4_transposed(u32 (&r)[4], const void* row, EMULATOR_PLACE)
     emulator_load_matrix<true>(r, row, file, line);
 }
 
-INLINE void copy_async_16(void* shared, const void* global, bool valid, EMULATOR_PLACE) {
-    if ((size_t)shared % 16 != 0 || (valid && (size_t)global % 16 != 0))
-        emulator->fail(emulation::MISALIGNED_ADDRESS, "copy_async_16 with a misaligned address at %s:%d", file, line);
+template <int BYTES> INLINE void emulator_copy_async(void* shared, const void* global, bool valid, const char* file, int line) {
+    if ((size_t)shared % BYTES != 0 || (valid && (size_t)global % BYTES != 0))
+        emulator->fail(emulation::MISALIGNED_ADDRESS, "copy_async_%d with a misaligned address at %s:%d", BYTES, file, line);
     EMULATOR_MEMORY_CHANGES;
     // A bad source faults here rather than where the copy is waited for.
-    if (valid) (void)*(const volatile u64*)global, (void)*((const volatile u64*)global + 1);
+    if (valid)
+        for (int i = 0; i < BYTES / 4; i++) (void)*((const volatile u32*)global + i);
     // The copy itself is made when it is waited for; until then there is NaN, so that it shows if the wait is missing or
     // if others still read what was there.
-    __builtin_memset(shared, 0xff, 16);
-    emulator->copy_async(shared, global, valid);
+    __builtin_memset(shared, 0xff, BYTES);
+    emulator->copy_async(shared, global, BYTES, valid);
     EMULATOR_MEMORY_CHANGES;
+}
+INLINE void copy_async_16(void* shared, const void* global, bool valid, EMULATOR_PLACE) {
+    emulator_copy_async<16>(shared, global, valid, file, line);
+}
+INLINE void copy_async_4(void* shared, const void* global, bool valid, EMULATOR_PLACE) {
+    emulator_copy_async<4>(shared, global, valid, file, line);
 }
 INLINE void copy_async_commit() { emulator->copy_async_commit(); }
 template <int N> INLINE void copy_async_wait() {
@@ -420,6 +427,23 @@ template <int N> INLINE void copy_async_wait() {
     emulator->copy_async_wait(N);
     EMULATOR_MEMORY_CHANGES;
 }
+
+INLINE void mbarrier_init(u64* barrier, u32 arrivals) { emulator->mbarrier_init(barrier, arrivals); }
+INLINE void mbarrier_arrive(u64* barrier) {
+    EMULATOR_MEMORY_CHANGES;
+    emulator->mbarrier_arrive(barrier);
+}
+INLINE void copy_async_arrive(u64* barrier) {
+    EMULATOR_MEMORY_CHANGES;
+    emulator->copy_async_arrive(barrier);
+}
+INLINE void mbarrier_wait(u64* barrier, u32 phase, EMULATOR_PLACE) {
+    EMULATOR_MEMORY_CHANGES;
+    emulator->mbarrier_wait(barrier, phase, emulation::Place{file, line});
+    EMULATOR_MEMORY_CHANGES;
+}
+template <int COUNT> INLINE void fewer_registers() {}
+template <int COUNT> INLINE void more_registers() {}
 
 INLINE void fence_for_wgmma() { emulator->fence_for_wgmma(); }
 INLINE void finish_bits(u32) {}
@@ -441,6 +465,9 @@ template <int N, int SIZE> INLINE void wgmma_wait(float (&)[SIZE], EMULATOR_PLAC
 }
 template <bool ADD, int SIZE> INLINE void wgmma(float (&d)[SIZE], u64 a, u64 b, EMULATOR_PLACE) {
     emulator_wgmma(emulation::Wgmma{d, 2 * SIZE, nullptr, a, b, false, ADD}, file, line);
+}
+template <bool ADD, int SIZE> INLINE void wgmma(float (&d)[SIZE], const u32 (&a)[4], u64 b, EMULATOR_PLACE) {
+    emulator_wgmma(emulation::Wgmma{d, 2 * SIZE, a, 0, b, false, ADD}, file, line);
 }
 template <int SIZE> INLINE void wgmma(float (&d)[SIZE], const u32 (&a)[4], u64 b, EMULATOR_PLACE) {
     emulator_wgmma(emulation::Wgmma{d, 2 * SIZE, a, 0, b, true, true}, file, line);

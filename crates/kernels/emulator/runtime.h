@@ -39,9 +39,14 @@ struct Emulator {
     int (*barrier)(bool predicate, Place);
     // Lanes meet if mask and function agree; where `aligned`, the place must agree, too.
     void (*meet)(unsigned mask, Together*, void* given, bool aligned, Place);
-    void (*copy_async)(void* shared, const void* global, bool valid);
+    void (*copy_async)(void* shared, const void* global, int bytes, bool valid);
     void (*copy_async_commit)();
     void (*copy_async_wait)(int under_way);
+    // Barriers in shared memory, of eight bytes.
+    void (*mbarrier_init)(void* barrier, unsigned arrivals);
+    void (*mbarrier_arrive)(void* barrier);
+    void (*copy_async_arrive)(void* barrier);
+    void (*mbarrier_wait)(void* barrier, unsigned phase, Place);
     // What copies have written to shared memory is visible to `wgmma` after the thread's fence and a barrier.
     void (*fence_for_wgmma)();
     // Products of a warp, its part of a warpgroup's; see emulator.h.

@@ -15,9 +15,9 @@ struct AttentionForward {
     const bf16 *q, *k, *v;
     bf16* out;
     float* lse;  // or null
-    const Tile* tiles;
+    const Tile* query_tiles;
     Scores scores;
-    int heads, group, width;
+    int heads, group, width, query_tile_count;
 };
 
 struct AttentionBackward {
@@ -31,5 +31,5 @@ struct AttentionBackward {
     // f32 [2, parts, keys, key heads, D].
     float* partial;
     Scores scores;
-    int heads, group, width, queries, keys, parts;
+    int heads, group, width, queries, keys, parts, query_tile_count;
 };

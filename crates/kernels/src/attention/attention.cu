@@ -202,7 +202,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward_bf16(Attenti
     bf16* k = q + QUERIES * WIDTH;
     bf16* v = k + KEYS * WIDTH;
 
-    const Tile tile = p.tiles[blockIdx.x / p.heads];
+    const Tile tile = p.query_tiles[blockIdx.x / p.heads];
     const int head = blockIdx.x % p.heads, kv = head / p.group, window = p.scores.window;
     const int own_row = threadIdx.x / 32 * OWN, lane = threadIdx.x % 32;
     const u32 q_stride = p.heads * p.width, k_stride = p.heads / p.group * p.width;

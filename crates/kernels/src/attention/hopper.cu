@@ -2,12 +2,23 @@
 // formula is in mod.rs. Plain and windowed scores, heads of exactly WIDTH columns; attention.cu has the rest, and tells
 // how blocks share the work.
 //
-// Each warpgroup owns 64 rows of the block's tile, their sums lie in its registers. While one product runs, the
-// warpgroup works on the scores of another; what is needed next is copied at the same time, two stages of each tile lie
-// in shared memory. WIDTH, FORWARD_GROUPS, DQ_GROUPS and DKDV_GROUPS come from on_cuda.rs.
+// The first warpgroup of a block copies tiles to shared memory, the others compute; each of those owns 64 rows of the
+// block's tile, whose sums lie in its registers. They wait for tiles and never for each other, so that one has scores to
+// work on while the products of another run. Forward and dq go from tile to tile, one block for each multiprocessor, so
+// that what the next one needs is copied before this one has ended. WIDTH, FORWARD_GROUPS, DQ_GROUPS and DKDV_GROUPS come
+// from on_cuda.rs.
 
 constexpr int CHUNKS = WIDTH / 8;  // of 16 bytes
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
+constexpr int COPIERS = 128;  // threads that copy
+
+// Registers of a thread that copies, and of one that computes. Threads of a block share what it was given, the same for
+// each at first and in eights; who asks for more waits until it is there.
+template <int GROUPS, int COPIER, int OTHER> struct Registers {
+    static constexpr int THREADS = COPIERS + 128 * GROUPS, GIVEN = 65536 / THREADS / 8 * 8 * THREADS;
+    static_assert(COPIERS * COPIER + 128 * GROUPS * OTHER <= GIVEN, "or the block waits for ever");
+    static constexpr int copier = COPIER, other = OTHER;
+};
 
 typedef Vector<bf16, 8> Chunk;
 typedef Vector<float, 2> Pair;
@@ -22,9 +33,8 @@ INLINE bf16* first_tile(u8* shared) { return (bf16*)(shared + (1024 - shared_add
 
 // Starts to copy `count` rows, `stride` elements apart and the first of them at from[start]; zeros come for rows that
 // are not there.
-template <int ROWS, int THREADS>
-INLINE void load_rows(bf16* tile, const bf16* from, size_t start, u32 stride, int count) {
-    constexpr int STEP = THREADS / CHUNKS;
+template <int ROWS> INLINE void load_rows(bf16* tile, const bf16* from, size_t start, u32 stride, int count) {
+    constexpr int STEP = COPIERS / CHUNKS;
     static_assert(STEP % 8 == 0 && ROWS % STEP == 0, "whole steps");
     const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
     from += start + first * stride + chunk * 8;
@@ -36,6 +46,57 @@ INLINE void load_rows(bf16* tile, const bf16* from, size_t start, u32 stride, in
     }
 }
 
+// Numbers of an array [query, head] for `count` queries, zeros behind them. Threads from 64·PART on copy.
+template <int QUERIES, int PART>
+INLINE void load_numbers(float* to, const float* from, u32 start, u32 heads, int count) {
+    const int query = threadIdx.x % QUERIES;
+    if (threadIdx.x / QUERIES != PART % (COPIERS / QUERIES)) return;
+    copy_async_4(to + query, from + start + query * heads, query < count);
+}
+
+// Stages of shared memory that copiers fill and the others read, in turn and for ever; both count for themselves what
+// they have filled and read.
+template <int STAGES> struct Ring {
+    u64 *full, *empty;  // [STAGES]
+
+    static __device__ __forceinline__ int stage(u32 number) { return number % STAGES; }
+    static __device__ __forceinline__ u32 phase(u32 number) { return number / STAGES % 2; }
+
+    // One thread calls this, before all.
+    __device__ __forceinline__ void init(u32 readers) const {
+        for (int i = 0; i < STAGES; i++) {
+            mbarrier_init(full + i, COPIERS);
+            mbarrier_init(empty + i, readers);
+        }
+    }
+    __device__ __forceinline__ void wait_until_empty(u32 number) const { mbarrier_wait(empty + stage(number), phase(number) ^ 1); }
+    // All that this thread has begun to copy is for this stage or for one before.
+    __device__ __forceinline__ void fill(u32 number) const { copy_async_arrive(full + stage(number)); }
+    __device__ __forceinline__ void wait_until_full(u32 number) const {
+        mbarrier_wait(full + stage(number), phase(number));
+        fence_for_wgmma();
+    }
+    // A warp reads this stage no more; its products have been waited for.
+    __device__ __forceinline__ void release(u32 number) const {
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) mbarrier_arrive(empty + stage(number));
+    }
+};
+
+// The next ring behind those that there are.
+template <int STAGES> INLINE Ring<STAGES> ring(u64*& barriers) {
+    Ring<STAGES> it = {barriers, barriers + STAGES};
+    barriers += 2 * STAGES;
+    return it;
+}
+
+// A copier's end: nothing is under way any more.
+INLINE void finish_copies() {
+    copy_async_commit();
+    copy_async_wait<0>();
+    fence_for_wgmma();
+}
+
 // The sixteen columns number `k` of rows from a multiple of eight on, as an operand whose sum goes over the columns.
 template <int ROWS> INLINE u64 moved_columns(u64 matrix, int k) { return matrix + k / 4 * (ROWS * 128 / 16) + k % 4 * 2; }
 
@@ -45,6 +106,21 @@ template <int A_ROWS, int SIZE> INLINE void products_of_rows(float (&d)[SIZE], u
     wgmma<false>(d, a, b);
 #pragma unroll
     for (int k = 1; k < WIDTH / 16; k++) wgmma<true>(d, moved_columns<A_ROWS>(a, k), moved_columns<B_ROWS>(b, k));
+}
+
+// The same for rows in registers.
+template <int SIZE> INLINE void products_of_rows(float (&d)[SIZE], const u32 (&a)[WIDTH / 16][4], u64 b) {
+    constexpr int B_ROWS = SIZE * 2;
+    wgmma<false>(d, a[0], b);
+#pragma unroll
+    for (int k = 1; k < WIDTH / 16; k++) wgmma<true>(d, a[k], moved_columns<B_ROWS>(b, k));
+}
+
+// Sixteen rows of a tile as a left operand, those of a warp.
+template <int ROWS> INLINE void read_rows(u32 (&a)[WIDTH / 16][4], const bf16* tile, int first) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < WIDTH / 16; k++) ldmatrix_x4(a[k], tile + place<ROWS>(first + lane % 16, 2 * k + lane / 16));
 }
 
 // d += weights·rows.
@@ -100,6 +176,7 @@ INLINE int warp_number() { return __shfl_sync(ALL_LANES, (int)threadIdx.x / 32, 
 template <int ROWS, int SIZE>
 INLINE void store_rows(bf16* rows, size_t stride, int count, bf16* stage, int stage_row, const float (&d)[SIZE]) {
     const int lane = threadIdx.x % 32;
+    __syncwarp();
 #pragma unroll
     for (int i = 0; i < SIZE / 2; i++) {
         bf16* chunk = stage + place<ROWS>(stage_row + i % 2 * 8 + lane / 4, i / 2);
@@ -114,11 +191,39 @@ INLINE void store_rows(bf16* rows, size_t stride, int count, bf16* stage, int st
     }
 }
 
-// Copies of this thread that were committed are there, for the products of all after the barrier.
-INLINE void pass_copies() {
-    copy_async_wait<0>();
-    fence_for_wgmma();
-    __syncthreads();
+// A tile of queries of a head, and the keys that they see.
+struct Queries {
+    int head, kv;
+    u32 index;       // of the first query in [N, H]
+    int count;       // of those that are there
+    size_t k_start;  // where the first key begins
+    int keys, tiles;
+    int behind;  // places from the first key to the first query
+};
+
+template <int QUERIES, int KEYS, class Arguments> INLINE Queries queries_of(const Arguments& p, int item) {
+    const Tile tile = p.query_tiles[item / p.heads];
+    Queries it;
+    it.head = item % p.heads;
+    it.kv = it.head / p.group;
+    it.index = (tile.first_query + tile.start) * p.heads + it.head;
+    it.count = tile.queries - tile.start;
+    const int position = tile.keys - tile.queries + tile.start, first_key = max(position - p.scores.window + 1, 0);
+    it.keys = min(position + QUERIES, tile.keys) - first_key;
+    it.tiles = (it.keys + KEYS - 1) / KEYS;
+    it.behind = position - first_key;
+    it.k_start = ((size_t)(tile.first_key + first_key) * (p.heads / p.group) + it.kv) * WIDTH;
+    return it;
+}
+
+// Calls f(number of a tile of queries and a head) for the block's share. They fall in length, so blocks take turns at
+// being the first.
+template <class Arguments, class F> INLINE void for_own_items(const Arguments& p, F f) {
+    const int items = p.query_tile_count * p.heads, blocks = gridDim.x, block = blockIdx.x;
+    for (int round = 0; round * blocks < items; round++) {
+        int item = round * blocks + (round % 2 ? blocks - 1 - block : block);
+        if (item < items) f(item);
+    }
 }
 
 // Takes the scores of one more tile of keys into the statistics and makes them weights; `keep` is what the sums so far
@@ -154,243 +259,236 @@ INLINE void softmax(float (&scores)[SIZE], float (&best)[2], float (&sum)[2], fl
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128 * FORWARD_GROUPS, 1) attention_forward_bf16(AttentionForward p) {
-    constexpr int THREADS = 128 * FORWARD_GROUPS, QUERIES = 64 * FORWARD_GROUPS, KEYS = 128;
+extern "C" __global__ void __launch_bounds__(COPIERS + 128 * FORWARD_GROUPS, 1) attention_forward_bf16(AttentionForward p) {
+    typedef Registers<FORWARD_GROUPS, 40, 232> Registers;
+    constexpr int QUERIES = 64 * FORWARD_GROUPS, KEYS = 128;
     constexpr int STAGE = KEYS * WIDTH, STAGE_STEP = STAGE * sizeof(bf16) / 16;
     DYNAMIC_SHARED(shared);
     bf16* q = first_tile(shared);
-    bf16* k = q + QUERIES * WIDTH;
+    bf16* staged = q + QUERIES * WIDTH;
+    bf16* k = staged + QUERIES * WIDTH;
     bf16* v = k + 2 * STAGE;
-
-    const Tile tile = p.tiles[blockIdx.x / p.heads];
-    const int head = blockIdx.x % p.heads, kv = head / p.group, window = p.scores.window;
-    const int warp = warp_number(), own_row = warp * 16, lane = threadIdx.x % 32;
-    const u32 q_stride = p.heads * WIDTH, k_stride = p.heads / p.group * WIDTH;
-    const u32 q_index = (tile.first_query + tile.start) * p.heads + head;  // of the first query in [N, H]
-    const int count = tile.queries - tile.start;
-
-    // The keys that are seen begin at first_key; the warp's first query is `behind` places behind the first of the tile
-    // at hand.
-    const int position = tile.keys - tile.queries + tile.start, first_key = max(position - window + 1, 0);
-    const int keys = min(position + QUERIES, tile.keys) - first_key, tiles = (keys + KEYS - 1) / KEYS;
-    int behind = position + own_row - first_key;
-    const size_t k_start = (size_t)(tile.first_key + first_key) * k_stride + kv * WIDTH;
-    auto load_keys = [&](bf16* to, const bf16* from, int number) {
-        load_rows<KEYS, THREADS>(to + number % 2 * STAGE, from, k_start + (size_t)number * KEYS * k_stride, k_stride,
-                                 keys - number * KEYS);
-    };
-
-    load_rows<QUERIES, THREADS>(q, p.q, (size_t)q_index * WIDTH, q_stride, count);
-    load_keys(k, p.k, 0);
-    copy_async_commit();
-
-    float out[WIDTH / 2], scores[KEYS / 2];
-    u32 weights[KEYS / 16][4];
-    float best[2] = {minus_infinity(), minus_infinity()}, sum[2] = {0.0f, 0.0f}, keep[2];
-    clear(out);
-    const float to_exponent = p.scores.scale * LOG2_E;
-    const u64 q_matrix = wgmma_matrix(q + warp / 4 * 64 * 64, 0), k_matrix = wgmma_matrix(k, 0);
-    const u64 v_matrix = wgmma_matrix(v, KEYS * 128);
-
-    pass_copies();  // q and the first k are here
-    load_keys(v, p.v, 0);
-    if (tiles > 1) load_keys(k, p.k, 1);
-    copy_async_commit();
-    wgmma_fence();
-    products_of_rows<QUERIES>(scores, q_matrix, k_matrix);
-    wgmma_commit();
-    wgmma_wait<0>(scores);
-    softmax(scores, best, sum, keep, behind, window, to_exponent);
-    round_weights(weights, scores);
-
-    for (int i = 0; i + 1 < tiles; i++) {
-        behind -= KEYS;
-        pass_copies();  // v number i and k number i + 1 are here, the other stages are no longer read
-        wgmma_fence();
-        products_of_rows<QUERIES>(scores, q_matrix, k_matrix + (i + 1) % 2 * STAGE_STEP);
-        wgmma_commit();
-        add_weighted_rows(out, weights, v_matrix + i % 2 * STAGE_STEP);
-        wgmma_commit();
-        load_keys(v, p.v, i + 1);
-        if (i + 2 < tiles) load_keys(k, p.k, i + 2);
-        copy_async_commit();
-        wgmma_wait<1>(scores);
-        softmax(scores, best, sum, keep, behind, window, to_exponent);
-        finish_bits(__float_as_uint(sum[0] + sum[1]));
-        wgmma_wait<0>(out);
-        for_each(out, [&](float& o, int half, int, int) { o *= keep[half]; });
-        round_weights(weights, scores);
+    u64* barriers = (u64*)(v + 2 * STAGE);
+    const Ring<1> q_ring = ring<1>(barriers);
+    const Ring<2> k_ring = ring<2>(barriers), v_ring = ring<2>(barriers);
+    if (threadIdx.x == 0) {
+        q_ring.init(4 * FORWARD_GROUPS);
+        k_ring.init(4 * FORWARD_GROUPS);
+        v_ring.init(4 * FORWARD_GROUPS);
     }
-    pass_copies();  // the last v is here
-    wgmma_fence();
-    add_weighted_rows(out, weights, v_matrix + (tiles - 1) % 2 * STAGE_STEP);
-    wgmma_commit();
-    wgmma_wait<0>(out);
+    __syncthreads();
+
+    const u32 q_stride = p.heads * WIDTH, k_stride = p.heads / p.group * WIDTH;
+    u32 item_number = 0, tile_number = 0;
+    if (warp_number() < COPIERS / 32) {
+        fewer_registers<Registers::copier>();
+        for_own_items(p, [&](int item) {
+            const Queries at = queries_of<QUERIES, KEYS>(p, item);
+            q_ring.wait_until_empty(item_number);
+            load_rows<QUERIES>(q, p.q, (size_t)at.index * WIDTH, q_stride, at.count);
+            q_ring.fill(item_number++);
+            for (int i = 0; i < at.tiles; i++, tile_number++) {
+                const size_t start = at.k_start + (size_t)i * KEYS * k_stride;
+                const int stage = tile_number % 2 * STAGE, left = at.keys - i * KEYS;
+                k_ring.wait_until_empty(tile_number);
+                load_rows<KEYS>(k + stage, p.k, start, k_stride, left);
+                k_ring.fill(tile_number);
+                v_ring.wait_until_empty(tile_number);
+                load_rows<KEYS>(v + stage, p.v, start, k_stride, left);
+                v_ring.fill(tile_number);
+            }
+        });
+        finish_copies();
+        return;
+    }
+    more_registers<Registers::other>();
+
+    const int own_row = warp_number() * 16 - COPIERS / 2, lane = threadIdx.x % 32, window = p.scores.window;
+    const float to_exponent = p.scores.scale * LOG2_E;
+    const u64 k_matrix = wgmma_matrix(k, 0), v_matrix = wgmma_matrix(v, KEYS * 128);
+    for_own_items(p, [&](int item) {
+        const Queries at = queries_of<QUERIES, KEYS>(p, item);
+        float out[WIDTH / 2], scores[KEYS / 2];
+        u32 queries[WIDTH / 16][4], weights[KEYS / 16][4];
+        float best[2] = {minus_infinity(), minus_infinity()}, sum[2] = {0.0f, 0.0f}, keep[2];
+        clear(out);
+        // The warp's first query is `behind` places behind the first key of the tile at hand.
+        int behind = at.behind + own_row;
+        q_ring.wait_until_full(item_number);
+        read_rows<QUERIES>(queries, q, own_row);
+        q_ring.release(item_number++);
+
+        k_ring.wait_until_full(tile_number);
+        wgmma_fence();
+        products_of_rows(scores, queries, k_matrix + tile_number % 2 * STAGE_STEP);
+        wgmma_commit();
+        wgmma_wait<0>(scores);
+        k_ring.release(tile_number);
+        softmax(scores, best, sum, keep, behind, window, to_exponent);
+        round_weights(weights, scores);
+
+        for (int i = 0; i + 1 < at.tiles; i++, tile_number++) {
+            behind -= KEYS;
+            k_ring.wait_until_full(tile_number + 1);
+            wgmma_fence();
+            products_of_rows(scores, queries, k_matrix + (tile_number + 1) % 2 * STAGE_STEP);
+            wgmma_commit();
+            v_ring.wait_until_full(tile_number);
+            add_weighted_rows(out, weights, v_matrix + tile_number % 2 * STAGE_STEP);
+            wgmma_commit();
+            wgmma_wait<1>(scores);
+            k_ring.release(tile_number + 1);
+            softmax(scores, best, sum, keep, behind, window, to_exponent);
+            finish_bits(__float_as_uint(sum[0] + sum[1]));
+            wgmma_wait<0>(out);
+            v_ring.release(tile_number);
+            for_each(out, [&](float& o, int half, int, int) { o *= keep[half]; });
+            round_weights(weights, scores);
+        }
+        v_ring.wait_until_full(tile_number);
+        wgmma_fence();
+        add_weighted_rows(out, weights, v_matrix + tile_number % 2 * STAGE_STEP);
+        wgmma_commit();
+        wgmma_wait<0>(out);
+        v_ring.release(tile_number++);
 
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        sum[half] = quad_sum(sum[half]);
-        int row = own_row + half * 8 + lane / 4;
-        if (p.lse && lane % 4 == 0 && row < count)
-            p.lse[q_index + row * p.heads] = best[half] * to_exponent * LN_2 + logf(sum[half]);
-        sum[half] = 1.0f / sum[half];
-    }
-    for_each(out, [&](float& o, int half, int, int) { o *= sum[half]; });
-    // No product has read q since the last barrier.
-    bf16* rows = p.out + ((size_t)q_index + own_row * p.heads) * WIDTH;
-    store_rows<QUERIES>(rows, q_stride, count - own_row, q, own_row, out);
+        for (int half = 0; half < 2; half++) {
+            sum[half] = quad_sum(sum[half]);
+            int row = own_row + half * 8 + lane / 4;
+            if (p.lse && lane % 4 == 0 && row < at.count)
+                p.lse[at.index + row * p.heads] = best[half] * to_exponent * LN_2 + logf(sum[half]);
+            sum[half] = 1.0f / sum[half];
+        }
+        for_each(out, [&](float& o, int half, int, int) { o *= sum[half]; });
+        bf16* rows = p.out + ((size_t)at.index + own_row * p.heads) * WIDTH;
+        store_rows<QUERIES>(rows, q_stride, at.count - own_row, staged, own_row, out);
+    });
 }
 
-// Backward goes through tiles of 64 queries or keys, in three stages: while sums take in one tile, the scores of the next
-// are computed, and one more is copied.
-constexpr int STAGES = 3, STAGE_ROWS = 64, STAGE = STAGE_ROWS * WIDTH, STAGE_STEP = STAGE * sizeof(bf16) / 16;
+// Backward goes through tiles of 64 queries or keys.
+constexpr int STAGES = 4, STAGE_ROWS = 64, STAGE = STAGE_ROWS * WIDTH, STAGE_STEP = STAGE * sizeof(bf16) / 16;
 
 // dk and dv: in registers, rows are keys and columns queries.
-extern "C" __global__ void __launch_bounds__(128 * DKDV_GROUPS, 1) attention_dkdv_bf16(AttentionBackward p) {
-    constexpr int THREADS = 128 * DKDV_GROUPS, KEYS = 64 * DKDV_GROUPS, QUERIES = STAGE_ROWS;
+extern "C" __global__ void __launch_bounds__(COPIERS + 128 * DKDV_GROUPS, 1) attention_dkdv_bf16(AttentionBackward p) {
+    typedef Registers<DKDV_GROUPS, 24, 240> Registers;
+    constexpr int KEYS = 64 * DKDV_GROUPS, QUERIES = STAGE_ROWS;
     DYNAMIC_SHARED(shared);
     bf16* k = first_tile(shared);
     bf16* v = k + KEYS * WIDTH;
     bf16* q = v + KEYS * WIDTH;
     bf16* dout = q + STAGES * STAGE;
-    float* exponents = (float*)(dout + STAGES * STAGE);  // lse as a power of 2, of two tiles
-    float* deltas = exponents + 2 * QUERIES;
+    float* lse = (float*)(dout + STAGES * STAGE);  // [STAGES, QUERIES]
+    float* delta = lse + STAGES * QUERIES;
+    u64* barriers = (u64*)(delta + STAGES * QUERIES);
+    const Ring<1> k_ring = ring<1>(barriers);
+    const Ring<STAGES> q_ring = ring<STAGES>(barriers);
+    if (threadIdx.x == 0) {
+        k_ring.init(4 * DKDV_GROUPS);
+        q_ring.init(4 * DKDV_GROUPS);
+    }
+    __syncthreads();
 
     const int key_heads = p.heads / p.group, window = p.scores.window;
     const int parts = p.parts, part = blockIdx.x % parts;
     const int first_of_part = part * p.group / parts, part_heads = (part + 1) * p.group / parts - first_of_part;
     const Tile tile = p.key_tiles[blockIdx.x / (key_heads * parts)];
-    const int kv = blockIdx.x / parts % key_heads;
-    const int warp = warp_number(), own_row = warp * 16, lane = threadIdx.x % 32;
+    const int kv = blockIdx.x / parts % key_heads, first_head = kv * p.group + first_of_part;
     const u32 q_stride = p.heads * WIDTH, k_stride = key_heads * WIDTH;
     const size_t k_start = (size_t)(tile.first_key + tile.start) * k_stride + kv * WIDTH;
 
-    // Queries that see some of the keys; query own_key is at the position of the warp's first key.
+    // Queries that see some of the keys, in tiles of one head after the other.
     const int shift = tile.keys - tile.queries, last_key = min(tile.start + KEYS, tile.keys) - 1;
     const int first_query = max(tile.start - shift, 0), end_query = min(tile.queries, last_key - shift + window);
+    const int tiles_of_head = first_query < end_query ? (end_query - first_query + QUERIES - 1) / QUERIES : 0;
+    const int tiles = tiles_of_head * part_heads;
+
+    if (warp_number() < COPIERS / 32) {
+        fewer_registers<Registers::copier>();
+        if (tiles == 0) return;
+        load_rows<KEYS>(k, p.k, k_start, k_stride, tile.keys - tile.start);
+        load_rows<KEYS>(v, p.v, k_start, k_stride, tile.keys - tile.start);
+        k_ring.fill(0);
+        int head = first_head, query = first_query;
+        for (int number = 0; number < tiles; number++) {
+            const int stage = number % STAGES, count = end_query - query;
+            const u32 index = (tile.first_query + query) * p.heads + head;
+            q_ring.wait_until_empty(number);
+            load_rows<QUERIES>(q + stage * STAGE, p.q, (size_t)index * WIDTH, q_stride, count);
+            load_rows<QUERIES>(dout + stage * STAGE, p.dout, (size_t)index * WIDTH, q_stride, count);
+            load_numbers<QUERIES, 0>(lse + stage * QUERIES, p.lse, index, p.heads, count);
+            load_numbers<QUERIES, 1>(delta + stage * QUERIES, p.delta, index, p.heads, count);
+            q_ring.fill(number);
+            query += QUERIES;
+            if (query >= end_query) query = first_query, head++;
+        }
+        finish_copies();
+        return;
+    }
+    more_registers<Registers::other>();
+
+    // Query own_key is at the position of the warp's first key.
+    const int warp = warp_number() - COPIERS / 32, own_row = warp * 16, lane = threadIdx.x % 32;
     const int own_key = tile.start + own_row - shift;
-    const int tiles = first_query < end_query ? (end_query - first_query + QUERIES - 1) / QUERIES * part_heads : 0;
-
-    // A tile of queries, of one head after the other.
-    struct At {
-        int head, query;
-    };
-    auto after = [=](At at) {
-        bool more = at.query + QUERIES < end_query;
-        return At{at.head + (more ? 0 : 1), more ? at.query + QUERIES : first_query};
-    };
-    auto load_queries = [&](At at, int number) {
-        const size_t start = (size_t)(tile.first_query + at.query) * q_stride + at.head * WIDTH;
-        const int stage = number % STAGES * STAGE, count = end_query - at.query;
-        load_rows<QUERIES, THREADS>(q + stage, p.q, start, q_stride, count);
-        load_rows<QUERIES, THREADS>(dout + stage, p.dout, start, q_stride, count);
-    };
-    // A query that is not there has weights of 0.
-    float next_exponent = 0.0f, next_delta = 0.0f;
-    auto fetch_statistics = [&](At at, bool wanted) {
-        const int query = at.query + threadIdx.x;
-        const bool valid = wanted && threadIdx.x < QUERIES && query < end_query;
-        const u32 index = (tile.first_query + query) * p.heads + at.head;
-        next_exponent = valid ? p.lse[index] * LOG2_E : -minus_infinity();
-        next_delta = valid ? p.delta[index] : 0.0f;
-    };
-    auto keep_statistics = [&](int number) {
-        if (threadIdx.x >= QUERIES) return;
-        exponents[number % 2 * QUERIES + threadIdx.x] = next_exponent;
-        deltas[number % 2 * QUERIES + threadIdx.x] = next_delta;
-    };
-
-    float dk[WIDTH / 2], dv[WIDTH / 2], scores[QUERIES / 2], ds[QUERIES / 2];
-    u32 p_weights[QUERIES / 16][4], ds_weights[QUERIES / 16][4];
+    float dk[WIDTH / 2], dv[WIDTH / 2];
     clear(dk);
     clear(dv);
     const float scale = p.scores.scale, to_exponent = scale * LOG2_E;
     const u64 k_matrix = wgmma_matrix(k + warp / 4 * 64 * 64, 0), v_matrix = wgmma_matrix(v + warp / 4 * 64 * 64, 0);
     const u64 q_matrix = wgmma_matrix(q, QUERIES * 128), dout_matrix = wgmma_matrix(dout, QUERIES * 128);
-
-    auto multiply_scores = [&](int number) {
-        products_of_rows<KEYS>(scores, k_matrix, q_matrix + number % STAGES * STAGE_STEP);
-        wgmma_commit();
-        products_of_rows<KEYS>(ds, v_matrix, dout_matrix + number % STAGES * STAGE_STEP);
-        wgmma_commit();
-    };
-    auto add_to_sums = [&](int number) {
-        add_weighted_rows(dv, p_weights, dout_matrix + number % STAGES * STAGE_STEP);
-        wgmma_commit();
-        add_weighted_rows(dk, ds_weights, q_matrix + number % STAGES * STAGE_STEP);
-        wgmma_commit();
-    };
-    auto scores_to_p = [&](int number, int query) {
-        const int ahead = query - own_key;  // places from the warp's first key to the first query
-        if (ahead < 15 || ahead + QUERIES - 1 >= window)
-            for_each(scores, [=](float& s, int, int row, int column) {
-                int distance = ahead + column - row;
-                if (distance < 0 || distance >= window) s = minus_infinity();
-            });
-        const Pair* exponent = (const Pair*)(exponents + number % 2 * QUERIES + lane % 4 * 2);
-#pragma unroll
-        for (int j = 0; j < QUERIES / 2; j++)
-            scores[j] = exp2_approx(fmaf(scores[j], to_exponent, -exponent[j / 4 * 4].at[j % 2]));
-        finish(scores);
-    };
-    auto to_ds = [&](int number) {
-        const Pair* delta = (const Pair*)(deltas + number % 2 * QUERIES + lane % 4 * 2);
-#pragma unroll
-        for (int j = 0; j < QUERIES / 2; j++) ds[j] = (ds[j] - delta[j / 4 * 4].at[j % 2]) * scores[j];
-        finish(ds);
-    };
-    auto round_all = [&]() {
-        round_weights(p_weights, scores);
-        round_weights(ds_weights, ds);
-    };
-
     if (tiles > 0) {
-        At next = {kv * p.group + first_of_part, first_query}, last;
-        // Starts to copy tile `number`, if there is one, and fetches the statistics of that behind it.
-        auto prepare = [&](int number) {
-            if (number < tiles) {
-                load_queries(next, number);
-                keep_statistics(number);
-                last = next;
-                next = after(next);
-                fetch_statistics(next, number + 1 < tiles);
-            }
-            copy_async_commit();
-        };
-        load_rows<KEYS, THREADS>(k, p.k, k_start, k_stride, tile.keys - tile.start);
-        load_rows<KEYS, THREADS>(v, p.v, k_start, k_stride, tile.keys - tile.start);
-        fetch_statistics(next, true);
-        prepare(0);
-        pass_copies();  // k, v and the first tile of queries are here
-        int query = last.query;
-        prepare(1);
+        // A query that is not there has zeros for all: its weights are of zeros, and so is what they are multiplied with.
+        float scores[QUERIES / 2], ds[QUERIES / 2];
+        u32 p_weights[QUERIES / 16][4], ds_weights[QUERIES / 16][4];
+        int query = first_query;
+        k_ring.wait_until_full(0);
+        q_ring.wait_until_full(0);
         wgmma_fence();
-        multiply_scores(0);
-        wgmma_wait<1>(scores);
-        scores_to_p(0, query);
-        wgmma_wait<0>(ds);
-        to_ds(0);
-        round_all();
-        for (int i = 0; i + 1 < tiles; i++) {
-            pass_copies();  // tile number i + 1 is here, i - 1 is no longer read
-            query = last.query;
+        products_of_rows<KEYS>(scores, k_matrix, q_matrix);
+        wgmma_commit();
+        for (int number = 0; number < tiles; number++) {
+            const int stage = number % STAGES;
             wgmma_fence();
-            multiply_scores(i + 1);
-            add_to_sums(i);
-            prepare(i + 2);
-            wgmma_wait<3>(scores);
-            scores_to_p(i + 1, query);
-            wgmma_wait<2>(ds);
-            to_ds(i + 1);
-            wgmma_wait<0>(dv);
-            wgmma_wait<0>(dk);
-            round_all();
+            products_of_rows<KEYS>(ds, v_matrix, dout_matrix + stage * STAGE_STEP);
+            wgmma_commit();
+            wgmma_wait<1>(scores);
+            const int ahead = query - own_key;  // places from the warp's first key to the first query
+            if (ahead < 15 || ahead + QUERIES - 1 >= window)
+                for_each(scores, [=](float& s, int, int row, int column) {
+                    int distance = ahead + column - row;
+                    if (distance < 0 || distance >= window) s = minus_infinity();
+                });
+            const Pair* exponent = (const Pair*)(lse + stage * QUERIES + lane % 4 * 2);
+#pragma unroll
+            for (int j = 0; j < QUERIES / 2; j++)
+                scores[j] = exp2_approx(fmaf(scores[j], to_exponent, exponent[j / 4 * 4].at[j % 2] * -LOG2_E));
+            round_weights(p_weights, scores);
+            wgmma_fence();
+            add_weighted_rows(dv, p_weights, dout_matrix + stage * STAGE_STEP);
+            wgmma_commit();
+            wgmma_wait<1>(ds);
+            const Pair* deltas = (const Pair*)(delta + stage * QUERIES + lane % 4 * 2);
+#pragma unroll
+            for (int j = 0; j < QUERIES / 2; j++) ds[j] = (ds[j] - deltas[j / 4 * 4].at[j % 2]) * scores[j];
+            round_weights(ds_weights, ds);
+            wgmma_fence();
+            add_weighted_rows(dk, ds_weights, q_matrix + stage * STAGE_STEP);
+            wgmma_commit();
+            if (number + 1 < tiles) {
+                q_ring.wait_until_full(number + 1);
+                wgmma_fence();
+                products_of_rows<KEYS>(scores, k_matrix, q_matrix + (number + 1) % STAGES * STAGE_STEP);
+                wgmma_commit();
+                wgmma_wait<1>(dv);
+                wgmma_wait<1>(dk);
+            } else {
+                wgmma_wait<0>(dv);
+                wgmma_wait<0>(dk);
+            }
+            q_ring.release(number);
+            query += QUERIES;
+            if (query >= end_query) query = first_query;
         }
-        wgmma_fence();
-        add_to_sums(tiles - 1);
-        wgmma_wait<0>(dv);
-        wgmma_wait<0>(dk);
-        __syncthreads();  // k and v are no longer read
     }
 
     const int count = tile.keys - tile.start - own_row;
@@ -408,114 +506,135 @@ extern "C" __global__ void __launch_bounds__(128 * DKDV_GROUPS, 1) attention_dkd
         store(dv, p.partial + parts * all);
         return;
     }
+    k_ring.release(0);
+    mbarrier_wait(k_ring.empty, 0);  // k and v are no longer read
     store_rows<KEYS>(p.dk + first, k_stride, count, k, own_row, dk);
     store_rows<KEYS>(p.dv + first, k_stride, count, v, own_row, dv);
 }
 
-extern "C" __global__ void __launch_bounds__(128 * DQ_GROUPS, 1) attention_dq_bf16(AttentionBackward p) {
-    constexpr int THREADS = 128 * DQ_GROUPS, QUERIES = 64 * DQ_GROUPS, KEYS = STAGE_ROWS;
+extern "C" __global__ void __launch_bounds__(COPIERS + 128 * DQ_GROUPS, 1) attention_dq_bf16(AttentionBackward p) {
+    typedef Registers<DQ_GROUPS, 24, 240> Registers;
+    constexpr int QUERIES = 64 * DQ_GROUPS, KEYS = STAGE_ROWS;
     DYNAMIC_SHARED(shared);
     bf16* q = first_tile(shared);
     bf16* dout = q + QUERIES * WIDTH;
-    bf16* k = dout + QUERIES * WIDTH;
+    bf16* staged = dout + QUERIES * WIDTH;
+    bf16* k = staged + QUERIES * WIDTH;
     bf16* v = k + STAGES * STAGE;
+    float* lse = (float*)(v + STAGES * STAGE);  // [QUERIES]
+    float* delta = lse + QUERIES;
+    u64* barriers = (u64*)(delta + QUERIES);
+    const Ring<1> q_ring = ring<1>(barriers);
+    const Ring<STAGES> k_ring = ring<STAGES>(barriers);
+    if (threadIdx.x == 0) {
+        q_ring.init(4 * DQ_GROUPS);
+        k_ring.init(4 * DQ_GROUPS);
+    }
+    __syncthreads();
 
-    const Tile tile = p.query_tiles[blockIdx.x / p.heads];
-    const int head = blockIdx.x % p.heads, kv = head / p.group, window = p.scores.window;
-    const int warp = warp_number(), own_row = warp * 16, lane = threadIdx.x % 32;
     const u32 q_stride = p.heads * WIDTH, k_stride = p.heads / p.group * WIDTH;
-    const u32 q_index = (tile.first_query + tile.start) * p.heads + head;  // of the first query in [N, H]
-    const int count = tile.queries - tile.start;
-    const int position = tile.keys - tile.queries + tile.start, first_key = max(position - window + 1, 0);
-    const int keys = min(position + QUERIES, tile.keys) - first_key, tiles = (keys + KEYS - 1) / KEYS;
-    int behind = position + own_row - first_key;
-    const size_t k_start = (size_t)(tile.first_key + first_key) * k_stride + kv * WIDTH;
-    auto load_keys = [&](int number) {
-        const size_t start = k_start + (size_t)number * KEYS * k_stride;
-        const int stage = number % STAGES * STAGE, left = keys - number * KEYS;
-        load_rows<KEYS, THREADS>(k + stage, p.k, start, k_stride, left);
-        load_rows<KEYS, THREADS>(v + stage, p.v, start, k_stride, left);
-    };
-
-    load_rows<QUERIES, THREADS>(q, p.q, (size_t)q_index * WIDTH, q_stride, count);
-    load_rows<QUERIES, THREADS>(dout, p.dout, (size_t)q_index * WIDTH, q_stride, count);
-    load_keys(0);
-    copy_async_commit();
-
-    float exponent[2], delta[2];
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        int row = own_row + half * 8 + lane / 4;
-        u32 at = q_index + row * p.heads;
-        exponent[half] = row < count ? p.lse[at] * LOG2_E : -minus_infinity();
-        delta[half] = row < count ? p.delta[at] : 0.0f;
-    }
-    float dq[WIDTH / 2], scores[KEYS / 2], ds[KEYS / 2];
-    u32 weights[KEYS / 16][4];
-    clear(dq);
-    const float scale = p.scores.scale, to_exponent = scale * LOG2_E;
-    const u64 q_matrix = wgmma_matrix(q + warp / 4 * 64 * 64, 0), dout_matrix = wgmma_matrix(dout + warp / 4 * 64 * 64, 0);
-    const u64 k_matrix = wgmma_matrix(k, KEYS * 128), v_matrix = wgmma_matrix(v, 0);
-
-    auto multiply_scores = [&](int number) {
-        products_of_rows<QUERIES>(scores, q_matrix, k_matrix + number % STAGES * STAGE_STEP);
-        wgmma_commit();
-        products_of_rows<QUERIES>(ds, dout_matrix, v_matrix + number % STAGES * STAGE_STEP);
-        wgmma_commit();
-    };
-    auto add_to_sums = [&](int number) {
-        add_weighted_rows(dq, weights, k_matrix + number % STAGES * STAGE_STEP);
-        wgmma_commit();
-    };
-    auto scores_to_p = [&]() {
-        if (behind < KEYS - 1 || behind + 15 >= window)
-            for_each(scores, [=](float& s, int, int row, int column) {
-                int distance = behind + row - column;
-                if (distance < 0 || distance >= window) s = minus_infinity();
-            });
-        for_each(scores, [&](float& s, int half, int, int) {
-            s = exp2_approx(fmaf(s, to_exponent, -exponent[half]));
+    u32 item_number = 0, tile_number = 0;
+    if (warp_number() < COPIERS / 32) {
+        fewer_registers<Registers::copier>();
+        for_own_items(p, [&](int item) {
+            const Queries at = queries_of<QUERIES, KEYS>(p, item);
+            q_ring.wait_until_empty(item_number);
+            load_rows<QUERIES>(q, p.q, (size_t)at.index * WIDTH, q_stride, at.count);
+            load_rows<QUERIES>(dout, p.dout, (size_t)at.index * WIDTH, q_stride, at.count);
+            load_numbers<QUERIES, 0>(lse, p.lse, at.index, p.heads, at.count);
+            load_numbers<QUERIES, 0>(delta, p.delta, at.index, p.heads, at.count);
+            q_ring.fill(item_number++);
+            for (int i = 0; i < at.tiles; i++, tile_number++) {
+                const size_t start = at.k_start + (size_t)i * KEYS * k_stride;
+                const int stage = tile_number % STAGES * STAGE, left = at.keys - i * KEYS;
+                k_ring.wait_until_empty(tile_number);
+                load_rows<KEYS>(k + stage, p.k, start, k_stride, left);
+                load_rows<KEYS>(v + stage, p.v, start, k_stride, left);
+                k_ring.fill(tile_number);
+            }
         });
-        behind -= KEYS;
-        finish(scores);
-    };
-    auto to_ds = [&]() {
-        for_each(ds, [&](float& s, int half, int, int) { s -= delta[half]; });
-#pragma unroll
-        for (int j = 0; j < KEYS / 2; j++) ds[j] *= scores[j];
-        finish(ds);
-    };
-
-    pass_copies();  // q, dout and the first tile of keys are here
-    if (tiles > 1) load_keys(1);
-    copy_async_commit();
-    wgmma_fence();
-    multiply_scores(0);
-    wgmma_wait<1>(scores);
-    scores_to_p();
-    wgmma_wait<0>(ds);
-    to_ds();
-    round_weights(weights, ds);
-    for (int i = 0; i + 1 < tiles; i++) {
-        pass_copies();  // tile number i + 1 is here, i - 1 is no longer read
-        wgmma_fence();
-        multiply_scores(i + 1);
-        add_to_sums(i);
-        if (i + 2 < tiles) load_keys(i + 2);
-        copy_async_commit();
-        wgmma_wait<2>(scores);
-        scores_to_p();
-        wgmma_wait<1>(ds);
-        to_ds();
-        wgmma_wait<0>(dq);
-        round_weights(weights, ds);
+        finish_copies();
+        return;
     }
-    wgmma_fence();
-    add_to_sums(tiles - 1);
-    wgmma_wait<0>(dq);
-    __syncthreads();  // q is no longer read
+    more_registers<Registers::other>();
 
-    for_each(dq, [=](float& x, int, int, int) { x *= scale; });
-    bf16* rows = p.dq + ((size_t)q_index + own_row * p.heads) * WIDTH;
-    store_rows<QUERIES>(rows, q_stride, count - own_row, q, own_row, dq);
+    const int own_row = warp_number() * 16 - COPIERS / 2, lane = threadIdx.x % 32, window = p.scores.window;
+    const float scale = p.scores.scale, to_exponent = scale * LOG2_E;
+    const u64 k_matrix = wgmma_matrix(k, KEYS * 128), v_matrix = wgmma_matrix(v, 0);
+    for_own_items(p, [&](int item) {
+        const Queries at = queries_of<QUERIES, KEYS>(p, item);
+        float dq[WIDTH / 2], scores[KEYS / 2], ds[KEYS / 2];
+        u32 queries[WIDTH / 16][4], douts[WIDTH / 16][4], weights[KEYS / 16][4];
+        float exponent[2], own_delta[2];
+        clear(dq);
+        int behind = at.behind + own_row;
+        q_ring.wait_until_full(item_number);
+        read_rows<QUERIES>(queries, q, own_row);
+        read_rows<QUERIES>(douts, dout, own_row);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            exponent[half] = lse[own_row + half * 8 + lane / 4] * LOG2_E;
+            own_delta[half] = delta[own_row + half * 8 + lane / 4];
+        }
+        q_ring.release(item_number++);
+
+        auto multiply_scores = [&](u32 number) {
+            products_of_rows(scores, queries, k_matrix + number % STAGES * STAGE_STEP);
+            wgmma_commit();
+            products_of_rows(ds, douts, v_matrix + number % STAGES * STAGE_STEP);
+            wgmma_commit();
+        };
+        auto add_to_sums = [&](u32 number) {
+            add_weighted_rows(dq, weights, k_matrix + number % STAGES * STAGE_STEP);
+            wgmma_commit();
+        };
+        auto scores_to_p = [&]() {
+            if (behind < KEYS - 1 || behind + 15 >= window)
+                for_each(scores, [=](float& s, int, int row, int column) {
+                    int distance = behind + row - column;
+                    if (distance < 0 || distance >= window) s = minus_infinity();
+                });
+            for_each(scores, [&](float& s, int half, int, int) {
+                s = exp2_approx(fmaf(s, to_exponent, -exponent[half]));
+            });
+            behind -= KEYS;
+            finish(scores);
+        };
+        auto to_ds = [&]() {
+            for_each(ds, [&](float& s, int half, int, int) { s -= own_delta[half]; });
+#pragma unroll
+            for (int j = 0; j < KEYS / 2; j++) ds[j] *= scores[j];
+            finish(ds);
+        };
+
+        k_ring.wait_until_full(tile_number);
+        wgmma_fence();
+        multiply_scores(tile_number);
+        wgmma_wait<1>(scores);
+        scores_to_p();
+        wgmma_wait<0>(ds);
+        to_ds();
+        round_weights(weights, ds);
+        for (int i = 0; i + 1 < at.tiles; i++, tile_number++) {
+            k_ring.wait_until_full(tile_number + 1);
+            wgmma_fence();
+            multiply_scores(tile_number + 1);
+            add_to_sums(tile_number);
+            wgmma_wait<2>(scores);
+            scores_to_p();
+            wgmma_wait<1>(ds);
+            to_ds();
+            wgmma_wait<0>(dq);
+            k_ring.release(tile_number);
+            round_weights(weights, ds);
+        }
+        wgmma_fence();
+        add_to_sums(tile_number);
+        wgmma_wait<0>(dq);
+        k_ring.release(tile_number++);
+
+        for_each(dq, [=](float& x, int, int, int) { x *= scale; });
+        bf16* rows = p.dq + ((size_t)at.index + own_row * p.heads) * WIDTH;
+        store_rows<QUERIES>(rows, q_stride, at.count - own_row, staged, own_row, dq);
+    });
 }

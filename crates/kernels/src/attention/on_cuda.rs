@@ -69,7 +69,7 @@ static KERNELS: [Kernels; 4] = [
     kernels!(256, forward: 1 64, dq: 1 32, dkdv: 8 2 1 32),
 ];
 
-/// Hopper's kernels for heads of exactly `width` columns, and how many warpgroups a block has: each owns 64 rows.
+/// Hopper's kernels for heads of exactly `width` columns, and how many warpgroups of a block compute: each owns 64 rows.
 struct Hopper {
     width: usize,
     forward: usize,
@@ -115,8 +115,10 @@ static HOPPER_KERNELS: [Hopper; 2] =
 const GROUP_ROWS: usize = 64;
 /// Rows in shared memory of the tiles that forward goes through: two of k and v each, of 128 keys.
 const FORWARD_STAGES: usize = 2 * 2 * 128;
-/// The same of backward: three of k and v, or of q and dout.
-const BACKWARD_STAGES: usize = 3 * 2 * 64;
+/// The same of backward: four of k and v, or of q and dout.
+const BACKWARD_STAGES: usize = 4 * 2 * 64;
+/// Of all that they wait for in shared memory.
+const BARRIER_BYTES: usize = 128;
 
 impl Hopper {
     /// Those for this problem, if there are some and the card has what they need.
@@ -129,11 +131,11 @@ impl Hopper {
         HOPPER_KERNELS.iter().find(|kernels| fits && width == kernels.width)
     }
 
-    /// A grid whose blocks have this many warpgroups and rows of tiles in shared memory, which begin at a multiple of
-    /// 1024 bytes.
+    /// A grid whose blocks have this many warpgroups that compute, beside one that copies, and rows of tiles in shared
+    /// memory, which begin at a multiple of 1024 bytes.
     fn grid(&self, blocks: usize, groups: usize, rows_in_shared: usize, other_bytes: usize) -> Grid {
-        let shared = 1024 + rows_in_shared * self.width * DType::BF16.bytes() + other_bytes;
-        Grid::new(blocks, 128 * groups).shared(shared)
+        let shared = 1024 + rows_in_shared * self.width * DType::BF16.bytes() + other_bytes + BARRIER_BYTES;
+        Grid::new(blocks, 128 * (1 + groups)).shared(shared)
     }
 }
 
@@ -196,11 +198,12 @@ struct TiledForward {
     v: DevicePtr,
     out: DevicePtr,
     lse: DevicePtr,
-    tiles: DevicePtr,
+    query_tiles: DevicePtr,
     scores: Scores,
     heads: i32,
     group: i32,
     width: i32,
+    query_tile_count: i32,
 }
 
 // SAFETY: `AttentionForward` of arguments.cuh; shapes and offsets were checked.
@@ -229,6 +232,7 @@ struct TiledBackward {
     queries: i32,
     keys: i32,
     parts: i32,
+    query_tile_count: i32,
 }
 
 // SAFETY: `AttentionBackward` of arguments.cuh; shapes and offsets were checked.
@@ -295,25 +299,33 @@ pub(super) fn forward(
     let (q, k, v, out) = (io.q.device(), io.k.device(), io.v.device(), io.out.device());
     let scores = Scores::of(cuda, params);
     let [query_heads, width] = [heads.query as i32, heads.width as i32];
+    let tiled = |tiles: &[Tile]| TiledForward {
+        q,
+        k,
+        v,
+        out,
+        lse,
+        query_tiles: cuda.indices(tiles.as_flattened()),
+        scores,
+        heads: query_heads,
+        group,
+        width,
+        query_tile_count: tiles.len() as i32,
+    };
     if let Some(kernels) = Hopper::of(cuda, params, io.q.dtype(), heads.width) {
         let queries = GROUP_ROWS * kernels.forward;
         let tiles = query_tiles(params, rows, queries);
-        let grid = kernels.grid(tiles.len() * heads.query, kernels.forward, queries + FORWARD_STAGES, 0);
-        let tiles = cuda.indices(tiles.as_flattened());
-        let params_of_kernel =
-            TiledForward { q, k, v, out, lse, tiles, scores, heads: query_heads, group, width };
-        cuda.launch(&kernels.source, "attention_forward", &[DType::BF16], grid, params_of_kernel);
+        let blocks = cuda.properties().multiprocessors.min(tiles.len() * heads.query);
+        let grid = kernels.grid(blocks, kernels.forward, 2 * queries + FORWARD_STAGES, 0);
+        cuda.launch(&kernels.source, "attention_forward", &[DType::BF16], grid, tiled(&tiles));
         return;
     }
     if let Some(kernels) = Kernels::of(io.q.dtype(), heads.width) {
         let Tiling { queries, keys, .. } = kernels.forward;
         let tiles = query_tiles(params, rows, queries);
         let grid = kernels.grid(tiles.len() * heads.query, kernels.forward, queries + 2 * keys, 0);
-        let tiles = cuda.indices(tiles.as_flattened());
-        let params_of_kernel =
-            TiledForward { q, k, v, out, lse, tiles, scores, heads: query_heads, group, width };
         let source = kernels.source(params);
-        cuda.launch(source, "attention_forward", &[DType::BF16], grid, params_of_kernel);
+        cuda.launch(source, "attention_forward", &[DType::BF16], grid, tiled(&tiles));
         return;
     }
     let [name, ..] = plain_names(heads.width);
@@ -382,6 +394,7 @@ pub(super) fn backward(
             queries: queries as i32,
             keys: keys as i32,
             parts: parts as i32,
+            query_tile_count: query_tiles.len() as i32,
         };
         // Eight lanes for each sum.
         let delta_grid = Grid::new((queries * heads.query).div_ceil(256 / 8), 256);
@@ -390,8 +403,10 @@ pub(super) fn backward(
         let statistics = |queries: usize| 2 * queries * DType::F32.bytes();
         let (source, dkdv_grid, dq_grid) = if let Some(hopper) = hopper {
             let in_shared = 2 * key_rows + BACKWARD_STAGES;
-            let dkdv_grid = hopper.grid(dkdv_blocks, hopper.dkdv, in_shared, 2 * statistics(64));
-            let dq_grid = hopper.grid(dq_blocks, hopper.dq, 2 * query_rows + BACKWARD_STAGES, 0);
+            let dkdv_grid = hopper.grid(dkdv_blocks, hopper.dkdv, in_shared, 4 * statistics(64));
+            let dq_blocks = cuda.properties().multiprocessors.min(dq_blocks);
+            let in_shared = 3 * query_rows + BACKWARD_STAGES;
+            let dq_grid = hopper.grid(dq_blocks, hopper.dq, in_shared, statistics(query_rows));
             (&hopper.source, dkdv_grid, dq_grid)
         } else {
             let Kernels { dq, dkdv, .. } = kernels;

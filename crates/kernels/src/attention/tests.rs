@@ -227,6 +227,38 @@ fn device_matches_reference() {
     }
 }
 
+/// As much work as fills a card, several times over for each block: too much for the reference, and for an emulated card.
+#[test]
+fn a_gpu_that_is_full_computes_what_a_cpu_does_and_always_the_same() {
+    let Some(gpu) = gpu().filter(|dev| dev.name() != "Emulated GPU") else { return };
+    let cpu = Device::cpu(CpuOptions::default()).unwrap();
+    for (heads, params) in [
+        ([32, 8, 128], PLAIN),
+        ([28, 4, 128], AttentionParams { window: Some(700), ..PLAIN }),
+        ([16, 8, 64], PLAIN),
+    ] {
+        let params = AttentionParams { scale: 0.5, ..params };
+        let case = Case { rows: &[(2048, 2048), (1, 1), (900, 1100), (777, 777)], heads, params };
+        let inputs = case.inputs(11, DType::BF16);
+        let offsets = Offsets::of(case.rows);
+        let expected = compute(&cpu, &params, offsets.rows(), &inputs);
+        let found = compute(&gpu, &params, offsets.rows(), &inputs);
+        for ((name, found), expected) in NAMES.into_iter().zip(&found).zip(&expected) {
+            let (found, expected) = (to_f64(found), to_f64(expected));
+            let square = |x: f64| x * x;
+            let size: f64 = expected.iter().map(|x| square(*x)).sum();
+            let distance: f64 = found.iter().zip(&expected).map(|(a, b)| square(a - b)).sum();
+            assert!(distance <= 1e-4 * size, "{heads:?}, {name}: {distance} apart, of {size}");
+        }
+        for _ in 0..4 {
+            let again = compute(&gpu, &params, offsets.rows(), &inputs);
+            for ((name, found), again) in NAMES.into_iter().zip(&found).zip(&again) {
+                assert!(bits(found) == bits(again), "{heads:?}, {name}");
+            }
+        }
+    }
+}
+
 #[test]
 fn edges_no_token_at_all() {
     for dev in devices() {

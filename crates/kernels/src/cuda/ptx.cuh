@@ -72,12 +72,44 @@ INLINE void copy_async_16(void* shared, const void* global, bool valid) {
                  : "memory");
 }
 
+// The same with four bytes.
+INLINE void copy_async_4(void* shared, const void* global, bool valid) {
+    int bytes = valid ? 4 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+                 : "memory");
+}
+
 INLINE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most `N` of this thread's committed groups are under way.
 template <int N> INLINE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// A barrier in shared memory, for `arrivals` of threads or of what they copy; with the last one its phase ends and the
+// next begins. Phases are 0, 1, 0 and so on.
+INLINE void mbarrier_init(u64* barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+
+INLINE void mbarrier_arrive(u64* barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Arrives once all is there that this thread has begun to copy.
+INLINE void copy_async_arrive(u64* barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Waits while the barrier is in this phase; one that is new is in phase 0.
+INLINE void mbarrier_wait(u64* barrier, u32 phase) {
+    asm volatile("{\n.reg .pred passed;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 passed, [%0], %1;\n@!passed bra again;\n}"
+                 ::"r"(shared_address(barrier)), "r"(phase) : "memory");
+}
+
+// How many registers each thread of a warpgroup has from here on; all of its warps say so.
+template <int COUNT> INLINE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+template <int COUNT> INLINE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
 
 // Products of a warpgroup, four warps from a multiple of four on: warp w has rows 16w to 16w + 15 of the 64, and each
 // eight columns of d are laid out as mma's d. They run beside the program's flow and in order, and are waited for as
@@ -130,7 +162,23 @@ template <bool ADD> INLINE void wgmma(float (&d)[64], u64 a, u64 b) {
                  : "l"(a), "l"(b), "n"((int)ADD) : "memory");
 }
 
-// d += a·b over 16 rows of b, for a in registers as mma's; it stays there until the product has been waited for.
+// The same for a in registers as mma's; it stays there until the product has been waited for.
+template <bool ADD> INLINE void wgmma(float (&d)[32], const u32 (&a)[4], u64 b) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NAMES_32
+                 "}, {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}"
+                 : FLOATS_32(d, 0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"((int)ADD) : "memory");
+}
+template <bool ADD> INLINE void wgmma(float (&d)[64], const u32 (&a)[4], u64 b) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES_64
+                 "}, {%64,%65,%66,%67}, %68, p, 1, 1, 0;\n}"
+                 : FLOATS_32(d, 0), FLOATS_32(d, 32)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"((int)ADD) : "memory");
+}
+
+// d += a·b over 16 rows of b, for a in registers.
 INLINE void wgmma(float (&d)[32], const u32 (&a)[4], u64 b) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NAMES_32
