@@ -13,6 +13,7 @@ use crate::choices::{
     ComputeDtype, FinetuningType, InitSpecialTokens, IntervalStrategy, LrSchedulerType, MixStrategy, Optim,
     OverLength, Stage,
 };
+use crate::device::Device;
 use crate::keys::RunConfig;
 use crate::problem::{ConfigError, NoEffect, Place, Problem};
 use crate::resolve::Purpose;
@@ -397,6 +398,12 @@ impl Checks<'_> {
             c.compute_dtype == ComputeDtype::Float32 && c.bf16,
             &["compute_dtype", "bf16"],
             "`compute_dtype: float32` contradicts `bf16`",
+            "keep one of the two",
+        );
+        self.refuse_if(
+            c.use_cpu && c.device != Device::Cpu,
+            &["device", "use_cpu"],
+            &format!("`device: {}` contradicts `use_cpu`", c.device),
             "keep one of the two",
         );
     }

@@ -81,6 +81,8 @@ fn plain_text_has_no_prompt_to_mask() {
 fn float32_excludes_bf16() {
     refused("bf16: true; compute_dtype: float32", "(and c.yaml:4)");
     accepted("compute_dtype: bfloat16; bf16: false");
+    refused("use_cpu: true; device: cuda", "(and c.yaml:4)");
+    accepted("use_cpu: true; device: cpu");
 }
 
 #[test]

@@ -59,6 +59,12 @@ fn train(text: &str) -> RunConfig {
 }
 
 #[test]
+fn use_cpu_is_the_cpu() {
+    assert_eq!(train(&format!("{QWEN3_LORA_SFT}\nuse_cpu: true\n")).device, Device::Cpu);
+    assert_eq!(train(&format!("{QWEN3_LORA_SFT}\nuse_cpu: false\n")).device, Device::Auto);
+}
+
+#[test]
 fn the_canonical_recipe_of_llama_factory_is_accepted_unchanged() {
     let c = train(QWEN3_LORA_SFT);
     assert_eq!(c.model_name_or_path, "Qwen/Qwen3-4B-Instruct-2507");

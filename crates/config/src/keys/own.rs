@@ -11,7 +11,10 @@ macro_rules! own_keys {
             read_by: "train::run",
         }
         /// The device that computes: the processor, or an NVIDIA GPU. `sft doctor` shows what is there.
-        device: Device { read_by: "kernels" }
+        device: Device {
+            auto: "`cpu` with `use_cpu`, else `auto`" = |c| if c.use_cpu { Device::Cpu } else { Device::Auto },
+            read_by: "kernels",
+        }
         /// Threads; null is one per core. Results do not depend on it.
         threads: Option<usize> { range: Range::at_least(1.0), read_by: "kernels, data" }
         /// Malformed rows that are dropped before the run stops: a count, or a fraction of all rows.

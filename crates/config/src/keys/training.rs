@@ -67,6 +67,8 @@ macro_rules! training_keys {
         neftune_noise_alpha: Option<f64> { range: Range::at_least(0.0), read_by: "model::entry" }
         /// Compute in bfloat16 with float32 accumulation.
         bf16: bool { read_by: "train::run, as compute_dtype" }
+        /// Compute on the processor, also where a GPU is.
+        use_cpu: bool { read_by: "kernels, as device" }
         /// Log every so many steps: a count, or a fraction of all steps.
         logging_steps: Amount { default: Amount::Count(500), range: Range::above(0.0), read_by: "runs::trainer_log" }
         /// Log the first step too.
@@ -155,7 +157,6 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
         "batches are prepared inside the process",
     ),
     (&["group_by_length"], "batches hold no padding, so rows of equal length gain nothing"),
-    (&["use_cpu"], "`device: cpu` says this here"),
     (&["tf32"], "products are in float32 or bfloat16, as `compute_dtype` says"),
     (
         &["average_tokens_across_devices"],
