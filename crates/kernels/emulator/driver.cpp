@@ -4,6 +4,7 @@
 // SFT_EMULATOR_ARCH    compute capability, 9.0 without it
 // SFT_EMULATOR_MEMORY  bytes of device memory, 4 GiB without it
 // SFT_EMULATOR_ALIGNMENT  of allocations, 16 without it
+// SFT_EMULATOR_IDLE    if set, neither kernels nor products run: what is left is the time of the program itself
 #include "blocks.h"
 #include "image.h"
 #include "memory.h"
@@ -180,6 +181,7 @@ int launch(Function* function, Dim3 grid, Dim3 block, unsigned shared_bytes, voi
         return refuse_launch(INVALID_VALUE, std::to_string(shared_bytes) + " bytes of dynamic shared memory, at most " +
                                                 std::to_string(function->dynamic_shared_bytes) + " were asked for");
     if (!arguments) return refuse_launch(INVALID_VALUE, "no arguments");
+    if (getenv("SFT_EMULATOR_IDLE")) return SUCCESS;
     Launch it = {function->name.c_str(), function->entry, arguments, grid, block, shared_bytes,
                  {function->shared[0], function->shared[1]}, function->module->file};
     Failure failure = run_blocks(it);
