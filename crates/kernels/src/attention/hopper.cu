@@ -46,7 +46,8 @@ template <int ROWS> INLINE void load_rows(bf16* tile, const bf16* from, size_t s
     }
 }
 
-// Numbers of an array [query, head] for `count` queries, zeros behind them. Threads from 64·PART on copy.
+// Starts to copy the numbers of an array [query, head] for `count` queries, zeros behind them: a thread for each query, from
+// QUERIES·PART on where there are as many.
 template <int QUERIES, int PART>
 INLINE void load_numbers(float* to, const float* from, u32 start, u32 heads, int count) {
     const int query = threadIdx.x % QUERIES;
