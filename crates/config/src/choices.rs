@@ -128,7 +128,7 @@ choices! {
     IntervalStrategy {
         /// Never.
         #[default]
-        No = "no" | "false" | "False",
+        No = "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF",
         /// Every so many steps.
         Steps = "steps",
         /// At the end of each epoch.

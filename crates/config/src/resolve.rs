@@ -184,7 +184,10 @@ impl Resolver {
     fn require(&mut self) {
         // What a file holds that cannot be read is not known to be missing.
         let is_unread = |problem: &Problem| {
-            matches!(*problem.error, ConfigError::Syntax(_) | ConfigError::NotAMapping { .. })
+            matches!(
+                *problem.error,
+                ConfigError::Syntax(_) | ConfigError::NotAMapping { .. } | ConfigError::TooLarge { .. }
+            )
         };
         if self.problems.iter().any(is_unread) {
             return;

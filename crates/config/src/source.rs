@@ -170,14 +170,18 @@ pub(crate) fn read_flow(text: &str, place: &Place) -> Result<Node, Problem> {
 fn without_secret(argument: &str) -> String {
     let secret =
         |key: &&str| ["token", "secret", "api_key", "password"].iter().any(|word| key.contains(word));
-    match argument.split_once('=').map(|(key, _)| key).filter(secret) {
+    let key_of = |(key, _): (&str, &str)| key.to_ascii_lowercase();
+    match argument.split_once('=').map(key_of).filter(|key| secret(&key.as_str())) {
         Some(key) => format!("{key}=…"),
         None => argument.to_string(),
     }
 }
 
+/// What is between quotes, if it is one text: not of `'a' or 'b'`.
 fn unquoted(value: &str) -> Option<&str> {
-    ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote))
+    let of =
+        |quote: &char| value.strip_prefix(*quote)?.strip_suffix(*quote).filter(|text| !text.contains(*quote));
+    ['"', '\''].iter().find_map(of)
 }
 
 enum PlaceOf {

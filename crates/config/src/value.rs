@@ -231,11 +231,20 @@ impl KeyType for String {
     }
 }
 
+/// A path in which `~` stands for the home folder, which no shell has seen: transformers expands it too.
+fn expanded(path: &str, home: impl Fn() -> Option<PathBuf>) -> PathBuf {
+    let in_home = path.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    match in_home.and_then(|rest| Some(home()?.join(rest.trim_start_matches('/')))) {
+        Some(path) => path,
+        None => PathBuf::from(path),
+    }
+}
+
 impl KeyType for PathBuf {
     fn parse(node: &Node) -> Result<Self, Reject> {
         match scalar(node)? {
             "" => Err(Reject::Type),
-            path => Ok(PathBuf::from(path)),
+            path => Ok(expanded(path, std::env::home_dir)),
         }
     }
     fn to_json(&self) -> Json {

@@ -49,6 +49,13 @@ fn the_text_of_an_override_is_taken_literally() {
 }
 
 #[test]
+fn quotes_go_only_where_they_are_around_one_text() {
+    let system = |text: &str| with(&[&format!("default_system={text}")]).unwrap().default_system;
+    assert_eq!(system("'[INST] hi'").as_deref(), Some("[INST] hi"));
+    assert_eq!(system("'Yes' or 'No'").as_deref(), Some("'Yes' or 'No'"));
+}
+
+#[test]
 fn an_empty_override_is_null() {
     assert_eq!(with(&["max_samples="]).unwrap().max_samples, None);
 }
@@ -74,6 +81,7 @@ fn a_token_on_the_command_line_is_never_shown() {
     assert_eq!(c.hf_hub_token.reveal(), Some("hf_abc"));
     assert!(!format!("{c:?}").contains("hf_abc"));
     assert!(!c.resolved_yaml().contains("hf_abc"));
+    assert!(!with(&["HF_TOKEN=hf_abc"]).unwrap_err().contains("hf_abc"));
 }
 
 #[test]

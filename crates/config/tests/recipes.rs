@@ -59,6 +59,17 @@ fn train(text: &str) -> RunConfig {
 }
 
 #[test]
+fn a_tilde_is_the_home_folder() {
+    let Some(home) = std::env::home_dir() else { return };
+    let output = |path: &str| {
+        train(&format!("{QWEN3_LORA_SFT}\n").replace("output_dir: saves/", &format!("output_dir: {path}")))
+            .output_dir
+    };
+    assert!(output("~/saves/").starts_with(home.join("saves")), "{:?}", output("~/saves/"));
+    assert!(output("~saves/").starts_with("~saves"), "of somebody else, or a name");
+}
+
+#[test]
 fn use_cpu_is_the_cpu() {
     assert_eq!(train(&format!("{QWEN3_LORA_SFT}\nuse_cpu: true\n")).device, Device::Cpu);
     assert_eq!(train(&format!("{QWEN3_LORA_SFT}\nuse_cpu: false\n")).device, Device::Auto);
