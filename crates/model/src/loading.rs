@@ -553,7 +553,11 @@ impl<'a> Loading<'a> {
         let renamed =
             |moved: &Moved| name.strip_prefix(moved.own).map(|rest| format!("{}{rest}", moved.files));
         let first = |name: &str| form.shapes(name, shape).swap_remove(0).0;
-        let is_there = |name: &String| files.contains(&first(name));
+        let is_there = |name: &String| {
+            let first = first(name);
+            let codes = first.strip_suffix(".weight").map(|stem| format!("{stem}.qweight"));
+            files.contains(&first) || codes.is_some_and(|codes| files.contains(&codes))
+        };
         self.moved.iter().filter_map(renamed).find(is_there).unwrap_or_else(|| name.to_owned())
     }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
+use serde_json::{Value, json};
 use sft_kernels::quantized::{FourBit, Scheme};
 use sft_kernels::{CpuOptions, DType, Device};
 use sft_model::method::{LoraInit, LoraOptions, Method, Targets};
@@ -119,12 +120,15 @@ fn an_adapter_is_not_merged_into_codes() {
     assert!(error.contains("not merged into codes"), "{error}");
 }
 
-/// What is said of a checkpoint whose tensors were changed; those are left out for which `change` says no.
-fn damaged(name: &str, change: &dyn Fn(&str, &mut Stored) -> bool) -> String {
+/// A model's configuration.
+fn config(folder: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap()
+}
+
+/// A model of these tensors.
+fn model_of(all: &BTreeMap<String, Stored>, config: &Value) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::copy(case(name).join("config.json"), folder.path().join("config.json")).unwrap();
-    let mut all = tensors(&case(name));
-    all.retain(|name, tensor| change(name, tensor));
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let views: Vec<_> = all
         .iter()
         .map(|(name, (dtype, shape, bytes))| {
@@ -132,6 +136,55 @@ fn damaged(name: &str, change: &dyn Fn(&str, &mut Stored) -> bool) -> String {
         })
         .collect();
     safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).unwrap();
+    folder
+}
+
+#[test]
+fn the_text_part_of_a_larger_model_is_read_as_it_is_alone() {
+    for name in ["llama__gptq", "llama__awq", "llama__fp8", "llama__nf4", "llama__int8"] {
+        let mut text = config(&case(name));
+        let quantization = text.as_object_mut().unwrap().remove("quantization_config").unwrap();
+        let whole =
+            json!({"model_type": "mistral3", "text_config": text, "quantization_config": quantization});
+        let tensors = tensors(&case(name));
+        let tensors = tensors.into_iter().map(|(name, tensor)| (format!("language_model.{name}"), tensor));
+        let folder = model_of(&tensors.collect(), &whole);
+        assert_eq!(found(folder.path()), found(&case(name)), "{name}");
+        let values = |folder: &Path| -> Vec<Vec<f32>> {
+            let decoder = read(folder, DType::F32);
+            let value = |p: &&sft_model::parameter::Parameter| match p.as_quantized() {
+                Some(codes) => codes.to_tensor().to_f32_vec(),
+                None => p.to_host().to_f32_vec(),
+            };
+            decoder.base_parameters().iter().map(value).collect()
+        };
+        assert!(values(folder.path()) == values(&case(name)), "{name}");
+    }
+}
+
+#[test]
+fn gptq_says_by_either_name_how_it_counts_zeros() {
+    let found = |more: Value| {
+        let mut quantization = json!({"quant_method": "gptq", "bits": 4, "group_size": 32});
+        quantization.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let config = json!({"quantization_config": quantization});
+        quantization::of_checkpoint(config.as_object().unwrap()).map(|found| match found {
+            Some(Found::Gptq { added, .. }) => added,
+            other => panic!("{other:?}"),
+        })
+    };
+    assert_eq!(found(json!({})), Ok(1));
+    assert_eq!(found(json!({"format": "gptq_v2"})), Ok(0));
+    assert_eq!(found(json!({"checkpoint_format": "gptq_v2", "format": "gptq_v2"})), Ok(0));
+    assert!(found(json!({"checkpoint_format": "gptq", "format": "gptq_v2"})).is_err());
+    assert!(found(json!({"format": "marlin"})).unwrap_err().contains("`format` is `marlin`"));
+}
+
+/// What is said of a checkpoint whose tensors were changed; those are left out for which `change` says no.
+fn damaged(name: &str, change: &dyn Fn(&str, &mut Stored) -> bool) -> String {
+    let mut all = tensors(&case(name));
+    all.retain(|name, tensor| change(name, tensor));
+    let folder = model_of(&all, &config(&case(name)));
     let error = Decoder::read(&device(), folder.path(), &Method::Inference, DType::F32, 0).unwrap_err();
     let ModelError::Weights { problems, .. } = error else { panic!("{error}") };
     problems.join("\n")
@@ -165,6 +218,24 @@ fn a_checkpoint_without_its_state_is_refused_by_name() {
         true
     });
     assert!(problem.contains("quant_state.bitsandbytes__nf4"), "{problem}");
+    let problem = damaged(&|name, tensor| {
+        if of_first(name, ".nested_absmax") {
+            tensor.2[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        }
+        true
+    });
+    assert!(problem.contains("q_proj.weight: scale 0 is NaN"), "{problem}");
+}
+
+#[test]
+fn codes_in_tiles_of_a_gpu_are_refused() {
+    let problem = damaged("llama__int8", &|name, tensor| {
+        if name == "model.layers.0.self_attn.q_proj.weight_format" {
+            tensor.2[0] = 2;
+        }
+        true
+    });
+    assert!(problem.contains("q_proj.weight_format: codes in tiles"), "{problem}");
 }
 
 #[test]

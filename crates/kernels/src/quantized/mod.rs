@@ -235,17 +235,22 @@ impl QuantizedWeight {
     /// What a checkpoint holds.
     ///
     /// # Errors
-    /// Says what has another size than a weight of this shape has.
+    /// Says what has another size than a weight of this shape has, or which scale is no number.
     pub fn from_codes(shape: [usize; 2], codes: Codes, dtype: DType) -> Result<Self, String> {
         let [outputs, inputs] = shape;
         let expect = |what: &str, found: usize, expected: usize| match found == expected {
             true => Ok(()),
             false => Err(format!("{found} {what}, and a weight of {outputs} × {inputs} has {expected}")),
         };
+        let finite = |scales: &Tensor| {
+            let found = scales.view().as_slice::<f32>().iter().position(|x| !x.is_finite());
+            found.map_or(Ok(()), |at| Err(format!("scale {at} is NaN or infinite: the file is damaged")))
+        };
         match &codes {
             Codes::Int8 { bytes, scales } => {
                 expect("codes", bytes.len, outputs * inputs)?;
                 expect("scales", scales.elements(), outputs)?;
+                finite(scales)?;
             }
             Codes::Fp8 { bytes, scales, tile: [rows, columns] } => {
                 expect("codes", bytes.len, outputs * inputs)?;
@@ -253,6 +258,7 @@ impl QuantizedWeight {
                     return Err("tiles of no rows or no columns".into());
                 }
                 expect("scales", scales.elements(), outputs.div_ceil(*rows) * inputs.div_ceil(*columns))?;
+                finite(scales)?;
             }
             Codes::FourBit { bytes, block, scales, zeros, .. } => {
                 if !block.is_power_of_two() || *block < LEAST_BLOCK {
@@ -266,12 +272,16 @@ impl QuantizedWeight {
                 }
                 expect("bytes of codes", bytes.len, (outputs * inputs).div_ceil(2))?;
                 match scales {
-                    Scales::Plain(scales) => expect("scales", scales.elements(), blocks)?,
+                    Scales::Plain(scales) => {
+                        expect("scales", scales.elements(), blocks)?;
+                        finite(scales)?;
+                    }
                     Scales::Nested(nested) => {
                         expect("values of codes of scales", nested.map.elements(), 256)?;
                         expect("codes of scales", nested.codes.len, blocks)?;
                         let of_scales = blocks.div_ceil(NESTED_BLOCK);
                         expect("scales of scales", nested.absmax.elements(), of_scales)?;
+                        finite(&nested.absmax)?;
                     }
                 }
             }

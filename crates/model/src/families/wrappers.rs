@@ -109,8 +109,7 @@ const REFUSED: &[(&str, &str)] = &[
 const BY_CLASS: &[(&str, &str)] = &[("MiniCPM3ForCausalLM", "minicpm3")];
 
 /// The keys of a wrapper that say nothing of the text part alone.
-const OF_OTHER_PARTS: &[&str] =
-    &["architectures", "auto_map", "vision_config", "audio_config", "quantization_config"];
+const OF_OTHER_PARTS: &[&str] = &["architectures", "auto_map", "vision_config", "audio_config"];
 
 /// The classes of text parts in transformers, by which other programs know an exported one; some have none there.
 const CLASSES: &[(&str, &str)] = &[
@@ -195,9 +194,10 @@ pub(super) fn text_part(config: HfConfig) -> Result<TextPart, ModelError> {
 /// Adds what the text part leaves to its wrapper or to defaults, and takes off what is of other parts.
 fn complete(values: &mut Map<String, Value>, outer: &Map<String, Value>, defaults: Value) {
     OF_OTHER_PARTS.iter().for_each(|key| drop(values.remove(*key)));
-    for key in ["tie_word_embeddings", "dtype", "torch_dtype"] {
-        // Whether the head is the embedding, transformers asks the whole model.
-        let is_said = values.contains_key(key) && key != "tie_word_embeddings";
+    for key in ["tie_word_embeddings", "quantization_config", "dtype", "torch_dtype"] {
+        // Whether the head is the embedding and how weights are stored, transformers asks the whole model.
+        let is_of_all = matches!(key, "tie_word_embeddings" | "quantization_config");
+        let is_said = values.contains_key(key) && !is_of_all;
         if let (false, Some(value)) = (is_said, outer.get(key)) {
             values.insert(key.to_owned(), value.clone());
         }

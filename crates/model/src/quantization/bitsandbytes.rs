@@ -156,6 +156,10 @@ pub(super) fn read(
             if found != shape {
                 return Err(format!("{name}: found shape {found:?}, expected {shape:?}"));
             }
+            let order = format!("{name}_format");
+            if files.contains(&order) && raw(&order, Dtype::U8)?.0.iter().any(|order| *order != 0) {
+                return Err(format!("{order}: codes in tiles of a kind of GPU, and only rows are read"));
+            }
             Codes::Int8 { bytes: Bytes::of(bytes), scales: floats(&row_scales(name))? }
         }
         Some(kind) => {

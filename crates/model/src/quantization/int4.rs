@@ -46,12 +46,20 @@ fn group(quantization: &Value, tool: &str) -> Result<usize, String> {
 }
 
 pub(super) fn gptq(quantization: &Value) -> Result<Found, String> {
-    let format = quantization.get("checkpoint_format").and_then(Value::as_str).unwrap_or("gptq");
-    let added = match format {
-        "gptq" => 1,
-        "gptq_v2" => 0,
-        other => return Err(format!("`checkpoint_format` is `{other}`, and `gptq` and `gptq_v2` are read")),
-    };
+    // `checkpoint_format` is the older name of `format`.
+    let mut added = None;
+    for key in ["checkpoint_format", "format"] {
+        let found = match quantization.get(key).and_then(Value::as_str) {
+            None => continue,
+            Some("gptq") => 1,
+            Some("gptq_v2") => 0,
+            Some(other) => return Err(format!("`{key}` is `{other}`, and `gptq` and `gptq_v2` are read")),
+        };
+        if *added.get_or_insert(found) != found {
+            return Err("`checkpoint_format` and `format` are not the same".into());
+        }
+    }
+    let added = added.unwrap_or(1);
     let shuffled = quantization.get("desc_act").and_then(Value::as_bool).unwrap_or(false);
     Ok(Found::Gptq { group: group(quantization, "GPTQ")?, added, shuffled })
 }
