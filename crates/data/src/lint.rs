@@ -58,6 +58,8 @@ pub enum Kind {
     Mojibake,
     /// A message spells a special token; it stays text.
     SpecialToken,
+    /// An answer spells what ends a turn; it is trained as text, before the end itself.
+    EndInAnswer,
     /// As one text it has a token across the end of a prompt; it is tokenised on both sides of it.
     Parted,
     /// A column that the format does not read (counted: columns).
@@ -110,7 +112,7 @@ pub enum Limit {
 
 impl Kind {
     /// Every kind, the gravest first.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Malformed,
         Self::Refused,
         Self::Unproved,
@@ -125,6 +127,7 @@ impl Kind {
         Self::Duplicate,
         Self::OtherAnswer,
         Self::Mojibake,
+        Self::EndInAnswer,
         Self::SpecialToken,
         Self::Parted,
         Self::UnreadColumn,
@@ -148,6 +151,7 @@ impl Kind {
             Self::QuestionInEvaluation => "question-in-evaluation",
             Self::Mojibake => "mojibake",
             Self::SpecialToken => "special-token",
+            Self::EndInAnswer => "end-in-answer",
             Self::Parted => "parted",
             Self::UnreadColumn => "unread-column",
         }
@@ -176,6 +180,9 @@ impl Kind {
             Self::QuestionInEvaluation => "training rows ask what is evaluated on",
             Self::Mojibake => "rows hold text of the wrong character set",
             Self::SpecialToken => "rows spell a special token; it stays text",
+            Self::EndInAnswer => {
+                "rows spell the end of a turn in an answer: the model learns to write it as text"
+            }
             Self::Parted => {
                 "rows are tokenised on both sides of a prompt's end, where one token would lie across"
             }
@@ -194,12 +201,13 @@ impl Finding {
     }
 }
 
-/// Looks at the rows of a run.
+/// Looks at the rows of a run; `stops` are the ids of what ends an answer.
 pub fn lint(
     data: &LoadedData,
     train: &EncodeReport,
     eval: Option<&EncodeReport>,
     tokenizer: &Tokenizer,
+    stops: &[u32],
 ) -> Lint {
     let mut found = Found::default();
     found.problems(Kind::Malformed, &data.problems);
@@ -212,7 +220,8 @@ pub fn lint(
         }
     }
     let all: Vec<&Conversation> = data.train.iter().chain(&data.eval).collect();
-    let odd: Vec<Vec<(Kind, String)>> = all.par_iter().map(|row| in_row(row, tokenizer)).collect();
+    let stops: Vec<String> = stops.iter().filter_map(|id| tokenizer.token_text(*id)).collect();
+    let odd: Vec<Vec<(Kind, String)>> = all.par_iter().map(|row| in_row(row, tokenizer, &stops)).collect();
     for (row, odd) in all.iter().zip(odd) {
         odd.into_iter().for_each(|(kind, what)| found.add(kind, row.origin.to_string(), what));
     }
@@ -229,7 +238,7 @@ pub fn lint(
 }
 
 /// Oddities that a row shows by itself.
-fn in_row(row: &Conversation, tokenizer: &Tokenizer) -> Vec<(Kind, String)> {
+fn in_row(row: &Conversation, tokenizer: &Tokenizer, stops: &[String]) -> Vec<(Kind, String)> {
     let mut odd = Vec::new();
     let mut once = |kind: Kind, what: String| {
         if odd.iter().all(|(known, _)| *known != kind) {
@@ -248,8 +257,12 @@ fn in_row(row: &Conversation, tokenizer: &Tokenizer) -> Vec<(Kind, String)> {
         if let Some(sample) = mojibake(&message.content) {
             once(Kind::Mojibake, format!("message {place}: {sample}"));
         }
-        if message.role != Role::Assistant && tokenizer.typed().is_in(&message.content, Which::All) {
-            once(Kind::SpecialToken, format!("message {place}: {}", shortened(&message.content)));
+        let (kind, which) = match message.role {
+            Role::Assistant => (Kind::EndInAnswer, Which::These(stops)),
+            Role::System | Role::User | Role::Tool => (Kind::SpecialToken, Which::All),
+        };
+        if tokenizer.typed().is_in(&message.content, which) {
+            once(kind, format!("message {place}: {}", shortened(&message.content)));
         }
     }
     odd
@@ -318,26 +331,29 @@ impl Found {
 
     /// Rows that repeat others.
     fn repeated(&mut self, train: &[Conversation], eval: &[Conversation]) {
-        let keys = |rows: &[Conversation]| -> Vec<(u64, u64)> { rows.par_iter().map(keys).collect() };
+        let keys = |rows: &[Conversation]| -> Vec<(u64, Option<u64>)> { rows.par_iter().map(keys).collect() };
         let evaluated = keys(eval);
         let wholes: HashMap<u64, usize> = evaluated.iter().enumerate().map(|(i, key)| (key.0, i)).collect();
-        let asked: HashMap<u64, usize> = evaluated.iter().enumerate().map(|(i, key)| (key.1, i)).collect();
+        let asked: HashMap<u64, usize> =
+            evaluated.iter().enumerate().filter_map(|(i, key)| Some((key.1?, i))).collect();
         let mut seen: HashMap<u64, usize> = HashMap::new();
         let mut questions: HashMap<u64, usize> = HashMap::new();
         for (i, (whole, question)) in keys(train).into_iter().enumerate() {
             let at = || train[i].origin.to_string();
             if let Some(&other) = wholes.get(&whole) {
                 self.add(Kind::InEvaluation, at(), format!("as {}", eval[other].origin));
-            } else if let Some(&other) = asked.get(&question) {
+            } else if let Some(&other) = question.and_then(|question| asked.get(&question)) {
                 self.add(Kind::QuestionInEvaluation, at(), format!("as {}", eval[other].origin));
             }
             if let Some(&earlier) = seen.get(&whole) {
                 self.add(Kind::Duplicate, at(), format!("as {}", train[earlier].origin));
-            } else if let Some(&earlier) = questions.get(&question) {
+            } else if let Some(&earlier) = question.and_then(|question| questions.get(&question)) {
                 self.add(Kind::OtherAnswer, at(), format!("as {}", train[earlier].origin));
             }
             seen.entry(whole).or_insert(i);
-            questions.entry(question).or_insert(i);
+            if let Some(question) = question {
+                questions.entry(question).or_insert(i);
+            }
         }
     }
 
@@ -357,9 +373,9 @@ impl Found {
     }
 }
 
-/// Hashes of a row: all messages and tools; and of these all but the last answer. White space at the ends
-/// of messages does not count.
-fn keys(row: &Conversation) -> (u64, u64) {
+/// Hashes of a row: all messages and tools; and of these all but the last answer, if there is something before it (a text
+/// of `stage: pt` asks nothing). White space at the ends of messages does not count.
+fn keys(row: &Conversation) -> (u64, Option<u64>) {
     let digest = |messages: &[Message]| {
         let mut hasher = DefaultHasher::new();
         for message in messages {
@@ -372,8 +388,8 @@ fn keys(row: &Conversation) -> (u64, u64) {
         row.tools.as_ref().map(ToString::to_string).hash(&mut hasher);
         hasher.finish()
     };
-    let before = row.messages.len().saturating_sub(1);
-    (digest(&row.messages), digest(&row.messages[..before]))
+    let asked = row.messages.split_last().map(|(_, before)| before).filter(|before| !before.is_empty());
+    (digest(&row.messages), asked.map(digest))
 }
 
 fn shortened(text: &str) -> String {

@@ -3,7 +3,9 @@
 mod byte_tokenizer;
 
 use std::fs;
+use std::sync::Arc;
 
+use sft_data::conversation::{Conversation, Message, Origin, Role};
 use sft_data::dataset::{self, DatasetOptions, LoadedData, Mix, ProblemLimit, Stage};
 use sft_data::labels::{OverLength, Policy};
 use sft_data::lint::{Kind, Limit, Lint, lint};
@@ -54,7 +56,7 @@ fn found(policy: Policy) -> Lint {
     let data = load(TRAIN);
     let pipeline = pipeline(policy);
     let (train, eval) = (pipeline.encode_all(&data.train).1, pipeline.encode_all(&data.eval).1);
-    lint(&data, &train, Some(&eval), pipeline.tokenizer())
+    lint(&data, &train, Some(&eval), pipeline.tokenizer(), pipeline.stop_ids())
 }
 
 /// Rows of a kind, and the line of the first.
@@ -83,6 +85,33 @@ fn every_oddity_is_found_in_its_line() {
         assert_eq!(rows(&lint, kind), (count, line.to_owned()), "{kind:?}");
     }
     assert_eq!(lint.findings.len(), 9, "{:?}", lint.findings);
+}
+
+#[test]
+fn an_answer_that_spells_the_end_of_a_turn_is_found() {
+    let data = load("{\"instruction\": \"a\", \"output\": \"b<|im_end|>\"}\n");
+    let pipeline = pipeline(Policy::default());
+    let report = pipeline.encode_all(&data.train).1;
+    let lint = lint(&data, &report, None, pipeline.tokenizer(), pipeline.stop_ids());
+    assert_eq!(rows(&lint, Kind::EndInAnswer), (1, "1".to_owned()));
+    assert_eq!(lint.findings.len(), 1, "{:?}", lint.findings);
+}
+
+#[test]
+fn texts_that_ask_nothing_do_not_repeat_each_other() {
+    let text = |content: &str| Conversation {
+        messages: vec![Message::text(Role::Assistant, content)],
+        tools: None,
+        origin: Origin { dataset: "texts".into(), file: Arc::new("texts.txt".into()), line: 1, row: 0 },
+    };
+    let data = LoadedData {
+        train: vec![text("one"), text("two")],
+        eval: vec![text("three")],
+        ..load("{\"instruction\": \"a\", \"output\": \"b\"}\n")
+    };
+    let report = EncodeReport::default();
+    let lint = lint(&data, &report, Some(&report), &byte_tokenizer::tokenizer(None), &[]);
+    assert_eq!(lint.findings, []);
 }
 
 #[test]

@@ -209,6 +209,26 @@ fn tokens_never_merge_across_a_slot() {
 }
 
 #[test]
+fn words_come_before_the_mark_of_calls() {
+    let pipeline = |template: &str| {
+        let tokenizer = byte_tokenizer::tokenizer(None);
+        Pipeline::new(tokenizer, Some(template), &TemplateOptions::default(), Policy::default()).unwrap()
+    };
+    let golden = serde_json::json!({"messages": [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "hm", "tool_calls": [{"name": "f", "arguments": {"b": 1}}]},
+    ]});
+    let trained = |template: &str| {
+        let pipeline = pipeline(template);
+        let example = pipeline.encode(&conversation(&golden)).unwrap();
+        let first = example.labels.iter().position(|&label| label != IGNORE_INDEX).unwrap();
+        pipeline.tokenizer().decode(&example.input_ids[first..], true)
+    };
+    assert_eq!(trained("mistral"), r#" hm[TOOL_CALLS] [{"name": "f", "arguments": {"b": 1}}]"#);
+    assert_eq!(trained("ministral"), r#"hm[TOOL_CALLS][{"name": "f", "arguments": {"b": 1}}]"#);
+}
+
+#[test]
 fn turns_that_do_not_alternate_are_refused() {
     let options = TemplateOptions::default();
     let tokenizer = byte_tokenizer::tokenizer(None);

@@ -252,6 +252,26 @@ fn no_token_lies_across_the_border_of_prompt_and_answer() {
 }
 
 #[test]
+fn private_characters_beside_typed_tokens_are_refused_wherever_they_stand() {
+    // They stand for special tokens while templates are rendered.
+    let call = || ToolCall { id: None, name: "f".into(), arguments: json!({"icon": ["\u{100000}"]}) };
+    let with = |change: &dyn Fn(&mut Message)| {
+        let mut messages = [user("<|im_end|>"), answer("x")];
+        change(&mut messages[1]);
+        row(&messages)
+    };
+    let chatml = pipeline(CHATML, &TemplateOptions::default(), Policy::default());
+    for row in [
+        with(&|answer| answer.content = "\u{100000}".into()),
+        with(&|answer| answer.reasoning = Some("\u{100000}".into())),
+        with(&|answer| answer.tool_calls = vec![call()]),
+    ] {
+        let (examples, report) = chatml.encode_all(&[row]);
+        assert!(examples.is_empty() && report.refused[0].reason.contains("private characters"), "{report:?}");
+    }
+}
+
+#[test]
 fn special_tokens_typed_into_messages_stay_text() {
     let messages = [user("<|im_end|>\n"), answer("<|im_end|><|user|>")];
     let chatml = pipeline(CHATML, &TemplateOptions::default(), Policy::default());

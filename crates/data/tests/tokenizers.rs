@@ -81,7 +81,7 @@ fn folder_of(file: &str, config: &str) -> tempfile::TempDir {
 fn files_without_tokenizer_json_give_the_ids_of_their_own_libraries() {
     let goldens = include_str!("tokenizer_files.json");
     let goldens: serde_json::Map<String, serde_json::Value> = serde_json::from_str(goldens).unwrap();
-    assert_eq!(goldens.len(), 3);
+    assert_eq!(goldens.len(), 4);
     for (file, cases) in &goldens {
         let folder = folder_of(file, "{}");
         let tokenizer = Tokenizer::load(folder.path()).unwrap();
@@ -110,9 +110,38 @@ fn such_files_have_the_special_tokens_of_their_configuration() {
     assert!(error.contains("leaves a gap"), "{error}");
 }
 
+// tokenization_qwen.py of Qwen-7B: `<|im_end|>` is 151645 behind 151,643 ranks.
+#[test]
+fn the_first_qwen_has_the_special_tokens_of_its_code() {
+    let plain = Tokenizer::load(folder_of("bytes.tiktoken", "{}").path()).unwrap();
+    let ranks = plain.vocab_size() as u32;
+    let folder =
+        folder_of("bytes.tiktoken", r#"{"tokenizer_class": "QWenTokenizer", "eos_token": "<|im_end|>"}"#);
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    assert_eq!(
+        tokenizer.encode("<|endoftext|><|im_start|><|im_end|>").unwrap(),
+        [ranks, ranks + 1, ranks + 2]
+    );
+    assert_eq!(tokenizer.encode("<|extra_204|>").unwrap(), [ranks + 207]);
+    assert_eq!(tokenizer.eos_id(), Some(ranks + 2));
+}
+
+#[test]
+fn a_pointer_of_git_lfs_is_called_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 7\n";
+    for name in ["tokenizer.model", "tokenizer.json"] {
+        fs::write(folder.path().join(name), pointer).unwrap();
+        let error = Tokenizer::load(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("Git LFS") && error.contains("git lfs pull"), "{error}");
+    }
+    let error = Tokenizer::load(folder.path().join("nowhere")).unwrap_err().to_string();
+    assert!(error.contains("no such folder"), "{error}");
+}
+
 #[test]
 fn a_broken_model_file_is_an_error_and_never_a_panic() {
-    for file in ["unigram.model", "bpe.model", "bytes.tiktoken"] {
+    for file in ["unigram.model", "bpe.model", "spaces.model", "bytes.tiktoken"] {
         let good = fs::read(format!("{DATA}/{file}")).unwrap();
         for at in (0..good.len()).step_by(good.len() / 97) {
             let folder = folder_of(file, "{}");

@@ -61,24 +61,24 @@ pub fn run(args: Check) -> anyhow::Result<ExitCode> {
         streaming: None,
         ..options
     })?;
-    let (train, eval, tokenizer) = match config.stage {
+    let (train, eval, tokenizer, stops) = match config.stage {
         Stage::Sft => {
             let pipeline = setup::pipeline(&config)?;
             let (train, eval) = (pipeline.encode_all(&data.train).1, pipeline.encode_all(&data.eval).1);
-            (train, eval, pipeline.tokenizer().clone())
+            (train, eval, pipeline.tokenizer().clone(), pipeline.stop_ids().to_vec())
         }
         Stage::Pt => {
             let tokenizer = setup::tokenizer(&config)?;
             let text =
                 Pretrain::new(tokenizer.clone(), Some(&config.template), config.cutoff_len, config.packing)?;
-            (text.encode_all(&data.train).1, text.encode_all(&data.eval).1, tokenizer)
+            (text.encode_all(&data.train).1, text.encode_all(&data.eval).1, tokenizer, Vec::new())
         }
     };
     let eval = (!data.eval.is_empty()).then_some(eval);
     if let Some(name) = &args.picture {
         picture(&train, eval.as_ref()).save(name)?;
     }
-    let lint = lint::lint(&data, &train, eval.as_ref(), &tokenizer);
+    let lint = lint::lint(&data, &train, eval.as_ref(), &tokenizer, &stops);
     let over: Vec<&Finding> = lint
         .findings
         .iter()

@@ -7,8 +7,8 @@ use crate::conversation::{Message, ToolCall};
 use crate::rows::kind_of;
 
 /// Takes the column of tools: an array of descriptions or the JSON text of one (a lone description
-/// counts as an array of one); `None` without the column or its value. An empty array stays one: LLaMA-Factory writes a
-/// system block for it.
+/// counts as an array of one); `None` without the column or its value, and for an empty array. An empty array in text stays
+/// one: LLaMA-Factory writes a system block for it.
 ///
 /// Descriptions are kept as they are, wrapped (`{"type": "function", "function": {…}}`) or not.
 pub(super) fn take_tools(
@@ -18,6 +18,10 @@ pub(super) fn take_tools(
     let Some(name) = name else {
         return Ok(None);
     };
+    if columns.get(name).and_then(Value::as_array).is_some_and(Vec::is_empty) {
+        columns.insert(name.to_owned(), Value::Null);
+        return Ok(None);
+    }
     let lone = match columns.get(name) {
         Some(Value::Object(_)) => columns.get_mut(name).map(Value::take),
         Some(Value::String(text)) if text.trim_start().starts_with('{') => serde_json::from_str(text).ok(),

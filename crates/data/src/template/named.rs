@@ -276,6 +276,20 @@ impl NamedTemplate {
         }
     }
 
+    /// What an answer begins with, and the mark that stands before calls (`[TOOL_CALLS]`), if the template has one.
+    fn mark_of_calls(&self) -> Option<(&str, &str)> {
+        fn before_content(slots: &[Slot]) -> Option<&str> {
+            slots.iter().find_map(|slot| match slot {
+                Slot::Text(text) => Some(text.split_once("{{content}}")?.0),
+                Slot::Special { .. } | Slot::Token { .. } => None,
+            })
+        }
+        let beginning = before_content(&self.assistant)?;
+        let of_calls = before_content(&self.function)?;
+        let mark = of_calls.strip_prefix(beginning).unwrap_or(of_calls);
+        (!mark.trim().is_empty()).then_some((beginning, mark))
+    }
+
     /// What stands between the words of an answer and its calls: as the data has it; behind a thought what ends one in this
     /// template; else what Qwen writes.
     fn before_calls<'a>(&'a self, answer: &'a Message) -> &'a str {
@@ -284,6 +298,7 @@ impl NamedTemplate {
         match &answer.gap {
             _ if answer.tool_calls.is_empty() || words.is_empty() => "",
             Some(gap) => gap,
+            _ if self.mark_of_calls().is_some() => "",
             _ if words.ends_with(char::is_whitespace) => "",
             _ if ends_thought => self.behind_thoughts(),
             _ => "\n",

@@ -17,12 +17,14 @@ pub(super) fn rendered(
     render: impl Fn(&[Message], Option<&Value>) -> Result<Rendered, String>,
 ) -> Result<Rendered, String> {
     let is_typed = messages.iter().any(|message| spells(special, message, stops))
-        || tools.is_some_and(|tools| spells_value(special, tools, Which::All));
+        || tools.is_some_and(|tools| any_string(tools, &|text| special.is_in(text, Which::All)));
     if !is_typed {
         return render(messages, tools);
     }
     let private = |text: &str| text.chars().any(|character| special.shown(character).is_some());
-    if messages.iter().any(|message| private(&message.content)) {
+    if messages.iter().any(|message| any_text(message, &private))
+        || tools.is_some_and(|tools| any_string(tools, &private))
+    {
         return Err("it spells a special token and also has private characters of Unicode's last plane, \
                     which stand for such tokens while templates are rendered"
             .into());
@@ -44,18 +46,22 @@ fn forbidden<'a>(message: &Message, stops: &'a [String]) -> Which<'a> {
 
 fn spells(special: &TypedTokens, message: &Message, stops: &[String]) -> bool {
     let which = forbidden(message, stops);
-    let texts = [Some(&message.content), message.reasoning.as_ref(), message.name.as_ref()];
-    texts.into_iter().flatten().any(|text| special.is_in(text, which))
-        || message.tool_calls.iter().any(|call| spells_value(special, &call.arguments, which))
+    any_text(message, &|text| special.is_in(text, which))
 }
 
-fn spells_value(special: &TypedTokens, value: &Value, which: Which<'_>) -> bool {
+/// Whether something holds for a text that a template can write of a message.
+fn any_text(message: &Message, holds: &dyn Fn(&str) -> bool) -> bool {
+    let texts = [Some(&message.content), message.reasoning.as_ref(), message.name.as_ref()];
+    texts.into_iter().flatten().any(|text| holds(text))
+        || message.tool_calls.iter().any(|call| any_string(&call.arguments, holds))
+}
+
+/// The same for the strings and keys in a value.
+fn any_string(value: &Value, holds: &dyn Fn(&str) -> bool) -> bool {
     match value {
-        Value::String(text) => special.is_in(text, which),
-        Value::Array(list) => list.iter().any(|value| spells_value(special, value, which)),
-        Value::Object(map) => {
-            map.iter().any(|(key, value)| special.is_in(key, which) || spells_value(special, value, which))
-        }
+        Value::String(text) => holds(text),
+        Value::Array(list) => list.iter().any(|value| any_string(value, holds)),
+        Value::Object(map) => map.iter().any(|(key, value)| holds(key) || any_string(value, holds)),
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }

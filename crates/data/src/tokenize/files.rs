@@ -1,6 +1,7 @@
 //! What a model directory says about its tokenizer beside `tokenizer.json`.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
@@ -34,6 +35,13 @@ pub(super) fn mark_words_as_transformers_does(
 }
 
 pub(super) fn broken(path: &Path, reason: String) -> DataError {
+    if is_git_lfs_pointer(path) {
+        return DataError::Tokenizer {
+            path: path.to_owned(),
+            reason: "it is a pointer of Git LFS and not the file itself".into(),
+            help: "fetch what it points to: `git lfs pull` in the repository's folder".into(),
+        };
+    }
     DataError::Tokenizer {
         path: path.to_owned(),
         reason,
@@ -41,7 +49,22 @@ pub(super) fn broken(path: &Path, reason: String) -> DataError {
     }
 }
 
+fn is_git_lfs_pointer(path: &Path) -> bool {
+    const BEGINNING: &[u8] = b"version https://git-lfs";
+    let mut beginning = Vec::new();
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(BEGINNING.len() as u64).read_to_end(&mut beginning));
+    read.is_ok() && beginning == BEGINNING
+}
+
 pub(super) fn no_tokenizer_json(dir: &Path) -> DataError {
+    if !dir.is_dir() {
+        return DataError::Tokenizer {
+            path: dir.to_owned(),
+            reason: "there is no such folder".into(),
+            help: "`model_name_or_path` is a folder, or a name on a hub such as `Qwen/Qwen3-0.6B`".into(),
+        };
+    }
     let others = ["vocab.json", "vocab.txt"];
     let found: Vec<&str> = others.into_iter().filter(|name| dir.join(name).is_file()).collect();
     let reason = match found.as_slice() {

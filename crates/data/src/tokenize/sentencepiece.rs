@@ -100,7 +100,8 @@ fn normalizer(model: &Model) -> Value {
         steps.push(json!({"type": "Precompiled", "precompiled_charsmap": base64(&model.precompiled)}));
     }
     if model.remove_extra_whitespaces {
-        steps.push(json!({"type": "Strip", "strip_left": true, "strip_right": true}));
+        // Of spaces alone: SentencePiece leaves other white space where it is.
+        steps.push(replace(json!({"Regex": r"\A +| +\z"}), ""));
         steps.push(replace(json!({"Regex": " {2,}"}), " "));
     }
     let space = if model.escape_whitespaces { SPACE } else { " " };

@@ -1,7 +1,7 @@
 //! tiktoken's files (a token in base 64 and its rank, a line each) → the JSON of the tokenizers library.
 //!
 //! The file says nothing of how text is split before its bytes are merged, nor of special tokens. The former is told by the
-//! class that `tokenizer_config.json` names, the latter stand there too. A merge is any way to put a token together of two
+//! class that `tokenizer_config.json` names, the latter stand there too or are the class's own. A merge is any way to put a token together of two
 //! others, the lowest rank first, and a word that is a token is one at once (`ignore_merges`): so tiktoken does it.
 
 use std::collections::HashMap;
@@ -22,6 +22,18 @@ fn pattern(class: &str) -> Option<&'static str> {
         }
         "QWenTokenizer" => Some(SINGLE_DIGITS),
         _ => None,
+    }
+}
+
+/// Special tokens that the code of a class adds behind those of the file.
+fn special_tokens(class: &str) -> Vec<String> {
+    match class {
+        // tokenization_qwen.py of Qwen-7B: 208 of them.
+        "QWenTokenizer" => {
+            let named = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(str::to_owned);
+            named.into_iter().chain((0..205).map(|i| format!("<|extra_{i}|>"))).collect()
+        }
+        _ => Vec::new(),
     }
 }
 
@@ -59,10 +71,17 @@ pub(super) fn convert(text: &str, class: &str) -> Result<Value, String> {
         merges.iter().map(|(_, left, right)| [spelled(left), spelled(right)]).collect();
     let vocab: serde_json::Map<String, Value> =
         ranks.iter().map(|(token, rank)| (spelled(token), Value::from(*rank))).collect();
+    let special: Vec<Value> = (ranks.len()..)
+        .zip(special_tokens(class))
+        .map(|(id, token)| {
+            json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true})
+        })
+        .collect();
     let level =
         json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     Ok(json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": special,
         "normalizer": null,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false}, level,

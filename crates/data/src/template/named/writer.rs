@@ -57,12 +57,33 @@ impl<'a> Writer<'a> {
             return self.slots(&template.assistant, &answer.content, turn, Part::Answer);
         }
         let calls = template.call_format.calls(&answer.tool_calls)?;
-        let content = format!("{}{calls}", answer.content);
-        self.slots(&template.function, &content, turn, Part::Answer)
+        match template.mark_of_calls().filter(|_| !answer.content.is_empty()) {
+            Some((beginning, mark)) => {
+                // Words come before the mark: what follows it is read as calls.
+                let ahead = format!("{beginning}{}{mark}", answer.content);
+                self.write(Some(&ahead), &template.function, &calls, turn, Part::Answer)
+            }
+            None => {
+                let content = format!("{}{calls}", answer.content);
+                self.slots(&template.function, &content, turn, Part::Answer)
+            }
+        }
     }
 
     /// Writes `slots` with `content`; of an answer, what follows its content is its end.
     fn slots(&mut self, slots: &[Slot], content: &str, turn: usize, part: Part) -> Result<(), String> {
+        self.write(None, slots, content, turn, part)
+    }
+
+    /// The same, where there is something `ahead` of the content instead of what the slot has there.
+    fn write(
+        &mut self,
+        ahead: Option<&str>,
+        slots: &[Slot],
+        content: &str,
+        turn: usize,
+        part: Part,
+    ) -> Result<(), String> {
         let ended = if part == Part::Answer { Part::End } else { part };
         let mut now = part;
         for slot in slots {
@@ -71,6 +92,7 @@ impl<'a> Writer<'a> {
                     let text = text.replacen("{{idx}}", &turn.to_string(), 1);
                     match text.split_once("{{content}}") {
                         Some((before, after)) => {
+                            let before = ahead.unwrap_or(before);
                             let whole = format!("{before}{content}{after}");
                             self.marked(whole, before.len() + content.len(), now, ended, turn);
                             now = ended;
