@@ -126,6 +126,26 @@ fn the_first_qwen_has_the_special_tokens_of_its_code() {
     assert_eq!(tokenizer.eos_id(), Some(ranks + 2));
 }
 
+// `openai-community/gpt2` has no more than this in its tokenizer_config.json.
+#[test]
+fn a_class_has_its_own_end_token_where_the_files_name_none() {
+    let eos_of = |config: &str| {
+        let folder = folder_of("bytes.tiktoken", config);
+        let plain = Tokenizer::load(folder.path()).unwrap();
+        let end = plain.vocab_size();
+        let added = format!(
+            r#""added_tokens_decoder": {{"{end}": {{"content": "<|endoftext|>", "special": true}}}}"#
+        );
+        let config = config.replacen('{', &format!("{{{added}, "), 1);
+        fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+        let eos = Tokenizer::load(folder.path()).unwrap().eos_id();
+        eos.map(|eos| eos as usize == end)
+    };
+    assert_eq!(eos_of(r#"{"model_max_length": 1024}"#), Some(true));
+    assert_eq!(eos_of(r#"{"model_max_length": 1024, "eos_token": ""}"#), None);
+    assert_eq!(eos_of(r#"{"model_max_length": 1024, "eos_token": null}"#), None);
+}
+
 #[test]
 fn a_pointer_of_git_lfs_is_called_one() {
     let folder = tempfile::tempdir().unwrap();

@@ -103,6 +103,10 @@ impl WeightFiles {
         for path in paths {
             let file = map_file(path).map_err(|source| ModelError::File { path: path.clone(), source })?;
             let invalid = |reason: String| ModelError::Safetensors { path: path.clone(), reason };
+            if file.starts_with(b"version https://git-lfs") {
+                let reason = "it is a pointer of Git LFS, and `git lfs pull` fetches what it points to";
+                return Err(invalid(reason.into()));
+            }
             // `deserialize` checks offsets, sizes and overlaps against the length of the file.
             let tensors = SafeTensors::deserialize(&file).map_err(|e| invalid(e.to_string()))?;
             for (name, tensor) in tensors.iter() {

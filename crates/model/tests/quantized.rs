@@ -228,6 +228,24 @@ fn a_checkpoint_without_its_state_is_refused_by_name() {
 }
 
 #[test]
+fn codes_that_are_stored_as_another_type_are_the_same() {
+    let mut all = tensors(&case("llama__nf4"));
+    for (name, (dtype, shape, _)) in &mut all {
+        if *dtype == Dtype::U8 && name.ends_with("proj.weight") {
+            (*dtype, *shape) = (Dtype::BF16, vec![shape.iter().product::<usize>() / 2, 1]);
+        }
+    }
+    let folder = model_of(&all, &config(&case("llama__nf4")));
+    let (found, expected) = (read(folder.path(), DType::F32), read(&case("llama__nf4"), DType::F32));
+    let codes = |decoder: &Decoder| {
+        let parameters = decoder.base_parameters();
+        let codes = parameters.iter().filter_map(|p| p.as_quantized());
+        codes.map(|weight| weight.to_tensor().to_f32_vec()).collect::<Vec<_>>()
+    };
+    assert!(!codes(&found).is_empty() && codes(&found) == codes(&expected));
+}
+
+#[test]
 fn codes_in_tiles_of_a_gpu_are_refused() {
     let problem = damaged("llama__int8", &|name, tensor| {
         if name == "model.layers.0.self_attn.q_proj.weight_format" {

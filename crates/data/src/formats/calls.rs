@@ -61,7 +61,9 @@ pub(super) fn put_calls(text: &str, message: &mut Message) -> Result<(), String>
 }
 
 fn calls_in_text(text: &str) -> Result<(String, Vec<ToolCall>), String> {
-    if text.contains(OPEN) {
+    // Not where it stands in an argument.
+    let is_json = || serde_json::from_str::<serde::de::IgnoredAny>(text.trim()).is_ok();
+    if text.contains(OPEN) && !is_json() {
         return tagged_calls(text);
     }
     let thought = match text.trim_start().starts_with("<think>") {

@@ -100,6 +100,15 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_list_of_tools_is_none_and_one_in_text_is_kept() {
+        let tools = |tools: &str| {
+            let turns = r#"[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]"#;
+            convert(&format!(r#"{{"conversations": {turns}, "tools": {tools}}}"#)).tools
+        };
+        assert_eq!((tools("[]"), tools(r#""[]""#)), (None, Some(json!([]))));
+    }
+
+    #[test]
     fn calls_may_be_several_and_follow_a_thought() {
         for (value, words, gap, names) in [
             (
@@ -120,6 +129,7 @@ mod tests {
                 Some("\n"),
                 vec!["f", "g"],
             ),
+            (r#"{"name": "f", "arguments": {"mark": "<tool_call>"}}"#, "", None, vec!["f"]),
         ] {
             let mut message = Message::text(Role::Assistant, "");
             put_calls(value, &mut message).expect("good calls");

@@ -107,12 +107,25 @@ pub(super) fn special_tokens(config: &Value, map: &Value) -> BTreeMap<String, St
     for source in [map, config] {
         for (key, value) in source.as_object().into_iter().flatten() {
             let text = value.as_str().or_else(|| value["content"].as_str());
-            if let Some(text) = text.filter(|_| key.ends_with("_token")) {
+            if let Some(text) = text.filter(|text| key.ends_with("_token") && !text.is_empty()) {
                 tokens.insert(key.clone(), text.to_owned());
             }
         }
     }
     tokens
+}
+
+/// Tokens that a class has in transformers where the files name none; without a class, those of GPT-2, whose own files are
+/// like that.
+pub(super) fn tokens_of_class(config: &Value) -> &'static [(&'static str, &'static str)] {
+    match config["tokenizer_class"].as_str().unwrap_or_default().trim_end_matches("Fast") {
+        "" | "GPT2Tokenizer" | "GPTNeoXTokenizer" | "CodeGenTokenizer" => {
+            &[("bos_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>")]
+        }
+        "Qwen2Tokenizer" => &[("eos_token", "<|endoftext|>")],
+        "LlamaTokenizer" => &[("bos_token", "<s>"), ("eos_token", "</s>")],
+        _ => &[],
+    }
 }
 
 /// `chat_template.jinja` (and `additional_chat_templates/NAME.jinja`), else `chat_template` of the

@@ -69,7 +69,14 @@ impl Tokenizer {
             .map_err(|error| files::broken(&file, error.to_string()))?;
         let map = files::read_json(&dir.join("special_tokens_map.json"))?;
         let generation = files::read_json(&dir.join("generation_config.json"))?;
-        let special_tokens = files::special_tokens(&config, &map);
+        let mut special_tokens = files::special_tokens(&config, &map);
+        for (key, token) in files::tokens_of_class(&config) {
+            // One that is null on purpose stays so.
+            let is_told = special_tokens.contains_key(*key) || config.get(key).is_some();
+            if !is_told && inner.token_to_id(token).is_some() {
+                special_tokens.insert((*key).to_owned(), (*token).to_owned());
+            }
+        }
         let mut tokenizer = Self {
             vocab_size: 0,
             typed: TypedTokens::default(),

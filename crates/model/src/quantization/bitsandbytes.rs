@@ -186,7 +186,10 @@ pub(super) fn read(
             } else {
                 Scales::Plain(floats(&absmax)?)
             };
-            let (bytes, _) = raw(name, Dtype::U8)?;
+            // `bnb_4bit_quant_storage`: the same bytes as elements of another type.
+            let storage = [Dtype::BF16, Dtype::F16, Dtype::F32].into_iter();
+            let other = storage.filter_map(|dtype| raw(name, dtype).ok()).next();
+            let (bytes, _) = other.map_or_else(|| raw(name, Dtype::U8), Ok)?;
             Codes::FourBit { kind, bytes: Bytes::of(bytes), block: state.blocksize, scales, zeros: None }
         }
     };
