@@ -553,11 +553,7 @@ impl<'a> Loading<'a> {
         let renamed =
             |moved: &Moved| name.strip_prefix(moved.own).map(|rest| format!("{}{rest}", moved.files));
         let first = |name: &str| form.shapes(name, shape).swap_remove(0).0;
-        let is_there = |name: &String| {
-            let first = first(name);
-            let codes = first.strip_suffix(".weight").map(|stem| format!("{stem}.qweight"));
-            files.contains(&first) || codes.is_some_and(|codes| files.contains(&codes))
-        };
+        let is_there = |name: &String| files.has_weight(&first(name));
         self.moved.iter().filter_map(renamed).find(is_there).unwrap_or_else(|| name.to_owned())
     }
 
@@ -566,7 +562,7 @@ impl<'a> Loading<'a> {
         let Source::Files(files) = self.source else { return forms.first().copied().unwrap_or_default() };
         let is_there = |form: &&Stored| {
             let name = self.in_files(name, **form, shape);
-            form.shapes(&name, shape).first().is_some_and(|(name, _)| files.contains(name))
+            form.shapes(&name, shape).first().is_some_and(|(name, _)| files.has_weight(name))
         };
         forms.iter().find(is_there).or(forms.first()).copied().unwrap_or_default()
     }

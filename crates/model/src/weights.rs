@@ -211,6 +211,12 @@ impl WeightFiles {
         self.find(name).is_some()
     }
 
+    /// Whether there is a weight of this name, or codes of GPTQ or AWQ for it.
+    pub(crate) fn has_weight(&self, name: &str) -> bool {
+        let codes = || Some(format!("{}.qweight", name.strip_suffix(".weight")?));
+        self.contains(name) || codes().is_some_and(|codes| self.contains(&codes))
+    }
+
     /// A tensor that is going to be read.
     fn entry(&self, name: &str) -> Option<&Entry> {
         let found = self.find(name);

@@ -162,6 +162,55 @@ fn the_text_part_of_a_larger_model_is_read_as_it_is_alone() {
     }
 }
 
+/// What a code of e4m3 stands for: OCP 8-bit Floating Point Specification 1.0, §5.1.
+fn of_e4m3(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let magnitude = match exponent {
+        0 => mantissa / 8.0 * 2.0f32.powi(-6),
+        _ => (1.0 + mantissa / 8.0) * 2.0f32.powi(exponent - 7),
+    };
+    if code & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+#[test]
+fn experts_in_tensors_of_their_own_are_decoded_while_they_are_put_together() {
+    const TILE: usize = 8;
+    let mut float = tensors(&case("qwen2_moe"));
+    let mut codes = float.clone();
+    for (at, (name, (dtype, shape, bytes))) in float.iter_mut().enumerate() {
+        if !name.contains(".experts.") {
+            continue;
+        }
+        let [rows, columns] = shape[..] else { panic!("{name}") };
+        let grid = [rows.div_ceil(TILE), columns.div_ceil(TILE)];
+        let scales: Vec<f32> = (0..grid[0] * grid[1]).map(|i| 0.01 * (1 + i + at) as f32).collect();
+        // 0x7F is no number.
+        let code = |i: usize| match ((i * 37 + at * 11) % 256) as u8 {
+            code if code & 0x7F == 0x7F => 0,
+            code => code,
+        };
+        let of_codes: Vec<u8> = (0..rows * columns).map(code).collect();
+        let value = |i: usize| {
+            let tile = i / columns / TILE * grid[1] + i % columns / TILE;
+            of_e4m3(of_codes[i]) * scales[tile]
+        };
+        *bytes = (0..rows * columns).flat_map(|i| value(i).to_le_bytes()).collect();
+        *dtype = Dtype::F32;
+        let scales: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        codes.insert(format!("{name}_scale_inv"), (Dtype::F32, grid.to_vec(), scales));
+        codes.insert(name.clone(), (Dtype::F8_E4M3, shape.clone(), of_codes));
+    }
+    let mut config = config(&case("qwen2_moe"));
+    let expected = model_of(&float, &config);
+    let quantization = json!({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [TILE, TILE]});
+    config.as_object_mut().unwrap().insert("quantization_config".into(), quantization);
+    let found = model_of(&codes, &config);
+    let values = |folder: &Path| -> Vec<Vec<f32>> {
+        read(folder, DType::F32).base_parameters().iter().map(|p| p.to_host().to_f32_vec()).collect()
+    };
+    assert!(values(found.path()) == values(expected.path()));
+}
+
 #[test]
 fn gptq_says_by_either_name_how_it_counts_zeros() {
     let found = |more: Value| {
