@@ -443,3 +443,12 @@ fn what_is_not_supported_is_refused_with_its_reason() {
     );
     assert!(first.to_string().contains("the first ChatGLM"), "{first}");
 }
+
+#[test]
+fn a_pointer_of_git_lfs_is_called_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 7\n";
+    std::fs::write(folder.path().join("model.safetensors"), pointer).unwrap();
+    let error = WeightFiles::open_model(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors") && error.contains("git lfs pull"), "{error}");
+}

@@ -1,8 +1,9 @@
 //! tiktoken's files (a token in base 64 and its rank, a line each) → the JSON of the tokenizers library.
 //!
 //! The file says nothing of how text is split before its bytes are merged, nor of special tokens. The former is told by the
-//! class that `tokenizer_config.json` names, the latter stand there too or are the class's own. A merge is any way to put a token together of two
-//! others, the lowest rank first, and a word that is a token is one at once (`ignore_merges`): so tiktoken does it.
+//! class that `tokenizer_config.json` names, the latter stand there too or are the class's own. A merge is any way to put a
+//! token together of two others, the lowest rank first, and a word that is a token is one at once (`ignore_merges`): so
+//! tiktoken does it.
 
 use std::collections::HashMap;
 use std::fmt::Write;
