@@ -1,10 +1,13 @@
 #!/bin/bash
-# All figures of README.md in one go, on a machine with a GPU: run.sh SFT TOKENIZER_DIR OUT_DIR [PARITY_CASE …]
+# The benches and the parity of README.md in one go, on a machine with a GPU: run.sh SFT TOKENIZER_DIR OUT_DIR [PARITY_CASE …]
 #
 # SFT            the program
 # TOKENIZER_DIR  a folder with Qwen's tokenizer.json and tokenizer_config.json
 # OUT_DIR        gets a file for each command; what they say in short is printed
 set -u
+[ $# -ge 3 ] || { sed -n '2,6s/^# *//p' "$0" >&2; exit 2; }
+[ -x "$1" ] || { echo "$1 is no program" >&2; exit 2; }
+[ -f "$2/tokenizer.json" ] || { echo "$2 has no tokenizer.json" >&2; exit 2; }
 sft=$(realpath "$1") tokenizer=$2 here=$(cd "$(dirname "$0")" && pwd)
 out=$(mkdir -p "$3" && cd "$3" && pwd)
 shift 3

@@ -294,35 +294,46 @@ impl WeightFiles {
     /// # Errors
     /// A line for each of them that does not fit, as [`WeightFiles::tensor`] says it.
     pub fn weight(&self, name: &str, shape: &[usize], stored: Stored) -> Result<Tensor, Vec<String>> {
-        let (mut tensors, mut problems) = (Vec::new(), Vec::new());
-        for (name, shape) in stored.shapes(name, shape) {
-            match self.tensor(&name, &shape) {
-                Ok(tensor) => tensors.push(tensor),
-                Err(problem) => problems.push(problem),
+        put_together(name, shape, stored, |name, shape| self.tensor(name, shape))
+    }
+}
+
+/// A weight of this shape from the tensors that it is in files, each read by `read`, in the element type of the first.
+///
+/// # Errors
+/// A line for each of them that `read` refuses.
+pub(crate) fn put_together(
+    name: &str,
+    shape: &[usize],
+    stored: Stored,
+    read: impl Fn(&str, &[usize]) -> Result<Tensor, String>,
+) -> Result<Tensor, Vec<String>> {
+    let parts = stored.shapes(name, shape);
+    if let [(name, part)] = &parts[..] {
+        let whole = read(name, part).map_err(|problem| vec![problem])?;
+        let whole = stored.turned(shape).map(|turned| turned.inverse().apply(&whole)).unwrap_or(whole);
+        return Ok(whole.reshape(shape));
+    }
+    let (mut whole, mut problems) = (None, Vec::new());
+    for (i, (name, part)) in parts.iter().enumerate() {
+        let tensor = match read(name, part) {
+            Ok(tensor) => tensor,
+            Err(problem) => {
+                problems.push(problem);
+                continue;
             }
-        }
-        if !problems.is_empty() {
-            return Err(problems);
-        }
-        Ok(match (stored, tensors.pop()) {
-            (Stored::Plain, Some(whole)) => whole,
-            (Stored::Elsewhere(_), Some(whole)) if tensors.is_empty() => whole,
-            (stored, Some(whole)) if let Some(turned) = stored.turned(shape) => {
-                turned.inverse().apply(&whole).reshape(shape)
-            }
-            (_, last) => {
-                tensors.extend(last);
-                let dtype = tensors.first().map_or(DType::F32, Tensor::dtype);
-                let mut whole = Tensor::zeros(dtype, shape);
-                let parts = [tensors.len(), whole.elements() / tensors.len().max(1)];
-                for (i, tensor) in tensors.iter().enumerate() {
-                    whole.view_mut().reshape(&parts).into_rows(i..i + 1).copy_from(tensor.view());
-                    // The copy is what is used: both at once would be twice the model.
-                    tensor.release_pages();
-                }
-                whole
-            }
-        })
+        };
+        let whole = whole.get_or_insert_with(|| Tensor::zeros(tensor.dtype(), shape));
+        let rows = [parts.len(), whole.elements() / parts.len()];
+        let tensor = if tensor.dtype() == whole.dtype() { tensor } else { tensor.to_dtype(whole.dtype()) };
+        whole.view_mut().reshape(&rows).into_rows(i..i + 1).copy_from(tensor.view());
+        // The copy is what is used: both at once would be twice the model.
+        tensor.release_pages();
+    }
+    if problems.is_empty() {
+        Ok(whole.unwrap_or_else(|| Tensor::zeros(DType::F32, shape)))
+    } else {
+        Err(problems)
     }
 }
 

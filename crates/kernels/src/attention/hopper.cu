@@ -46,12 +46,12 @@ template <int ROWS> INLINE void load_rows(bf16* tile, const bf16* from, size_t s
     }
 }
 
-// Starts to copy the numbers of an array [query, head] for `count` queries, zeros behind them: a thread for each query, from
-// QUERIES·PART on where there are as many.
-template <int QUERIES, int PART>
+// Starts to copy the numbers of an array [query, head] for `count` queries, zeros behind them: the threads from FIRST on
+// do, one for each query.
+template <int QUERIES, int FIRST>
 INLINE void load_numbers(float* to, const float* from, u32 start, u32 heads, int count) {
     const int query = threadIdx.x % QUERIES;
-    if (threadIdx.x / QUERIES != PART % (COPIERS / QUERIES)) return;
+    if (threadIdx.x / QUERIES != FIRST / QUERIES) return;
     copy_async_4(to + query, from + start + query * heads, query < count);
 }
 
@@ -194,7 +194,6 @@ INLINE void store_rows(bf16* rows, size_t stride, int count, bf16* stage, int st
 
 // A tile of queries of a head, and the keys that they see.
 struct Queries {
-    int head, kv;
     u32 index;       // of the first query in [N, H]
     int count;       // of those that are there
     size_t k_start;  // where the first key begins
@@ -204,27 +203,35 @@ struct Queries {
 
 template <int QUERIES, int KEYS, class Arguments> INLINE Queries queries_of(const Arguments& p, int item) {
     const Tile tile = p.query_tiles[item / p.heads];
+    const int head = item % p.heads, kv = head / p.group;
     Queries it;
-    it.head = item % p.heads;
-    it.kv = it.head / p.group;
-    it.index = (tile.first_query + tile.start) * p.heads + it.head;
+    it.index = (tile.first_query + tile.start) * p.heads + head;
     it.count = tile.queries - tile.start;
     const int position = tile.keys - tile.queries + tile.start, first_key = max(position - p.scores.window + 1, 0);
     it.keys = min(position + QUERIES, tile.keys) - first_key;
     it.tiles = (it.keys + KEYS - 1) / KEYS;
     it.behind = position - first_key;
-    it.k_start = ((size_t)(tile.first_key + first_key) * (p.heads / p.group) + it.kv) * WIDTH;
+    it.k_start = ((size_t)(tile.first_key + first_key) * (p.heads / p.group) + kv) * WIDTH;
     return it;
 }
 
-// Calls f(number of a tile of queries and a head) for the block's share. They fall in length, so blocks take turns at
-// being the first.
-template <class Arguments, class F> INLINE void for_own_items(const Arguments& p, F f) {
+// Calls f for the tiles of queries and heads that are the block's. They fall in length, so blocks take turns at being the
+// first.
+template <int QUERIES, int KEYS, class Arguments, class F> INLINE void for_own_queries(const Arguments& p, F f) {
     const int items = p.query_tile_count * p.heads, blocks = gridDim.x, block = blockIdx.x;
     for (int round = 0; round * blocks < items; round++) {
         int item = round * blocks + (round % 2 ? blocks - 1 - block : block);
-        if (item < items) f(item);
+        if (item < items) f(queries_of<QUERIES, KEYS>(p, item));
     }
+}
+
+// Leaves the scores that queries have with keys: a warp's first query is `behind` places behind the first key.
+template <int SIZE> INLINE void hide_unseen(float (&scores)[SIZE], int behind, int window) {
+    if (behind >= SIZE * 2 - 1 && behind + 15 < window) return;
+    for_each(scores, [=](float& s, int, int row, int column) {
+        int distance = behind + row - column;
+        if (distance < 0 || distance >= window) s = minus_infinity();
+    });
 }
 
 // Takes the scores of one more tile of keys into the statistics and makes them weights; `keep` is what the sums so far
@@ -232,12 +239,7 @@ template <class Arguments, class F> INLINE void for_own_items(const Arguments& p
 template <int SIZE>
 INLINE void softmax(float (&scores)[SIZE], float (&best)[2], float (&sum)[2], float (&keep)[2], int behind, int window,
                     float to_exponent) {
-    constexpr int KEYS = SIZE * 2;
-    if (behind < KEYS - 1 || behind + 15 >= window)
-        for_each(scores, [=](float& s, int, int row, int column) {
-            int distance = behind + row - column;
-            if (distance < 0 || distance >= window) s = minus_infinity();
-        });
+    hide_unseen(scores, behind, window);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         float top = best[half];
@@ -261,7 +263,7 @@ INLINE void softmax(float (&scores)[SIZE], float (&best)[2], float (&sum)[2], fl
 }
 
 extern "C" __global__ void __launch_bounds__(COPIERS + 128 * FORWARD_GROUPS, 1) attention_forward_bf16(AttentionForward p) {
-    typedef Registers<FORWARD_GROUPS, 40, 232> Registers;
+    typedef Registers<FORWARD_GROUPS, 40, 232> Share;
     constexpr int QUERIES = 64 * FORWARD_GROUPS, KEYS = 128;
     constexpr int STAGE = KEYS * WIDTH, STAGE_STEP = STAGE * sizeof(bf16) / 16;
     DYNAMIC_SHARED(shared);
@@ -282,9 +284,8 @@ extern "C" __global__ void __launch_bounds__(COPIERS + 128 * FORWARD_GROUPS, 1) 
     const u32 q_stride = p.heads * WIDTH, k_stride = p.heads / p.group * WIDTH;
     u32 item_number = 0, tile_number = 0;
     if (warp_number() < COPIERS / 32) {
-        fewer_registers<Registers::copier>();
-        for_own_items(p, [&](int item) {
-            const Queries at = queries_of<QUERIES, KEYS>(p, item);
+        fewer_registers<Share::copier>();
+        for_own_queries<QUERIES, KEYS>(p, [&](const Queries& at) {
             q_ring.wait_until_empty(item_number);
             load_rows<QUERIES>(q, p.q, (size_t)at.index * WIDTH, q_stride, at.count);
             q_ring.fill(item_number++);
@@ -302,13 +303,12 @@ extern "C" __global__ void __launch_bounds__(COPIERS + 128 * FORWARD_GROUPS, 1) 
         finish_copies();
         return;
     }
-    more_registers<Registers::other>();
+    more_registers<Share::other>();
 
     const int own_row = warp_number() * 16 - COPIERS / 2, lane = threadIdx.x % 32, window = p.scores.window;
     const float to_exponent = p.scores.scale * LOG2_E;
     const u64 k_matrix = wgmma_matrix(k, 0), v_matrix = wgmma_matrix(v, KEYS * 128);
-    for_own_items(p, [&](int item) {
-        const Queries at = queries_of<QUERIES, KEYS>(p, item);
+    for_own_queries<QUERIES, KEYS>(p, [&](const Queries& at) {
         float out[WIDTH / 2], scores[KEYS / 2];
         u32 queries[WIDTH / 16][4], weights[KEYS / 16][4];
         float best[2] = {minus_infinity(), minus_infinity()}, sum[2] = {0.0f, 0.0f}, keep[2];
@@ -372,7 +372,7 @@ constexpr int STAGES = 4, STAGE_ROWS = 64, STAGE = STAGE_ROWS * WIDTH, STAGE_STE
 
 // dk and dv: in registers, rows are keys and columns queries.
 extern "C" __global__ void __launch_bounds__(COPIERS + 128 * DKDV_GROUPS, 1) attention_dkdv_bf16(AttentionBackward p) {
-    typedef Registers<DKDV_GROUPS, 24, 240> Registers;
+    typedef Registers<DKDV_GROUPS, 24, 240> Share;
     constexpr int KEYS = 64 * DKDV_GROUPS, QUERIES = STAGE_ROWS;
     DYNAMIC_SHARED(shared);
     bf16* k = first_tile(shared);
@@ -405,7 +405,7 @@ extern "C" __global__ void __launch_bounds__(COPIERS + 128 * DKDV_GROUPS, 1) att
     const int tiles = tiles_of_head * part_heads;
 
     if (warp_number() < COPIERS / 32) {
-        fewer_registers<Registers::copier>();
+        fewer_registers<Share::copier>();
         if (tiles == 0) return;
         load_rows<KEYS>(k, p.k, k_start, k_stride, tile.keys - tile.start);
         load_rows<KEYS>(v, p.v, k_start, k_stride, tile.keys - tile.start);
@@ -418,7 +418,7 @@ extern "C" __global__ void __launch_bounds__(COPIERS + 128 * DKDV_GROUPS, 1) att
             load_rows<QUERIES>(q + stage * STAGE, p.q, (size_t)index * WIDTH, q_stride, count);
             load_rows<QUERIES>(dout + stage * STAGE, p.dout, (size_t)index * WIDTH, q_stride, count);
             load_numbers<QUERIES, 0>(lse + stage * QUERIES, p.lse, index, p.heads, count);
-            load_numbers<QUERIES, 1>(delta + stage * QUERIES, p.delta, index, p.heads, count);
+            load_numbers<QUERIES, QUERIES>(delta + stage * QUERIES, p.delta, index, p.heads, count);
             q_ring.fill(number);
             query += QUERIES;
             if (query >= end_query) query = first_query, head++;
@@ -426,7 +426,7 @@ extern "C" __global__ void __launch_bounds__(COPIERS + 128 * DKDV_GROUPS, 1) att
         finish_copies();
         return;
     }
-    more_registers<Registers::other>();
+    more_registers<Share::other>();
 
     // Query own_key is at the position of the warp's first key.
     const int warp = warp_number() - COPIERS / 32, own_row = warp * 16, lane = threadIdx.x % 32;
@@ -514,7 +514,7 @@ extern "C" __global__ void __launch_bounds__(COPIERS + 128 * DKDV_GROUPS, 1) att
 }
 
 extern "C" __global__ void __launch_bounds__(COPIERS + 128 * DQ_GROUPS, 1) attention_dq_bf16(AttentionBackward p) {
-    typedef Registers<DQ_GROUPS, 24, 240> Registers;
+    typedef Registers<DQ_GROUPS, 24, 240> Share;
     constexpr int QUERIES = 64 * DQ_GROUPS, KEYS = STAGE_ROWS;
     DYNAMIC_SHARED(shared);
     bf16* q = first_tile(shared);
@@ -536,9 +536,8 @@ extern "C" __global__ void __launch_bounds__(COPIERS + 128 * DQ_GROUPS, 1) atten
     const u32 q_stride = p.heads * WIDTH, k_stride = p.heads / p.group * WIDTH;
     u32 item_number = 0, tile_number = 0;
     if (warp_number() < COPIERS / 32) {
-        fewer_registers<Registers::copier>();
-        for_own_items(p, [&](int item) {
-            const Queries at = queries_of<QUERIES, KEYS>(p, item);
+        fewer_registers<Share::copier>();
+        for_own_queries<QUERIES, KEYS>(p, [&](const Queries& at) {
             q_ring.wait_until_empty(item_number);
             load_rows<QUERIES>(q, p.q, (size_t)at.index * WIDTH, q_stride, at.count);
             load_rows<QUERIES>(dout, p.dout, (size_t)at.index * WIDTH, q_stride, at.count);
@@ -557,13 +556,12 @@ extern "C" __global__ void __launch_bounds__(COPIERS + 128 * DQ_GROUPS, 1) atten
         finish_copies();
         return;
     }
-    more_registers<Registers::other>();
+    more_registers<Share::other>();
 
     const int own_row = warp_number() * 16 - COPIERS / 2, lane = threadIdx.x % 32, window = p.scores.window;
     const float scale = p.scores.scale, to_exponent = scale * LOG2_E;
     const u64 k_matrix = wgmma_matrix(k, KEYS * 128), v_matrix = wgmma_matrix(v, 0);
-    for_own_items(p, [&](int item) {
-        const Queries at = queries_of<QUERIES, KEYS>(p, item);
+    for_own_queries<QUERIES, KEYS>(p, [&](const Queries& at) {
         float dq[WIDTH / 2], scores[KEYS / 2], ds[KEYS / 2];
         u32 queries[WIDTH / 16][4], douts[WIDTH / 16][4], weights[KEYS / 16][4];
         float exponent[2], own_delta[2];
@@ -590,11 +588,7 @@ extern "C" __global__ void __launch_bounds__(COPIERS + 128 * DQ_GROUPS, 1) atten
             wgmma_commit();
         };
         auto scores_to_p = [&]() {
-            if (behind < KEYS - 1 || behind + 15 >= window)
-                for_each(scores, [=](float& s, int, int row, int column) {
-                    int distance = behind + row - column;
-                    if (distance < 0 || distance >= window) s = minus_infinity();
-                });
+            hide_unseen(scores, behind, window);
             for_each(scores, [&](float& s, int half, int, int) {
                 s = exp2_approx(fmaf(s, to_exponent, -exponent[half]));
             });

@@ -7,7 +7,7 @@ use super::{Loading, Source, Start, elements};
 use crate::parameter::{Outline, Parameter, Stored};
 use crate::quantization::{self, Quantization, Read};
 use crate::spec::DecoderSpec;
-use crate::weights::{WeightFiles, first_non_finite};
+use crate::weights::{WeightFiles, first_non_finite, put_together};
 
 impl Loading<'_> {
     pub(super) fn parameter(&mut self, name: &str, shape: &[usize], start: Start) -> Parameter {
@@ -153,9 +153,11 @@ impl Loading<'_> {
             Source::Files(files) => files,
         };
         let decoded = quantization::mxfp4::read(self.dev, files, stored, shape);
-        let decoded = decoded.map(|decoded| decoded.map_err(|problem| vec![problem]));
-        let read = decoded.or_else(|| self.decoded_parts(files, stored, form, shape));
-        let value = read.unwrap_or_else(|| files.weight(stored, shape, form)).unwrap_or_else(|problems| {
+        let read = match decoded {
+            Some(decoded) => decoded.map_err(|problem| vec![problem]),
+            None => put_together(stored, shape, form, |name, shape| self.part(files, name, shape)),
+        };
+        let value = read.unwrap_or_else(|problems| {
             self.problems.extend(problems);
             Tensor::zeros(self.compute, &[0])
         });
@@ -166,47 +168,22 @@ impl Loading<'_> {
         Some(value)
     }
 
-    /// A weight put together from matrices of which the files hold codes (experts, each in tensors of its own): what they
-    /// stand for. `None` if it is none.
-    fn decoded_parts(
-        &self,
-        files: &WeightFiles,
-        stored: &str,
-        form: Stored,
-        shape: &[usize],
-    ) -> Option<Result<Tensor, Vec<String>>> {
-        let Some(Quantization::Found(found)) = self.quantization else { return None };
-        let parts = form.shapes(stored, shape);
-        let read = |(name, shape): &(String, Vec<usize>)| {
-            let shape = <[usize; 2]>::try_from(shape.as_slice()).ok()?;
-            quantization::read(files, found, (name, shape), self.compute)
+    /// A tensor of the files, or what codes that are there for it stand for.
+    fn part(&self, files: &WeightFiles, name: &str, shape: &[usize]) -> Result<Tensor, String> {
+        let matrix = <[usize; 2]>::try_from(shape).ok();
+        let read = match (self.quantization, matrix) {
+            (Some(Quantization::Found(found)), Some(shape)) => {
+                quantization::read(files, found, (name, shape), self.compute)
+            }
+            _ => None,
         };
-        if parts.len() < 2 || read(&parts[0]).is_none() {
-            return None;
+        match read {
+            Some(read) => read.map(|read| match read {
+                Read::Codes(weight) => weight.to_tensor(),
+                Read::Decoded(value) => value.to_dtype(self.compute),
+            }),
+            None => files.tensor(name, shape),
         }
-        let mut whole = Tensor::zeros(self.compute, shape);
-        let rows = [parts.len(), whole.elements() / parts.len()];
-        let mut problems = Vec::new();
-        for (i, part) in parts.iter().enumerate() {
-            let value = match read(part) {
-                Some(Ok(Read::Codes(weight))) => weight.to_tensor(),
-                Some(Ok(Read::Decoded(value))) => value.to_dtype(self.compute),
-                Some(Err(problem)) => {
-                    problems.push(problem);
-                    continue;
-                }
-                None => match files.tensor(&part.0, &part.1) {
-                    Ok(value) => value.to_dtype(self.compute),
-                    Err(problem) => {
-                        problems.push(problem);
-                        continue;
-                    }
-                },
-            };
-            let row = value.view().reshape(&[1, rows[1]]);
-            whole.view_mut().reshape(&rows).into_rows(i..i + 1).copy_from(row);
-        }
-        Some(if problems.is_empty() { Ok(whole) } else { Err(problems) })
     }
 
     pub(super) fn trained_of(&self, name: impl Into<String>, value: Tensor) -> Parameter {

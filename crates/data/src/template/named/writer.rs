@@ -57,17 +57,13 @@ impl<'a> Writer<'a> {
             return self.slots(&template.assistant, &answer.content, turn, Part::Answer);
         }
         let calls = template.call_format.calls(&answer.tool_calls)?;
-        match template.mark_of_calls().filter(|_| !answer.content.is_empty()) {
-            Some((beginning, mark)) => {
-                // Words come before the mark: what follows it is read as calls.
-                let ahead = format!("{beginning}{}{mark}", answer.content);
-                self.write(Some(&ahead), &template.function, &calls, turn, Part::Answer)
-            }
-            None => {
-                let content = format!("{}{calls}", answer.content);
-                self.slots(&template.function, &content, turn, Part::Answer)
-            }
-        }
+        let words = answer.content.as_str();
+        let (ahead, content) = match template.mark_of_calls().filter(|_| !words.is_empty()) {
+            // Words come before the mark: what follows it is read as calls.
+            Some((beginning, mark)) => (Some(format!("{beginning}{words}{mark}")), calls),
+            None => (None, format!("{words}{calls}")),
+        };
+        self.write(ahead.as_deref(), &template.function, &content, turn, Part::Answer)
     }
 
     /// Writes `slots` with `content`; of an answer, what follows its content is its end.
