@@ -146,7 +146,7 @@ fn memory(job: &Job) {
         println!("left aside: {aside} tensors of other parts of the model than its text part");
     }
     let blocks = job.spec.layers.len();
-    let recompute = match plan.recomputed {
+    let recompute = match plan.recomputed.blocks() {
         _ if !plan.trains => "forward alone".to_owned(),
         0 => "all activations kept".to_owned(),
         some if some < blocks => format!("{some} of {blocks} blocks are computed again in backward"),

@@ -151,18 +151,3 @@ OF_TYPES(conv1d_inputs, inputs)
 
 extern "C" __global__ void __launch_bounds__(128) conv1d_weight_parts_f32(Conv1d p) { weight_parts<f32>(p); }
 extern "C" __global__ void __launch_bounds__(128) conv1d_weight_parts_bf16(Conv1d p) { weight_parts<bf16>(p); }
-
-struct Conv1dWeightSum {
-    const float* parts;
-    float* dw;
-    u32 elements;
-    u32 count;
-};
-
-extern "C" __global__ void __launch_bounds__(128) conv1d_weight_sum(Conv1dWeightSum p) {
-    u32 i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= p.elements) return;
-    float sum = 0.0f;
-    for (u32 part = 0; part < p.count; part++) sum += p.parts[(u64)part * p.elements + i];
-    p.dw[i] += sum;
-}

@@ -389,7 +389,7 @@ mod on_cuda {
 
     use super::{Conv1dParams, Sizes, Taps};
     use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
-    use crate::{View, ViewMut};
+    use crate::{View, ViewMut, rows};
 
     pub(crate) static SOURCE: Source = Source::new("conv1d", include_str!("conv1d.cu"));
 
@@ -460,17 +460,6 @@ mod on_cuda {
         cuda.launch(&SOURCE, "conv1d_forward", &types, grid(weights.1, TOKENS), params);
     }
 
-    #[derive(Clone, Copy)]
-    #[repr(C)]
-    struct Conv1dWeightSum {
-        parts: DevicePtr,
-        dw: DevicePtr,
-        elements: u32,
-        count: u32,
-    }
-    // SAFETY: `Conv1dWeightSum` of conv1d.cu.
-    unsafe impl Params for Conv1dWeightSum {}
-
     pub fn backward(
         cuda: &Cuda,
         p: Conv1dParams,
@@ -488,26 +477,14 @@ mod on_cuda {
         }
         let inputs = Conv1d { x: dz, y: dx.device(), ..params };
         cuda.launch(&SOURCE, "conv1d_inputs", &types, grid(sizes, TOKENS), inputs);
-        if let Some(mut dw) = dw {
+        if let Some(dw) = dw {
             let tokens = TOKENS_OF_PART.max(sizes.tokens.div_ceil(MOST_PARTS));
             let (count, elements) = (sizes.tokens.div_ceil(tokens), dw.elements());
             let parts = cuda.scratch(count * elements * size_of::<f32>());
             // In the place of the weights are the sums.
             let sums = Conv1d { x, y: dz, w: parts.start(), tokens_of_block: tokens as u32, ..params };
             cuda.launch(&SOURCE, "conv1d_weight_parts", &types[..1], grid(sizes, tokens), sums);
-            let sum = Conv1dWeightSum {
-                parts: parts.start(),
-                dw: dw.device(),
-                elements: elements as u32,
-                count: count as u32,
-            };
-            cuda.launch(
-                &SOURCE,
-                "conv1d_weight_sum",
-                &[],
-                Grid::new(elements.div_ceil(THREADS), THREADS),
-                sum,
-            );
+            rows::add_parts(cuda, parts.start(), count, dw);
         }
     }
 }

@@ -24,12 +24,13 @@ extern "C" __global__ void gated_forward_f32(GatedForward p) { WITH_ACTIVATION(f
 extern "C" __global__ void gated_forward_bf16(GatedForward p) { WITH_ACTIVATION(forward, bf16, p) }
 
 struct GatedBackward {
-    // Replaced by y, dg and du.
+    // Replaced by y, with `leaves_y`, dg and du.
     void* dy;
     void* g;
     void* u;
     u64 elements;
     u32 activation;
+    u32 leaves_y;
 };
 
 template <class T, class Act> INLINE void backward(const GatedBackward& p) {
@@ -48,7 +49,7 @@ template <class T, class Act> INLINE void backward(const GatedBackward& p) {
         u[i] = du;
         dy[i] = y;
     }
-    store_span((T*)p.dy, dy, span);
+    if (p.leaves_y) store_span((T*)p.dy, dy, span);
     store_span((T*)p.g, g, span);
     store_span((T*)p.u, u, span);
 }

@@ -12,8 +12,8 @@
 //! `gelu(g) = g·Φ(g)`, `gelu′(g) = Φ(g) + g·φ(g)` with the normal distribution Φ(g) = ½(1 + erf(g/√2)) and its
 //! density φ; `relu(g) = max(g, 0)`; σ and g themselves.
 //!
-//! Storage f32 or bf16 (one type for all), arithmetic f32. Saved for backward: g and u; y is computed again rather than
-//! kept, with its gradient at hand: what it went into needs it last. Memory-bound: 3 tensors forward, 6 backward.
+//! Storage f32 or bf16 (one type for all), arithmetic f32. Saved for backward: g and u; where y is not kept, it is computed
+//! again with its gradient at hand: what it went into needs it last. Memory-bound: 3 tensors forward, 6 backward, 5 without y.
 //!
 //! A block at a time goes through loops of one thing each, in `f32` that stays in the first-level cache: that lets σ
 //! and the rounding of results have loops of their own for an instruction set. On a GPU a thread has 16 bytes of each.
@@ -374,7 +374,14 @@ fn gate<E: Element, G: Gate>(isa: Isa, act: G, g: &[E], u: &[E], y: &mut [E]) {
     }
 }
 
-fn gate_backward<E: Element, G: Gate>(isa: Isa, act: G, dy: &mut [E], g: &mut [E], u: &mut [E]) {
+fn gate_backward<E: Element, G: Gate>(
+    isa: Isa,
+    act: G,
+    dy: &mut [E],
+    g: &mut [E],
+    u: &mut [E],
+    leaves_y: bool,
+) {
     let [mut s, mut du, mut y] = [[0.0; BLOCK]; 3];
     for ((g, u), dy) in g.chunks_mut(BLOCK).zip(u.chunks_mut(BLOCK)).zip(dy.chunks_mut(BLOCK)) {
         let (s, du, y) = (&mut s[..g.len()], &mut du[..g.len()], &mut y[..g.len()]);
@@ -382,7 +389,9 @@ fn gate_backward<E: Element, G: Gate>(isa: Isa, act: G, dy: &mut [E], g: &mut [E
         gradients(isa, act, [dy, g, u], s, du, y);
         round(isa, s, g);
         round(isa, du, u);
-        round(isa, y, dy);
+        if leaves_y {
+            round(isa, y, dy);
+        }
     }
 }
 
@@ -405,22 +414,29 @@ pub fn forward(dev: &Device, act: Activation, g: View<'_>, u: View<'_>, y: ViewM
     });
 }
 
-/// Replaces g by dg, u by du, and dy by y.
+/// Replaces g by dg, u by du, and, with `leaves_y`, dy by y.
 ///
 /// # Panics
 /// If shapes or types do not fit.
-pub fn backward(dev: &Device, act: Activation, dy: ViewMut<'_>, g: ViewMut<'_>, u: ViewMut<'_>) {
-    let _timed = dev.pass("gated activation backward", 6 * dy.byte_len());
+pub fn backward(
+    dev: &Device,
+    act: Activation,
+    dy: ViewMut<'_>,
+    g: ViewMut<'_>,
+    u: ViewMut<'_>,
+    leaves_y: bool,
+) {
+    let _timed = dev.pass("gated activation backward", (5 + usize::from(leaves_y)) * dy.byte_len());
     assert_eq!((g.shape(), u.shape()), (dy.shape(), dy.shape()), "gated: g, u and dy");
     if let Some(cuda) = dev.cuda() {
-        return on_cuda::backward(cuda, act, dy, g, u);
+        return on_cuda::backward(cuda, act, dy, g, u, leaves_y);
     }
     with_dtype!(dy.dtype(), E => {
         let (g, u) = (g.as_mut_slice::<E>(), u.as_mut_slice::<E>());
         let chunks = dy.as_mut_slice::<E>().par_chunks_mut(CHUNK);
         let chunks = chunks.zip(g.par_chunks_mut(CHUNK).zip(u.par_chunks_mut(CHUNK)));
         dev.for_each_item(chunks, |(dy, (g, u))| {
-            with_activation!(act, act => gate_backward(dev.isa(), act, dy, g, u));
+            with_activation!(act, act => gate_backward(dev.isa(), act, dy, g, u, leaves_y));
         });
     });
 }
@@ -467,6 +483,7 @@ mod on_cuda {
         u: DevicePtr,
         elements: u64,
         activation: u32,
+        leaves_y: u32,
     }
     // SAFETY: `GatedBackward` of gated.cu.
     unsafe impl Params for GatedBackward {}
@@ -477,12 +494,19 @@ mod on_cuda {
         mut dy: ViewMut<'_>,
         mut g: ViewMut<'_>,
         mut u: ViewMut<'_>,
+        leaves_y: bool,
     ) {
         assert_eq!((g.dtype(), u.dtype()), (dy.dtype(), dy.dtype()), "gated: one type");
         let (g, u, elements) = (g.device(), u.device(), dy.elements());
         let grid = Grid::element_wise(elements, dy.dtype());
-        let params =
-            GatedBackward { dy: dy.device(), g, u, elements: elements as u64, activation: act as u32 };
+        let params = GatedBackward {
+            dy: dy.device(),
+            g,
+            u,
+            elements: elements as u64,
+            activation: act as u32,
+            leaves_y: leaves_y.into(),
+        };
         cuda.launch(&SOURCE, "gated_backward", &[dy.dtype()], grid, params);
     }
 }
@@ -632,7 +656,8 @@ mod tests {
             let mut y = dev.zeros(DType::F32, &[4, 1]);
             forward(&dev, Activation::ClampedSwish, g.view(), u.view(), y.view_mut());
             assert_close("y", &to_f64(&y), &CLAMPED[0], 1e-6);
-            backward(&dev, Activation::ClampedSwish, dy.view_mut(), g.view_mut(), u.view_mut());
+            backward(&dev, Activation::ClampedSwish, dy.view_mut(), g.view_mut(), u.view_mut(), false);
+            assert_eq!(to_f64(&dy), [1.0; 4], "dy stays");
             assert_close("dg", &to_f64(&g), &CLAMPED[1], 1e-6);
             assert_close("du", &to_f64(&u), &CLAMPED[2], 1e-6);
         }
@@ -651,7 +676,7 @@ mod tests {
                     forward(&dev, act, g.view(), u.view(), y.view_mut());
                     assert_close("y", &to_f64(&y), &reference::forward(act, &gs, &us), tolerance);
                     let (dg, du) = reference::backward(act, &gs, &us, &to_f64(&dy));
-                    backward(&dev, act, dy.view_mut(), g.view_mut(), u.view_mut());
+                    backward(&dev, act, dy.view_mut(), g.view_mut(), u.view_mut(), true);
                     assert_eq!(to_f64(&dy), to_f64(&y), "y once more");
                     assert_close("dg", &to_f64(&g), &dg, tolerance);
                     assert_close("du", &to_f64(&u), &du, tolerance);
@@ -670,7 +695,7 @@ mod tests {
                 let mut y = dev.zeros(DType::F32, &[2, 1]);
                 forward(&dev, act, g.view(), u.view(), y.view_mut());
                 assert_eq!(y.to_f32_vec().iter().map(|y| y.abs()).collect::<Vec<_>>(), [200.0, 0.0]);
-                backward(&dev, act, dy.view_mut(), g.view_mut(), u.view_mut());
+                backward(&dev, act, dy.view_mut(), g.view_mut(), u.view_mut(), true);
                 assert_eq!(g.to_f32_vec().iter().map(|y| y.abs()).collect::<Vec<_>>(), [1.0, 0.0]);
             }
         }

@@ -26,7 +26,7 @@ template <class X, class W> INLINE void forward(const LayerNormForward& p) {
     __shared__ float partial[32];
     bool aligned =
         is_aligned<X, N>(p.x) && is_aligned<X, N>(p.y) && is_aligned<W, N>(p.w) && is_aligned<W, N>(p.b);
-    Team team = team_of_thread<N>(p.rows, p.columns, p.lanes, aligned);
+    Team team = team_of_thread<N>(blockIdx.x, p.rows, p.columns, p.lanes, aligned);
     size_t start = team.row * p.columns;
     X* y = (X*)p.y + start;
     const W* w = weight_of<W>(p.w, team.row, p.groups, p.columns);
@@ -93,7 +93,7 @@ template <class X, class W> INLINE void backward(const LayerNormBackward& p) {
     __shared__ float partial[32];
     bool aligned =
         is_aligned<X, N>(p.x) && is_aligned<X, N>(p.dy) && is_aligned<X, N>(p.dx) && is_aligned<W, N>(p.w);
-    Team team = team_of_thread<N>(p.rows, p.columns, p.lanes, aligned);
+    Team team = team_of_thread<N>(blockIdx.x, p.rows, p.columns, p.lanes, aligned);
     size_t start = team.row * p.columns;
     X* dx = (X*)p.dx + start;
     const W* w = weight_of<W>(p.w, team.row, p.groups, p.columns);
@@ -142,4 +142,3 @@ BACKWARD(bf16, bf16)
 
 extern "C" __global__ void layer_norm_weight_parts_f32(NormWeightParts p) { weight_parts<f32, 2>(p); }
 extern "C" __global__ void layer_norm_weight_parts_bf16(NormWeightParts p) { weight_parts<bf16, 2>(p); }
-extern "C" __global__ void layer_norm_weight_sum(NormWeightSum p) { weight_sum(p); }

@@ -270,7 +270,7 @@ fn row_backward<X: Element>(
 mod on_cuda {
     use super::{Affine, LayerNormParams, STATISTICS, Saved};
     use crate::cuda::{Cuda, DevicePtr, Params, Source};
-    use crate::norm_rows::{self, WeightKernels, teams};
+    use crate::norm_rows::{self, teams};
     use crate::{DType, View, ViewMut};
 
     pub(crate) static SOURCE: Source = Source::new(
@@ -391,9 +391,8 @@ mod on_cuda {
 
     pub fn backward_weight(cuda: &Cuda, dy: View<'_>, saved: Saved<'_>, dw: (ViewMut<'_>, usize)) {
         assert_eq!(saved.x.dtype(), dy.dtype(), "layer_norm: one type");
-        let kernels =
-            WeightKernels { source: &SOURCE, parts: "layer_norm_weight_parts", sum: "layer_norm_weight_sum" };
-        norm_rows::backward_weight(cuda, &kernels, dy, (saved.x, saved.statistics), dw);
+        let kernel = (&SOURCE, "layer_norm_weight_parts");
+        norm_rows::backward_weight(cuda, kernel, dy, (saved.x, saved.statistics), dw);
     }
 }
 

@@ -17,8 +17,9 @@ struct Team {
     __device__ __forceinline__ bool writes_statistics() const { return columns > 0 && lane == 0; }
 };
 
-template <int N> INLINE Team team_of_thread(u64 rows, u32 columns, u32 lanes, bool aligned) {
-    u64 row = (u64)blockIdx.x * (blockDim.x / lanes) + threadIdx.x / lanes;
+// Of a block of rows, as many as the block of threads has teams.
+template <int N> INLINE Team team_of_thread(u64 block, u64 rows, u32 columns, u32 lanes, bool aligned) {
+    u64 row = block * (blockDim.x / lanes) + threadIdx.x / lanes;
     aligned = aligned && columns % N == 0;
     bool keeps = aligned && columns <= KEPT * N * lanes;
     return Team{row, lanes, threadIdx.x % lanes, row < rows ? columns : 0, aligned, keeps};
@@ -79,8 +80,8 @@ template <class W, int N> INLINE void load_factors(float (&factors)[N], const W*
     for (int i = 0; i < N; i++) factors[i] = w ? offset + factors[i] : 1.0f;
 }
 
-// dw in two steps, each in a fixed order: sums over ranges of rows, then the sum of those. Weights in groups [G, C] are
-// one of width G·C for rows of that width, of which the last may be short.
+// dw in two steps, each in a fixed order: sums over ranges of rows, then, in `rows_add_parts`, the sum of those. Weights in
+// groups [G, C] are one of width G·C for rows of that width, of which the last may be short.
 struct NormWeightParts {
     const void* dy;
     const void* x;
@@ -145,30 +146,5 @@ template <class X, int STATISTICS> INLINE void weight_parts(const NormWeightPart
         float total = 0.0f;
         for (u32 i = 0; i < teams; i++) total += sums[i * width + threadIdx.x];
         p.parts[(size_t)blockIdx.y * p.columns + first + threadIdx.x] = total;
-    }
-}
-
-struct NormWeightSum {
-    const float* parts;
-    float* dw;
-    u32 columns;
-    u32 count;
-};
-
-// A block of 32 by 32 threads has 32 columns.
-INLINE void weight_sum(const NormWeightSum& p) {
-    __shared__ float sums[32][32];
-    u32 lane = threadIdx.x % 32, team = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
-    float sum = 0.0f;
-    if (column < p.columns) {
-#pragma unroll 4
-        for (u32 i = team; i < p.count; i += 32) sum += p.parts[(size_t)i * p.columns + column];
-    }
-    sums[team][lane] = sum;
-    __syncthreads();
-    if (team == 0 && column < p.columns) {
-        float total = 0.0f;
-        for (u32 i = 0; i < 32; i++) total += sums[i][lane];
-        p.dw[column] += total;
     }
 }

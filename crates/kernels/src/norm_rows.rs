@@ -2,13 +2,14 @@
 //! `norm_rows.cuh`, which [`crate::rms_norm`] and [`crate::layer_norm`] have in common.
 
 use crate::cuda::{Cuda, DevicePtr, Grid, Params, Source};
-use crate::{DType, View, ViewMut};
+use crate::{DType, View, ViewMut, rows};
 
 /// 16-byte vectors of a row that a thread keeps.
 const KEPT: usize = 2;
 /// Threads of a block that has several rows.
 const THREADS: usize = 128;
 const WARP: usize = 32;
+const VECTOR_BYTES: u64 = 16;
 const LARGEST_BLOCK: usize = 1024;
 
 /// Threads of a row, and the launch: a row has a part of a warp if that can keep it, else a block.
@@ -24,6 +25,13 @@ pub(crate) fn teams(rows: usize, columns: usize, dtype: DType) -> (u32, Grid) {
     (lanes as u32, grid)
 }
 
+/// Whether teams of so many threads keep their rows in registers, which vectors at these addresses or none allow.
+pub(crate) fn keeps(columns: usize, lanes: u32, dtype: DType, addresses: &[DevicePtr]) -> bool {
+    let vector = per_vector(dtype);
+    let fits = columns.is_multiple_of(vector) && columns <= KEPT * vector * lanes as usize;
+    fits && addresses.iter().all(|start| start.address().is_multiple_of(VECTOR_BYTES))
+}
+
 /// Elements in 16 bytes.
 fn per_vector(dtype: DType) -> usize {
     16 / dtype.bytes()
@@ -33,8 +41,6 @@ fn per_vector(dtype: DType) -> usize {
 const WEIGHT_THREADS: usize = 256;
 /// Blocks of the first step, about: enough for the largest card, whatever the card, so that sums have one order.
 const WEIGHT_BLOCKS: usize = 1024;
-/// Columns of a block of the second step, which has 1024 threads.
-const COLUMNS_PER_SUM: usize = 32;
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -52,31 +58,13 @@ struct NormWeightParts {
 // SAFETY: `NormWeightParts` of norm_rows.cuh.
 unsafe impl Params for NormWeightParts {}
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct NormWeightSum {
-    parts: DevicePtr,
-    dw: DevicePtr,
-    columns: u32,
-    count: u32,
-}
-// SAFETY: `NormWeightSum` of norm_rows.cuh.
-unsafe impl Params for NormWeightSum {}
-
-/// The entry points of a norm.
-pub(crate) struct WeightKernels {
-    pub source: &'static Source,
-    pub parts: &'static str,
-    pub sum: &'static str,
-}
-
-/// Adds to `dw` (f32 [C] or [G, C]) for dy and x [rows, C] and so many statistics of each row.
+/// Adds to `dw` (f32 [C] or [G, C]) for dy and x [rows, C] and so many statistics of each row, by a norm's kernel.
 pub(crate) fn backward_weight(
     cuda: &Cuda,
-    kernels: &WeightKernels,
+    (source, kernel): (&'static Source, &'static str),
     dy: View<'_>,
     (x, statistics): (View<'_>, View<'_>),
-    (mut dw, groups): (ViewMut<'_>, usize),
+    (dw, groups): (ViewMut<'_>, usize),
 ) {
     let columns = dw.elements();
     let rows = dy.elements() * groups / columns.max(1);
@@ -103,9 +91,6 @@ pub(crate) fn backward_weight(
         groups: groups as u32,
         lanes: lanes as u32,
     };
-    cuda.launch(kernels.source, kernels.parts, &[dy.dtype()], grid, params);
-    let params =
-        NormWeightSum { parts: sums.start(), dw: dw.device(), columns: columns as u32, count: count as u32 };
-    let grid = Grid::new(columns.div_ceil(COLUMNS_PER_SUM), LARGEST_BLOCK);
-    cuda.launch(kernels.source, kernels.sum, &[], grid, params);
+    cuda.launch(source, kernel, &[dy.dtype()], grid, params);
+    rows::add_parts(cuda, sums.start(), count, dw);
 }

@@ -266,18 +266,29 @@ SUM_ROWS(f32)
 SUM_ROWS(bf16)
 
 struct RowsAddParts {
+    // [parts, columns]
     const float* partial;
-    float* db;
+    float* sums;
     u64 columns;
     u32 parts;
 };
 
-// db += Σ of the parts, in their order.
-extern "C" __global__ void rows_add_parts(RowsAddParts p) {
-    u64 column = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= p.columns) return;
+// sums += Σ of the parts, in an order that their number fixes. A block has 32 columns, and its 32 warps take turns at
+// the parts.
+extern "C" __global__ void __launch_bounds__(1024) rows_add_parts(RowsAddParts p) {
+    __shared__ float of_warps[32][32];
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    u64 column = (u64)blockIdx.x * 32 + lane;
     float sum = 0.0f;
-#pragma unroll 8
-    for (u32 part = 0; part < p.parts; part++) sum += p.partial[part * p.columns + column];
-    p.db[column] += sum;
+    if (column < p.columns) {
+#pragma unroll 4
+        for (u32 part = warp; part < p.parts; part += 32) sum += p.partial[part * p.columns + column];
+    }
+    of_warps[warp][lane] = sum;
+    __syncthreads();
+    if (warp == 0 && column < p.columns) {
+        float all = 0.0f;
+        for (u32 i = 0; i < 32; i++) all += of_warps[i][lane];
+        p.sums[column] += all;
+    }
 }

@@ -9,7 +9,7 @@
 use crate::isa::per_isa;
 use crate::{DType, Device, Element, View, ViewMut, with_dtype};
 
-pub(crate) use on_cuda::SOURCE;
+pub(crate) use on_cuda::{SOURCE, add_parts};
 
 /// Elements that one task of `add` handles.
 const CHUNK: usize = 8192;
@@ -451,7 +451,7 @@ mod on_cuda {
     #[repr(C)]
     struct RowsAddParts {
         partial: DevicePtr,
-        db: DevicePtr,
+        sums: DevicePtr,
         columns: u64,
         parts: u32,
     }
@@ -459,18 +459,32 @@ mod on_cuda {
     // SAFETY: as above.
     unsafe impl Params for RowsAddParts {}
 
-    /// Rows that a block adds up, at least, and parts that there are, at most.
-    const ROWS_PER_PART: usize = 128;
-    const MOST_PARTS: usize = 256;
+    /// Rows that a block adds up, at least: four of each warp.
+    const ROWS_PER_PART: usize = 32;
+    /// Blocks that add rows up, about: enough for the largest card, whatever the card, so that sums have one order.
+    const SUMMING_BLOCKS: usize = 1024;
+    /// Columns of a block of `rows_add_parts`, and its threads.
+    const COLUMNS_OF_BLOCK: usize = 32;
+    const ADDING_THREADS: usize = 1024;
 
-    pub fn sum_rows(cuda: &Cuda, dy: View<'_>, mut db: ViewMut<'_>) {
-        assert_eq!(db.dtype(), DType::F32, "sum_rows: sums are float32");
+    /// sums += Σ of so many parts, f32 [parts, elements of `sums`].
+    pub(crate) fn add_parts(cuda: &Cuda, partial: DevicePtr, parts: usize, mut sums: ViewMut<'_>) {
+        assert_eq!(sums.dtype(), DType::F32, "sums of parts are float32");
+        let columns = sums.elements();
+        let params =
+            RowsAddParts { partial, sums: sums.device(), columns: columns as u64, parts: parts as u32 };
+        let grid = Grid::new(columns.div_ceil(COLUMNS_OF_BLOCK), ADDING_THREADS);
+        cuda.launch(&SOURCE, "rows_add_parts", &[], grid, params);
+    }
+
+    pub fn sum_rows(cuda: &Cuda, dy: View<'_>, db: ViewMut<'_>) {
         let columns = db.elements();
         let rows = dy.elements() / columns.max(1);
         if rows == 0 {
             return;
         }
-        let rows_per_part = rows.div_ceil(MOST_PARTS).max(ROWS_PER_PART);
+        let tiles = columns.div_ceil(32 * together(dy.dtype(), dy.dtype()));
+        let rows_per_part = rows.div_ceil((SUMMING_BLOCKS / tiles).max(1)).max(ROWS_PER_PART);
         let parts = rows.div_ceil(rows_per_part);
         let scratch = cuda.scratch(parts * columns * size_of::<f32>());
         let partial = scratch.start();
@@ -481,11 +495,10 @@ mod on_cuda {
             columns: columns as u64,
             rows_per_part: rows_per_part as u64,
         };
-        let mut grid = Grid::new(columns.div_ceil(32 * together(dy.dtype(), dy.dtype())), THREADS);
+        let mut grid = Grid::new(tiles, THREADS);
         grid.blocks[1] = parts as u32;
         cuda.launch(&SOURCE, "rows_sum_rows", &[dy.dtype()], grid, params);
-        let params = RowsAddParts { partial, db: db.device(), columns: columns as u64, parts: parts as u32 };
-        cuda.launch(&SOURCE, "rows_add_parts", &[], Grid::new(columns.div_ceil(THREADS), THREADS), params);
+        add_parts(cuda, partial, parts, db);
     }
 }
 

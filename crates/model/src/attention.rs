@@ -335,7 +335,7 @@ impl Attention {
         let mut dout = shaped_mut(fused, shape);
         dout.reborrow().copy_from(out);
         let dy = shaped_mut(&mut scratch.dout, shape);
-        gated::backward(dev, Activation::Sigmoid, dy, gate.head_mut(n), dout);
+        gated::backward(dev, Activation::Sigmoid, dy, gate.head_mut(n), dout, false);
         shaped_mut(&mut scratch.dout, shape).copy_from(shaped(fused, shape));
     }
 

@@ -3,8 +3,9 @@
 //! > m = of_sum(x + r·after(mixer(before(x)))), y = of_sum(m + r·after(mlp(before(m))))
 //!
 //! The mixer is attention in most families. before, after and of_sum are norms, or nothing; r is 1 in most families. In
-//! parallel blocks mlp reads before(x) instead, by a norm of its own or by attention's; few blocks have no mlp, and y is m. Saved for backward: m, what the two layers saved, and what goes
-//! into `after` and `of_sum`; the outputs of `before` are computed again from x and m.
+//! parallel blocks mlp reads before(x) instead, by a norm of its own or by attention's; few blocks have no mlp, and y is m.
+//! Saved for backward: m, what the two layers saved, and what goes into `after` and `of_sum`; the outputs of `before` where
+//! there is room, else they are computed again from x and m.
 //!
 //! Few families end a block with a layer that takes in [`crate::per_layer`], and multiply y by a number.
 
@@ -50,6 +51,10 @@ pub struct Block {
 /// What forward leaves for backward.
 #[derive(Debug)]
 pub struct Saved {
+    /// What goes into the mixer, where a norm makes it and it is kept, [N, C].
+    mixer_input: Option<Tensor>,
+    /// The same of the mlp.
+    mlp_input: Option<Tensor>,
     attention_norms: SavedNorms,
     mixer: mixer::Saved,
     /// Where mlp reads it.
@@ -60,22 +65,33 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Room for `tokens` tokens in the block of this number.
+    /// Room for `tokens` tokens in the block of this number; with `keeps_inputs`, for what enters its layers too.
     pub fn new(
         arena: &mut Arena<'_>,
         dtype: DType,
         tokens: usize,
         (model, layer): (&DecoderSpec, usize),
         adapters: &LayerAdapters,
+        keeps_inputs: bool,
     ) -> Self {
         let (spec, norm, hidden) = (&model.layers[layer], model.norm, model.hidden_size);
         let shape = (tokens, hidden);
+        // The two layers of a parallel block may read one norm's output, in workspace.
+        let keeps_normed = keeps_inputs && !spec.parallel;
+        let mut input = |before: Option<&str>| {
+            before.filter(|_| keeps_normed).map(|_| arena.tensor(dtype, &[tokens, hidden]))
+        };
+        let (mixer_input, mlp_input) = (input(spec.attention_norms.before), input(spec.mlp_norms.before));
         Self {
+            mixer_input,
+            mlp_input,
             attention_norms: SavedNorms::new(arena, dtype, shape, spec.attention_norms, norm),
             mixer: mixer::Saved::new(arena, dtype, tokens, (model, spec), adapters),
             m: (spec.has_mlp && !spec.parallel).then(|| arena.tensor(dtype, &[tokens, hidden])),
             mlp_norms: SavedNorms::new(arena, dtype, shape, spec.mlp_norms, norm),
-            mlp: spec.has_mlp.then(|| feed_forward::Saved::new(arena, dtype, shape, spec, adapters)),
+            mlp: spec
+                .has_mlp
+                .then(|| feed_forward::Saved::new(arena, dtype, shape, spec, adapters, keeps_inputs)),
             per_layer: spec
                 .per_layer
                 .map(|layer| per_layer::Saved::new(arena, dtype, tokens, (model, layer), adapters)),
@@ -172,7 +188,8 @@ impl Block {
     ) {
         let (n, dev, r) = (x.dim(0), pass.dev, self.residual_multiplier);
         let (s, w) = (saved, scratch);
-        let h = self.attention_norms.input(dev, x, &mut w.h, &mut s.attention_norms);
+        let h = s.mixer_input.as_mut().unwrap_or(&mut w.h);
+        let h = self.attention_norms.input(dev, x, h, &mut s.attention_norms);
         pass.see("input norm", h);
         self.attention_norms.output(dev, &mut w.t, n, &mut s.attention_norms, |out| {
             self.mixer.forward(pass, h, out, &mut s.mixer, (&mut w.mixer, &mut w.inputs), cache);
@@ -183,15 +200,22 @@ impl Block {
             return self.forward_end(pass, y, s, w);
         };
         let m = s.m.as_mut().or(w.parallel.as_mut()).expect("saved, or scratch of a parallel block");
-        self.attention_norms.sum(dev, x, (r, w.t.head(n)), m.head_mut(n), &mut s.attention_norms);
-        let m = m.head(n);
-        pass.see("sum of input and mixer", m);
-        let h = match (self.parallel, &self.mlp_norms.before) {
-            (true, None) => w.h.head(n),
-            (parallel, _) => {
-                self.mlp_norms.input(dev, if parallel { x } else { m }, &mut w.h, &mut s.mlp_norms)
-            }
+        let (norms, t) = (&self.attention_norms, (r, w.t.head(n)));
+        let (m, h) = if self.parallel {
+            norms.sum(dev, x, t, m.head_mut(n), &mut s.attention_norms);
+            let is_shared = self.mlp_norms.before.is_none();
+            let h = if is_shared {
+                w.h.head(n)
+            } else {
+                self.mlp_norms.input(dev, x, &mut w.h, &mut s.mlp_norms)
+            };
+            (m.head(n), h)
+        } else {
+            let h = s.mlp_input.as_mut().unwrap_or(&mut w.h);
+            let next = (&self.mlp_norms, &mut s.mlp_norms, h);
+            norms.sum_and_input(dev, x, t, m, &mut s.attention_norms, next)
         };
+        pass.see("sum of input and mixer", m);
         pass.see("norm before the mlp", h);
         self.mlp_norms.output(dev, &mut w.t, n, &mut s.mlp_norms, |out| {
             mlp.forward(pass, h, out, of_mlp, (&mut w.mlp, &mut w.inputs));
@@ -250,7 +274,7 @@ impl Block {
             let (norms, m) = (&mut self.mlp_norms, m.head(n));
             norms.sum_gradient(dev, d.reborrow(), &mut w.t, &s.mlp_norms);
             let dout = norms.output_gradient(dev, d.as_view(), r, &mut w.dout, &s.mlp_norms);
-            let h = norms.input(dev, m, &mut w.h, &mut s.mlp_norms);
+            let h = norms.input_again(dev, m, s.mlp_input.as_ref(), &mut w.h, &mut s.mlp_norms);
             let scratches = (&mut w.mlp, &mut w.inputs);
             mlp.backward(pass, h, dout, w.t.head_mut(n), of_mlp, scratches);
             pass.see("mlp", w.t.head(n));
@@ -261,7 +285,7 @@ impl Block {
         let norms = &mut self.attention_norms;
         norms.sum_gradient(dev, d.reborrow(), &mut w.t, &s.attention_norms);
         let dout = norms.output_gradient(dev, d.as_view(), r, &mut w.dout, &s.attention_norms);
-        let h = norms.input(dev, x, &mut w.h, &mut s.attention_norms);
+        let h = norms.input_again(dev, x, s.mixer_input.as_ref(), &mut w.h, &mut s.attention_norms);
         let needs_dh = needs_dx || norms.before.as_ref().is_some_and(Norm::takes_gradient);
         let dh = needs_dh.then(|| w.t.head_mut(n));
         self.mixer.backward(pass, h, dout, dh, &mut s.mixer, (&mut w.mixer, &mut w.inputs));

@@ -44,15 +44,16 @@ struct Shared {
 }
 
 impl Saved {
-    /// Room for `tokens` tokens of width C = `hidden`.
+    /// Room for `tokens` tokens of width C = `hidden`; with `keeps_inputs`, for what enters `down_proj` too.
     pub fn new(
         arena: &mut Arena<'_>,
         dtype: DType,
         (tokens, hidden): (usize, usize),
         spec: &LayerSpec,
         adapters: &LayerAdapters,
+        keeps_inputs: bool,
     ) -> Self {
-        let mlp = spec.dense().map(|mlp| mlp::Saved::new(arena, dtype, tokens, mlp, adapters));
+        let mlp = spec.dense().map(|mlp| mlp::Saved::new(arena, dtype, tokens, mlp, adapters, keeps_inputs));
         let shared_gate = spec.moe.as_ref().and_then(|moe| moe.shared_gate);
         let shared = shared_gate.map(|name| Shared {
             logit: arena.tensor(dtype, &[tokens, 1]),

@@ -3,7 +3,8 @@
 //! > y = down_proj(act(gate_proj(x)) · up_proj(x)), or without a gate y = down_proj(act(up_proj(x)))
 //!
 //! Saved for backward: the outputs of `gate_proj` and `up_proj`, which backward overwrites by their gradients; what
-//! goes into `down_proj` is computed again with them, in the place of its own gradient.
+//! goes into `down_proj` where there is a gate and room, else it is computed again with them, in the place of its own
+//! gradient.
 
 use sft_kernels::gated::{self, Activation};
 use sft_kernels::xielu::{self, XieluParams};
@@ -97,38 +98,45 @@ impl Act {
 pub struct Saved {
     gate: Option<Tensor>,
     up: Tensor,
+    /// What goes into `down_proj`, where it is kept.
+    inner: Option<Tensor>,
     gate_up: inputs::Saved,
     down_proj: linear::Saved,
 }
 
 impl Saved {
-    /// Room for `tokens` tokens.
+    /// Room for `tokens` tokens; with `keeps_inputs`, for what goes into `down_proj` too.
     pub fn new(
         arena: &mut Arena<'_>,
         dtype: DType,
         tokens: usize,
         spec: &MlpSpec,
         adapters: &LayerAdapters,
+        keeps_inputs: bool,
     ) -> Self {
         let f = spec.intermediate_size;
         let gate = spec.gated.then(|| arena.tensor(dtype, &[tokens, f]));
         let up = arena.tensor(dtype, &[tokens, f]);
+        let inner = (spec.gated && keeps_inputs).then(|| arena.tensor(dtype, &[tokens * f]));
         let gate_up = inputs::Saved::new(arena, dtype, tokens, spec.inputs, adapters);
         let down_proj = linear::Saved::new(arena, dtype, tokens, adapters.carried_by(spec.output));
-        Self { gate, up, gate_up, down_proj }
+        Self { gate, up, inner, gate_up, down_proj }
     }
 
-    /// The first elements of a flat buffer as [n, F].
-    fn shaped<'a>(&self, buffer: &'a Tensor, n: usize) -> View<'a> {
-        let f = self.up.shape()[1];
-        buffer.head(n * f).reshape(&[n, f])
+    /// F.
+    fn width(&self) -> usize {
+        self.up.shape()[1]
     }
+}
 
-    /// The same, to write.
-    fn shaped_mut<'a>(&self, buffer: &'a mut Tensor, n: usize) -> ViewMut<'a> {
-        let f = self.up.shape()[1];
-        buffer.head_mut(n * f).reshape(&[n, f])
-    }
+/// The first elements of a flat buffer as [n, F].
+fn shaped(buffer: &Tensor, [n, f]: [usize; 2]) -> View<'_> {
+    buffer.head(n * f).reshape(&[n, f])
+}
+
+/// The same, to write.
+fn shaped_mut(buffer: &mut Tensor, [n, f]: [usize; 2]) -> ViewMut<'_> {
+    buffer.head_mut(n * f).reshape(&[n, f])
 }
 
 /// Workspace that all feed-forward layers share.
@@ -179,14 +187,16 @@ impl Mlp {
         }
         s.gate.iter().for_each(|gate| pass.see("mlp.gate_proj", gate.head(n)));
         pass.see("mlp.up_proj", s.up.head(n));
-        let (up, inner) = (s.up.head(n), s.shaped_mut(&mut scratch.inner, n));
+        let shape = [n, s.width()];
+        let buffer = s.inner.as_mut().unwrap_or(&mut scratch.inner);
+        let (up, inner) = (s.up.head(n), shaped_mut(buffer, shape));
         match (&self.activation, &s.gate) {
             (Act::Fixed(act), Some(gate)) => gated::forward(dev, *act, gate.head(n), up, inner),
             (Act::Fixed(act), None) => activation::forward(dev, *act, up, inner),
             (Act::Xielu(xielu), _) => xielu::forward(dev, xielu.params(), up, inner),
         }
-        scale(dev, self.multipliers[1], s.shaped_mut(&mut scratch.inner, n));
-        let (inner, linears) = (s.shaped(&scratch.inner, n), &mut inputs.linears);
+        scale(dev, self.multipliers[1], shaped_mut(buffer, shape));
+        let (inner, linears) = (shaped(buffer, shape), &mut inputs.linears);
         pass.see("mlp activation", inner);
         self.down_proj.forward(dev, inner, y.reborrow(), &mut s.down_proj, linears, pass.dropout);
         pass.see("mlp.down_proj", y.as_view());
@@ -203,21 +213,27 @@ impl Mlp {
         (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
     ) {
         let (n, dev, s, dropout) = (x.dim(0), pass.dev, saved, pass.dropout);
-        let (inner, linears) = (s.shaped_mut(&mut scratch.inner, n), &mut inputs.linears);
-        self.down_proj.backward_to_input(dev, dy, inner, &s.down_proj, linears, dropout);
-        scale(dev, self.multipliers[1], s.shaped_mut(&mut scratch.inner, n));
-        let dinner = s.shaped_mut(&mut scratch.inner, n);
-        let up = s.up.head_mut(n);
+        let (shape, linears) = ([n, s.width()], &mut inputs.linears);
+        let dinner = shaped_mut(&mut scratch.inner, shape);
+        self.down_proj.backward_to_input(dev, dy, dinner, &s.down_proj, linears, dropout);
+        scale(dev, self.multipliers[1], shaped_mut(&mut scratch.inner, shape));
+        let dinner = shaped_mut(&mut scratch.inner, shape);
+        let (up, again) = (s.up.head_mut(n), s.inner.is_none());
         match (&mut self.activation, &mut s.gate) {
-            (Act::Fixed(act), Some(gate)) => gated::backward(dev, *act, dinner, gate.head_mut(n), up),
+            (Act::Fixed(act), Some(gate)) => {
+                gated::backward(dev, *act, dinner, gate.head_mut(n), up, again);
+            }
             (Act::Fixed(act), None) => activation::backward(dev, *act, dinner, up),
             (Act::Xielu(xielu), _) => {
                 let sums = scratch.sums.as_mut().expect("made for an activation with weights");
                 xielu.accumulate(xielu::backward(dev, xielu.params(), dinner, up, sums.view_mut()));
             }
         }
-        scale(dev, self.multipliers[1], s.shaped_mut(&mut scratch.inner, n));
-        self.down_proj.backward_of_input(dev, s.shaped(&scratch.inner, n), dy, linears, dropout);
+        if again {
+            scale(dev, self.multipliers[1], shaped_mut(&mut scratch.inner, shape));
+        }
+        let inner = shaped(s.inner.as_ref().unwrap_or(&scratch.inner), shape);
+        self.down_proj.backward_of_input(dev, inner, dy, linears, dropout);
         if let Some(gate) = &mut s.gate {
             scale(dev, self.multipliers[0], gate.head_mut(n));
         }

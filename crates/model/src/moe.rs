@@ -269,6 +269,7 @@ impl Moe {
             matrix_mut(&mut w.dinner, m, f),
             s.gate.head_mut(m),
             s.up.head_mut(m),
+            false,
         );
         let parts = [s.gate.head(m), s.up.head(m)].map(|part| in_rows(part, m * turns));
         columns::join(dev, parts, in_rows_mut(w.fused.head_mut(2 * m * f), m * turns));

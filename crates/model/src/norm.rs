@@ -68,6 +68,24 @@ impl Norm {
         }
     }
 
+    /// m = x + r·t, and [`Norm::forward`] of m.
+    pub fn forward_of_sum(
+        &self,
+        dev: &Device,
+        x: View<'_>,
+        (r, t): (f32, View<'_>),
+        mut m: ViewMut<'_>,
+        y: ViewMut<'_>,
+        statistics: ViewMut<'_>,
+    ) {
+        if self.spec.kind == NormKind::Rms {
+            let (params, weight) = (self.spec.rms_params(), self.weight.as_ref().map(Parameter::value));
+            return rms_norm::add_forward(dev, params, x, (r, t), weight, (m, y, statistics));
+        }
+        rows::sum(dev, x, (r, t), m.reborrow());
+        self.forward(dev, m.as_view(), y, statistics);
+    }
+
     /// The way of the gradient `dy` back to the input (x, statistics), added to `dx` if there is one.
     pub fn backward(
         &mut self,
@@ -98,18 +116,15 @@ impl Norm {
         dx: Option<ViewMut<'_>>,
         accumulate: bool,
     ) {
-        let w = self.weight.as_ref().map(Parameter::value);
         match self.spec.kind {
             NormKind::Rms => {
                 let saved = rms_norm::Saved { x, rstd: statistics };
-                if let Some(dx) = dx {
-                    rms_norm::backward_input(dev, self.spec.rms_params(), w, dy, saved, dx, accumulate);
-                }
-                if let Some(weight) = &mut self.weight {
-                    weight.accumulate(|dw| rms_norm::backward_weight(dev, dy, saved, dw));
-                }
+                let (w, dw) = self.weight.as_mut().map(Parameter::value_and_gradient).unzip();
+                let into = rms_norm::Gradients { dx: dx.map(|dx| (dx, accumulate)), dw: dw.flatten() };
+                rms_norm::backward(dev, self.spec.rms_params(), w, dy, saved, into);
             }
             NormKind::Layer => {
+                let w = self.weight.as_ref().map(Parameter::value);
                 let saved = layer_norm::Saved { x, statistics };
                 if let Some(dx) = dx {
                     layer_norm::backward_input(dev, self.spec.layer_params(), w, dy, saved, dx, accumulate);

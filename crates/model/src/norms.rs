@@ -3,7 +3,7 @@
 //! > y = of_sum(x + r·after(layer(before(x))))
 //!
 //! Any of the three may be missing. Saved for backward: the inputs of `after` and of `of_sum`, and statistics; the output
-//! of `before` is computed again from x.
+//! of `before` is kept by whoever has room for it, or computed again from x.
 
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows};
 
@@ -105,6 +105,38 @@ impl Norms {
             }
             _ => rows::sum(dev, x, (r, t), y),
         }
+    }
+
+    /// y of [`Norms::sum`], and what the layer between `next` norms reads of it: before(y) in `h`, or y itself.
+    pub fn sum_and_input<'a>(
+        &self,
+        dev: &Device,
+        x: View<'_>,
+        t: (f32, View<'_>),
+        y: &'a mut Tensor,
+        saved: &mut SavedNorms,
+        (next, next_saved, h): (&Self, &mut SavedNorms, &'a mut Tensor),
+    ) -> (View<'a>, View<'a>) {
+        let n = x.dim(0);
+        if let (None, Some(norm), Some(statistics)) = (&self.of_sum, &next.before, &mut next_saved.before) {
+            norm.forward_of_sum(dev, x, t, y.head_mut(n), h.head_mut(n), statistics.head_mut(n));
+            return (y.head(n), h.head(n));
+        }
+        self.sum(dev, x, t, y.head_mut(n), saved);
+        let y = y.head(n);
+        (y, next.input(dev, y, h, next_saved))
+    }
+
+    /// The layer's input in backward: `kept`, or as [`Norms::input`] has it.
+    pub fn input_again<'a>(
+        &self,
+        dev: &Device,
+        x: View<'a>,
+        kept: Option<&'a Tensor>,
+        h: &'a mut Tensor,
+        saved: &mut SavedNorms,
+    ) -> View<'a> {
+        kept.map_or_else(|| self.input(dev, x, h, saved), |kept| kept.head(x.dim(0)))
     }
 
     /// Turns the gradient of of_sum(sum) in `d` into that of the sum.

@@ -214,7 +214,7 @@ impl PerLayer {
         self.norm.backward_over(dev, (s.y.head(n), s.statistics.head(n)), d.as_view(), t.head_mut(n));
         self.output.backward_to_input(dev, t.head(n), s.inner.head_mut(n), &s.output, linears, dropout);
         let (g, p) = (s.g.head_mut(n), s.p.head_mut(n));
-        gated::backward(dev, self.activation, s.inner.head_mut(n), g, p);
+        gated::backward(dev, self.activation, s.inner.head_mut(n), g, p, true);
         self.output.backward_of_input(dev, s.inner.head(n), t.head(n), linears, dropout);
         columns::put(dev, s.p.head(n), inputs.dp.head_mut(n), self.layer * inputs.width);
         let dg = s.g.head(n);

@@ -377,7 +377,7 @@ impl Recurrent {
         let (back, z) = (&mut w.back, Part::Z);
         match (self.spec.gate, &mut self.norm, &mut w.t) {
             (GateSpec::NormOfHeads(_) | GateSpec::NormFirst(_), Some(norm), Some((t, rstd))) => {
-                gated::backward(dev, silu, back.dinner.head_mut(n), s.part_mut(z, n), t.head_mut(n));
+                gated::backward(dev, silu, back.dinner.head_mut(n), s.part_mut(z, n), t.head_mut(n), false);
                 let saved = (in_rows(s.o.head(n), rows), in_rows(rstd.head(n), rows));
                 let (dy, to) = (in_rows(t.head(n), rows), in_rows_mut(back.d_o.head_mut(n), rows));
                 norm.backward_over(dev, saved, dy, to);
@@ -387,12 +387,12 @@ impl Recurrent {
                 norm.backward_over(dev, saved, back.dinner.head(n), back.d_o.head_mut(n));
                 let Saved { parts, o, .. } = s;
                 let z = parts[z as usize].as_mut().expect("a part that the spec has").head_mut(n);
-                gated::backward(dev, silu, back.d_o.head_mut(n), z, o.head_mut(n));
+                gated::backward(dev, silu, back.d_o.head_mut(n), z, o.head_mut(n), false);
             }
             _ => {
                 let Saved { parts, o, .. } = s;
                 let z = parts[z as usize].as_mut().expect("a part that the spec has").head_mut(n);
-                gated::backward(dev, silu, back.dinner.head_mut(n), z, o.head_mut(n));
+                gated::backward(dev, silu, back.dinner.head_mut(n), z, o.head_mut(n), false);
             }
         }
         if self.spec.multipliers[z as usize] != 1.0 {
@@ -442,7 +442,8 @@ impl Recurrent {
                 let saved = rms_norm::Saved { x, rstd: rstd.head(n).reshape(&[rows]) };
                 let dy = in_rows(back.parts[i].head(n), rows);
                 let dx = in_rows_mut(back.before[i].head_mut(n), rows);
-                rms_norm::backward_input(dev, params, None, dy, saved, dx, false);
+                let into = rms_norm::Gradients { dx: Some((dx, false)), dw: None };
+                rms_norm::backward(dev, params, None, dy, saved, into);
             }
         }
         for (i, part) in CONVOLVED.into_iter().enumerate() {

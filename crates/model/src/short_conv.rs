@@ -159,7 +159,7 @@ impl ShortConv {
         let (inner, dinner, linears) = (w.inner.head(n), Some(w.dinner.head_mut(n)), &mut inputs.linears);
         self.out_proj.backward(dev, inner, dy, dinner, false, &s.out_proj, linears, pass.dropout);
         let (dinner, convolved) = (w.dinner.head_mut(n), w.convolved.head_mut(n));
-        gated::backward(dev, Activation::Identity, dinner, s.c.head_mut(n), convolved);
+        gated::backward(dev, Activation::Identity, dinner, s.c.head_mut(n), convolved, false);
         let Self { conv, conv_bias, .. } = self;
         let (weight, dw) = conv.value_and_gradient();
         let (bias, db) = conv_bias.as_mut().map(Parameter::value_and_gradient).unzip();
@@ -171,7 +171,14 @@ impl ShortConv {
             db: db.flatten(),
         };
         conv1d::backward(dev, PARAMS, pass.rows.q, Taps { w: weight, b: bias }, io);
-        gated::backward(dev, Activation::Identity, w.inner.head_mut(n), s.b.head_mut(n), s.u.head_mut(n));
+        gated::backward(
+            dev,
+            Activation::Identity,
+            w.inner.head_mut(n),
+            s.b.head_mut(n),
+            s.u.head_mut(n),
+            false,
+        );
         let gradients = [s.b.head(n), s.c.head(n), s.u.head(n)];
         self.in_proj.backward(pass, x, gradients, dx, &s.in_proj, inputs);
     }

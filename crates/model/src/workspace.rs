@@ -20,12 +20,29 @@ use crate::spec::{DecoderSpec, LayerSpec};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Forward and backward.
-    Training {
-        /// Gradient checkpointing: so many blocks, the first ones, save what they do in turns, and it is computed again.
-        recomputed: usize,
-    },
+    Training(Recomputed),
     /// Forward alone.
     Forward,
+}
+
+/// What backward computes again, since forward does not keep it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recomputed {
+    /// What no memory would spare: probabilities of attention, and the like.
+    Least,
+    /// The outputs of the norms before layers and of gated activations, by a pass over memory each. And gradient
+    /// checkpointing: so many blocks, the first ones, save what they do in turns, and all of it is computed again.
+    Blocks(usize),
+}
+
+impl Recomputed {
+    /// Blocks that are computed again.
+    pub fn blocks(self) -> usize {
+        match self {
+            Recomputed::Least => 0,
+            Recomputed::Blocks(blocks) => blocks,
+        }
+    }
 }
 
 /// Bytes that attention takes beside a workspace in backward on a CPU, of `tokens` tokens in rows of `longest`.
@@ -115,13 +132,14 @@ impl Workspace {
     ) -> (Self, WorkspaceBytes) {
         let (n, c, l) = (max_tokens, spec.hidden_size, spec.layers.len());
         let (hiddens, backward_tokens) = match purpose {
-            Purpose::Training { .. } => (l + 1, n),
+            Purpose::Training(_) => (l + 1, n),
             Purpose::Forward => (2, 0),
         };
         let shared = match purpose {
-            Purpose::Training { recomputed } => recomputed.min(l),
+            Purpose::Training(recomputed) => recomputed.blocks().min(l),
             Purpose::Forward => l,
         };
+        let keeps_inputs = purpose == Purpose::Training(Recomputed::Least);
         // Of those that share, the first block of the same shape stands for all of them.
         let first_like = |i: usize| {
             let like = |other: &LayerSpec| other.is_shaped_as(&spec.layers[i]);
@@ -134,7 +152,7 @@ impl Workspace {
         let saved = |arena: &mut Arena<'_>, i: usize| {
             let own = &adapters.layers[i];
             let layer_adapters = if i < shared { &adapters.merged() } else { own };
-            block::Saved::new(arena, compute, n, (spec, i), layer_adapters)
+            block::Saved::new(arena, compute, n, (spec, i), layer_adapters, keeps_inputs)
         };
         let saved = firsts.iter().map(|i| saved(arena, *i)).collect();
         let activations = arena.bytes();

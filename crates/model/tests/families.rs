@@ -11,7 +11,7 @@ use sft_model::cache::KvCache;
 use sft_model::loading::{self, Source};
 use sft_model::method::Method;
 use sft_model::spec::{DecoderSpec, InputNames, LayerRope, NormNames};
-use sft_model::workspace::{Purpose, Workspace};
+use sft_model::workspace::{Purpose, Recomputed, Workspace};
 use sft_model::{Batch, families};
 
 mod small;
@@ -338,7 +338,7 @@ fn gradients_of_every_family_are_the_slopes_of_its_loss() {
             decoder.adapters(),
             DType::F32,
             8,
-            Purpose::Training { recomputed: 0 },
+            Purpose::Training(Recomputed::Blocks(0)),
         );
         let batch = Batch {
             input_ids: &[3, 1, 4, 1, 5, 9, 2, 6],
@@ -373,14 +373,16 @@ fn gradients_of_every_family_are_the_slopes_of_its_loss() {
 }
 
 #[test]
-fn blocks_that_are_computed_again_give_the_same_gradients() {
+fn what_is_computed_again_gives_the_same_gradients() {
     let dev = Device::cpu(CpuOptions::default()).unwrap();
     for (name, keys) in all() {
         let spec = spec(keys);
-        let [kept, some, all] = [0, 2, usize::MAX].map(|recomputed| {
+        let choices =
+            [Recomputed::Least, Recomputed::Blocks(0), Recomputed::Blocks(2), Recomputed::Blocks(usize::MAX)];
+        let [kept, passes, some, all] = choices.map(|recomputed| {
             let source = Source::Random { seed: 3 };
             let mut decoder = loading::load(&dev, &spec, &source, &Method::Full, DType::F32, 3).unwrap();
-            let purpose = Purpose::Training { recomputed };
+            let purpose = Purpose::Training(recomputed);
             let mut work = Workspace::new(&dev, &spec, decoder.adapters(), DType::F32, 5, purpose);
             let batch = Batch {
                 input_ids: &[3, 1, 4, 1, 5],
@@ -392,7 +394,7 @@ fn blocks_that_are_computed_again_give_the_same_gradients() {
             decoder.loss_and_gradients(&dev, batch, 1.0, None, &mut work).unwrap();
             decoder.trained_mut().iter().map(|p| p.gradient().unwrap().to_f32_vec()).collect::<Vec<_>>()
         });
-        assert!(kept == some && kept == all, "{name}");
+        assert!(kept == passes && kept == some && kept == all, "{name}");
     }
 }
 

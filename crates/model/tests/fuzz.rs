@@ -17,7 +17,7 @@ use sft_model::adapter::PeftAdapter;
 use sft_model::method::Method;
 use sft_model::quantization::Quantization;
 use sft_model::weights::WeightFiles;
-use sft_model::workspace::{Purpose, Workspace};
+use sft_model::workspace::{Purpose, Recomputed, Workspace};
 use sft_model::{families, loading};
 
 const LONGEST: Duration = Duration::from_secs(10);
@@ -270,7 +270,7 @@ fn configurations_of_impossible_models_are_refused_or_counted() {
                 continue;
             }
             if let Ok(adapters) = method.adapters(&spec) {
-                let purpose = Purpose::Training { recomputed: 0 };
+                let purpose = Purpose::Training(Recomputed::Blocks(0));
                 let _ = Workspace::plan(&spec, &adapters, DType::BF16, 16, purpose, false);
             }
         }

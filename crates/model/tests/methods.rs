@@ -11,7 +11,7 @@ use sft_model::parameter::Stored;
 use sft_model::pass::Batch;
 use sft_model::quantization::{Precision, Quantization};
 use sft_model::spec::DecoderSpec;
-use sft_model::workspace::{Purpose, Workspace};
+use sft_model::workspace::{Purpose, Recomputed, Workspace};
 use sft_model::{ModelError, families};
 
 /// With every token going to all experts: a choice that changes makes a loss jump.
@@ -58,7 +58,7 @@ fn step(
     precision: impl Into<Precision>,
 ) -> Result<(f64, f64), ModelError> {
     let mut decoder = loading::load(dev, spec, &Source::Random { seed: 3 }, method, precision, 3)?;
-    let purpose = Purpose::Training { recomputed: 0 };
+    let purpose = Purpose::Training(Recomputed::Blocks(0));
     let mut work = Workspace::new(dev, spec, decoder.adapters(), decoder.compute, 8, purpose);
     let batch = Batch {
         input_ids: &[3, 1, 4, 1, 5, 9, 2, 6],

@@ -6,7 +6,7 @@ use serde_json::Value;
 use sft_kernels::{CpuOptions, DType, Device};
 use sft_model::head::LossSums;
 use sft_model::method::Method;
-use sft_model::workspace::{Purpose, Workspace};
+use sft_model::workspace::{Purpose, Recomputed, Workspace};
 use sft_model::{Batch, Decoder};
 
 const IDS: [u32; 8] = [3, 1, 4, 1, 5, 9, 2, 6];
@@ -21,7 +21,7 @@ fn case() -> PathBuf {
 fn gradients(targets: &[i32], weights: &[f32], scale: f32) -> (LossSums, Vec<(String, Vec<f32>)>) {
     let dev = Device::cpu(CpuOptions::default()).unwrap();
     let mut decoder = Decoder::read(&dev, &case(), &Method::Full, DType::F32, 0).unwrap();
-    let purpose = Purpose::Training { recomputed: 0 };
+    let purpose = Purpose::Training(Recomputed::Blocks(0));
     let (spec, adapters) = (decoder.spec.clone(), decoder.adapters().clone());
     let mut work = Workspace::new(&dev, &spec, &adapters, DType::F32, 8, purpose);
     let batch = Batch {

@@ -306,7 +306,7 @@ impl Job {
         }
         let mut advice = vec!["help: any of these takes less:".to_owned()];
         let trains = self.config.do_train;
-        if trains && self.plan.recomputed < self.spec.layers.len() {
+        if trains && self.plan.recomputed.blocks() < self.spec.layers.len() {
             advice.push("  disable_gradient_checkpointing: false (computes the blocks twice)".into());
         }
         if self.plan.pack {

@@ -11,7 +11,7 @@ use sft_model::parameter::Outline;
 use sft_model::quantization::Precision;
 use sft_model::reference::Reference;
 use sft_model::spec::DecoderSpec;
-use sft_model::workspace::{Purpose, Workspace, WorkspaceBytes, attention_bytes};
+use sft_model::workspace::{Purpose, Recomputed, Workspace, WorkspaceBytes, attention_bytes};
 
 use crate::optim::Recipe;
 
@@ -48,8 +48,8 @@ pub struct MemoryPlan {
     pub rows: usize,
     /// Tokens of the largest micro-batch.
     pub max_tokens: usize,
-    /// Blocks that are computed again in backward.
-    pub recomputed: usize,
+    /// What backward computes again.
+    pub recomputed: Recomputed,
     /// Whether there are steps.
     pub trains: bool,
     /// Whether frozen weights are packed for their products before the first step.
@@ -108,10 +108,12 @@ impl MemoryPlan {
         let blocks = inputs.spec.layers.len();
         let recomputed = match inputs.recompute {
             Some(true) => blocks..=blocks,
-            Some(false) => 0..=0,
             None if inputs.trains => 0..=blocks,
-            None => 0..=0,
+            Some(false) | None => 0..=0,
         };
+        // Of a step on a CPU they are half a percent, which is not worth the memory.
+        let least = (inputs.on_card && *recomputed.start() == 0).then_some(Recomputed::Least);
+        let recomputed = least.into_iter().chain(recomputed.map(Recomputed::Blocks));
         let packs: &[bool] = match inputs.pack {
             Some(true) => &[true],
             Some(false) => &[false],
@@ -131,7 +133,7 @@ impl MemoryPlan {
     fn with(
         inputs: &PlanInputs<'_>,
         adapters: &Adapters,
-        recomputed: usize,
+        recomputed: Recomputed,
         pack: bool,
     ) -> Result<Self, ModelError> {
         let Precision { compute, quantization } = inputs.precision;
@@ -218,8 +220,8 @@ impl MemoryPlan {
     }
 }
 
-fn purpose(trains: bool, recomputed: usize) -> Purpose {
-    if trains { Purpose::Training { recomputed } } else { Purpose::Forward }
+fn purpose(trains: bool, recomputed: Recomputed) -> Purpose {
+    if trains { Purpose::Training(recomputed) } else { Purpose::Forward }
 }
 
 /// Bytes of the sums that ops keep on a CPU. The deepest products are the gradient through the head, and those of

@@ -22,7 +22,7 @@ use sft_model::adapter::{self, PeftAdapter};
 use sft_model::method::{Adapters, Method};
 use sft_model::reference::Reference;
 use sft_model::weights::WeightFiles;
-use sft_model::workspace::{Purpose, Workspace};
+use sft_model::workspace::{Purpose, Recomputed, Workspace};
 use sft_model::{Decoder, ModelError, families, quantization};
 
 use crate::optim::{AdamWOptions, Bits, Decays, Groups, Optimizer, Recipe, Rule};
@@ -337,7 +337,9 @@ impl Case {
     fn workspace(&self, dev: &Device, decoder: &Decoder) -> Workspace {
         let adapters: &Adapters = decoder.adapters();
         let tokens = self.rows.iter().map(Vec::len).sum();
-        Workspace::new(dev, &decoder.spec, adapters, self.dtype, tokens, Purpose::Training { recomputed: 0 })
+        // As the plan has it where there is room enough.
+        let recomputed = if dev.cuda().is_some() { Recomputed::Least } else { Recomputed::Blocks(0) };
+        Workspace::new(dev, &decoder.spec, adapters, self.dtype, tokens, Purpose::Training(recomputed))
     }
 
     /// The rows as one optimizer step: in one micro-batch, or in one each.

@@ -160,7 +160,7 @@ fn a_gpu_computes_models_as_transformers_and_peft_compute_them() {
 /// The loss of two rows with all weights trained in bfloat16, and the norm of each gradient.
 fn in_bf16(dev: &Device, folder: &Path, weights: &[f32]) -> (f64, Vec<(String, f32)>) {
     let mut decoder = Decoder::read(dev, folder, &Method::Full, DType::BF16, 0).unwrap();
-    let purpose = workspace::Purpose::Training { recomputed: 0 };
+    let purpose = workspace::Purpose::Training(workspace::Recomputed::Least);
     let (spec, adapters) = (decoder.spec.clone(), decoder.adapters().clone());
     let mut work = Workspace::new(dev, &spec, &adapters, DType::BF16, 40, purpose);
     let input_ids: Vec<u32> = (0..40).map(|i| 3 + i * i * 7 % 41).collect();

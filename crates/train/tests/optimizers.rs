@@ -9,7 +9,7 @@ use sft_config::{Purpose as Command, RunConfig, load_text};
 use sft_kernels::{CpuOptions, DType, Device};
 use sft_model::method::Method;
 use sft_model::parameter::Parameter;
-use sft_model::workspace::{Purpose, Workspace};
+use sft_model::workspace::{Purpose, Recomputed, Workspace};
 use sft_model::{Batch, Decoder, families};
 use sft_train::events::{Event, Observer, Silent};
 use sft_train::optim::{Bits, Outline, Recipe, Rule};
@@ -212,7 +212,7 @@ fn gradients_of_parts_take_the_bytes_that_the_plan_counts() {
     let recipe = recipe(&config(&keys.map(str::to_owned)), &mut decoder, 1);
     let weights: Vec<Outline> = decoder.trained_mut().iter().map(|p| p.outline()).collect();
     let (spec, adapters) = (decoder.spec.clone(), decoder.adapters().clone());
-    let purpose = Purpose::Training { recomputed: 0 };
+    let purpose = Purpose::Training(Recomputed::Blocks(0));
     let mut work = Workspace::new(&dev, &spec, &adapters, DType::F32, 4, purpose);
     let (input_ids, targets) = ([3, 5, 7, 9], [5, 7, 9, -100]);
     let position_ids = [0, 1, 2, 3];
