@@ -18,7 +18,7 @@ use crate::keys::RunConfig;
 use crate::problem::{ConfigError, NoEffect, Place, Problem};
 use crate::resolve::Purpose;
 use crate::schedule::{LrSchedule, schedule};
-use crate::value::{Amount, Resume};
+use crate::value::{Amount, Resume, expand_home};
 
 /// Keys that were given: where, and whether their value was taken.
 type Given = BTreeMap<String, (Place, bool)>;
@@ -61,7 +61,12 @@ pub(crate) fn check(
 
 /// What LLaMA-Factory and transformers set silently, set here once for every reader.
 fn settle(config: &mut RunConfig) {
+    let named = [&mut config.dataset, &mut config.eval_dataset, &mut config.adapter_name_or_path];
+    let named = named.into_iter().flatten().chain([&mut config.model_name_or_path]);
+    named.chain(config.ledger.as_mut()).for_each(expand_home);
+    config.bf16 |= config.pure_bf16;
     config.packing |= config.neat_packing;
+    config.save_total_limit = config.save_total_limit.filter(|limit| *limit > 0);
     config.do_sample &= config.temperature > 0.0;
     if config.warmup_ratio.is_some() {
         config.warmup_steps = config.warmup_amount();
@@ -395,8 +400,8 @@ impl Checks<'_> {
 
     fn precision(&mut self, c: &RunConfig) {
         self.refuse_if(
-            c.compute_dtype == ComputeDtype::Float32 && c.bf16,
-            &["compute_dtype", "bf16"],
+            c.compute_dtype == ComputeDtype::Float32 && (c.bf16 || c.pure_bf16),
+            &["compute_dtype", "bf16", "pure_bf16"],
             "`compute_dtype: float32` contradicts `bf16`",
             "keep one of the two",
         );

@@ -33,7 +33,8 @@ impl RunConfig {
     /// numbers, and by which optimizer.
     pub fn decided(&self) -> Map<String, Json> {
         let mut keys = vec!["finetuning_type", "optim", "compute_dtype", "quantization_bit"];
-        if self.finetuning_type == FinetuningType::Lora && self.adapter_name_or_path.is_empty() {
+        let fresh = self.adapter_name_or_path.is_empty() || self.create_new_adapter;
+        if self.finetuning_type == FinetuningType::Lora && fresh {
             keys.extend(["lora_rank", "lora_alpha", "use_rslora", "use_dora"]);
         }
         keys.extend(["use_galore", "use_apollo", "use_badam"]);
@@ -42,6 +43,17 @@ impl RunConfig {
         keys.extend(["rope_scaling", "create_new_adapter", "data_seed", "disable_shuffling"]);
         if self.rope_scaling.is_some() {
             keys.push("cutoff_len");
+        }
+        if self.streaming {
+            // A stream is not read through to see whether it is still the same.
+            keys.extend([
+                "dataset",
+                "mix_strategy",
+                "interleave_probs",
+                "buffer_size",
+                "template",
+                "cutoff_len",
+            ]);
         }
         keys.into_iter().filter_map(|key| Some((key.to_owned(), self.get(key)?))).collect()
     }

@@ -153,8 +153,8 @@ fn without_separators(text: &str) -> String {
 impl KeyType for bool {
     fn parse(node: &Node) -> Result<Self, Reject> {
         match scalar(node)?.to_ascii_lowercase().as_str() {
-            "true" | "yes" | "on" => Ok(true),
-            "false" | "no" | "off" => Ok(false),
+            "true" | "yes" | "on" | "1" => Ok(true),
+            "false" | "no" | "off" | "0" => Ok(false),
             _ => Err(Reject::Type),
         }
     }
@@ -237,6 +237,13 @@ fn expanded(path: &str, home: impl Fn() -> Option<PathBuf>) -> PathBuf {
     match in_home.and_then(|rest| Some(home()?.join(rest.trim_start_matches('/')))) {
         Some(path) => path,
         None => PathBuf::from(path),
+    }
+}
+
+/// The same for a text that may be a path.
+pub(crate) fn expand_home(text: &mut String) {
+    if let Some(path) = expanded(text, std::env::home_dir).to_str().filter(|path| path != text) {
+        *text = path.to_owned();
     }
 }
 
@@ -388,10 +395,8 @@ impl KeyType for Amount {
             }
             n if n > 0.0 && n < 1.0 => Ok(Amount::Fraction(n)),
             _ => whole(scalar(node)?).map(|n| Amount::Count(n as u64)).ok_or_else(|| {
-                Reject::because(
-                    format!("{n} is above 1 and not whole"),
-                    "give a count, or a fraction below 1",
-                )
+                let fault = if n.fract() == 0.0 { "larger than any count" } else { "above 1 and not whole" };
+                Reject::because(format!("{n} is {fault}"), "give a count, or a fraction below 1")
             }),
         }
     }

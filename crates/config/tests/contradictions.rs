@@ -333,3 +333,26 @@ fn positions_are_scaled_in_a_chat_only_as_they_were_in_training() {
         load_text(&format!("{text}cutoff_len: 4096\n"), "c.yaml", &[], purpose).unwrap();
     }
 }
+
+#[test]
+fn what_cannot_change_at_a_resume_is_named_for_fresh_adapters_and_for_streams() {
+    let decides = |lines: &str, key: &str| accepted(lines).decided().contains_key(key);
+    let continued = "finetuning_type: lora; adapter_name_or_path: a";
+    assert!(decides("finetuning_type: lora", "lora_alpha"));
+    assert!(!decides(continued, "lora_alpha"), "the adapter's own is read");
+    assert!(decides(&format!("{continued}; create_new_adapter: true"), "lora_alpha"));
+    assert!(!decides("finetuning_type: lora", "dataset"), "its rows are compared");
+    for key in ["dataset", "buffer_size", "template", "cutoff_len"] {
+        assert!(decides("streaming: true; max_steps: 5", key), "{key}");
+    }
+}
+
+#[test]
+fn words_of_other_trainers_mean_what_they_mean_there() {
+    assert_eq!(accepted("pure_bf16: true").compute_dtype, accepted("bf16: true").compute_dtype);
+    refused("pure_bf16: true; compute_dtype: float32", "contradicts `bf16`");
+    assert_eq!(accepted("save_total_limit: 0").save_total_limit, None);
+    assert!(accepted("bf16: 1").bf16 && !accepted("packing: 0").packing);
+    refused("val_size: 1e30", "is larger than any count");
+    refused("num_train_epochs: 1e30", "at most 1000000");
+}

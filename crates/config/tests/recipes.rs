@@ -67,6 +67,12 @@ fn a_tilde_is_the_home_folder() {
     };
     assert!(output("~/saves/").starts_with(home.join("saves")), "{:?}", output("~/saves/"));
     assert!(output("~saves/").starts_with("~saves"), "of somebody else, or a name");
+    let names = "model_name_or_path: ~/m\ndataset: a,~/d.json\nadapter_name_or_path: ~/l\noutput_dir: o\nledger: ~/r.sqlite";
+    let c = load_text(names, "c.yaml", &[], Purpose::Train).unwrap();
+    let in_home = |name: &str| home.join(name).to_str().unwrap().to_owned();
+    assert_eq!(c.model_name_or_path, in_home("m"));
+    assert_eq!(c.dataset, ["a".to_owned(), in_home("d.json")]);
+    assert_eq!((c.adapter_name_or_path, c.ledger), (vec![in_home("l")], Some(in_home("r.sqlite"))));
 }
 
 #[test]

@@ -13,11 +13,15 @@ macro_rules! export_keys {
 
 pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[(
     &["export_quantization_dataset", "export_quantization_nsamples", "export_quantization_maxlen"],
-    "read only with `export_quantization_bit`, which is not built yet",
+    "read only with `export_quantization_bit`, which is not built: `quantization_bit` of `sft export` needs no data",
 )];
 
 pub(super) const NOT_YET: &[super::NotYetKey] = &[
-    ("export_quantization_bit", "null", "leave it out and quantise the exported model with another tool"),
+    (
+        "export_quantization_bit",
+        "null",
+        "use `quantization_bit: 4` or 8 with `sft export`, which writes bitsandbytes' formats; GPTQ and AWQ take another tool",
+    ),
     ("export_legacy_format", "false", "leave it out: weights are written as safetensors, never as pickles"),
     ("export_hub_model_id", "null", "leave it out and upload `export_dir` afterwards"),
 ];

@@ -179,11 +179,6 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
 ];
 
 pub(super) const NOT_YET: &[super::NotYetKey] = &[
-    (
-        "pure_bf16",
-        "false",
-        "use `bf16: true`: trained weights stay in float32, so that small updates are not lost",
-    ),
     ("use_mca", "false", "leave it out"),
     ("use_hyper_parallel", "false", "leave it out"),
     ("use_swanlab", "false", "use `report_to: tensorboard`; trainer_log.jsonl is always written"),

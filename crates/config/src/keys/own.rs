@@ -4,7 +4,7 @@ macro_rules! own_keys {
     ($next:ident $($rest:ident)* ; $($rows:tt)*) => { $next! { $($rest)* ; $($rows)* group "sft's own" {
         /// Number format of the weights and of what flows between the layers while training.
         compute_dtype: ComputeDtype {
-            auto: "`bfloat16` with `bf16`, else `float32`" = |c| match c.bf16 {
+            auto: "`bfloat16` with `bf16`, else `float32`" = |c| match c.bf16 || c.pure_bf16 {
                 true => ComputeDtype::Bfloat16,
                 false => ComputeDtype::Float32,
             },

@@ -24,7 +24,7 @@ macro_rules! training_keys {
         /// Micro-batches in a step. The loss is normalised over all supervised tokens of the step.
         gradient_accumulation_steps: usize { default: 1, range: Range::at_least(1.0), read_by: "train::step" }
         /// Passes over the data; may be a fraction.
-        num_train_epochs: f64 { default: 3.0, range: Range::above(0.0), read_by: "train::run" }
+        num_train_epochs: f64 { default: 3.0, range: Range::above_to(0.0, 1e6), read_by: "train::run" }
         /// Steps to train; above 0 it decides instead of `num_train_epochs`.
         max_steps: i64 { default: -1, range: Range::at_least(-1.0), read_by: "train::run" }
         /// Highest learning rate.
@@ -67,6 +67,8 @@ macro_rules! training_keys {
         neftune_noise_alpha: Option<f64> { range: Range::at_least(0.0), read_by: "model::entry" }
         /// Compute in bfloat16 with float32 accumulation.
         bf16: bool { read_by: "train::run, as compute_dtype" }
+        /// The same: trained weights and moments stay in float32 here, so that small updates are not lost.
+        pure_bf16: bool { read_by: "train::run, as compute_dtype" }
         /// Compute on the processor, also where a GPU is.
         use_cpu: bool { read_by: "kernels, as device" }
         /// Log every so many steps: a count, or a fraction of all steps.
@@ -91,8 +93,8 @@ macro_rules! training_keys {
         save_strategy: IntervalStrategy { default: IntervalStrategy::Steps, read_by: "train::run" }
         /// Write a checkpoint every so many steps, and after the last one (with `save_strategy: steps`): a count, or a fraction of all steps.
         save_steps: Amount { default: Amount::Count(500), range: Range::above(0.0), read_by: "train::run" }
-        /// Keep at most so many checkpoints, the newest ones and the best one; null keeps all.
-        save_total_limit: Option<u64> { range: Range::at_least(1.0), read_by: "runs::checkpoint" }
+        /// Keep at most so many checkpoints, the newest ones and the best one; null or 0 keeps all.
+        save_total_limit: Option<u64> { read_by: "runs::checkpoint" }
         /// Leave optimizer, schedule and random state out of checkpoints. Such a run cannot be resumed.
         save_only_model: bool { read_by: "runs::checkpoint" }
         /// Go back to the best checkpoint when training ends.
