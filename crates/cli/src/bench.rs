@@ -11,10 +11,10 @@ use sft_config::{Purpose, RunConfig};
 use sft_infer::{GenerationOptions, Generator, Progress};
 use sft_kernels::limits::Limits;
 use sft_kernels::profile::{Cost, Op};
+use sft_model::adapter::Last;
 use sft_train::bench::{Report, bench};
 use sft_train::{Job, setup};
 
-use crate::chat::read_decoder;
 use crate::recipe::Recipe;
 
 /// Takes some steps of a job, writes nothing, and prints tokens a second and the time of every op.
@@ -73,7 +73,7 @@ fn decode(config: &RunConfig, tokens: usize, quiet: bool) -> anyhow::Result<serd
     let dev = setup::device(config)?;
     let spec = setup::spec(config)?;
     let started = Instant::now();
-    let decoder = read_decoder(config, &dev, &spec)?;
+    let (decoder, _) = setup::decoder(config, &dev, &spec, Last::Attached)?;
     let load_s = started.elapsed().as_secs_f64();
     let limits = Limits::measure(&dev);
     let mut generator = Generator::new(&dev, &decoder);

@@ -14,12 +14,7 @@ use sft_data::pipeline::Pipeline;
 use sft_infer::{Answer, ChatSession, GenerationOptions, Generator, InferError, StopReason};
 use sft_kernels::Device;
 use sft_model::Decoder;
-use sft_model::adapter::{self, Last};
-use sft_model::loading::{self, Source};
-use sft_model::method::Method;
-use sft_model::quantization::Precision;
-use sft_model::spec::DecoderSpec;
-use sft_model::weights::WeightFiles;
+use sft_model::adapter::Last;
 use sft_train::setup;
 
 use crate::recipe::Recipe;
@@ -38,12 +33,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dev = setup::device(&config)?;
     // The small files first: a wrong path is told at once.
     let spec = setup::spec(&config)?;
-    if dev.cuda().is_some() {
-        setup::check_on_card(&spec)?;
-    }
     let pipeline = setup::pipeline(&config)?;
     model.fetch_weights()?;
-    let decoder = read_decoder(&config, &dev, &spec)?;
+    let (decoder, notes) = setup::decoder(&config, &dev, &spec, Last::Attached)?;
+    notes.iter().for_each(|note| eprintln!("{note}"));
     print_start(&config, &dev, &decoder, &pipeline);
     let options = GenerationOptions::from_config(&config, pipeline.stop_ids());
     // `default_system` is the pipeline's: it stands in training rows without a system prompt too.
@@ -53,21 +46,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         false => return Talk { session, config: &config }.through_pipe(),
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The model with its adapters: all but the last are merged, the last stays beside the weights, as it was trained.
-pub fn read_decoder(config: &RunConfig, dev: &Device, spec: &DecoderSpec) -> anyhow::Result<Decoder> {
-    let folder = config.model_folder();
-    let compute = setup::infer_dtype(config, &folder)?;
-    let precision = Precision { compute, quantization: setup::quantization(config)? };
-    let files = WeightFiles::open_model(&folder)?;
-    dev.install(|| {
-        let mut decoder =
-            loading::load(dev, spec, &Source::Files(&files), &Method::Inference, precision, config.seed)?;
-        files.note_of_unread(spec).iter().for_each(|note| eprintln!("{note}"));
-        adapter::apply(dev, &mut decoder, &config.adapter_folders(), Last::Attached)?;
-        Ok(decoder)
-    })
 }
 
 /// What runs and how, on standard error: standard output is for answers.

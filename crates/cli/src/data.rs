@@ -8,15 +8,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use serde_json::json;
-use sft_config::{Purpose, RunConfig, Stage};
+use sft_config::Purpose;
 use sft_data::conversation::Conversation;
 use sft_data::dataset;
 use sft_data::dataset::stream::Stream;
 use sft_data::error::DataError;
 use sft_data::labels::Reason;
-use sft_data::pipeline::{ExplainedToken, Pipeline};
-use sft_data::pretrain::Pretrain;
-use sft_data::rows::RowProblem;
+use sft_data::pipeline::ExplainedToken;
 use sft_train::{TrainError, setup};
 
 use crate::recipe::Recipe;
@@ -77,7 +75,7 @@ fn show(args: Show) -> anyhow::Result<ExitCode> {
             (good, problems)
         }
     };
-    let explain = explainer(&config)?;
+    let encoder = setup::encoder(&config)?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let mut refused = 0;
@@ -86,7 +84,7 @@ fn show(args: Show) -> anyhow::Result<ExitCode> {
     }
     let selected = all.iter().skip(rows.start).take(rows.len());
     for conversation in selected {
-        match explain(conversation) {
+        match encoder.explain(conversation) {
             Ok(examples) => {
                 for tokens in &examples {
                     match args.json {
@@ -118,22 +116,6 @@ pub fn show_violation(error: &TrainError) {
         let _ = writeln!(err, "{}", violation.row);
         let _ = print_runs(&mut err, &violation.tokens, colour);
     }
-}
-
-type Explainer = Box<dyn Fn(&Conversation) -> Result<Vec<Vec<ExplainedToken>>, RowProblem>>;
-
-fn explainer(config: &RunConfig) -> anyhow::Result<Explainer> {
-    Ok(match config.stage {
-        Stage::Sft => {
-            let pipeline: Pipeline = setup::pipeline(config)?;
-            Box::new(move |row| pipeline.explain_all(row))
-        }
-        Stage::Pt => {
-            let tokenizer = setup::tokenizer(config)?;
-            let text = Pretrain::new(tokenizer, Some(&config.template), config.cutoff_len, config.packing)?;
-            Box::new(move |row| Ok(vec![text.explain(row)?]))
-        }
-    })
 }
 
 fn parse_range(text: &str) -> anyhow::Result<Range<usize>> {

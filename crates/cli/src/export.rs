@@ -4,13 +4,8 @@ use std::process::ExitCode;
 
 use sft_config::{ExportDevice, Purpose};
 use sft_export::{SaveOptions, agree, merged};
-use sft_kernels::{CpuOptions, DType, Device};
-use sft_model::Decoder;
-use sft_model::adapter::{self, Last};
-use sft_model::loading::{self, Source};
-use sft_model::method::Method;
-use sft_model::quantization::Precision;
-use sft_model::weights::WeightFiles;
+use sft_kernels::{CpuOptions, Device};
+use sft_model::adapter::Last;
 use sft_train::setup;
 
 use crate::recipe::Recipe;
@@ -34,27 +29,21 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let base = model.folder();
     let (spec, told) = (setup::spec(&config)?, setup::told(&config)?);
     setup::idle_rope_scaling(&config).iter().for_each(|note| println!("{note}"));
-    let files = WeightFiles::open_model(base)?;
     let stored = setup::infer_dtype(&config, base)?;
-    let folders = config.adapter_folders();
-    let quantization = setup::quantization(&config)?;
-    let read = |compute: DType, last: Last| -> anyhow::Result<Decoder> {
-        let precision = Precision { compute, quantization };
-        let source = Source::Files(&files);
-        let mut decoder = loading::load(&dev, &spec, &source, &Method::Inference, precision, config.seed)?;
-        adapter::apply(&dev, &mut decoder, &folders, last)?;
-        Ok(decoder)
-    };
+    let read = |last| setup::decoder(&config, &dev, &spec, last);
     dev.install(|| {
-        let decoder = read(stored, Last::Merged)?;
-        files.note_of_unread(&spec).iter().for_each(|note| println!("{note}"));
+        let (decoder, notes) = read(Last::Merged)?;
+        notes.iter().for_each(|note| println!("{note}"));
         let shard_bytes = usize::try_from(config.export_size).unwrap_or(usize::MAX).saturating_mul(SaveOptions::GB);
         let num_expand = config.num_expand;
         let options = SaveOptions { dtype: Some(stored), shard_bytes, num_expand };
         let written = merged(&decoder, base, &config.export_dir, options, told.as_ref())?;
-        println!("wrote {} files to {} in {}", written.files.len(), config.export_dir.display(), stored.name());
-        if !folders.is_empty() {
-            let attached = read(stored, Last::Attached)?;
+        let quantization = config.quantization_bit.and(setup::quantization(&config)?);
+        let linears = quantization.map_or(String::new(), |way| format!(", linear layers in {way}"));
+        let (files, folder) = (written.files.len(), config.export_dir.display());
+        println!("wrote {files} files to {folder} in {}{linears}", stored.name());
+        if !config.adapter_name_or_path.is_empty() {
+            let (attached, _) = read(Last::Attached)?;
             let ids: Vec<u32> = (0..64).map(|i| i * 7919 % decoder.spec.vocab_size as u32).collect();
             let found = agree(&dev, &decoder, &attached, &ids)?;
             println!(

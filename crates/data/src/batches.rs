@@ -74,6 +74,14 @@ impl Batches {
         }
     }
 
+    /// As [`Loader::epochs_after`]; `None` of a stream.
+    pub fn epochs_after(&self, steps: u64) -> Option<f64> {
+        match self {
+            Self::Kept(loader) => Some(loader.epochs_after(steps)),
+            Self::Streamed(_) => None,
+        }
+    }
+
     /// Part of the packed bins that holds tokens, 0 to 1; of a stream, so far. `None` without packing.
     pub fn fill(&self) -> Option<f64> {
         match self {

@@ -2,8 +2,9 @@
 
 use crate::conversation::Conversation;
 use crate::labels::Example;
-use crate::pipeline::{EncodeReport, Pipeline};
+use crate::pipeline::{EncodeReport, ExplainedToken, Pipeline};
 use crate::pretrain::Pretrain;
+use crate::rows::RowProblem;
 use crate::tokenize::Tokenizer;
 
 /// What makes examples of rows.
@@ -21,6 +22,17 @@ impl Encoder {
         match self {
             Self::Conversations(pipeline) => pipeline.encode_all(rows),
             Self::Text(text) => text.encode_all(rows),
+        }
+    }
+
+    /// The examples of a row, token by token.
+    ///
+    /// # Errors
+    /// The template refuses the row, or its text cannot be encoded.
+    pub fn explain(&self, row: &Conversation) -> Result<Vec<Vec<ExplainedToken>>, RowProblem> {
+        match self {
+            Self::Conversations(pipeline) => pipeline.explain_all(row),
+            Self::Text(text) => Ok(vec![text.explain(row)?]),
         }
     }
 

@@ -129,6 +129,15 @@ impl Loader {
         self.micro_batches_per_epoch().div_ceil(self.options.accumulation as u64)
     }
 
+    /// Epochs behind the first so many steps: whole ones, and of the last one the part of its micro-batches that they
+    /// took, as transformers counts them.
+    pub fn epochs_after(&self, steps: u64) -> f64 {
+        let (of_epoch, micro_batches) =
+            (self.steps_per_epoch().max(1), self.micro_batches_per_epoch().max(1));
+        let seen = steps % of_epoch * self.options.accumulation as u64;
+        (steps / of_epoch) as f64 + seen as f64 / micro_batches as f64
+    }
+
     /// Part of the packed bins that holds tokens, 0 to 1; `None` without packing.
     pub fn fill(&self) -> Option<f64> {
         let capacity = self.options.pack_to?;
@@ -224,6 +233,15 @@ mod tests {
             seen.sort_unstable();
             assert!(seen.into_iter().eq(0..11));
         }
+    }
+
+    #[test]
+    fn epochs_are_counted_by_micro_batches_as_transformers_does() {
+        // transformers 5.6, 36 rows, batches of 1, 8 accumulated: 0.2222 after a step, 0.8889 after four, 1 after five.
+        let options = LoaderOptions { batch_size: 1, accumulation: 8, ..options() };
+        let loader = Loader::new(rows(36), options).unwrap();
+        let epochs = [0, 1, 4, 5, 6].map(|steps| (loader.epochs_after(steps) * 1e4).round() / 1e4);
+        assert_eq!(epochs, [0.0, 0.2222, 0.8889, 1.0, 1.2222]);
     }
 
     #[test]

@@ -4,10 +4,9 @@
 //! micro-batch takes fewer of them, so that the loss of each step is the same one.
 
 use sft_data::batches::Batches;
-use sft_data::labels::Example;
 
 use crate::TrainError;
-use crate::job::Job;
+use crate::job::{Job, largest_batch, pack_to};
 
 /// No micro-batch that is asked for is larger.
 const MOST_TOKENS: usize = 1 << 26;
@@ -54,8 +53,8 @@ impl Fit {
         let config = &job.config;
         let rows_of_a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps;
         let tokens_of = |rows: usize| match &job.train {
-            Batches::Kept(loader) if !config.packing => longest(loader.examples(), rows),
-            _ => rows * config.cutoff_len,
+            Batches::Kept(loader) => largest_batch(loader.examples(), rows, pack_to(config)),
+            Batches::Streamed(_) => rows * config.cutoff_len,
         };
         let even = (1..=rows_of_a_step).rev().filter(|rows| rows_of_a_step.is_multiple_of(*rows));
         let batch = even.map(|rows| (rows, tokens_of(rows))).find(|(_, tokens)| *tokens <= fitting);
@@ -70,11 +69,4 @@ impl Fit {
         let cutoff_len = Some(fitting.min(positions)).filter(|tokens| *tokens > 0);
         Ok(Some(Self { max_tokens: fitting, batch, cutoff_len }))
     }
-}
-
-/// Tokens of the longest rows together.
-fn longest(examples: &[Example], rows: usize) -> usize {
-    let mut lengths: Vec<usize> = examples.iter().map(Example::len).collect();
-    lengths.sort_unstable_by(|a, b| b.cmp(a));
-    lengths.into_iter().take(rows).sum()
 }

@@ -78,17 +78,92 @@ pub struct Job {
     pub random_weights: bool,
 }
 
-/// What the plan of memory was given to choose from.
+/// What the plan of memory was given beside the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanChoices {
+    sizes: Sizes,
     /// As in [`PlanInputs`].
     recompute: Option<bool>,
     /// As in [`PlanInputs`].
     pack: Option<bool>,
-    /// Tokens of the largest micro-batch of an evaluation.
-    evaluated_tokens: usize,
-    /// Tokens of the longest row.
+    /// As in [`PlanInputs`].
+    on_card: bool,
+}
+
+/// Tokens of the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sizes {
+    /// Of the largest micro-batch.
+    largest_batch: usize,
+    /// Of the largest micro-batch of an evaluation.
+    evaluated: usize,
+    /// Of the longest row.
     longest: usize,
+    /// Bytes of all rows.
+    bytes: usize,
+}
+
+impl Sizes {
+    fn of(config: &RunConfig, rows: &Tokenised) -> Self {
+        let largest_train = match config.streaming {
+            _ if !config.do_train => 0,
+            // A stream has no largest row that is known: any may be as long as rows may be.
+            true => config.cutoff_len * config.per_device_train_batch_size,
+            false => largest_batch(&rows.train, config.per_device_train_batch_size, pack_to(config)),
+        };
+        let batch = config.per_device_eval_batch_size;
+        let evaluated = rows.eval.iter().map(|(_, examples)| largest_batch(examples, batch, None)).max();
+        let evaluated = evaluated.unwrap_or(0);
+        let longest = match config.streaming {
+            true if config.do_train => config.cutoff_len,
+            _ => all_examples(rows).map(Example::len).max().unwrap_or(0),
+        };
+        // An id and a label of four bytes.
+        let bytes = all_examples(rows).map(|example| example.len() * 8).sum();
+        Self { largest_batch: largest_train.max(evaluated), evaluated, longest, bytes }
+    }
+}
+
+impl PlanChoices {
+    fn of(config: &RunConfig, precision: Precision, total_steps: u64, sizes: Sizes) -> Self {
+        let on_card = setup::card(config).is_some();
+        let widened = PackedWeight::dtype(setup::isa(), precision.compute) != precision.compute;
+        let pays = config.do_train && total_steps >= PACKING_PAYS && !widened && !on_card;
+        Self {
+            sizes,
+            recompute: config.disable_gradient_checkpointing.map(|disabled| !disabled),
+            pack: config.pack_weights.or((!pays).then_some(false)),
+            on_card,
+        }
+    }
+
+    /// What a plan of micro-batches of so many tokens, with so many bytes free, depends on.
+    fn inputs<'a>(
+        &self,
+        config: &RunConfig,
+        (spec, method, trained, optimizer): (&'a DecoderSpec, &'a Method, &'a [Outline], &'a Recipe),
+        precision: Precision,
+        (max_tokens, available): (usize, Option<u64>),
+    ) -> PlanInputs<'a> {
+        PlanInputs {
+            spec,
+            trains: config.do_train,
+            method,
+            trained,
+            optimizer,
+            precision,
+            reference: config.do_train && setup::loss(config).needs_reference(),
+            max_tokens,
+            longest: self.sizes.longest,
+            threads: setup::threads(config),
+            rows: self.sizes.bytes,
+            recompute: self.recompute,
+            pack: self.pack,
+            isa: setup::isa(),
+            on_card: self.on_card,
+            available,
+        }
+    }
 }
 
 /// Rows that are evaluated together.
@@ -118,99 +193,34 @@ impl Job {
             Precision { compute: setup::compute_dtype(&config), quantization: setup::quantization(&config)? };
         let Rows { tokenised, note, told } = Rows::prepare(&config)?;
         give_back_freed();
+        check_vocabulary(&base, &spec, all_examples(&tokenised))?;
+        let sizes = Sizes::of(&config, &tokenised);
         let Tokenised { train: examples, eval: eval_sets, eval_rows, .. } = tokenised;
         let Tokenised { mut reports, mut problems, mut encoded, eval_encoded, .. } = tokenised;
-        let eval_examples = || eval_sets.iter().flat_map(|(_, examples)| examples);
-        check_vocabulary(&base, &spec, examples.iter().chain(eval_examples()))?;
-
-        let pack_to = config.packing.then_some(config.cutoff_len);
-        let train = LoaderOptions {
-            batch_size: config.per_device_train_batch_size,
-            accumulation: config.gradient_accumulation_steps,
-            pack_to,
-            in_order: config.disable_shuffling,
-            seed: config.data_seed,
-        };
-        let eval = LoaderOptions {
-            batch_size: config.per_device_eval_batch_size,
-            accumulation: 1,
-            pack_to: None,
-            in_order: true,
-            seed: config.data_seed,
-        };
-        let largest_eval = eval_sets.iter().map(|(_, examples)| largest_batch(examples, &eval)).max();
-        let largest_train = match config.streaming {
-            _ if !config.do_train => 0,
-            // A stream has no largest row that is known: any may be as long as rows may be.
-            true => config.cutoff_len * config.per_device_train_batch_size,
-            false => largest_batch(&examples, &train),
-        };
-        let max_tokens = largest_train.max(largest_eval.unwrap_or(0));
-        let rows = examples.iter().chain(eval_examples()).map(|e| e.len() * 8).sum();
-        let longest = match config.streaming {
-            true if config.do_train => config.cutoff_len,
-            _ => examples.iter().chain(eval_examples()).map(Example::len).max().unwrap_or(0),
-        };
-        let train = match config.streaming {
-            false if examples.is_empty() && !config.do_train => Batches::Kept(Loader::empty(train)),
-            false => Batches::Kept(Loader::new(examples, train)?),
-            true if config.dataset.is_empty() => Batches::Kept(Loader::empty(train)),
-            true => {
-                let stream = stream(&config, train)?;
-                check_prompts(stream.report(), config.cutoff_len)?;
-                (encoded, problems) = (stream.report().clone(), stream.problems().to_vec());
-                reports.splice(0..0, stream.reports());
-                Batches::Streamed(Box::new(stream))
-            }
-        };
-        let eval = eval_sets
-            .into_iter()
-            .map(|(dataset, examples)| Ok(EvalRows { dataset, rows: Loader::new(examples, eval.clone())? }));
+        let train = batches(&config, examples)?;
+        if let Batches::Streamed(stream) = &train {
+            check_prompts(stream.report(), config.cutoff_len)?;
+            (encoded, problems) = (stream.report().clone(), stream.problems().to_vec());
+            reports.splice(0..0, stream.reports());
+        }
+        let eval = eval_sets.into_iter().map(|(dataset, examples)| {
+            Ok(EvalRows { dataset, rows: Loader::new(examples, evaluation_batches(&config))? })
+        });
         let eval = eval.collect::<Result<Vec<_>, TrainError>>()?;
-        let (total_steps, epochs) = length(&config, train.steps_per_epoch());
-        let schedule = Schedule::new(
-            config.lr_schedule(),
-            config.learning_rate,
-            config.warmup_steps.of(total_steps),
-            total_steps,
-        );
-        let card = setup::card(&config);
+        let (total_steps, epochs) = length(&config, &train);
+        let warmup_steps = config.warmup_steps.of(total_steps);
+        let schedule = Schedule::new(config.lr_schedule(), config.learning_rate, warmup_steps, total_steps);
         let trained = loading::trained(&spec, &method)?;
         let optimizer = setup::optimizer(&config, &spec, &trained, total_steps)?;
-        optimizer.check(&trained, card.is_some())?;
-        if card.is_some() {
+        let choices = PlanChoices::of(&config, precision, total_steps, sizes);
+        optimizer.check(&trained, choices.on_card)?;
+        if choices.on_card {
             setup::check_on_card(&spec)?;
         }
-        let available = match card {
-            Some(card) => Some(cuda::free_bytes(card).map_err(DeviceError::from)? as u64),
-            None => memory::available_bytes(),
-        };
-        let recompute = config.disable_gradient_checkpointing.map(|disabled| !disabled);
-        let on_card = card.is_some();
-        let isa = setup::isa();
-        let widened = PackedWeight::dtype(isa, precision.compute) != precision.compute;
-        let pays = config.do_train && total_steps >= PACKING_PAYS && !widened && !on_card;
-        let pack = config.pack_weights.or((!pays).then_some(false));
-        let inputs = PlanInputs {
-            spec: &spec,
-            trains: config.do_train,
-            method: &method,
-            trained: &trained,
-            optimizer: &optimizer,
-            precision,
-            reference: config.do_train && setup::loss(&config).needs_reference(),
-            max_tokens,
-            longest,
-            threads: setup::threads(&config),
-            rows,
-            recompute,
-            pack,
-            isa,
-            on_card,
-            available,
-        };
-        let plan = MemoryPlan::new(&inputs)?;
-        let evaluated_tokens = largest_eval.unwrap_or(0);
+        let available = available_bytes(&config)?;
+        let model = (&spec, &method, &trained[..], &optimizer);
+        let plan =
+            MemoryPlan::new(&choices.inputs(&config, model, precision, (sizes.largest_batch, available)))?;
         Ok(Self {
             base,
             spec,
@@ -231,8 +241,8 @@ impl Job {
             epochs,
             schedule,
             plan,
-            choices: PlanChoices { recompute, pack, evaluated_tokens, longest },
             available,
+            choices,
             random_weights: false,
             config,
         })
@@ -241,6 +251,11 @@ impl Job {
     /// Steps of an epoch; of a stream all of the run, as transformers counts them where a length is not known.
     pub fn steps_per_epoch(&self) -> u64 {
         self.train.steps_per_epoch().unwrap_or(self.total_steps).max(1)
+    }
+
+    /// Epochs behind the first so many steps; of a stream, parts of the run.
+    pub fn epochs_after(&self, steps: u64) -> f64 {
+        self.train.epochs_after(steps).unwrap_or(steps as f64 / self.total_steps.max(1) as f64)
     }
 
     /// Every how many steps something of this amount is due.
@@ -274,25 +289,14 @@ impl Job {
     /// # Errors
     /// `lora_target` or `oft_target` that fits nothing.
     pub fn plan_of(&self, max_tokens: usize) -> Result<MemoryPlan, TrainError> {
-        let PlanChoices { recompute, pack, evaluated_tokens, longest } = self.choices;
-        Ok(MemoryPlan::new(&PlanInputs {
-            spec: &self.spec,
-            trains: self.config.do_train,
-            method: &self.method,
-            trained: &self.trained,
-            optimizer: &self.optimizer,
-            precision: self.precision,
-            reference: self.config.do_train && setup::loss(&self.config).needs_reference(),
-            max_tokens: max_tokens.max(evaluated_tokens),
-            longest,
-            threads: setup::threads(&self.config),
-            rows: self.plan.rows,
-            recompute,
-            pack,
-            isa: setup::isa(),
-            on_card: self.plan.on_card,
-            available: self.available,
-        })?)
+        let model = (&self.spec, &self.method, &self.trained[..], &self.optimizer);
+        let max_tokens = max_tokens.max(self.choices.sizes.evaluated);
+        Ok(MemoryPlan::new(&self.choices.inputs(
+            &self.config,
+            model,
+            self.precision,
+            (max_tokens, self.available),
+        ))?)
     }
 
     /// Refuses a run that does not fit.
@@ -322,7 +326,7 @@ impl Job {
         if self.method == Method::Full {
             advice.push("  finetuning_type: lora (no gradients and moments of the frozen weights)".into());
         }
-        if self.choices.evaluated_tokens == self.plan.max_tokens {
+        if self.choices.sizes.evaluated == self.plan.max_tokens {
             // Rows of an evaluation are not packed, so that one row is the least.
             if self.config.per_device_eval_batch_size > 1 {
                 advice.push("  a smaller per_device_eval_batch_size".into());
@@ -349,30 +353,79 @@ fn check_vocabulary<'a>(
     Err(TrainError::Vocabulary { folder: base.to_owned(), largest, vocab_size: spec.vocab_size })
 }
 
-/// Tokens of the largest micro-batch that any order of the rows can give.
-fn largest_batch(examples: &[Example], options: &LoaderOptions) -> usize {
-    let mut lengths: Vec<usize> = examples.iter().map(Example::len).collect();
-    lengths.sort_unstable_by(|a, b| b.cmp(a));
-    let rows: usize = lengths.iter().take(options.batch_size).sum();
-    match options.pack_to {
-        None => rows,
-        Some(bin) => (bin * options.batch_size).min(lengths.iter().sum()).max(rows),
+/// Bytes that are free where the run will be, if that is known.
+fn available_bytes(config: &RunConfig) -> Result<Option<u64>, TrainError> {
+    Ok(match setup::card(config) {
+        Some(card) => Some(cuda::free_bytes(card).map_err(DeviceError::from)? as u64),
+        None => memory::available_bytes(),
+    })
+}
+
+fn all_examples(rows: &Tokenised) -> impl Iterator<Item = &Example> {
+    rows.train.iter().chain(rows.eval.iter().flat_map(|(_, examples)| examples))
+}
+
+/// Tokens of a bin of training rows, if they are packed.
+pub(crate) fn pack_to(config: &RunConfig) -> Option<usize> {
+    config.packing.then_some(config.cutoff_len)
+}
+
+fn training_batches(config: &RunConfig) -> LoaderOptions {
+    LoaderOptions {
+        batch_size: config.per_device_train_batch_size,
+        accumulation: config.gradient_accumulation_steps,
+        pack_to: pack_to(config),
+        in_order: config.disable_shuffling,
+        seed: config.data_seed,
     }
 }
 
-/// The training rows as they are read.
-fn stream(config: &RunConfig, batches: LoaderOptions) -> Result<StreamLoader, TrainError> {
+fn evaluation_batches(config: &RunConfig) -> LoaderOptions {
+    LoaderOptions {
+        batch_size: config.per_device_eval_batch_size,
+        accumulation: 1,
+        pack_to: None,
+        in_order: true,
+        seed: config.data_seed,
+    }
+}
+
+/// Tokens of the largest micro-batch that any order of examples can give: of so many rows, or bins to pack to.
+pub(crate) fn largest_batch(examples: &[Example], rows: usize, pack_to: Option<usize>) -> usize {
+    let mut lengths: Vec<usize> = examples.iter().map(Example::len).collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    let longest: usize = lengths.iter().take(rows).sum();
+    match pack_to {
+        None => longest,
+        Some(bin) => (bin * rows).min(lengths.iter().sum()).max(longest),
+    }
+}
+
+/// The training rows, or what reads them as they are trained.
+fn batches(config: &RunConfig, examples: Vec<Example>) -> Result<Batches, TrainError> {
+    let train = training_batches(config);
+    let none =
+        if config.streaming { config.dataset.is_empty() } else { examples.is_empty() && !config.do_train };
+    if none {
+        return Ok(Batches::Kept(Loader::empty(train)));
+    }
+    if !config.streaming {
+        return Ok(Batches::Kept(Loader::new(examples, train)?));
+    }
     let options = setup::dataset_options(config);
     let stream = Stream::open(&options, !config.disable_shuffling)?;
-    Ok(StreamLoader::new(stream, setup::encoder(config)?, batches, options.problem_limit)?)
+    let stream = StreamLoader::new(stream, setup::encoder(config)?, train, options.problem_limit)?;
+    Ok(Batches::Streamed(Box::new(stream)))
 }
 
 /// (updates, epochs) of the run.
-fn length(config: &RunConfig, steps_per_epoch: Option<u64>) -> (u64, f64) {
-    let per_epoch = steps_per_epoch.map(|steps| steps.max(1) as f64);
-    let per_epoch = per_epoch.unwrap_or(config.max_steps.max(1) as f64);
+fn length(config: &RunConfig, train: &Batches) -> (u64, f64) {
     match u64::try_from(config.max_steps) {
-        Ok(steps) if steps > 0 => (steps, steps as f64 / per_epoch),
-        _ => ((config.num_train_epochs * per_epoch).ceil() as u64, config.num_train_epochs),
+        Ok(steps) if steps > 0 => (steps, train.epochs_after(steps).unwrap_or(1.0)),
+        _ => {
+            // A stream is refused without `max_steps`.
+            let of_epoch = train.steps_per_epoch().unwrap_or(1).max(1);
+            ((config.num_train_epochs * of_epoch as f64).ceil() as u64, config.num_train_epochs)
+        }
     }
 }

@@ -86,8 +86,14 @@ fn make(config: &RunConfig, note: Option<String>) -> Result<Rows, TrainError> {
             return Err(nothing_left("training", &encoded));
         }
     }
-    options.problem_limit.check(&encoded.refused, encoded.rows as u64, "refused by the template")?;
+    let limit = options.problem_limit;
+    limit.check(&encoded.refused, encoded.rows as u64, "refused by the template")?;
     let (eval, eval_encoded) = encode_eval(&encoder, &data)?;
+    limit.check(
+        &eval_encoded.refused,
+        eval_encoded.rows as u64,
+        "refused by the template (rows to evaluate on)",
+    )?;
     let LoadedData { eval: eval_rows, reports, problems, .. } = data;
     let told = setup::told_by(config, &encoder)?;
     let tokenised = Tokenised { train, eval, eval_rows, reports, problems, encoded, eval_encoded };

@@ -168,7 +168,7 @@ impl<'a> Running<'a> {
     }
 
     fn epoch(&self) -> f64 {
-        self.step as f64 / self.job.steps_per_epoch() as f64
+        self.job.epochs_after(self.step)
     }
 
     fn complete(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {

@@ -1,5 +1,6 @@
 //! From the configuration to the stages: which options each of them gets. The one place that reads both.
 
+mod decoder;
 mod optimizer;
 mod vocabulary;
 
@@ -32,6 +33,7 @@ use sft_model::{ModelError, families, quantization};
 
 use crate::TrainError;
 
+pub use decoder::decoder;
 pub use optimizer::optimizer;
 pub use vocabulary::tokenizer;
 use vocabulary::tokenizer_folder;
@@ -104,7 +106,7 @@ pub fn compute_dtype(config: &RunConfig) -> DType {
 /// How the frozen linear layers are quantised: as the configuration says, or as those of a checkpoint are already.
 ///
 /// # Errors
-/// Both, and not the same; a checkpoint that is quantised in a way that is not read.
+/// Both, and not the same.
 pub fn quantization(config: &RunConfig) -> Result<Option<Quantization>, ModelError> {
     let kind = match config.quantization_type {
         QuantizationType::Nf4 => FourBit::Nf4,
@@ -115,6 +117,7 @@ pub fn quantization(config: &RunConfig) -> Result<Option<Quantization>, ModelErr
         _ => Scheme::FourBit { kind, double: config.double_quantization },
     });
     let folder = config.model_folder();
+    // What is read of it is refused by `read_spec` otherwise.
     let found = quantization::of_checkpoint(&families::text_config(&folder)?).ok().flatten();
     match (asked, found) {
         (Some(asked), Some(found)) if found != Found::BitsAndBytes(asked) => Err(ModelError::Method {

@@ -66,6 +66,19 @@ fn evaluation_rows_that_are_all_dropped_are_refused_and_not_forgotten() {
 }
 
 #[test]
+fn evaluation_rows_that_the_template_refuses_count_against_max_malformed() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = row(&[("user", "hat"), ("assistant", "cap")]);
+    let bad = good.replacen('{', r#"{"tools": [{"description": "a tool without a name"}], "#, 1);
+    let eval = folder.path().join("eval.jsonl");
+    fs::write(&eval, [good.clone(), bad].concat()).unwrap();
+    let key = format!("eval_dataset={}", eval.display());
+    let text = refusal(&good, &["template=default", &key]);
+    let said = "1 of 2 rows are refused by the template (rows to evaluate on), more than the limit of 1 %";
+    assert!(text.starts_with(said), "{text}");
+}
+
+#[test]
 fn rows_that_the_template_refuses_count_against_max_malformed() {
     let good = row(&[("user", "hat"), ("assistant", "cap")]);
     let bad = good.replacen('{', r#"{"tools": [{"description": "a tool without a name"}], "#, 1);
@@ -134,7 +147,7 @@ fn a_job_that_does_not_fit_is_refused_before_its_folder_is_made_and_says_what_wo
 #[test]
 fn what_fits_is_the_largest_micro_batch_that_the_plan_does_not_refuse() {
     let folder = tempfile::tempdir().unwrap();
-    let rows = row(&[("user", "the capital of Peru"), ("assistant", "Lima")]).repeat(12);
+    let rows = row(&[("user", "the capital of Peru"), ("assistant", "Lima")]).repeat(120);
     let keys = [
         "packing=true",
         "cutoff_len=64",

@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{anyhow, bail};
-use sft_config::{Purpose, Stage};
+use sft_config::Purpose;
 use sft_data::dataset::{self, LoadedData, ProblemLimit};
 use sft_data::lint::{self, Finding, Kind, Limit, Lint};
 use sft_data::pipeline::{EncodeReport, LENGTH_STEP};
-use sft_data::pretrain::Pretrain;
 use sft_runs::{Curves, Series};
 use sft_train::setup;
 
@@ -40,13 +39,11 @@ pub fn run(args: Check) -> anyhow::Result<ExitCode> {
     let (config, _) = args.recipe.read(Purpose::Data)?;
     let mut limits = vec![(Kind::Unproved, Limit::Rows(0))];
     let options = setup::dataset_options(&config);
-    limits.push((
-        Kind::Malformed,
-        match options.problem_limit {
-            ProblemLimit::Rows(rows) => Limit::Rows(usize::try_from(rows).unwrap_or(usize::MAX)),
-            ProblemLimit::Fraction(part) => Limit::Fraction(part),
-        },
-    ));
+    let of_run = match options.problem_limit {
+        ProblemLimit::Rows(rows) => Limit::Rows(usize::try_from(rows).unwrap_or(usize::MAX)),
+        ProblemLimit::Fraction(part) => Limit::Fraction(part),
+    };
+    limits.extend([Kind::Malformed, Kind::Refused].map(|kind| (kind, of_run)));
     if args.strict {
         limits = Kind::ALL.map(|kind| (kind, Limit::Rows(0))).to_vec();
     }
@@ -55,30 +52,20 @@ pub fn run(args: Check) -> anyhow::Result<ExitCode> {
         limits.retain(|(known, _)| *known != kind);
         limits.push((kind, limit));
     }
-    // Malformed rows are findings here, whatever the run's limit.
+    // Rows that are not taken are findings here, whatever the run's limit.
     let data = dataset::load(&dataset::DatasetOptions {
         problem_limit: ProblemLimit::Fraction(1.0),
         streaming: None,
         ..options
     })?;
-    let (train, eval, tokenizer, stops) = match config.stage {
-        Stage::Sft => {
-            let pipeline = setup::pipeline(&config)?;
-            let (train, eval) = (pipeline.encode_all(&data.train).1, pipeline.encode_all(&data.eval).1);
-            (train, eval, pipeline.tokenizer().clone(), pipeline.stop_ids().to_vec())
-        }
-        Stage::Pt => {
-            let tokenizer = setup::tokenizer(&config)?;
-            let text =
-                Pretrain::new(tokenizer.clone(), Some(&config.template), config.cutoff_len, config.packing)?;
-            (text.encode_all(&data.train).1, text.encode_all(&data.eval).1, tokenizer, Vec::new())
-        }
-    };
-    let eval = (!data.eval.is_empty()).then_some(eval);
+    let encoder = setup::encoder(&config)?;
+    let train = encoder.encode(&data.train).1;
+    let eval = (!data.eval.is_empty()).then(|| encoder.encode(&data.eval).1);
+    let stops = encoder.pipeline().map_or(&[][..], |pipeline| pipeline.stop_ids());
     if let Some(name) = &args.picture {
         picture(&train, eval.as_ref()).save(name)?;
     }
-    let lint = lint::lint(&data, &train, eval.as_ref(), &tokenizer, &stops);
+    let lint = lint::lint(&data, &train, eval.as_ref(), encoder.tokenizer(), stops);
     let over: Vec<&Finding> = lint
         .findings
         .iter()
