@@ -289,7 +289,7 @@ fn unknown(key: &str, place: &Place) -> Problem {
     let renamed = RENAMED.iter().find(|(old, _)| *old == key).map(|(_, new)| *new);
     match renamed.or_else(|| nearest(key, all_names())) {
         Some(near) => problem.help(format!("did you mean `{near}`?")),
-        None => problem.help("docs/config.md lists every key"),
+        None => problem.help("`sft config` lists every key"),
     }
 }
 
@@ -300,7 +300,7 @@ fn doc_of(row: &Key) -> String {
 /// The first sentence of a key's documentation, with its default.
 fn documented(key: &str) -> String {
     let Some(row) = KEYS.iter().find(|row| row.name == key) else {
-        return "docs/config.md lists every key".to_string();
+        return "`sft config` lists every key".to_string();
     };
     let doc = doc_of(row);
     let default = crate::docs::default_text(row, &RunConfig::default());

@@ -55,7 +55,7 @@ fn all_problems_are_reported_at_once_with_their_lines() {
 fn an_unknown_key_has_a_suggestion() {
     says(&problem("lora_rnak: 8"), &["c.yaml:4", "unknown key `lora_rnak`", "did you mean `lora_rank`?"]);
     says(&problem("evaluation_strategy: no"), &["did you mean `eval_strategy`?"]);
-    says(&problem("frobnicate: 1"), &["unknown key", "docs/config.md"]);
+    says(&problem("frobnicate: 1"), &["unknown key", "sft config"]);
 }
 
 #[test]

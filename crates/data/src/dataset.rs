@@ -563,6 +563,19 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_a_plain_path_with_pictures_are_refused() {
+        let folder = folder();
+        let rows = r#"{"instruction": "q", "output": "a", "images": []}
+{"instruction": "q", "output": "a", "images": ["x.png"]}"#;
+        fs::write(folder.path().join("more.jsonl"), rows).expect("room for the file");
+        let mut options = options(&folder, &["more.jsonl"]);
+        options.problem_limit = ProblemLimit::Rows(1);
+        let loaded = load(&options).expect("one bad row is let pass");
+        assert_eq!(loaded.train.len(), 1);
+        assert!(loaded.problems[0].reason.contains("`images`"), "{}", loaded.problems[0]);
+    }
+
+    #[test]
     fn plain_text_and_stage_must_agree() {
         let folder = folder();
         fs::write(folder.path().join("corpus.txt"), "one\n\ntwo\n").expect("room for the file");

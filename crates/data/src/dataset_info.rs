@@ -47,6 +47,8 @@ const COLUMNS: [&str; 14] = [
     "prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios",
     "chosen", "rejected", "kto_tag", "loss",
 ];
+/// Columns of what is no text.
+pub(crate) const MEDIA: [&str; 3] = ["images", "videos", "audios"];
 const TAGS: [&str; 7] =
     ["role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"];
 
@@ -345,7 +347,7 @@ impl EntryReader<'_> {
         stage: Stage,
         notes: &mut Vec<String>,
     ) -> Result<Format, DataError> {
-        for key in ["images", "videos", "audios"] {
+        for key in MEDIA {
             if columns.get(key).is_some_and(|column| !column.is_null()) {
                 return Err(DataError::Unsupported {
                     dataset: self.name.to_owned(),

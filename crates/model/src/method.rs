@@ -194,6 +194,14 @@ impl Method {
         }
         options.check(spec, &adapters)?;
         if let Some(unused) = linears.unused() {
+            let names = [spec.names.embedding(), spec.names.head()];
+            if names.iter().any(|name| name.trim_end_matches(".weight").rsplit('.').next() == Some(unused)) {
+                return Err(ModelError::Method {
+                    key: options.target_key(),
+                    reason: format!("`{unused}` carries no adapter here"),
+                    help: format!("`additional_target: {unused}` trains it whole beside the adapters"),
+                });
+            }
             return Err(ModelError::Method {
                 key: options.target_key(),
                 reason: format!("no linear layer is called `{unused}`"),

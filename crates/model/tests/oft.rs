@@ -217,5 +217,10 @@ fn layers_without_rotations_and_blocks_of_one_are_refused() {
     assert!(message.contains("oft_rank") && message.contains("blocks of one"), "{message}");
     let message = adapters("llama", OftBlocks::Size(8), &["qq_proj"]).unwrap_err();
     assert!(message.contains("oft_target: no linear layer is called `qq_proj`"), "{message}");
+    let message = adapters("llama", OftBlocks::Size(8), &["lm_head"]).unwrap_err();
+    assert!(
+        message.contains("`lm_head` carries no adapter here") && message.contains("additional_target"),
+        "{message}"
+    );
     adapters("llama", OftBlocks::Size(8), &["q_proj"]).unwrap();
 }

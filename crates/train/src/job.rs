@@ -186,6 +186,7 @@ impl Job {
     /// Whatever is wrong with model folder, data or configuration; nothing to train on.
     pub fn prepare(config: RunConfig) -> Result<Self, TrainError> {
         setup::check_output(&config)?;
+        setup::check_weights(&config)?;
         let base = config.model_folder();
         let spec = setup::spec(&config)?;
         let method = setup::method(&config, &spec)?;

@@ -247,16 +247,16 @@ impl Case {
             let (values, _) = get(name, Dtype::F32)?.data().as_chunks::<4>();
             Ok(values.iter().map(|b| f32::from_le_bytes(*b)).collect())
         };
-        let narrow =
-            |rows: Vec<Vec<i64>>| rows.into_iter().map(|row| row.into_iter().map(|v| v as i32).collect());
+        let (rows, labels) = (integers("input_ids")?, integers("labels")?);
+        let lengths = |rows: &[Vec<i64>]| rows.iter().map(Vec::len).collect::<Vec<_>>();
+        if rows.is_empty() || lengths(&rows).contains(&0) || lengths(&rows) != lengths(&labels) {
+            return Err(invalid("input_ids and labels: not the same number of tokens, at least one".into()));
+        }
         Ok(Self {
             folder: folder.to_owned(),
             dtype: DType::F32,
-            rows: integers("input_ids")?
-                .into_iter()
-                .map(|row| row.into_iter().map(|v| v as u32).collect())
-                .collect(),
-            labels: narrow(integers("labels")?).collect(),
+            rows: rows.into_iter().map(|row| row.into_iter().map(|v| v as u32).collect()).collect(),
+            labels: labels.into_iter().map(|row| row.into_iter().map(|v| v as i32).collect()).collect(),
             logits: floats("logits")?,
             loss: floats("loss")?.first().map_or(f64::NAN, |loss| f64::from(*loss)),
         })

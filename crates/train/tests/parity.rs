@@ -1,7 +1,11 @@
 //! The cases under `crates/model/tests/parity`, computed by transformers and PEFT.
 
+use std::collections::HashMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use sft_kernels::{CpuOptions, DType, Device, Isa};
 use sft_train::parity::{Limits, Parity, compare};
 
@@ -83,4 +87,23 @@ fn bfloat16_is_off_by_no_more_than_transformers_own_is() {
 fn a_case_without_the_spread_of_bfloat16_says_how_to_measure_it() {
     let error = Limits::of(&folder("llama__nf4"), DType::BF16).unwrap_err().to_string();
     assert!(error.contains("tools/make_bf16_spread.py"), "{error}");
+}
+
+#[test]
+fn a_case_with_fewer_labels_than_tokens_is_malformed() {
+    let copy = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(folder("llama__nf4")).unwrap().flatten().filter(|file| file.path().is_file()) {
+        fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+    }
+    let path = copy.path().join("case.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let case = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: HashMap<String, TensorView<'_>> = case.tensors().into_iter().collect();
+    let labels = &case.tensor("labels").unwrap();
+    let (row, width) = (labels.shape()[1] * 8, labels.shape()[1]);
+    let first = TensorView::new(Dtype::I64, vec![1, width], &labels.data()[..row]).unwrap();
+    tensors.insert("labels".to_owned(), first);
+    fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+    let error = compare(&Device::cpu(CpuOptions::default()).unwrap(), copy.path(), DType::F32).unwrap_err();
+    assert!(error.to_string().contains("not the same number of tokens"), "{error}");
 }

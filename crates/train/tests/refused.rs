@@ -145,6 +145,20 @@ fn a_job_that_does_not_fit_is_refused_before_its_folder_is_made_and_says_what_wo
 }
 
 #[test]
+fn weights_that_are_cut_off_are_refused_before_rows_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    copy_folder(&Path::new(QUICKSTART).join("base"), &model);
+    let weights = model.join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::remove_file(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() - 8]).unwrap();
+    let key = format!("model_name_or_path={}", model.display());
+    let error = prepare(folder.path(), "not a row", &[&key]).expect_err("must be refused").to_string();
+    assert!(error.contains("model.safetensors"), "{error}");
+}
+
+#[test]
 fn what_fits_is_the_largest_micro_batch_that_the_plan_does_not_refuse() {
     let folder = tempfile::tempdir().unwrap();
     let rows = row(&[("user", "the capital of Peru"), ("assistant", "Lima")]).repeat(120);

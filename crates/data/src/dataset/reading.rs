@@ -1,5 +1,7 @@
 //! A data set that is being read: its files → [`Conversation`]s, one after the other, and a report of them.
 
+use serde_json::Value;
+
 use crate::conversation::Conversation;
 use crate::dataset_info::{self, Entry, SplitPart};
 use crate::error::{DataError, nearby};
@@ -88,7 +90,13 @@ impl Reading {
         let converted = row.and_then(|row| {
             self.report.note_unread(&row);
             self.note_present(&row);
-            self.report.format.convert(row)
+            match self.report.detected.then(|| media(&row)).flatten() {
+                Some(column) => Err(RowProblem {
+                    origin: row.origin,
+                    reason: format!("it has `{column}`, and only text is trained"),
+                }),
+                None => self.report.format.convert(row),
+            }
         });
         self.report.rows_dropped += u64::from(converted.is_err());
         converted
@@ -181,6 +189,17 @@ fn format_of(
             "make an entry in dataset_info.json whose `columns` say what the columns are, or rename them",
         ),
     }
+}
+
+/// The column of pictures and the like that a row of a plain path has; an entry says itself which columns it means.
+fn media(row: &Row) -> Option<&'static str> {
+    let is_there = |column: &Value| match column {
+        Value::Null => false,
+        Value::Array(items) => !items.is_empty(),
+        Value::String(text) => !text.is_empty(),
+        _ => true,
+    };
+    dataset_info::MEDIA.into_iter().find(|name| row.columns.get(*name).is_some_and(is_there))
 }
 
 impl DatasetReport {
