@@ -5,7 +5,7 @@
 //! probabilities:
 //!
 //! > repetition penalty p: of every id that was there before, z := z·p if z < 0, else z/p
-//! > temperature t: z := z/t
+//! > temperature t: z := (z − max z)/t, which leaves the same probabilities as z/t and is never too large
 //! > top-k: what is below the k-th largest z goes (ties with it stay)
 //! > top-p: from the least likely on, everything goes as long as what went has at most probability 1 − top_p;
 //! > the most likely one always stays
@@ -15,6 +15,9 @@
 use std::collections::BTreeSet;
 
 use sft_kernels::random;
+
+/// Beyond it, and below its inverse, a penalty changes no choice any more; logits stay finite and keep their order.
+const MOST_PENALTY: f64 = 1e30;
 
 /// How the next token is chosen; names and meanings are those of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,8 +41,9 @@ impl SamplingOptions {
     pub const GREEDY: Self =
         Self { do_sample: false, temperature: 1.0, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, seed: 0 };
 
+    /// A temperature that is 0 as a float32, or nearly, leaves the most likely token alone.
     fn is_greedy(&self) -> bool {
-        !self.do_sample || self.temperature == 0.0
+        !self.do_sample || (self.temperature as f32) < f32::MIN_POSITIVE
     }
 }
 
@@ -97,7 +101,8 @@ impl Sampler {
         self.penalise(logits);
         let temperature = self.options.temperature as f32;
         if temperature != 1.0 {
-            logits.iter_mut().for_each(|z| *z /= temperature);
+            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            logits.iter_mut().for_each(|z| *z = (*z - largest) / temperature);
         }
         let least = kth_largest(logits, self.options.top_k);
         self.candidates.clear();
@@ -112,7 +117,7 @@ impl Sampler {
     }
 
     fn penalise(&self, logits: &mut [f32]) {
-        let penalty = self.options.repetition_penalty as f32;
+        let penalty = self.options.repetition_penalty.clamp(1.0 / MOST_PENALTY, MOST_PENALTY) as f32;
         for id in &self.seen {
             if let Some(z) = logits.get_mut(*id as usize) {
                 *z = if *z < 0.0 { *z * penalty } else { *z / penalty };
@@ -224,6 +229,20 @@ mod tests {
     fn temperature_zero_is_greedy() {
         let mut sampler = Sampler::new(SamplingOptions { temperature: 0.0, ..DRAWN }, &[]);
         assert!((0..50).all(|_| sampler.next(&mut [0.0, 1.0, 1.1, 1.0]) == 2));
+    }
+
+    #[test]
+    fn the_smallest_temperature_and_penalty_leave_the_most_likely_token() {
+        for options in [
+            SamplingOptions { temperature: 1e-50, ..DRAWN },
+            SamplingOptions { temperature: 1e-37, ..DRAWN },
+            SamplingOptions { repetition_penalty: 1e-45, ..DRAWN },
+            SamplingOptions { repetition_penalty: 1e-45, ..SamplingOptions::GREEDY },
+        ] {
+            let mut sampler = Sampler::new(options, &[0, 2, 3]);
+            let chosen: Vec<u32> = (0..5).map(|_| sampler.next(&mut [20.0, 1.0, 30.0, 25.0])).collect();
+            assert_eq!(chosen, [2; 5], "{options:?}");
+        }
     }
 
     #[test]
