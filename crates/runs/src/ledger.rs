@@ -81,11 +81,11 @@ pub struct Ledger {
     connection: Connection,
 }
 
-/// Where the ledger lies: what `SFT_LEDGER` or else the key `ledger` says (`off` is nowhere), or else the user's data
+/// Where the ledger lies: what the key `ledger` or else `SFT_LEDGER` says (`off` is nowhere), or else the user's data
 /// folder; `None` where there is none.
 pub fn place(key: Option<&str>, variable: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
     let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
-    match variable("SFT_LEDGER").as_deref().or(key) {
+    match key.or(variable("SFT_LEDGER").as_deref()) {
         Some("off" | "false" | "none") => None,
         Some(path) => Some(PathBuf::from(path)),
         None => {

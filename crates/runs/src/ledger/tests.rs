@@ -78,7 +78,7 @@ fn a_damaged_a_later_and_a_locked_ledger_are_errors_that_name_the_file() {
 }
 
 #[test]
-fn its_place_is_the_variable_or_the_key_or_the_users_data_folder() {
+fn its_place_is_the_key_or_the_variable_or_the_users_data_folder() {
     let env = |pairs: &'static [(&str, &str)]| {
         move |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
     };
@@ -88,8 +88,10 @@ fn its_place_is_the_variable_or_the_key_or_the_users_data_folder() {
     assert_eq!(place(None, xdg), Some("/x/sft/runs.sqlite".into()));
     assert_eq!(place(Some("k.sqlite"), env(&[("HOME", "/h")])), Some("k.sqlite".into()));
     assert_eq!(place(Some("off"), env(&[("HOME", "/h")])), None);
-    assert_eq!(place(Some("k"), env(&[("SFT_LEDGER", "v")])), Some("v".into()));
-    assert_eq!(place(Some("k"), env(&[("SFT_LEDGER", "off")])), None);
+    assert_eq!(place(Some("k"), env(&[("SFT_LEDGER", "v")])), Some("k".into()));
+    assert_eq!(place(Some("off"), env(&[("SFT_LEDGER", "v")])), None);
+    assert_eq!(place(None, env(&[("HOME", "/h"), ("SFT_LEDGER", "v")])), Some("v".into()));
+    assert_eq!(place(None, env(&[("HOME", "/h"), ("SFT_LEDGER", "off")])), None);
     assert_eq!(place(None, env(&[])), None);
 }
 
