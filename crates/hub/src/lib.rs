@@ -15,7 +15,7 @@ mod space;
 mod watch;
 
 pub use error::HubError;
-pub use model::Model;
+pub use model::{Model, is_description};
 pub use options::{HubKeys, HubOptions, Token};
 pub use repository::{Kind, Repository, Site, Snapshot, is_safe, open};
 pub use watch::{Event, watch};

@@ -20,7 +20,7 @@ const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Files that say what a model is, how it tokenises and how it talks.
-const DESCRIPTION: [&str; 15] = [
+const DESCRIPTION: [&str; 17] = [
     CONFIG,
     "generation_config.json",
     "tokenizer.json",
@@ -30,6 +30,8 @@ const DESCRIPTION: [&str; 15] = [
     "chat_template.jinja",
     "chat_template.json",
     "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
     "vocab.json",
     "merges.txt",
     "vocab.txt",
@@ -243,8 +245,8 @@ fn is_hub_name(name: &str) -> bool {
     name.len() <= 96 && name.split('/').count() <= 2 && name.split('/').all(is_part)
 }
 
-/// Whether a file says what a model is, how it tokenises or how it talks.
-fn is_description(name: &str) -> bool {
+/// Whether a file says what a model is, how it tokenises or how it talks: these are fetched as soon as a model is found.
+pub fn is_description(name: &str) -> bool {
     let is_template = |name: &str| {
         name.strip_prefix(MORE_TEMPLATES).is_some_and(|file| !file.contains('/') && file.ends_with(".jinja"))
     };
@@ -269,9 +271,13 @@ mod tests {
 
     #[test]
     fn code_and_weights_of_other_formats_are_no_description() {
-        for name in
-            ["config.json", "qwen.tiktoken", "additional_chat_templates/tool_use.jinja", "tiktoken.model"]
-        {
+        for name in [
+            "config.json",
+            "qwen.tiktoken",
+            "additional_chat_templates/tool_use.jinja",
+            "tiktoken.model",
+            "spiece.model",
+        ] {
             assert!(is_description(name), "{name}");
         }
         for name in [

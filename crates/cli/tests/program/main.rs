@@ -4,6 +4,7 @@
 mod chat;
 mod digests;
 mod ends;
+mod hub;
 mod kills;
 mod ledger;
 mod place;
