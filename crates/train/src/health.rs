@@ -106,6 +106,8 @@ pub enum Warning {
     NothingSupervised,
     /// The norm of the gradient is many times what it was.
     GradientExplodes,
+    /// The gradient is exactly 0, though the loss is not.
+    GradientVanished,
 }
 
 /// Watches the steps of a run for signs that something is wrong.
@@ -133,6 +135,15 @@ impl Health {
                      The rows were learnt by heart, or the answer stands in the prompt; a lower learning_rate or fewer \
                      epochs keep a model from this",
                     outcome.sums.supervised
+                )
+            }));
+        }
+        if outcome.sums.supervised > 0 && outcome.loss != 0.0 && outcome.grad_norm == 0.0 {
+            said.extend(self.first(Warning::GradientVanished).then(|| {
+                format!(
+                    "the gradient is exactly 0 at a loss of {:.3}: such a step teaches nothing. Weights that have grown \
+                     too large make a model certain of every token, right or wrong; begin anew with a lower learning_rate",
+                    outcome.loss
                 )
             }));
         }
@@ -181,6 +192,7 @@ impl Warning {
             Self::LossZero => "steps_with_loss_0",
             Self::NothingSupervised => "steps_without_supervised_tokens",
             Self::GradientExplodes => "steps_with_exploding_gradients",
+            Self::GradientVanished => "steps_with_gradient_0",
         }
     }
 }
@@ -245,6 +257,18 @@ mod tests {
         }
         let said = health.after(&outcome(1.0, 500.0, 7), 0.0);
         assert!(said[0].contains("max_grad_norm is 0") && said[0].contains("times its mean"), "{said:?}");
+    }
+
+    #[test]
+    fn a_gradient_of_exactly_0_is_said_where_the_loss_is_not_0_and_tokens_are_supervised() {
+        let mut health = Health::default();
+        let said = health.after(&outcome(11.93, 0.0, 7), 1.0);
+        assert!(said[0].starts_with("the gradient is exactly 0 at a loss of 11.930"), "{said:?}");
+        assert_eq!(said.len(), 1);
+        assert!(health.after(&outcome(11.93, 0.0, 7), 1.0).is_empty(), "said once, counted always");
+        health.after(&outcome(0.0, 0.0, 7), 1.0);
+        health.after(&outcome(0.0, 0.0, 0), 1.0);
+        assert_eq!(health.counts().find(|(warning, _)| *warning == Warning::GradientVanished).unwrap().1, 2);
     }
 
     #[test]
