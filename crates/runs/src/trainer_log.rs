@@ -2,12 +2,14 @@
 //!
 //! In: [`LogLine`] → out: one whole line, written with one call (stage 14). The keys are LLaMA-Factory's
 //! (`train/callbacks.py`, `LogCallback`), with `grad_norm`, `eval_accuracy` and `eval_perplexity` added; as there,
-//! absent values are left out. A value that is not finite is `null`: JSON has no NaN.
+//! absent values are left out. A value that is not finite is `null`: JSON has no NaN. Figures of one of several evaluated
+//! data sets have its name in theirs, as in `trainer_state.json`: `eval_NAME_loss`.
 
 use crate::atomic;
 use crate::disk::DiskFile;
 use crate::error::{Result, RunError};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -35,7 +37,7 @@ pub struct LogLine {
     /// exp(eval_loss).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_perplexity: Option<f64>,
-    /// Name of the evaluated data set, when there are several.
+    /// Name of the evaluated data set, when there are several: a part of the names of its figures in the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_dataset: Option<String>,
     /// Learning rate of the last step.
@@ -68,6 +70,36 @@ pub struct LogLine {
     /// Peak device memory in GiB, two decimals.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vram_allocated: Option<f64>,
+}
+
+/// The figures of an evaluation: `loss` is `eval_loss`, and of a data set by itself `eval_NAME_loss`.
+const FIGURES: [&str; 3] = ["loss", "accuracy", "perplexity"];
+
+impl LogLine {
+    /// The line as it is in the file, without its end.
+    fn to_json(&self) -> serde_json::Result<String> {
+        let Some(dataset) = &self.eval_dataset else { return serde_json::to_string(self) };
+        let Value::Object(line) = serde_json::to_value(self)? else { return serde_json::to_string(self) };
+        let renamed = |key: String| match FIGURES.iter().find(|figure| key == format!("eval_{figure}")) {
+            Some(figure) => format!("eval_{dataset}_{figure}"),
+            None => key,
+        };
+        let line: Map<String, Value> = line.into_iter().map(|(key, value)| (renamed(key), value)).collect();
+        serde_json::to_string(&line)
+    }
+
+    /// A line of the file; those of earlier programs have `eval_loss` beside `eval_dataset`, too.
+    fn from_json(text: &str) -> serde_json::Result<Self> {
+        let mut line: Map<String, Value> = serde_json::from_str(text)?;
+        if let Some(dataset) = line.get("eval_dataset").and_then(Value::as_str).map(str::to_owned) {
+            for figure in FIGURES {
+                if let Some(value) = line.remove(&format!("eval_{dataset}_{figure}")) {
+                    line.insert(format!("eval_{figure}"), value);
+                }
+            }
+        }
+        serde_json::from_value(Value::Object(line))
+    }
 }
 
 /// The open log of a run. At any moment the file is whole lines.
@@ -118,7 +150,7 @@ impl TrainerLog {
     /// Any I/O error, with the path.
     pub fn append(&mut self, line: &LogLine) -> Result<()> {
         let mut text =
-            serde_json::to_vec(line).map_err(|e| RunError::at(&self.path, "write the log")(e.into()))?;
+            line.to_json().map_err(|e| RunError::at(&self.path, "write the log")(e.into()))?.into_bytes();
         text.push(b'\n');
         let file = match &mut self.file {
             Some(file) => file,
@@ -157,7 +189,7 @@ impl TrainerLog {
 pub fn read(path: &Path) -> Result<Vec<LogLine>> {
     let text = fs::read_to_string(path).map_err(RunError::at(path, "read the log"))?;
     let parse = |(index, line): (usize, &str)| {
-        serde_json::from_str(line).map_err(|e| RunError::Unreadable {
+        LogLine::from_json(line).map_err(|e| RunError::Unreadable {
             path: path.to_path_buf(),
             reason: format!("line {}: {e}", index + 1),
         })
@@ -189,6 +221,32 @@ mod tests {
             serde_json::to_string(&line).unwrap(),
             r#"{"current_steps":5,"total_steps":10,"loss":0.5,"lr":0.0001,"epoch":0.25,"percentage":50.0,"elapsed_time":"0:00:05","remaining_time":"0:00:05","throughput":12.5,"total_tokens":64}"#
         );
+    }
+
+    #[test]
+    fn figures_of_a_data_set_by_itself_have_its_name_and_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |dataset: Option<&str>| LogLine {
+            eval_loss: Some(2.0),
+            eval_accuracy: Some(0.5),
+            eval_dataset: dataset.map(str::to_owned),
+            ..LogLine::default()
+        };
+        let mut log = TrainerLog::create(folder.path()).unwrap();
+        let lines = [of(Some("mine")), of(None)];
+        lines.iter().for_each(|line| log.append(line).unwrap());
+        let path = folder.path().join(TRAINER_LOG);
+        let text = fs::read_to_string(&path).unwrap();
+        let (first, last) = text.trim_end().split_once('\n').unwrap();
+        assert!(first.contains(r#""eval_mine_loss":2.0,"eval_mine_accuracy":0.5"#), "{first}");
+        assert!(!first.contains(r#""eval_loss""#) && last.contains(r#""eval_loss":2.0"#), "{text}");
+        assert_eq!(read(&path).unwrap(), lines);
+    }
+
+    #[test]
+    fn a_line_with_the_names_of_earlier_programs_reads_back() {
+        let line = LogLine::from_json(r#"{"eval_loss": 2.0, "eval_dataset": "mine"}"#).unwrap();
+        assert_eq!((line.eval_loss, line.eval_dataset.as_deref()), (Some(2.0), Some("mine")));
     }
 
     #[test]
