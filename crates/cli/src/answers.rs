@@ -4,13 +4,15 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use serde_json::json;
+use sft_config::Stage;
 use sft_data::conversation::Conversation;
 use sft_infer::{Answered, GenerationOptions, Generator, SamplingOptions, answer_all, exact_match};
 use sft_kernels::Device;
 use sft_model::Decoder;
 use sft_train::{Job, setup};
 
-/// The file in the run's folder with every question: one line `{prompt, expected, before, after}` each.
+/// The file in the run's folder with every question: one line `{prompt, expected, before, after}` each, or `{prompt,
+/// problem}` of one that could not be asked.
 const FILE: &str = "held_out_answers.jsonl";
 /// Rows whose answers are printed; the share and the file count all of them.
 const SHOWN: usize = 10;
@@ -31,6 +33,12 @@ impl Comparison {
         if count == 0 {
             return Ok(None);
         }
+        if job.config.stage == Stage::Pt {
+            println!(
+                "show_answers: nothing is asked with `stage: pt`, whose rows are texts and no questions"
+            );
+            return Ok(None);
+        }
         job.check_memory()?;
         let rows = job.eval_rows[..count].to_vec();
         let mut comparison = Self { config: job.config.clone(), rows, before: Vec::new() };
@@ -48,28 +56,41 @@ impl Comparison {
         println!("\nheld-out questions, before and after training:");
         for (before, after) in self.before.iter().zip(&after).take(SHOWN) {
             println!("  {}", shortened(&after.prompt_text));
-            println!("    expected  {}", shortened(&after.expected));
-            println!("    before {} {}", mark(before), shortened(&before.answer));
-            println!("    after  {} {}", mark(after), shortened(&after.answer));
+            match (&before.answer, &after.answer) {
+                (Ok(said_before), Ok(said_after)) => {
+                    println!("    expected  {}", shortened(&after.expected));
+                    println!("    before {} {}", mark(before), shortened(said_before));
+                    println!("    after  {} {}", mark(after), shortened(said_after));
+                }
+                (Err(problem), _) | (_, Err(problem)) => println!("    not asked: {problem}"),
+            }
         }
+        let asked = after.iter().filter(|row| row.answer.is_ok()).count();
         println!(
-            "exactly as expected: {:.1} % before, {:.1} % after, of {} questions",
+            "exactly as expected: {:.1} % before, {:.1} % after, of {asked} questions",
             100.0 * exact_match(&self.before),
             100.0 * exact_match(&after),
-            after.len()
         );
+        if let Some(problem) = after.iter().find_map(|row| row.answer.as_ref().err()) {
+            println!("not asked: {} more, the first because {problem}", after.len() - asked);
+        }
         println!("all of them: {}", self.write(&after)?.display());
         Ok(())
     }
 
     fn write(&self, after: &[Answered]) -> anyhow::Result<PathBuf> {
         let line = |(before, after): (&Answered, &Answered)| {
-            let line = json!({
-                "prompt": after.prompt_text,
-                "expected": after.expected,
-                "before": before.answer,
-                "after": after.answer,
-            });
+            let line = match (&before.answer, &after.answer) {
+                (Ok(said_before), Ok(said_after)) => json!({
+                    "prompt": after.prompt_text,
+                    "expected": after.expected,
+                    "before": said_before,
+                    "after": said_after,
+                }),
+                (Err(problem), _) | (_, Err(problem)) => {
+                    json!({"prompt": after.prompt_text, "problem": problem})
+                }
+            };
             format!("{line}\n")
         };
         let lines: String = self.before.iter().zip(after).map(line).collect();

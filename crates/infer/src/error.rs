@@ -2,6 +2,7 @@
 
 use sft_data::conversation::Origin;
 use sft_data::error::DataError;
+use sft_data::rows::RowProblem;
 use sft_model::ModelError;
 use thiserror::Error;
 
@@ -49,4 +50,25 @@ pub enum InferError {
         /// Where the row was read.
         origin: Origin,
     },
+    /// Of a row's expected answer the template renders nothing.
+    #[error(
+        "{origin}: the template leaves out the whole of the expected answer\nhelp: choose a template that knows calls of tools, if it is one"
+    )]
+    NothingExpected {
+        /// Where the row was read.
+        origin: Origin,
+    },
+    /// The template refuses a row.
+    #[error("{problem}")]
+    Row {
+        /// The row, and why.
+        problem: RowProblem,
+    },
+}
+
+impl InferError {
+    /// Whether another row or question may have an answer all the same.
+    pub fn is_of_the_row(&self) -> bool {
+        !matches!(self, Self::Model(_) | Self::NotANumber { .. })
+    }
 }

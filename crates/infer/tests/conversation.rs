@@ -6,8 +6,10 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sft_data::conversation::{Conversation, Message, Origin, Role};
-use sft_infer::{ChatSession, GenerationOptions, Generator, InferError, StopReason, answer_all, exact_match};
+use sft_data::conversation::{Conversation, Message, Origin, Role, ToolCall};
+use sft_infer::{
+    Answered, ChatSession, GenerationOptions, Generator, InferError, StopReason, answer_all, exact_match,
+};
 
 fn conversation(question: &str, answer: &str) -> Conversation {
     Conversation {
@@ -119,18 +121,49 @@ fn exact_match_is_the_share_of_answers_that_are_the_same_but_for_white_space_aro
     });
     let answered = answered.unwrap();
     assert_eq!((exact_match(&answered), seen), (0.5, 4));
-    assert_eq!((answered[3].prompt_text.as_str(), answered[3].answer.as_str()), ("D?", "yes"));
+    let last = &answered[3];
+    assert_eq!((last.prompt_text.as_str(), last.answer.as_deref()), ("D?", Ok("yes")));
     assert_eq!(exact_match(&[]), 0.0);
+}
+
+fn answers(rows: &[Conversation]) -> Vec<Answered> {
+    let (dev, pipeline) = (tiny::device(), tiny::pipeline());
+    let decoder = tiny::speaker(&dev, "yes");
+    let options = GenerationOptions::greedy(50, pipeline.stop_ids());
+    let mut generator = Generator::new(&dev, &decoder);
+    answer_all(&mut generator, &pipeline, rows, &options, |_| ControlFlow::Continue(())).unwrap()
 }
 
 #[test]
 fn a_row_without_an_expected_answer_is_named() {
-    let (dev, pipeline) = (tiny::device(), tiny::pipeline());
-    let decoder = tiny::speaker(&dev, "yes");
     let mut row = conversation("A?", "yes");
     row.messages.pop();
-    let options = GenerationOptions::greedy(50, pipeline.stop_ids());
-    let mut generator = Generator::new(&dev, &decoder);
-    let error = answer_all(&mut generator, &pipeline, &[row], &options, |_| ControlFlow::Continue(()));
-    assert!(error.unwrap_err().to_string().starts_with("held_out.json:3: "));
+    let answered = answers(&[row]);
+    assert!(answered[0].answer.as_ref().unwrap_err().starts_with("held_out.json:3: "), "{answered:?}");
+}
+
+#[test]
+fn a_question_too_long_for_the_model_is_told_in_its_place_and_the_others_are_answered() {
+    let long = "x".repeat(600);
+    let answered = answers(&[conversation(&long, "yes"), conversation("B?", "yes")]);
+    let problem = answered[0].answer.as_ref().unwrap_err();
+    assert!(problem.ends_with("is 512: there is no room for an answer"), "no help of a chat: {problem}");
+    assert_eq!(answered[0].prompt_text, long);
+    assert!(!answered[0].is_exact() && answered[1].is_exact());
+    assert_eq!(exact_match(&answered), 1.0, "of the questions that were asked");
+}
+
+#[test]
+fn a_call_is_expected_as_the_template_renders_it() {
+    let mut row = conversation("A?", "");
+    let call = ToolCall { id: None, name: "look".into(), arguments: serde_json::json!({}) };
+    row.messages[1].tool_calls.push(call);
+    let answered = answers(&[row]);
+    assert_eq!(answered[0].expected, "[look]");
+}
+
+#[test]
+fn an_answer_of_which_nothing_is_rendered_is_not_asked_for() {
+    let answered = answers(&[conversation("A?", "")]);
+    assert!(answered[0].answer.as_ref().unwrap_err().contains("leaves out the whole"), "{answered:?}");
 }

@@ -8,3 +8,4 @@ mod hub;
 mod kills;
 mod ledger;
 mod place;
+mod words;

@@ -189,9 +189,10 @@ pub fn speaker(dev: &Device, text: &str) -> Decoder {
     decoder
 }
 
-/// A chat template: `U:` question, `A:` answer, end; a system prompt in front.
+/// A chat template: `U:` question, `A:` answer with the names of called tools, end; a system prompt in front.
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}S:{{ m.content }}\n\
-    {% elif m.role == 'user' %}U:{{ m.content }}\nA:{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}";
+    {% elif m.role == 'user' %}U:{{ m.content }}\nA:{% else %}{{ m.content }}{% for c in m.tool_calls or [] %}[{{ c.function.name }}]{% endfor %}{{ eos_token }}{% endif %}\
+    {% endfor %}";
 
 /// Tokenizer and template together.
 pub fn pipeline() -> Pipeline {

@@ -1,0 +1,41 @@
+//! What commands say and how they end: figures of runs without steps, questions that cannot be asked, readers that go
+//! away, words that are no command.
+
+use std::fs;
+
+use crate::place::{Place, text};
+
+const EVALUATES: &str = "eval_dataset: quickstart_heldout\n";
+
+#[test]
+fn a_question_that_leaves_no_room_is_counted_and_ends_no_run() {
+    let place = Place::new(&format!("{EVALUATES}max_steps: 1\nsave_strategy: 'no'\n"));
+    let rows: Vec<_> = ["hat", &"hat ".repeat(600)]
+        .map(|asked| serde_json::json!({"instruction": asked, "input": "", "output": "cap"}))
+        .into();
+    fs::write(place.path("asked.json"), serde_json::to_string(&rows).unwrap()).unwrap();
+    let asked = format!("eval_dataset={}", place.path("asked.json").display());
+    let keys = [asked.as_str(), "show_answers=2", "max_new_tokens=2"];
+    let run = place.train("out", &keys).output().unwrap();
+    let said = text(&run);
+    assert!(run.status.success(), "{said}");
+    assert!(
+        said.contains("of 1 questions") && said.contains("not asked: 1 more, the first because "),
+        "{said}"
+    );
+    let lines = fs::read_to_string(place.path("out/held_out_answers.jsonl")).unwrap();
+    assert!(lines.lines().count() == 2 && lines.contains("\"problem\":"), "{lines}");
+}
+
+#[test]
+fn nothing_is_asked_of_a_model_that_is_trained_on_texts() {
+    let place = Place::new("stage: pt\nmax_steps: 1\nsave_strategy: 'no'\n");
+    fs::write(place.path("texts.json"), r#"[{"text": "A hat is a cap."}, {"text": "A cap is a hat."}]"#)
+        .unwrap();
+    let texts = place.path("texts.json").display().to_string();
+    let keys = [format!("dataset={texts}"), format!("eval_dataset={texts}")];
+    let run = place.train("out", &[&keys[0], &keys[1], "show_answers=2"]).output().unwrap();
+    let said = text(&run);
+    assert!(run.status.success() && said.contains("nothing is asked with `stage: pt`"), "{said}");
+    assert!(!place.path("out/held_out_answers.jsonl").exists());
+}
