@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long)]
     profile: bool,
     /// Time this many tokens of an answer instead of training
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", conflicts_with_all = ["steps", "warm_up", "random_weights", "profile"])]
     decode: Option<NonZeroUsize>,
     /// Only the line of JSON
     #[arg(long)]
@@ -50,9 +50,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         println!("{}", decode(&config, tokens.get(), args.json)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let (mut config, model) = args.recipe.read(Purpose::Train)?;
-    // Steps are timed, also of a recipe that evaluates alone.
-    config.do_train = true;
+    // Steps are timed, also of a recipe that evaluates alone: one that names no rows to train on is told so.
+    let (config, model) = args.recipe.with("do_train=true").read(Purpose::Train)?;
     let mut job = setup::device(&config)?.install(|| Job::prepare(config))?;
     if !args.random_weights && !job.config.train_from_scratch {
         model.fetch_weights()?;

@@ -20,6 +20,12 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// The same with `key=value` after all others.
+    pub fn with(mut self, key: &str) -> Self {
+        self.overrides.push(key.to_owned());
+        self
+    }
+
     /// The resolved configuration, and its model: of one from a hub, what describes it is here, and the weights can be
     /// fetched. A first word with `=` in it is an override, unless there is such a file.
     ///

@@ -39,3 +39,25 @@ fn nothing_is_asked_of_a_model_that_is_trained_on_texts() {
     assert!(run.status.success() && said.contains("nothing is asked with `stage: pt`"), "{said}");
     assert!(!place.path("out/held_out_answers.jsonl").exists());
 }
+
+#[test]
+fn a_recipe_that_evaluates_alone_is_timed_and_one_without_rows_to_train_on_is_told_what_lacks() {
+    let place = Place::new(&format!("{EVALUATES}do_train: false\ndo_eval: true\noutput_dir: out\n"));
+    let bench = place.sft(&["bench", "config.yaml", "--steps", "1", "--warm-up", "0"]).output().unwrap();
+    assert!(bench.status.success() && text(&bench).contains("tokens_per_s"), "{}", text(&bench));
+    let config = fs::read_to_string(place.path("config.yaml")).unwrap();
+    fs::write(place.path("config.yaml"), config.replace("dataset: quickstart_train\n", "")).unwrap();
+    let bench = place.sft(&["bench", "config.yaml"]).output().unwrap();
+    assert!(!bench.status.success() && text(&bench).contains("`dataset` is missing"), "{}", text(&bench));
+}
+
+#[test]
+fn an_answer_is_not_timed_with_options_of_training() {
+    let place = Place::new("");
+    for option in [&["--steps", "2"][..], &["--warm-up", "2"], &["--random-weights"], &["--profile"]] {
+        let bench =
+            place.sft(&[&["bench", "config.yaml", "--decode", "2"], option].concat()).output().unwrap();
+        assert_eq!(bench.status.code(), Some(2), "{option:?}: {}", text(&bench));
+        assert!(text(&bench).contains("cannot be used with"), "{}", text(&bench));
+    }
+}
