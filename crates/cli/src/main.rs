@@ -1,4 +1,7 @@
 //! The `sft` command: argv → one subcommand (stage 0 of the walk). Only this crate prints.
+//!
+//! Exit status: 0, also where a reader has gone away; 1 after an error; 2 for words that are no command; 130 of a run that
+//! was interrupted.
 
 /// As std's, but a reader that has gone away (`sft … | head`) is no reason to panic, least of all while training.
 macro_rules! println {
@@ -44,6 +47,7 @@ mod train;
 
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 use sft_kernels::OutOfMemory;
 
@@ -80,8 +84,42 @@ enum Command {
     Config(config::Args),
 }
 
+/// Commands of LLaMA-Factory that are other ones here, or none, and what there is.
+const ELSEWHERE: [(&str, &str); 6] = [
+    ("api", "a server is not built; `sft export` writes a folder that vLLM and others serve"),
+    ("webui", "a web page is not built; `sft train config.yaml` trains, `sft config` lists the keys"),
+    ("webchat", "a web page is not built; `sft chat` talks to a model in the terminal"),
+    (
+        "eval",
+        "benchmarks are not built; `sft train` with `do_train: false` and `do_eval: true` evaluates on rows",
+    ),
+    ("version", "`sft --version` prints it"),
+    ("env", "`sft doctor` shows what this machine has"),
+];
+
+/// The words as a command; help, a version and wrong words end the program.
+fn command() -> Command {
+    let error = match Cli::try_parse() {
+        Ok(cli) => return cli.command,
+        Err(error) => error,
+    };
+    let word = match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(word)) if error.kind() == ErrorKind::InvalidSubcommand => word,
+        _ => error.exit(),
+    };
+    let Some((_, instead)) = ELSEWHERE.iter().find(|(name, _)| name == word) else { error.exit() };
+    eprintln!("error: there is no command `{word}`\nhelp: {instead}");
+    std::process::exit(error.exit_code());
+}
+
+/// Whether what was written has no reader any more (`sft … | head`): nothing is wrong then. Of an error of a connection,
+/// which may be of the same kind, the outermost is the hub's.
+fn has_no_reader(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command = command();
     signals::limits_are_errors();
     let done = OutOfMemory::caught(|| match command {
         Command::Train(args) => train::run(args),
@@ -97,6 +135,7 @@ fn main() -> ExitCode {
     });
     match done.unwrap_or_else(|refused| Err(refused.into())) {
         Ok(code) => code,
+        Err(error) if has_no_reader(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE

@@ -2,8 +2,9 @@
 //! away, words that are no command.
 
 use std::fs;
+use std::process::Stdio;
 
-use crate::place::{Place, text};
+use crate::place::{Place, QUICKSTART, text};
 
 const EVALUATES: &str = "eval_dataset: quickstart_heldout\n";
 
@@ -60,4 +61,45 @@ fn an_answer_is_not_timed_with_options_of_training() {
         assert_eq!(bench.status.code(), Some(2), "{option:?}: {}", text(&bench));
         assert!(text(&bench).contains("cannot be used with"), "{}", text(&bench));
     }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let place = Place::new("output_dir: out\n");
+    let chat = [&format!("model_name_or_path={QUICKSTART}/base")[..], "device=cpu", "max_new_tokens=3"];
+    fs::write(place.path("questions"), "hat\n".repeat(3)).unwrap();
+    for words in [
+        &["data", "show", "config.yaml", "--rows", "0..20"][..],
+        &["data", "check", "config.yaml"],
+        &[&["chat"], &chat[..]].concat(),
+    ] {
+        let mut command = place.sft(words);
+        command.stdin(fs::File::open(place.path("questions")).unwrap());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success() && !said.contains("error"), "{words:?}: {said}");
+    }
+}
+
+#[test]
+fn commands_of_llama_factory_that_are_others_here_are_named() {
+    let place = Place::new("");
+    for (word, instead) in [
+        ("api", "not built"),
+        ("webui", "not built"),
+        ("webchat", "`sft chat`"),
+        ("eval", "`do_eval: true`"),
+        ("version", "`sft --version`"),
+        ("env", "`sft doctor`"),
+    ] {
+        let refused = place.sft(&[word]).output().unwrap();
+        let said = text(&refused);
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        assert!(said.contains(instead) && !said.contains("tip:"), "{said}");
+    }
+    // Any other word is clap's matter.
+    let refused = place.sft(&["tran"]).output().unwrap();
+    assert!(refused.status.code() == Some(2) && text(&refused).contains("'train'"), "{}", text(&refused));
 }
