@@ -52,11 +52,6 @@ impl<'a> ChatSession<'a> {
         session
     }
 
-    /// The messages so far, the system prompt first if there is one.
-    pub fn messages(&self) -> &[Message] {
-        &self.messages
-    }
-
     /// Forgets everything said; the system prompt stays.
     pub fn clear(&mut self) {
         self.messages.clear();

@@ -71,8 +71,6 @@ fn every_turn_sees_the_earlier_ones_and_computes_only_what_is_new() {
     // All of `yes` was fed to find its end: only the end token and what follows are new.
     let second_tokens = first_tokens + "yes".len() + 1 + "U:Sure?\nA:".len();
     assert_eq!((second.prompt_tokens, second.reused), (second_tokens, first_tokens + 3));
-    let roles: Vec<Role> = session.messages().iter().map(|message| message.role).collect();
-    assert_eq!(roles, [Role::System, Role::User, Role::Assistant, Role::User, Role::Assistant]);
 }
 
 #[test]
@@ -85,7 +83,6 @@ fn clear_forgets_all_but_the_system_prompt() {
     let go_on = |_: &str| ControlFlow::Continue(());
     let before = session.ask("Really?", go_on).unwrap();
     session.clear();
-    assert_eq!(session.messages(), [Message::text(Role::System, "Be brief.")]);
     let after = session.ask("Really?", go_on).unwrap();
     assert_eq!(before, after);
 }
@@ -99,12 +96,15 @@ fn a_question_that_fails_is_taken_back_and_a_broken_off_answer_stays() {
     let long = "x".repeat(600);
     let error = session.ask(&long, |_| ControlFlow::Continue(())).unwrap_err();
     assert!(matches!(error, InferError::PromptTooLong { value: 512, .. }), "{error}");
-    assert!(session.messages().is_empty());
     let stop_after_e =
         |piece: &str| if piece == "e" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
     let answer = session.ask("Really?", stop_after_e).unwrap();
     assert_eq!((answer.text.as_str(), answer.reason), ("ye", StopReason::Cancelled));
-    assert_eq!(session.messages()[1], Message::text(Role::Assistant, "ye"));
+    let tokens = |text: &str| text.len() - "<s>".len() + 1;
+    assert_eq!(answer.prompt_tokens, tokens("<s>U:Really?\nA:"), "nothing of the question that failed");
+    let next = session.ask("Sure?", |_| ControlFlow::Continue(())).unwrap();
+    // The end of the answer is a token.
+    assert_eq!(next.prompt_tokens, tokens("<s>U:Really?\nA:ye_U:Sure?\nA:"));
 }
 
 #[test]

@@ -146,18 +146,6 @@ pub enum RunError {
         reason: String,
     },
 
-    /// `metric_for_best_model` names a metric that an evaluation does not have.
-    #[error(
-        "metric_for_best_model: an evaluation has no {metric}\n\
-         help: choose one of {known}"
-    )]
-    UnknownMetric {
-        /// The key that was looked for.
-        metric: String,
-        /// The keys that there are.
-        known: String,
-    },
-
     /// A picture could not be drawn.
     #[error("{}: cannot draw the picture: {reason}", .path.display())]
     Drawing {

@@ -13,8 +13,7 @@ const LOCK: &str = ".sft.lock";
 
 /// An output folder that belongs to this process until the value is dropped.
 ///
-/// Training holds it inside a [`RunFolder`](crate::RunFolder); evaluation and prediction alone, which have no run to
-/// start or resume, hold it by itself.
+/// Training and evaluation hold it inside a [`RunFolder`](crate::RunFolder).
 #[derive(Debug)]
 pub struct FolderLock {
     // Closing the file releases the lock. `None`: the file system has no locks.
@@ -103,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn afile_in_the_place_of_the_folder_is_named() {
+    fn a_file_in_the_place_of_the_folder_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("out");
         fs::write(&file, "x").unwrap();

@@ -178,12 +178,12 @@ impl Recorder {
     /// Records an evaluation and compares it with the best one so far.
     ///
     /// # Errors
-    /// Any I/O error, with the path; [`RunError::UnknownMetric`] when `metric_for_best_model` is not among the metrics.
+    /// Any I/O error, with the path.
     pub fn record_eval(&mut self, record: &EvalRecord) -> Result<EvalOutcome> {
         self.state.global_step = record.step;
         self.state.epoch = record.epoch;
         let metrics = record.metrics();
-        let is_best = self.compare_with_best(record, &metrics)?;
+        let is_best = self.compare_with_best(record.step, &metrics);
         self.add_history(metrics)?;
         let line = LogLine {
             eval_loss: Some(record.loss),
@@ -196,22 +196,10 @@ impl Recorder {
         Ok(EvalOutcome { line, is_best, evals_since_best: self.carried.evals_since_best })
     }
 
-    fn compare_with_best(&mut self, record: &EvalRecord, metrics: &Map<String, Value>) -> Result<bool> {
-        let Some(wanted) = &self.options.best_metric else {
-            return Ok(false);
-        };
-        let key = if wanted.name.starts_with("eval_") {
-            wanted.name.clone()
-        } else {
-            format!("eval_{}", wanted.name)
-        };
-        let Some(value) = metrics.get(&key) else {
-            if record.dataset.is_some() {
-                return Ok(false); // Another data set of the same evaluation may have it.
-            }
-            let known = metrics.keys().cloned().collect::<Vec<_>>().join(", ");
-            return Err(RunError::UnknownMetric { metric: key, known });
-        };
+    fn compare_with_best(&mut self, step: u64, metrics: &Map<String, Value>) -> bool {
+        let Some(wanted) = &self.options.best_metric else { return false };
+        // Of a data set by itself the names are others: the evaluation of all rows decides.
+        let Some(value) = metrics.get(&wanted.name) else { return false };
         let value = value.as_f64().unwrap_or(f64::NAN);
         // A comparison with NaN is false: such an evaluation is never the best one.
         let is_best = value.is_finite()
@@ -221,12 +209,12 @@ impl Recorder {
                 .is_none_or(|best| if wanted.greater_is_better { value > best } else { value < best });
         if is_best {
             self.state.best_metric = Some(value);
-            self.state.best_global_step = Some(record.step);
+            self.state.best_global_step = Some(step);
             self.carried.evals_since_best = 0;
         } else {
             self.carried.evals_since_best += 1;
         }
-        Ok(is_best)
+        is_best
     }
 
     /// Writes the recorder's files into a checkpoint that is being written; resuming that checkpoint continues here.
@@ -287,11 +275,6 @@ impl Recorder {
     /// Evaluations since the best one.
     pub fn evals_since_best(&self) -> u64 {
         self.carried.evals_since_best
-    }
-
-    /// Supervised tokens so far.
-    pub fn supervised_tokens(&self) -> u64 {
-        self.carried.supervised_tokens
     }
 
     /// Seconds of all sessions so far.

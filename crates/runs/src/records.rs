@@ -37,7 +37,7 @@ pub struct RecorderOptions {
 /// What makes an evaluation the best one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BestMetric {
-    /// The metric's name with or without `eval_`: `loss`, `eval_accuracy`, `eval_<dataset>_loss`, …
+    /// The metric's name: `eval_loss`, `eval_accuracy` or `eval_perplexity`.
     pub name: String,
     /// Whether a greater value is better.
     pub greater_is_better: bool,

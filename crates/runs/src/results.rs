@@ -1,4 +1,4 @@
-//! `train_results.json`, `eval_results.json`, `predict_results.json` and `all_results.json`.
+//! `train_results.json`, `eval_results.json` and `all_results.json`.
 //!
 //! In: the metrics of one part of a run → out: its file, and the same keys merged into `all_results.json`, as
 //! transformers' `save_metrics` does (stage 14).
@@ -14,7 +14,7 @@ use std::path::Path;
 /// The file that has the metrics of every part.
 pub const ALL_RESULTS: &str = "all_results.json";
 
-/// Writes `<split>_results.json` (`split` is `train`, `eval` or `predict`) and merges it into `all_results.json`.
+/// Writes `<split>_results.json` (`split` is `train` or `eval`) and merges it into `all_results.json`.
 ///
 /// # Errors
 /// Any I/O error, with the path, or an `all_results.json` that is not a JSON object.

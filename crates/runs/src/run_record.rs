@@ -156,16 +156,6 @@ impl RunRecord {
         let text = fs::read(&path).map_err(RunError::at(&path, "read the record of the run"))?;
         serde_json::from_slice(&text).map_err(|e| RunError::Unreadable { path, reason: e.to_string() })
     }
-
-    /// One digest of all files of a kind, in the order of their names without folders; `None` while they are not read.
-    pub fn digest_of(&self, kind: FileKind) -> Option<String> {
-        let mut files: Vec<_> = self.files.iter().filter(|file| file.kind == kind).collect();
-        files.sort_by_key(|file| file.path.file_name());
-        let mut hasher = Sha256::new();
-        files.iter().for_each(|file| hasher.update(file.sha256.as_bytes()));
-        let hash = hasher.finalize();
-        (!files.is_empty()).then(|| hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
-    }
 }
 
 /// Seconds since 1970 by the clock of the machine; 0 before.
@@ -215,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_survives_the_file_and_its_files_have_one_digest() {
+    fn a_record_survives_the_file_with_the_digests_of_its_files() {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("rows.jsonl");
         fs::write(&data, "abc").unwrap();
@@ -226,7 +216,6 @@ mod tests {
         let record = RunRecord { uid: RunRecord::new_uid(folder.path()), files, ..RunRecord::default() };
         record.save(folder.path()).unwrap();
         assert_eq!(RunRecord::load(folder.path()).unwrap(), record);
-        assert!(record.digest_of(FileKind::Data).is_some() && record.digest_of(FileKind::Model).is_none());
     }
 
     #[test]
