@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sft_config::Purpose;
-use sft_train::run::Outcome;
+use sft_train::run::{self, Outcome};
 use sft_train::{Job, setup};
 
 use crate::answers::Comparison;
@@ -57,6 +57,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         job.check_memory()?;
         model.fetch_weights()?;
     }
+    // What is in the way there is told before questions are answered for minutes.
+    let folder = run::open_folder(&job)?;
     let comparison = Comparison::begin(&job)?;
     let interrupts = count_interrupts()?;
     let screen = Screen::new(job.total_steps, interrupts);
@@ -73,7 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
              `overwrite_output_dir: true` begins anew",
         ),
     };
-    let outcome = sft_train::run::run(job, &mut kept);
+    let outcome = run::run_in(&folder, job, &mut kept);
     kept.end(&outcome);
     kept.screen.close();
     let outcome = outcome?;

@@ -48,10 +48,18 @@ pub struct Outcome {
 /// Runs a job to its end, or until the observer interrupts it.
 ///
 /// # Errors
-/// A model that does not fit or cannot be read, memory that others took meanwhile, a folder in use, a loss that is not finite, a full disk.
+/// As [`open_folder`] and [`run_in`].
 pub fn run(job: Job, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+    let folder = open_folder(&job)?;
+    run_in(&folder, job, observer)
+}
+
+/// Makes or opens the folder of a job and locks it: what is in the way there is told before anything takes long.
+///
+/// # Errors
+/// A job that does not fit into memory; a folder in use, or one that holds another run; too little room on its disk.
+pub fn open_folder(job: &Job) -> Result<RunFolder, TrainError> {
     job.check_memory()?;
-    let dev = setup::device(&job.config)?;
     let from = match &job.config.resume_from_checkpoint {
         Resume::Automatic => ResumeFrom::Automatic,
         Resume::No => ResumeFrom::Never,
@@ -66,7 +74,17 @@ pub fn run(job: Job, observer: &mut dyn Observer) -> Result<Outcome, TrainError>
     if job.config.do_train {
         folder.require_room(job.written_bytes())?;
     }
-    OutOfMemory::caught(|| dev.install(|| Running::begin(&dev, job, &folder)?.complete(observer)))?
+    Ok(folder)
+}
+
+/// Runs a job in its folder, to its end or until the observer interrupts it.
+///
+/// # Errors
+/// A model that cannot be read, memory that others took meanwhile, a loss that is not finite, a full disk.
+pub fn run_in(folder: &RunFolder, job: Job, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+    job.check_memory()?;
+    let dev = setup::device(&job.config)?;
+    OutOfMemory::caught(|| dev.install(|| Running::begin(&dev, job, folder)?.complete(observer)))?
 }
 
 /// A run between two steps.

@@ -7,5 +7,6 @@ mod ends;
 mod hub;
 mod kills;
 mod ledger;
+mod overwrites;
 mod place;
 mod words;
