@@ -28,6 +28,8 @@ pub struct Kept<O> {
     flushed: Instant,
     /// Whether there is a run to be recorded: an evaluation alone is none.
     trains: bool,
+    /// Whether it is the run that was in its folder before.
+    goes_on: bool,
     /// Whether the folder is locked and the run on its way.
     began: bool,
     /// The last step that was logged.
@@ -35,8 +37,8 @@ pub struct Kept<O> {
 }
 
 impl<O: Observer> Kept<O> {
-    /// A run that is about to begin.
-    pub fn new(screen: O, job: &Job, dev: &Device) -> Self {
+    /// A run that is about to begin, or to go on where it was in its folder.
+    pub fn new(screen: O, job: &Job, dev: &Device, goes_on: bool) -> Self {
         let c = &job.config;
         let variable = |name: &str| std::env::var(name).ok();
         let data = job.datasets.iter().flat_map(|set| &set.files).map(|path| (FileKind::Data, path.clone()));
@@ -67,6 +69,7 @@ impl<O: Observer> Kept<O> {
             points: Vec::new(),
             flushed: Instant::now(),
             trains: c.do_train,
+            goes_on,
             began: false,
             step: 0,
         }
@@ -79,7 +82,7 @@ impl<O: Observer> Kept<O> {
         }
         (self.began, self.step) = (true, resumed_at);
         let folder = self.record.output_dir.clone();
-        if resumed_at > 0
+        if self.goes_on
             && let Ok(earlier) = RunRecord::load(&folder)
         {
             (self.record.uid, self.record.started_at) = (earlier.uid, earlier.started_at);

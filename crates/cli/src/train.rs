@@ -62,7 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let comparison = Comparison::begin(&job)?;
     let interrupts = count_interrupts()?;
     let screen = Screen::new(job.total_steps, interrupts);
-    let mut kept = Kept::new(screen, &job, &dev);
+    let mut kept = Kept::new(screen, &job, &dev, folder.goes_on());
     drop(dev);
     let output = job.config.output_dir.clone();
     let go_on = match (job.config.do_train, job.config.overwrite_output_dir) {

@@ -103,6 +103,11 @@ impl RunFolder {
         &self.start
     }
 
+    /// Whether the run that is in the folder goes on: its start is a checkpoint there, and not one of another folder.
+    pub fn goes_on(&self) -> bool {
+        goes_on(&self.start, &self.path)
+    }
+
     /// Lines for the start of the run: what is resumed, which checkpoints were passed by and why.
     pub fn notes(&self) -> &[String] {
         &self.notes
@@ -193,11 +198,8 @@ fn set_aside_later_checkpoints(output_dir: &Path, start: &Start, notes: &mut Vec
         Start::Fresh | Start::Beside => None,
         Start::Resume(checkpoint) => Some(checkpoint.step),
     };
-    let own = match start {
-        // A checkpoint of another folder says nothing about the ones here.
-        Start::Resume(checkpoint) => is_in(&checkpoint.path, output_dir),
-        Start::Fresh | Start::Beside => false,
-    };
+    // A checkpoint of another folder says nothing about the ones here.
+    let own = goes_on(start, output_dir);
     for path in checkpoint::with_suffix(output_dir, "")? {
         let step = checkpoint::step_of(&path, "").expect("with_suffix returns only names with a step");
         if own && Some(step) <= step_of_start {
@@ -213,8 +215,9 @@ fn set_aside_later_checkpoints(output_dir: &Path, start: &Start, notes: &mut Vec
     Ok(())
 }
 
-fn is_in(path: &Path, folder: &Path) -> bool {
-    let parent = path.canonicalize().ok().and_then(|p| p.parent().map(Path::to_path_buf));
+fn goes_on(start: &Start, folder: &Path) -> bool {
+    let Start::Resume(checkpoint) = start else { return false };
+    let parent = checkpoint.path.canonicalize().ok().and_then(|p| p.parent().map(Path::to_path_buf));
     parent.is_some() && parent == folder.canonicalize().ok()
 }
 

@@ -84,6 +84,43 @@ fn a_resumed_run_is_one_entry_and_one_that_fails_says_why() {
 }
 
 #[test]
+fn a_resume_of_the_checkpoint_before_the_first_step_is_one_entry() {
+    let place = Place::new("max_steps: 2\nsave_strategy: 'no'\n");
+    let keys = ["eval_dataset=quickstart_heldout", "eval_strategy=epoch", "eval_on_start=true"];
+    let keys = [&keys[..], &["max_samples=200", "per_device_eval_batch_size=1"]].concat();
+    let mut child = place.start("out", &keys);
+    // The record is written when the evaluation begins.
+    let record = place.path("out/run_record.json");
+    while !record.is_file() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert!(child.try_wait().unwrap().is_none(), "it has ended");
+    }
+    let sent = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    assert!(sent.unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(place.path("out/checkpoint-0").is_dir());
+    let again = place.train("out", &keys).output().unwrap();
+    assert!(again.status.success(), "{}", text(&again));
+    let list = text(&place.sft(&["runs"]).output().unwrap());
+    assert_eq!((list.lines().count(), list.matches(" done ").count()), (2, 1), "{list}");
+}
+
+#[test]
+fn a_resume_from_another_folder_is_an_entry_beside_the_run_that_was_there() {
+    let place = Place::new("max_steps: 2\nsave_steps: 1\n");
+    for output in ["a", "b"] {
+        assert!(place.train(output, &[]).status().unwrap().success());
+    }
+    let uid = |output: &str| RunRecord::load(&place.path(output)).unwrap().uid;
+    let before = uid("a");
+    let run = place.train("a", &["resume_from_checkpoint=b/checkpoint-1"]).output().unwrap();
+    assert!(run.status.success(), "{}", text(&run));
+    assert!(uid("a") != before && uid("a") != uid("b"));
+    let list = text(&place.sft(&["runs"]).output().unwrap());
+    assert_eq!(list.matches(" done ").count(), 3, "{list}");
+}
+
+#[test]
 fn the_token_of_a_hub_is_in_no_file_and_no_word_of_a_run() {
     let place =
         Place::new(&format!("max_steps: 2\nsave_steps: 1\nhf_hub_token: {TOKEN}\nms_hub_token: {TOKEN}\n"));

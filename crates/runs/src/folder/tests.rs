@@ -147,3 +147,12 @@ fn never_starts_over_and_sets_the_old_ones_aside() {
     assert_eq!(run.start(), &Start::Fresh);
     assert!(folder.path().join("checkpoint-10.previous").exists());
 }
+
+#[test]
+fn a_run_goes_on_from_a_checkpoint_of_its_own_folder_alone() {
+    let (here, elsewhere) = (with_checkpoints(&[0]), with_checkpoints(&[0]));
+    let from = |folder: &tempfile::TempDir| ResumeFrom::Path(folder.path().join("checkpoint-0"));
+    assert!(open(here.path(), false, from(&here)).unwrap().goes_on(), "also at step 0");
+    assert!(!open(here.path(), false, from(&elsewhere)).unwrap().goes_on());
+    assert!(!open(here.path(), true, ResumeFrom::Automatic).unwrap().goes_on());
+}
