@@ -109,12 +109,20 @@ fn report(outcome: &Outcome, output: &std::path::Path, go_on: Option<&str>) {
             println!("{go_on}");
         }
         (Some(_), None) => println!("interrupted: the same command evaluates again, from the beginning"),
-        (None, _) => {
-            println!("done: {} steps, results in {}", outcome.steps, output.display());
-            for (key, value) in &outcome.results {
-                println!("  {key:<32} {value}");
-            }
+        (None, Some(_)) if outcome.steps == outcome.resumed_at => {
+            let step = outcome.steps;
+            println!("done: nothing was left to train after step {step}, results in {}", output.display());
+        }
+        (None, Some(_)) => println!("done: {} steps, results in {}", outcome.steps, output.display()),
+        (None, None) => println!("done: evaluated, results in {}", output.display()),
+    }
+    if outcome.interrupted_at.is_none() {
+        for (key, value) in &outcome.results {
+            println!("  {key:<32} {value}");
         }
     }
-    println!("digest of the trained weights: {}", outcome.digest);
+    // Of an evaluation alone there are none.
+    if go_on.is_some() {
+        println!("digest of the trained weights: {}", outcome.digest);
+    }
 }

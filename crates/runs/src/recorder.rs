@@ -291,7 +291,8 @@ impl Recorder {
             current_steps: done,
             total_steps: total,
             epoch: Some(self.state.epoch),
-            percentage: if total == 0 { 100.0 } else { round2(done as f64 / total as f64 * 100.0) },
+            // A checkpoint that is resumed may be beyond the last step of the run that goes on from it.
+            percentage: if done >= total { 100.0 } else { round2(done as f64 / total as f64 * 100.0) },
             elapsed_time: timing::format_seconds(elapsed_s),
             remaining_time: timing::format_seconds(timing::remaining_s(elapsed_s, done, total)),
             throughput: tokens.map(|tokens| round2(tokens as f64 / elapsed_s.max(1e-9))),

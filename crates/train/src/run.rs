@@ -35,6 +35,8 @@ use crate::{TrainError, setup};
 pub struct Outcome {
     /// Updates done.
     pub steps: u64,
+    /// How many of them were done before this session: 0, or the step of the checkpoint that was resumed.
+    pub resumed_at: u64,
     /// What was written to `all_results.json`.
     pub results: serde_json::Map<String, serde_json::Value>,
     /// Where the run can be taken up again; `None` if it is complete.
@@ -94,6 +96,8 @@ struct Running<'a> {
     trainer: Trainer<'a>,
     recorder: Recorder,
     step: u64,
+    /// Where this session began.
+    resumed_at: u64,
     /// Steps that changed nothing, and how many of them the last ones are.
     skipped: u64,
     skipped_in_a_row: u64,
@@ -128,6 +132,7 @@ impl<'a> Running<'a> {
             trainer,
             recorder,
             step: 0,
+            resumed_at: 0,
             saved_at: None,
             evaluated: None,
             job,
@@ -146,6 +151,7 @@ impl<'a> Running<'a> {
             running.job.train.seek(state.cursor)?;
             running.owes_evaluation = state.owes_evaluation;
             (running.step, running.skipped, running.health) = (state.step, state.skipped, state.health);
+            running.resumed_at = state.step;
             running.changed = changed_keys(&from.path, &running.job.config);
         }
         if running.job.config.do_train {
@@ -231,6 +237,7 @@ impl<'a> Running<'a> {
             let digest = digest(&mut self.trainer.decoder);
             return Ok(Outcome {
                 steps: self.step,
+                resumed_at: self.resumed_at,
                 results: serde_json::Map::new(),
                 interrupted_at: Some(at),
                 digest,
@@ -549,7 +556,14 @@ impl<'a> Running<'a> {
             )?;
         }
         let digest = digest(&mut self.trainer.decoder);
-        Ok(Outcome { steps: self.step, results, interrupted_at, digest, decoder: self.trainer.decoder })
+        Ok(Outcome {
+            steps: self.step,
+            resumed_at: self.resumed_at,
+            results,
+            interrupted_at,
+            digest,
+            decoder: self.trainer.decoder,
+        })
     }
 
     /// The folder of the checkpoint of step `step`, the best one, if it is there: here, or where the run was that this one
@@ -575,8 +589,8 @@ impl<'a> Running<'a> {
 /// What to say of the keys that had other values in the run of a checkpoint.
 fn changed_keys(checkpoint: &Path, now: &RunConfig) -> Option<String> {
     // How a run is started, and not what it does.
-    const OF_THE_START: [&str; 4] =
-        ["resume_from_checkpoint", "overwrite_output_dir", "output_dir", "threads"];
+    const OF_THE_START: [&str; 5] =
+        ["resume_from_checkpoint", "overwrite_output_dir", "output_dir", "threads", "ledger"];
     let text = std::fs::read_to_string(checkpoint.parent()?.join("training_args.yaml")).ok()?;
     let now = now.values();
     let changed = |line: &str| {

@@ -9,6 +9,33 @@ use crate::place::{Place, QUICKSTART, text};
 const EVALUATES: &str = "eval_dataset: quickstart_heldout\n";
 
 #[test]
+fn an_evaluation_alone_speaks_of_no_step_and_no_trained_weights() {
+    let place = Place::new("eval_dataset: quickstart_heldout\n");
+    let keys = ["do_train=false", "do_eval=true", "train_from_scratch=false"];
+    let run = place.train("out", &keys).output().unwrap();
+    let said = text(&run);
+    assert!(run.status.success() && said.contains("eval_loss"), "{said}");
+    assert!(!said.contains("0 steps") && !said.contains("digest of the trained weights"), "{said}");
+}
+
+#[test]
+fn a_resume_that_has_no_step_left_says_so() {
+    let place = Place::new("save_steps: 1\n");
+    assert!(place.train("out", &["max_steps=2"]).output().unwrap().status.success());
+    let run = place.train("out", &["max_steps=1"]).output().unwrap();
+    let said = text(&run);
+    assert!(said.contains("nothing was left to train after step 2") && !said.contains("2 steps"), "{said}");
+}
+
+#[test]
+fn another_ledger_is_no_change_of_the_run() {
+    let place = Place::new("save_steps: 1\nmax_steps: 2\n");
+    assert!(place.train("out", &["ledger=one.sqlite"]).output().unwrap().status.success());
+    let run = place.train("out", &["ledger=two.sqlite"]).output().unwrap();
+    assert!(!text(&run).contains("changed since last time"), "{}", text(&run));
+}
+
+#[test]
 fn a_question_that_leaves_no_room_is_counted_and_ends_no_run() {
     let place = Place::new(&format!("{EVALUATES}max_steps: 1\nsave_strategy: 'no'\n"));
     let rows: Vec<_> = ["hat", &"hat ".repeat(600)]

@@ -293,3 +293,17 @@ fn a_fresh_start_removes_the_results_of_the_run_before() {
     assert!(!folder.path().join("all_results.json").exists());
     assert!(lines(folder.path()).is_empty());
 }
+
+#[test]
+fn a_resume_beyond_the_last_step_is_at_100_percent() {
+    let folder = tempfile::tempdir().unwrap();
+    {
+        let run = open_run(folder.path());
+        let mut recorder = Recorder::open(&run, options()).unwrap();
+        train(&run, &mut recorder, 1..=4);
+    }
+    let run = open_run(folder.path());
+    let mut recorder = Recorder::open(&run, RecorderOptions { total_steps: 2, ..options() }).unwrap();
+    recorder.finish(&Summary::default()).unwrap();
+    assert_eq!(lines(folder.path()).last().unwrap().percentage, 100.0);
+}
