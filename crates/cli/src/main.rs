@@ -48,7 +48,7 @@ mod train;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use sft_kernels::OutOfMemory;
 
 /// Supervised fine-tuning of language models in one program.
@@ -99,7 +99,8 @@ const ELSEWHERE: [(&str, &str); 6] = [
 
 /// The words as a command; help, a version and wrong words end the program.
 fn command() -> Command {
-    let error = match Cli::try_parse() {
+    let words = recipe::spelled(std::env::args_os(), &Cli::command());
+    let error = match Cli::try_parse_from(words) {
         Ok(cli) => return cli.command,
         Err(error) => error,
     };

@@ -1,5 +1,6 @@
 //! `[CONFIG] [key=value …]`: how every command takes its configuration (stage 0 of the walk).
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use sft_config::{Purpose, RunConfig};
@@ -43,5 +44,57 @@ impl Recipe {
         fetching::show();
         let model = setup::locate(&mut config)?;
         Ok((config, model))
+    }
+}
+
+/// LLaMA-Factory's other spellings of a key, `--key value`, `--key=value` and `--key` alone for true, as `key=value`; what
+/// is an option of the command stays.
+pub fn spelled(words: impl IntoIterator<Item = OsString>, program: &clap::Command) -> Vec<OsString> {
+    let (mut command, mut spelled) = (program, Vec::new());
+    let mut words = words.into_iter().peekable();
+    spelled.extend(words.next());
+    while let Some(word) = words.next() {
+        let text = word.to_string_lossy();
+        if let Some(named) = command.find_subcommand(&*text) {
+            command = named;
+        }
+        let (name, value) = match text.strip_prefix("--").map(|key| key.split_once('=')) {
+            Some(Some((name, value))) => (name, Some(value.to_owned())),
+            _ => (text.strip_prefix("--").unwrap_or_default(), None),
+        };
+        let is_option = command.get_arguments().any(|option| option.get_long() == Some(name));
+        if is_option || !sft_config::is_key(name) {
+            spelled.push(word);
+            continue;
+        }
+        let is_value = |next: &OsString| !next.to_string_lossy().starts_with("--");
+        let value = value.or_else(|| words.next_if(is_value).map(|next| next.to_string_lossy().into_owned()));
+        spelled.push(format!("{name}={}", value.as_deref().unwrap_or("true")).into());
+    }
+    spelled
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_taken_in_the_spelling_of_llama_factorys_command_line() {
+        let of = |line: &str| {
+            let words = spelled(line.split(' ').map(OsString::from), &crate::Cli::command());
+            words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(
+            of("sft train --stage sft --do_train --learning_rate 1e-4 --lora_target=all --dry-run"),
+            "sft train stage=sft do_train=true learning_rate=1e-4 lora_target=all --dry-run"
+        );
+        assert_eq!(of("sft train a.yaml --max_steps -1 --bf16"), "sft train a.yaml max_steps=-1 bf16=true");
+        for as_it_is in
+            ["sft train --no_key 1", "sft bench --steps 3", "sft data check --max cut=1", "sft --help"]
+        {
+            assert_eq!(of(as_it_is), as_it_is);
+        }
     }
 }

@@ -293,6 +293,11 @@ fn unknown(key: &str, place: &Place) -> Problem {
     }
 }
 
+/// Whether this is the name of a key: one of sft, or one of LLaMA-Factory that is without effect, renamed or not built.
+pub fn is_key(name: &str) -> bool {
+    all_names().any(|known| known == name) || RENAMED.iter().any(|(old, _)| *old == name)
+}
+
 fn doc_of(row: &Key) -> String {
     row.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
 }
