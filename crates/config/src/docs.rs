@@ -13,7 +13,7 @@ const OPENING: &str = "\
 
 `sft train config.yaml key=value …` reads one YAML (or JSON) file of `key: value` lines. Keys and defaults are
 LLaMA-Factory's, so its recipes run as they are. A `key=value` after the file replaces the file's value;
-`key.inner=value` reaches into a mapping. Paths are relative to the working folder. ([中文](zh/config.md))
+`--key value` is the same, and `key.inner=value` reaches into a mapping. Paths are relative to the working folder. ([中文](zh/config.md))
 
 Each key of LLaMA-Factory is in one of three states: supported; accepted without effect, and then the program says
 so once with the reason; or not supported yet, and then it is refused by name unless it has its default, which asks
@@ -26,7 +26,7 @@ const CHINESE_OPENING: &str = "\
 <!-- Printed from crates/config/src/keys and src/docs/chinese.tsv. To renew: UPDATE_DOCS=1 cargo test -p sft-config -->
 
 `sft train config.yaml key=value …` 读取一个由 `key: value` 行组成的 YAML（或 JSON）文件。键和默认值与 LLaMA-Factory 相同，
-它的配置可以直接运行。文件之后的 `key=value` 取代文件里的值；`key.inner=value` 设定映射里面的值。路径相对于当前文件夹。
+它的配置可以直接运行。文件之后的 `key=value` 取代文件里的值，`--key value` 相同；`key.inner=value` 设定映射里面的值。路径相对于当前文件夹。
 ([English](../config.md))
 
 LLaMA-Factory 的每个键有三种状态之一：支持；接受但不起作用，此时程序会说明一次原因；尚不支持，此时会被点名拒绝，除非写的就是它的
