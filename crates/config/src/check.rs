@@ -194,14 +194,51 @@ impl Checks<'_> {
     }
 
     fn method(&mut self, c: &RunConfig) {
+        self.adapters(c);
+        self.oft(c);
+        self.lora(c);
+        self.new_blocks(c);
+        // Our own rule: low-rank matrices beside random frozen weights learn nothing.
+        self.refuse_if(
+            c.train_from_scratch && c.finetuning_type != FinetuningType::Full,
+            &["train_from_scratch", "finetuning_type"],
+            "`train_from_scratch` begins with random weights, most of which would stay as they are",
+            "use `finetuning_type: full`",
+        );
+        self.refuse_if(
+            c.finetuning_type == FinetuningType::Freeze
+                && c.freeze_trainable_layers == 0
+                && c.freeze_extra_modules.is_empty(),
+            &["freeze_trainable_layers", "finetuning_type"],
+            "`freeze_trainable_layers: 0` leaves nothing to train",
+            "train at least one layer, or name `freeze_extra_modules`",
+        );
+    }
+
+    fn adapters(&mut self, c: &RunConfig) {
         let adapter = !c.adapter_name_or_path.is_empty();
-        let lora = c.finetuning_type == FinetuningType::Lora;
         self.refuse_if(
             adapter && !c.finetuning_type.is_adapter(),
             &["adapter_name_or_path", "finetuning_type"],
             "`adapter_name_or_path` needs `finetuning_type: lora` or `oft`",
             "merge the adapter with `sft export` and tune the result, or use `finetuning_type: lora`",
         );
+        self.refuse_if(
+            c.create_new_adapter && !adapter,
+            &["create_new_adapter"],
+            "`create_new_adapter` needs `adapter_name_or_path`",
+            "without an adapter to merge the adapter is new anyway: leave `create_new_adapter` out",
+        );
+        // LLaMA-Factory begins nothing there, in silence.
+        self.refuse_if(
+            c.pissa_init && adapter && !c.create_new_adapter,
+            &["pissa_init", "adapter_name_or_path"],
+            "`pissa_init` begins a new adapter, but that of `adapter_name_or_path` is trained further",
+            "remove `pissa_init`, or set `create_new_adapter: true`",
+        );
+    }
+
+    fn oft(&mut self, c: &RunConfig) {
         // PEFT's own rule: one follows from the other.
         let oft = c.finetuning_type == FinetuningType::Oft;
         self.refuse_if(
@@ -225,24 +262,19 @@ impl Checks<'_> {
             "`oft_block_size: 1` leaves nothing to rotate",
             "set at least 2",
         );
-        self.refuse_if(
-            c.create_new_adapter && !adapter,
-            &["create_new_adapter"],
-            "`create_new_adapter` needs `adapter_name_or_path`",
-            "without an adapter to merge the adapter is new anyway: leave `create_new_adapter` out",
-        );
-        self.refuse_if(
-            c.use_rslora && !lora,
-            &["use_rslora", "finetuning_type"],
-            "`use_rslora` needs `finetuning_type: lora`",
-            "remove it, or use `finetuning_type: lora`",
-        );
-        self.refuse_if(
-            c.use_dora && !lora,
-            &["use_dora", "finetuning_type"],
-            "`use_dora` needs `finetuning_type: lora`",
-            "remove it, or use `finetuning_type: lora`",
-        );
+    }
+
+    fn lora(&mut self, c: &RunConfig) {
+        let lora = c.finetuning_type == FinetuningType::Lora;
+        let kinds = [(c.use_rslora, "use_rslora"), (c.use_dora, "use_dora"), (c.pissa_init, "pissa_init")];
+        for (is_set, key) in kinds {
+            self.refuse_if(
+                is_set && !lora,
+                &[key, "finetuning_type"],
+                &format!("`{key}` needs `finetuning_type: lora`"),
+                "remove it, or use `finetuning_type: lora`",
+            );
+        }
         let experts = !c.lora_target_parameters.is_empty();
         let by_names = c.lora_target_parameters.len() > 1;
         self.refuse_if(
@@ -261,17 +293,14 @@ impl Checks<'_> {
                 &format!("leave `{key}` out, or `lora_target_parameters`"),
             );
         }
+    }
+
+    fn new_blocks(&mut self, c: &RunConfig) {
         self.refuse_if(
-            experts && c.use_llama_pro,
+            !c.lora_target_parameters.is_empty() && c.use_llama_pro,
             &["lora_target_parameters", "use_llama_pro"],
             "`use_llama_pro` trains the new blocks, and `lora_target_parameters` are those of all blocks",
             "leave one of them out",
-        );
-        self.refuse_if(
-            c.pissa_init && !lora,
-            &["pissa_init", "finetuning_type"],
-            "`pissa_init` needs `finetuning_type: lora`",
-            "remove it, or use `finetuning_type: lora`",
         );
         self.refuse_if(
             c.use_llama_pro && c.finetuning_type == FinetuningType::Full,
@@ -284,28 +313,6 @@ impl Checks<'_> {
             &["use_llama_pro", "freeze_trainable_layers"],
             "`use_llama_pro` needs the number of new blocks in `freeze_trainable_layers`",
             "give the number that the model was expanded by",
-        );
-        // LLaMA-Factory begins nothing there, in silence.
-        self.refuse_if(
-            c.pissa_init && adapter && !c.create_new_adapter,
-            &["pissa_init", "adapter_name_or_path"],
-            "`pissa_init` begins a new adapter, but that of `adapter_name_or_path` is trained further",
-            "remove `pissa_init`, or set `create_new_adapter: true`",
-        );
-        // Our own rule: low-rank matrices beside random frozen weights learn nothing.
-        self.refuse_if(
-            c.train_from_scratch && c.finetuning_type != FinetuningType::Full,
-            &["train_from_scratch", "finetuning_type"],
-            "`train_from_scratch` begins with random weights, most of which would stay as they are",
-            "use `finetuning_type: full`",
-        );
-        self.refuse_if(
-            c.finetuning_type == FinetuningType::Freeze
-                && c.freeze_trainable_layers == 0
-                && c.freeze_extra_modules.is_empty(),
-            &["freeze_trainable_layers", "finetuning_type"],
-            "`freeze_trainable_layers: 0` leaves nothing to train",
-            "train at least one layer, or name `freeze_extra_modules`",
         );
     }
 
