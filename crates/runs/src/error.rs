@@ -23,9 +23,9 @@ pub enum RunError {
         holder: String,
     },
 
-    /// The folder holds the final weights of an earlier run and no checkpoint to resume.
+    /// The folder holds the final weights of an earlier run, which one from the beginning would replace.
     #[error(
-        "{}: the output folder already holds a trained model ({weights}) and no checkpoint to resume\n\
+        "{}: the output folder already holds a trained model ({weights}), and this run would begin anew\n\
          help: choose another `output_dir`, or set `overwrite_output_dir: true` to replace it", .folder.display()
     )]
     FinishedModel {

@@ -9,9 +9,16 @@
 //! run being overwritten, are set aside and deleted only when the new run has one of its own.
 
 use crate::checkpoint::{self, Checkpoint, Damaged};
+use crate::disk;
 use crate::error::{Result, RunError};
 use crate::lock::FolderLock;
+use crate::model_card::MODEL_CARD;
+use crate::results::ALL_RESULTS;
 use crate::space;
+use crate::trainer_log::TRAINER_LOG;
+use crate::trainer_state::TRAINER_STATE;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,6 +32,44 @@ const FINAL_WEIGHTS: [&str; 6] = [
     "pytorch_model.bin.index.json",
 ];
 
+/// What a run writes beside weights and checkpoints, pictures apart. Of what is written anew before the first step
+/// (`training_args.yaml`, `run_record.json`, …) nothing old can stay.
+const FILES_OF_A_RUN: [&str; 8] = [
+    TRAINER_LOG,
+    TRAINER_STATE,
+    "train_results.json",
+    "eval_results.json",
+    ALL_RESULTS,
+    "held_out_answers.jsonl",
+    "pissa_converted/adapter_model.safetensors",
+    "pissa_converted/adapter_config.json",
+];
+
+/// Where a run writes its adapter once more with `pissa_convert: true`.
+pub const CONVERTED: &str = "pissa_converted";
+
+/// What stands beside final weights and says how to read them, and what they are. Only with such weights are these a run's: a folder of
+/// somebody's own may hold a `config.json` or a `vocab.txt`, too.
+const BESIDE_WEIGHTS: [&str; 17] = [
+    MODEL_CARD,
+    "adapter_config.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "tiktoken.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+];
+
 /// The key `resume_from_checkpoint`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum ResumeFrom {
@@ -35,7 +80,7 @@ pub enum ResumeFrom {
     Last,
     /// A path: this checkpoint, also when it lies in another folder.
     Path(PathBuf),
-    /// `false`: start from the beginning.
+    /// `false`: start from the beginning, where no finished model is in the way.
     Never,
 }
 
@@ -146,8 +191,8 @@ fn choose_start(
     notes: &mut Vec<String>,
 ) -> Result<Start> {
     let is_required = match resume_from {
-        ResumeFrom::Never => return Ok(Start::Fresh),
-        ResumeFrom::Automatic if overwrite_output_dir => return Ok(Start::Fresh),
+        ResumeFrom::Never | ResumeFrom::Automatic if overwrite_output_dir => return Ok(Start::Fresh),
+        ResumeFrom::Never => return fresh(output_dir),
         ResumeFrom::Path(path) => return explicit(path, notes),
         ResumeFrom::Last => true,
         ResumeFrom::Automatic => false,
@@ -172,10 +217,73 @@ fn choose_start(
     if is_required {
         return Err(RunError::NothingToResume { folder });
     }
+    fresh(output_dir)
+}
+
+/// A start from the beginning, unless it would replace a finished model.
+fn fresh(output_dir: &Path) -> Result<Start> {
     match FINAL_WEIGHTS.into_iter().find(|name| output_dir.join(name).is_file()) {
-        Some(weights) => Err(RunError::FinishedModel { folder, weights }),
+        Some(weights) => Err(RunError::FinishedModel { folder: output_dir.to_path_buf(), weights }),
         None => Ok(Start::Fresh),
     }
+}
+
+/// Removes what an earlier run has left in the folder of one that starts from the beginning: neither an interrupted run
+/// nor one that fails may be read together with an older one's end. Checkpoints are set aside, not removed.
+pub(crate) fn remove_earlier_run(output_dir: &Path) -> Result<()> {
+    let unreadable = |source| RunError::at(output_dir, "list the folder")(source);
+    let (mut pictures, mut shards) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(output_dir).map_err(unreadable)? {
+        let Ok(name) = entry.map_err(unreadable)?.file_name().into_string() else { continue };
+        if is_picture(&name) {
+            pictures.push(name);
+        } else if is_shard(&name) {
+            shards.push(name);
+        }
+    }
+    // Of these only what this program writes; they are there only where `overwrite_output_dir` let the run begin.
+    let is_ours = |name: &&str| !name.contains(".bin") && output_dir.join(name).is_file();
+    let weights: Vec<&str> = FINAL_WEIGHTS.into_iter().filter(is_ours).collect();
+    let mut names: Vec<&str> =
+        FILES_OF_A_RUN.into_iter().chain(pictures.iter().map(String::as_str)).collect();
+    if !weights.is_empty() {
+        names.extend(BESIDE_WEIGHTS.into_iter().chain(shards.iter().map(String::as_str)));
+    }
+    // Weights go last: who breaks this off leaves a folder that the next start clears all the same.
+    for name in names.into_iter().chain(weights) {
+        let path = output_dir.join(name);
+        match disk::remove_file(&path) {
+            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Err(RunError::at(&path, "remove the file of an earlier run")(error));
+            }
+            _ => {}
+        }
+    }
+    let converted = output_dir.join(CONVERTED);
+    // With a file of somebody's own in it, it stays.
+    if fs::read_dir(&converted).is_ok_and(|mut entries| entries.next().is_none()) {
+        disk::remove_dir_all(&converted)
+            .map_err(RunError::at(&converted, "remove the folder of an earlier run"))?;
+    }
+    Ok(())
+}
+
+/// `training_loss.png`, `training_eval_NAME_accuracy.svg` and the like.
+fn is_picture(name: &str) -> bool {
+    let stem = name.strip_suffix(".png").or_else(|| name.strip_suffix(".svg"));
+    let key = stem.and_then(|stem| stem.strip_prefix("training_"));
+    key.is_some_and(|key| {
+        key == "loss" || key.starts_with("eval_") && (key.ends_with("_loss") || key.ends_with("_accuracy"))
+    })
+}
+
+/// `model-00001-of-00002.safetensors`.
+fn is_shard(name: &str) -> bool {
+    let numbers = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    numbers
+        .and_then(|numbers| numbers.split_once("-of-"))
+        .is_some_and(|(number, of)| is_number(number) && is_number(of))
 }
 
 fn explicit(path: &Path, notes: &mut Vec<String>) -> Result<Start> {

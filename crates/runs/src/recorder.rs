@@ -10,20 +10,18 @@
 
 use crate::atomic;
 use crate::checkpoint::CheckpointWriter;
-use crate::disk;
 use crate::error::{Result, RunError};
-use crate::folder::{RunFolder, Start};
+use crate::folder::{self, RunFolder, Start};
 use crate::plots;
 use crate::records::{BestMetric, EvalOutcome, EvalRecord, RecorderOptions, StepRecord, Summary};
 use crate::results::{self, rounded};
 use crate::tensorboard::{self, EventWriter};
 use crate::timing::{self, Stopwatch};
-use crate::trainer_log::{LogLine, TRAINER_LOG, TrainerLog};
-use crate::trainer_state::{TRAINER_STATE, TrainerState};
+use crate::trainer_log::{LogLine, TrainerLog};
+use crate::trainer_state::TrainerState;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The file in a checkpoint that holds what `trainer_state.json` has no field for.
@@ -70,7 +68,7 @@ pub struct Recorder {
 impl Recorder {
     /// Starts or, when `run` resumes a checkpoint, continues recording.
     ///
-    /// A fresh start removes the logs, results and pictures of an earlier run from the folder.
+    /// A fresh start removes what an earlier run has left in the folder: logs, results, pictures, weights.
     ///
     /// # Errors
     /// Any I/O error, or a state in the checkpoint that does not read back, with the path.
@@ -78,7 +76,7 @@ impl Recorder {
         let output_dir = run.path().to_path_buf();
         let (mut state, mut carried, log) = match run.start() {
             Start::Fresh => {
-                remove_old_files(&output_dir)?;
+                folder::remove_earlier_run(&output_dir)?;
                 let carried = Carried { version: 1, ..Carried::default() };
                 (TrainerState::default(), carried, TrainerLog::create(&output_dir)?)
             }
@@ -347,25 +345,6 @@ impl Recorder {
 
 fn round2(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
-}
-
-/// What a fresh start replaces: an interrupted run must not be read together with an older one's end.
-fn remove_old_files(output_dir: &Path) -> Result<()> {
-    let results = ["train_results.json", "eval_results.json", results::ALL_RESULTS].map(str::to_owned);
-    let pictures = ["loss", "eval_loss", "eval_accuracy"]
-        .into_iter()
-        .flat_map(|key| [format!("training_{key}.png"), format!("training_{key}.svg")]);
-    let names = [TRAINER_LOG, TRAINER_STATE].map(str::to_owned).into_iter().chain(results).chain(pictures);
-    for name in names {
-        let path = output_dir.join(name);
-        match disk::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(RunError::at(&path, "remove the file of an earlier run")(error));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// A fresh run has a folder of its own in `runs/`; a resumed one adds a file to the folder it had.

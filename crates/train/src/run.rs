@@ -12,7 +12,7 @@ use sft_model::method::{AdapterOptions, Method};
 use sft_model::weights::WeightFiles;
 use sft_model::{Decoder, ModelError, adapter, saving};
 use sft_runs::checkpoint::{CheckpointWriter, rotate};
-use sft_runs::folder::{ResumeFrom, RunFolder, Start};
+use sft_runs::folder::{self, ResumeFrom, RunFolder, Start};
 use sft_runs::memory::peak_rss_bytes;
 use sft_runs::recorder::Recorder;
 use sft_runs::records::{self, EvalRecord, RecorderOptions, StepRecord, Summary};
@@ -75,8 +75,22 @@ pub fn open_folder(job: &Job) -> Result<RunFolder, TrainError> {
     };
     if job.config.do_train {
         folder.require_room(job.written_bytes())?;
+        check_converted(&job.config)?;
     }
     Ok(folder)
+}
+
+/// Refuses to read what a run from the beginning removes as an earlier one's: the converted adapter in the run's folder.
+fn check_converted(config: &RunConfig) -> Result<(), TrainError> {
+    let converted = config.output_dir.join(folder::CONVERTED);
+    let Ok(converted) = converted.canonicalize() else { return Ok(()) };
+    let adapters = config.adapter_folders().into_iter().map(|adapter| ("adapter_name_or_path", adapter));
+    for (key, read) in std::iter::once(("model_name_or_path", config.model_folder())).chain(adapters) {
+        if read.canonicalize().is_ok_and(|read| read.starts_with(&converted)) {
+            return Err(TrainError::OverBase { folder: config.output_dir.clone(), key });
+        }
+    }
+    Ok(())
 }
 
 /// Runs a job in its folder, to its end or until the observer interrupts it.
@@ -476,7 +490,7 @@ impl<'a> Running<'a> {
     /// The adapter as one of the model's own weights, where LLaMA-Factory puts it.
     fn write_converted(&self) -> Result<(), TrainError> {
         let Some(AdapterOptions::Lora(options)) = &self.trainer.adapter else { return Ok(()) };
-        let folder = self.folder.path().join("pissa_converted");
+        let folder = self.folder.path().join(folder::CONVERTED);
         sft_runs::disk::create_dir_all(&folder)
             .map_err(|source| on_disk(ModelError::File { path: folder.clone(), source }))?;
         let base = self.job.base.to_string_lossy();

@@ -149,10 +149,74 @@ fn never_starts_over_and_sets_the_old_ones_aside() {
 }
 
 #[test]
+fn never_does_not_replace_a_finished_model_unless_it_may_overwrite() {
+    let folder = with_checkpoints(&[10]);
+    fs::write(folder.path().join("model.safetensors"), "w").unwrap();
+    let error = open(folder.path(), false, ResumeFrom::Never).unwrap_err();
+    assert!(matches!(error, RunError::FinishedModel { weights: "model.safetensors", .. }), "{error}");
+    assert_eq!(open(folder.path(), true, ResumeFrom::Never).unwrap().start(), &Start::Fresh);
+}
+
+#[test]
 fn a_run_goes_on_from_a_checkpoint_of_its_own_folder_alone() {
     let (here, elsewhere) = (with_checkpoints(&[0]), with_checkpoints(&[0]));
     let from = |folder: &tempfile::TempDir| ResumeFrom::Path(folder.path().join("checkpoint-0"));
     assert!(open(here.path(), false, from(&here)).unwrap().goes_on(), "also at step 0");
     assert!(!open(here.path(), false, from(&elsewhere)).unwrap().goes_on());
     assert!(!open(here.path(), true, ResumeFrom::Automatic).unwrap().goes_on());
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn with_files(names: &[&str]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("pissa_converted")).unwrap();
+    names.iter().for_each(|name| fs::write(folder.path().join(name), "old").unwrap());
+    folder
+}
+
+#[test]
+fn a_run_from_the_beginning_removes_weights_of_any_kind_and_what_says_how_to_read_them() {
+    let shards = ["model-00001-of-00002.safetensors", "model.safetensors.index.json"];
+    for weights in [&["adapter_model.safetensors"][..], &["model.safetensors"], &shards] {
+        let others = ["adapter_config.json", "config.json", "tokenizer.json", "chat_template.jinja"];
+        let folder =
+            with_files(&[weights, &others[..], &["pissa_converted/adapter_model.safetensors"]].concat());
+        remove_earlier_run(folder.path()).unwrap();
+        assert!(names(folder.path()).is_empty(), "{weights:?}");
+    }
+}
+
+#[test]
+fn a_run_from_the_beginning_removes_answers_results_and_pictures_of_every_data_set() {
+    let folder = with_files(&[
+        "all_results.json",
+        "held_out_answers.jsonl",
+        "trainer_state.json",
+        "training_eval_mine_loss.svg",
+        "training_loss.png",
+    ]);
+    remove_earlier_run(folder.path()).unwrap();
+    assert!(names(folder.path()).is_empty());
+}
+
+#[test]
+fn what_no_run_wrote_stays() {
+    let own = ["model-of-mine.safetensors", "notes.md", "training_plan.png", "pytorch_model.bin"];
+    let folder = with_files(&[&own[..], &["model.safetensors"]].concat());
+    remove_earlier_run(folder.path()).unwrap();
+    assert_eq!(
+        names(folder.path()),
+        ["model-of-mine.safetensors", "notes.md", "pytorch_model.bin", "training_plan.png"]
+    );
+    // Without a run's weights these are somebody's own.
+    let own = ["config.json", "model-00001-of-00002.safetensors", "vocab.txt"];
+    let folder = with_files(&own);
+    remove_earlier_run(folder.path()).unwrap();
+    assert_eq!(names(folder.path()), own);
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::folder::ResumeFrom;
 use crate::records::BestMetric;
-use crate::trainer_log;
+use crate::trainer_log::{self, TRAINER_LOG};
 
 fn open_run(path: &Path) -> RunFolder {
     RunFolder::open(path, false, &ResumeFrom::Automatic).unwrap()
