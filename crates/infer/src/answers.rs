@@ -53,8 +53,7 @@ pub fn answer_all(
             Err(error) if error.is_of_the_row() => Answered {
                 prompt_text: question(&conversation.messages),
                 expected: String::new(),
-                // What to do about it is for a conversation that goes on.
-                answer: Err(error.to_string().lines().next().unwrap_or_default().to_owned()),
+                answer: Err(problem(conversation, &error)),
             },
             Err(error) => return Err(error),
         };
@@ -104,6 +103,13 @@ fn expected_ids(
             Ok(pipeline.tokenizer().encode(words)?)
         }
     }
+}
+
+/// Why a row has no answer, with its place; what to do about it is for a conversation that goes on.
+fn problem(row: &Conversation, error: &InferError) -> String {
+    let (origin, error) = (row.origin.to_string(), error.to_string());
+    let reason = error.lines().next().unwrap_or_default();
+    if reason.starts_with(&origin) { reason.to_owned() } else { format!("{origin}: {reason}") }
 }
 
 /// Share of the questions that were asked whose answers are exactly as expected, in 0 to 1; 0 of none.

@@ -147,6 +147,7 @@ fn a_question_too_long_for_the_model_is_told_in_its_place_and_the_others_are_ans
     let long = "x".repeat(600);
     let answered = answers(&[conversation(&long, "yes"), conversation("B?", "yes")]);
     let problem = answered[0].answer.as_ref().unwrap_err();
+    assert!(problem.starts_with("held_out.json:3: the prompt has "), "{problem}");
     assert!(problem.ends_with("is 512: there is no room for an answer"), "no help of a chat: {problem}");
     assert_eq!(answered[0].prompt_text, long);
     assert!(!answered[0].is_exact() && answered[1].is_exact());
