@@ -177,7 +177,10 @@ impl RunError {
 
 fn good_ones(good: &[String]) -> String {
     if good.is_empty() {
-        "there is no complete checkpoint beside it; remove `resume_from_checkpoint` to start from the beginning".into()
+        "there is no complete checkpoint beside it; remove `resume_from_checkpoint` to start from the beginning. Weights of \
+         another trainer are trained further by naming their folder in `model_name_or_path`, an adapter's in \
+         `adapter_name_or_path`"
+            .into()
     } else {
         format!("complete beside it: {}", good.join(", "))
     }
