@@ -22,7 +22,7 @@ use crate::spec::{DecoderSpec, RopeScaling};
 use crate::weights;
 
 /// Files beside weights and `config.json` that belong to a model.
-const MODEL_FILES: [&str; 17] = [
+pub const MODEL_FILES: [&str; 17] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

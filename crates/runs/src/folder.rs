@@ -48,27 +48,9 @@ const FILES_OF_A_RUN: [&str; 8] = [
 /// Where a run writes its adapter once more with `pissa_convert: true`.
 pub const CONVERTED: &str = "pissa_converted";
 
-/// What stands beside final weights and says how to read them, and what they are. Only with such weights are these a run's: a folder of
-/// somebody's own may hold a `config.json` or a `vocab.txt`, too.
-const BESIDE_WEIGHTS: [&str; 17] = [
-    MODEL_CARD,
-    "adapter_config.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "tokenizer.model",
-    "tiktoken.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-];
+/// What stands beside final weights of any kind. Only with such weights are these, and a model's other files, a run's: a
+/// folder of somebody's own may hold a `config.json` or a `vocab.txt`, too.
+const BESIDE_WEIGHTS: [&str; 3] = [MODEL_CARD, "adapter_config.json", "config.json"];
 
 /// The key `resume_from_checkpoint`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -230,7 +212,7 @@ fn fresh(output_dir: &Path) -> Result<Start> {
 
 /// Removes what an earlier run has left in the folder of one that starts from the beginning: neither an interrupted run
 /// nor one that fails may be read together with an older one's end. Checkpoints are set aside, not removed.
-pub(crate) fn remove_earlier_run(output_dir: &Path) -> Result<()> {
+pub(crate) fn remove_earlier_run(output_dir: &Path, model_files: &[&str]) -> Result<()> {
     let unreadable = |source| RunError::at(output_dir, "list the folder")(source);
     let (mut pictures, mut shards) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(output_dir).map_err(unreadable)? {
@@ -247,7 +229,8 @@ pub(crate) fn remove_earlier_run(output_dir: &Path) -> Result<()> {
     let mut names: Vec<&str> =
         FILES_OF_A_RUN.into_iter().chain(pictures.iter().map(String::as_str)).collect();
     if !weights.is_empty() {
-        names.extend(BESIDE_WEIGHTS.into_iter().chain(shards.iter().map(String::as_str)));
+        names.extend(BESIDE_WEIGHTS.iter().chain(model_files).copied());
+        names.extend(shards.iter().map(String::as_str));
     }
     // Weights go last: who breaks this off leaves a folder that the next start clears all the same.
     for name in names.into_iter().chain(weights) {

@@ -76,7 +76,7 @@ impl Recorder {
         let output_dir = run.path().to_path_buf();
         let (mut state, mut carried, log) = match run.start() {
             Start::Fresh => {
-                folder::remove_earlier_run(&output_dir)?;
+                folder::remove_earlier_run(&output_dir, options.model_files)?;
                 let carried = Carried { version: 1, ..Carried::default() };
                 (TrainerState::default(), carried, TrainerLog::create(&output_dir)?)
             }

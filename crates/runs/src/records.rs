@@ -30,6 +30,8 @@ pub struct RecorderOptions {
     pub plot_loss: bool,
     /// `report_to: tensorboard`: event files in `runs/`.
     pub tensorboard: bool,
+    /// Files that a model has beside its weights: a run from the beginning removes them with an earlier run's weights.
+    pub model_files: &'static [&'static str],
     /// `run_name`: part of the name of the folder in `runs/`.
     pub run_name: Option<String>,
 }

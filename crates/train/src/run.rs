@@ -650,6 +650,7 @@ fn recorder_options(job: &Job) -> RecorderOptions {
         }),
         plot_loss: c.plot_loss,
         tensorboard: c.do_train && c.report_to.contains(&Reporter::Tensorboard),
+        model_files: &saving::MODEL_FILES,
         run_name: c.run_name.clone(),
     }
 }

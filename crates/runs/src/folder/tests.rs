@@ -187,7 +187,7 @@ fn a_run_from_the_beginning_removes_weights_of_any_kind_and_what_says_how_to_rea
         let others = ["adapter_config.json", "config.json", "tokenizer.json", "chat_template.jinja"];
         let folder =
             with_files(&[weights, &others[..], &["pissa_converted/adapter_model.safetensors"]].concat());
-        remove_earlier_run(folder.path()).unwrap();
+        remove_earlier_run(folder.path(), &["tokenizer.json", "chat_template.jinja", "vocab.txt"]).unwrap();
         assert!(names(folder.path()).is_empty(), "{weights:?}");
     }
 }
@@ -201,7 +201,7 @@ fn a_run_from_the_beginning_removes_answers_results_and_pictures_of_every_data_s
         "training_eval_mine_loss.svg",
         "training_loss.png",
     ]);
-    remove_earlier_run(folder.path()).unwrap();
+    remove_earlier_run(folder.path(), &["tokenizer.json", "chat_template.jinja", "vocab.txt"]).unwrap();
     assert!(names(folder.path()).is_empty());
 }
 
@@ -209,7 +209,7 @@ fn a_run_from_the_beginning_removes_answers_results_and_pictures_of_every_data_s
 fn what_no_run_wrote_stays() {
     let own = ["model-of-mine.safetensors", "notes.md", "training_plan.png", "pytorch_model.bin"];
     let folder = with_files(&[&own[..], &["model.safetensors"]].concat());
-    remove_earlier_run(folder.path()).unwrap();
+    remove_earlier_run(folder.path(), &["tokenizer.json", "chat_template.jinja", "vocab.txt"]).unwrap();
     assert_eq!(
         names(folder.path()),
         ["model-of-mine.safetensors", "notes.md", "pytorch_model.bin", "training_plan.png"]
@@ -217,6 +217,6 @@ fn what_no_run_wrote_stays() {
     // Without a run's weights these are somebody's own.
     let own = ["config.json", "model-00001-of-00002.safetensors", "vocab.txt"];
     let folder = with_files(&own);
-    remove_earlier_run(folder.path()).unwrap();
+    remove_earlier_run(folder.path(), &["tokenizer.json", "chat_template.jinja", "vocab.txt"]).unwrap();
     assert_eq!(names(folder.path()), own);
 }
