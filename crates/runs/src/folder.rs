@@ -175,7 +175,13 @@ fn choose_start(
     let is_required = match resume_from {
         ResumeFrom::Never | ResumeFrom::Automatic if overwrite_output_dir => return Ok(Start::Fresh),
         ResumeFrom::Never => return fresh(output_dir),
-        ResumeFrom::Path(path) => return explicit(path, notes),
+        ResumeFrom::Path(path) => {
+            let start = explicit(path, notes)?;
+            if !overwrite_output_dir && !goes_on(&start, output_dir) {
+                fresh(output_dir)?;
+            }
+            return Ok(start);
+        }
         ResumeFrom::Last => true,
         ResumeFrom::Automatic => false,
     };

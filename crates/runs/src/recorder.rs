@@ -85,6 +85,9 @@ impl Recorder {
                 (TrainerState::default(), carried, TrainerLog::at(&output_dir))
             }
             Start::Resume(checkpoint) => {
+                if !run.goes_on() {
+                    folder::remove_earlier_run(&output_dir, options.model_files)?;
+                }
                 let carried = load_carried(&checkpoint.path)?;
                 let log = TrainerLog::restore(&output_dir, &checkpoint.path)?;
                 (TrainerState::load(&checkpoint.path)?, carried, log)

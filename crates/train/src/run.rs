@@ -75,22 +75,8 @@ pub fn open_folder(job: &Job) -> Result<RunFolder, TrainError> {
     };
     if job.config.do_train {
         folder.require_room(job.written_bytes())?;
-        check_converted(&job.config)?;
     }
     Ok(folder)
-}
-
-/// Refuses to read what a run from the beginning removes as an earlier one's: the converted adapter in the run's folder.
-fn check_converted(config: &RunConfig) -> Result<(), TrainError> {
-    let converted = config.output_dir.join(folder::CONVERTED);
-    let Ok(converted) = converted.canonicalize() else { return Ok(()) };
-    let adapters = config.adapter_folders().into_iter().map(|adapter| ("adapter_name_or_path", adapter));
-    for (key, read) in std::iter::once(("model_name_or_path", config.model_folder())).chain(adapters) {
-        if read.canonicalize().is_ok_and(|read| read.starts_with(&converted)) {
-            return Err(TrainError::OverBase { folder: config.output_dir.clone(), key });
-        }
-    }
-    Ok(())
 }
 
 /// Runs a job in its folder, to its end or until the observer interrupts it.

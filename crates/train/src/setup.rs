@@ -31,6 +31,7 @@ use sft_model::quantization::{Found, Quantization};
 use sft_model::spec::{DecoderSpec, RopeScaling};
 use sft_model::weights::WeightFiles;
 use sft_model::{ModelError, families, quantization};
+use sft_runs::folder;
 
 use crate::TrainError;
 
@@ -466,24 +467,28 @@ pub fn loss(config: &RunConfig) -> Loss {
     }
 }
 
-/// Refuses a run that would write over the model or an adapter that it begins with, or remove it among its checkpoints.
+/// Refuses a run that would write over the model or an adapter that it begins with, or remove it with what an earlier run
+/// has left: its checkpoints, its converted adapter.
 ///
 /// # Errors
 /// [`TrainError::OverBase`].
 pub fn check_output(config: &RunConfig) -> Result<(), TrainError> {
-    let folder = &config.output_dir;
+    let output_dir = &config.output_dir;
     // A folder that is not there yet holds nothing.
-    let Ok(output) = folder.canonicalize() else { return Ok(()) };
+    let Ok(output) = output_dir.canonicalize() else { return Ok(()) };
     let adapters = config.adapter_folders().into_iter().map(|adapter| ("adapter_name_or_path", adapter));
     // Other folders inside of it are nothing that a run touches.
     let is_written = |read: &Path| match read.strip_prefix(&output).map(|below| below.components().next()) {
         Ok(None) => true,
-        Ok(Some(first)) => first.as_os_str().to_string_lossy().starts_with("checkpoint-"),
+        Ok(Some(first)) => {
+            let first = first.as_os_str();
+            first == folder::CONVERTED || first.to_string_lossy().starts_with("checkpoint-")
+        }
         Err(_) => false,
     };
     for (key, read) in std::iter::once(("model_name_or_path", config.model_folder())).chain(adapters) {
         if config.do_train && read.canonicalize().is_ok_and(|read| is_written(&read)) {
-            return Err(TrainError::OverBase { folder: folder.clone(), key });
+            return Err(TrainError::OverBase { folder: output_dir.clone(), key });
         }
     }
     Ok(())

@@ -166,6 +166,16 @@ fn a_run_goes_on_from_a_checkpoint_of_its_own_folder_alone() {
     assert!(!open(here.path(), true, ResumeFrom::Automatic).unwrap().goes_on());
 }
 
+#[test]
+fn a_checkpoint_of_another_folder_does_not_replace_a_finished_model_unless_it_may_overwrite() {
+    let (here, elsewhere) = (tempfile::tempdir().unwrap(), with_checkpoints(&[10]));
+    fs::write(here.path().join("model.safetensors"), "w").unwrap();
+    let from = || ResumeFrom::Path(elsewhere.path().join("checkpoint-10"));
+    let error = open(here.path(), false, from()).unwrap_err();
+    assert!(matches!(error, RunError::FinishedModel { .. }), "{error}");
+    assert!(matches!(open(here.path(), true, from()).unwrap().start(), Start::Resume(_)));
+}
+
 fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
     let mut names: Vec<String> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
