@@ -8,7 +8,7 @@ use crate::error::{DataError, nearby};
 use crate::formats::{Format, detect};
 use crate::rows::{FileKind, Row, RowProblem, Rows, Source};
 
-use super::{DatasetOptions, DatasetReport, NONE_FITS, Stage, too_many};
+use super::{DatasetOptions, DatasetReport, Stage, too_many};
 
 /// How many first rows tell the format of a plain path.
 const DETECT_ROWS: usize = 32;
@@ -179,7 +179,8 @@ fn format_of(
     if good.is_empty() {
         let problems: Vec<RowProblem> = first.iter().filter_map(|row| row.as_ref().err().cloned()).collect();
         let summary = format!("data set `{}`: the first {} rows are malformed", entry.name, first.len());
-        return Err(too_many(summary, &problems, NONE_FITS));
+        let help = "mend these rows, or name the file by the kind of data that it holds (`.jsonl`, `.csv`, …)";
+        return Err(too_many(summary, &problems, help));
     }
     match detect(&good) {
         Ok(Format::Plain(_)) => unfit("its rows hold plain text in the column `text`".to_owned(), PLAIN),
