@@ -22,6 +22,7 @@ use crate::norm::Norm;
 use crate::parameter::Parameter;
 use crate::pass::{Batch, Pass};
 use crate::quantization::{self, Precision, Quantization};
+use crate::reference::Reference;
 use crate::rotary::{Rotaries, Rotary};
 use crate::spec::DecoderSpec;
 use crate::watch::{NonFinite, Watch};
@@ -236,15 +237,42 @@ impl Decoder {
         self.forward_blocks(&pass, batch, work, None);
         work.finish_forward();
 
-        let Self { embed_tokens, entry, blocks, norm, project_out, lm_head, head_bias, spec, .. } = self;
-        // Below the lowest weight that takes a gradient none is needed.
-        let by_parts = update.is_some();
-        let takes = |p: &Parameter| p.takes_gradient() || by_parts && p.is_trained();
-        let of_entry = takes(embed_tokens) || entry.parameters_mut().into_iter().any(|p| takes(p));
-        let trains = |block: &mut Block| block.parameters_mut().into_iter().any(|p| takes(p));
-        let lowest = blocks.iter_mut().position(trains).unwrap_or(blocks.len());
+        let (lowest, of_entry) = self.lowest_trained(update.is_some());
+        self.head_backward(&pass, batch, scale, work, reference.as_deref_mut(), &mut update);
+        let last = if of_entry { 0 } else { lowest };
+        for l in (last..self.blocks.len()).rev() {
+            self.block_backward(&pass, (l, n), l > lowest || of_entry, work, &mut update);
+        }
+        if of_entry {
+            self.entry_backward(&pass, batch, work, &mut update);
+        }
+        work.give_reference(reference);
+        work.give_rotary(rotary);
+        Ok(())
+    }
 
-        if by_parts {
+    /// The lowest block that takes a gradient, below which none is needed, and whether what stands before all blocks takes
+    /// one; `by_parts`, what rests now takes one in its turn.
+    fn lowest_trained(&mut self, by_parts: bool) -> (usize, bool) {
+        let takes = |p: &Parameter| p.takes_gradient() || by_parts && p.is_trained();
+        let of_entry = takes(&self.embed_tokens) || self.entry.parameters_mut().into_iter().any(|p| takes(p));
+        let trains = |block: &mut Block| block.parameters_mut().into_iter().any(|p| takes(p));
+        (self.blocks.iter_mut().position(trains).unwrap_or(self.blocks.len()), of_entry)
+    }
+
+    /// The loss, and the way back to h_L.
+    fn head_backward(
+        &mut self,
+        pass: &Pass<'_>,
+        batch: Batch<'_>,
+        scale: f32,
+        work: &mut Workspace,
+        reference: Option<&mut Reference>,
+        update: &mut Option<&mut Update<'_>>,
+    ) {
+        let (n, dev) = (batch.input_ids.len(), pass.dev);
+        let Self { embed_tokens, norm, project_out, lm_head, head_bias, spec, .. } = self;
+        if update.is_some() {
             embed_tokens.set_rest(lm_head.is_some());
             behind_blocks(norm, project_out, lm_head, head_bias).into_iter().for_each(|p| p.set_rest(false));
         }
@@ -255,59 +283,70 @@ impl Decoder {
             weight: lm_head.as_mut().unwrap_or(embed_tokens),
             bias: head_bias.as_mut(),
         };
-        let (states, factor) = ((hidden, batch.into()), (scale, dropout));
-        let scratch = (&mut *head, reference.as_deref_mut());
+        let (states, factor) = ((hidden, batch.into()), (scale, pass.dropout));
+        let scratch = (&mut *head, reference);
         head::loss_and_backward(dev, LogitParams::of(spec), layers, states, factor, scratch, d);
-        if let Some(watch) = watch {
+        if let Some(watch) = pass.watch {
             watch.enter(String::new(), false);
             head.show(dev, watch);
             watch.enter(String::new(), true);
             pass.see("head", work.output_and_gradient(n).2.as_view());
         }
-
-        if let Some(update) = &mut update {
+        if let Some(update) = update {
             finish_part(behind_blocks(norm, project_out, lm_head, head_bias), update);
         }
-        for (l, block) in blocks.iter_mut().enumerate().rev() {
-            if l < lowest && !of_entry {
-                break;
-            }
-            if work.recomputes(l) {
-                let (x, y, saved, scratch) = work.layer(l);
-                block.forward(&pass, x.head(n), y.head_mut(n), saved, scratch, None);
-            }
-            if by_parts {
-                block.parameters_mut().into_iter().for_each(|p| p.set_rest(false));
-            }
-            let (x, d, saved, scratch) = work.layer_backward(l);
-            let needs_dx = l > lowest || of_entry;
-            if let Some(watch) = watch {
-                watch.enter(format!("{}.{l}", spec.names.layers), true);
-            }
-            block.backward(&pass, x.head(n), d.head_mut(n), needs_dx, saved, scratch);
-            if let Some(watch) = watch {
-                watch.enter(String::new(), true);
-                for p in block.parameters_mut() {
-                    p.gradient().into_iter().for_each(|g| watch.see(dev, p.name(), g, |_| None));
-                }
-            }
-            if let Some(update) = &mut update {
-                finish_part(block.parameters_mut(), update);
+    }
+
+    /// The way back through block l, of `n` tokens.
+    fn block_backward(
+        &mut self,
+        pass: &Pass<'_>,
+        (l, n): (usize, usize),
+        needs_dx: bool,
+        work: &mut Workspace,
+        update: &mut Option<&mut Update<'_>>,
+    ) {
+        let block = &mut self.blocks[l];
+        if work.recomputes(l) {
+            let (x, y, saved, scratch) = work.layer(l);
+            block.forward(pass, x.head(n), y.head_mut(n), saved, scratch, None);
+        }
+        if update.is_some() {
+            block.parameters_mut().into_iter().for_each(|p| p.set_rest(false));
+        }
+        let (x, d, saved, scratch) = work.layer_backward(l);
+        if let Some(watch) = pass.watch {
+            watch.enter(format!("{}.{l}", self.spec.names.layers), true);
+        }
+        block.backward(pass, x.head(n), d.head_mut(n), needs_dx, saved, scratch);
+        if let Some(watch) = pass.watch {
+            watch.enter(String::new(), true);
+            for p in block.parameters_mut() {
+                p.gradient().into_iter().for_each(|g| watch.see(pass.dev, p.name(), g, |_| None));
             }
         }
-        if of_entry {
-            if by_parts {
-                before_blocks(embed_tokens, entry).into_iter().for_each(|p| p.set_rest(false));
-            }
-            let (h, d, scratch) = work.entry_gradient();
-            entry.backward(&pass, embed_tokens, batch.input_ids, (h.head(n), d.head_mut(n)), scratch);
-            if let Some(update) = &mut update {
-                finish_part(before_blocks(embed_tokens, entry), update);
-            }
+        if let Some(update) = update {
+            finish_part(block.parameters_mut(), update);
         }
-        work.give_reference(reference);
-        work.give_rotary(rotary);
-        Ok(())
+    }
+
+    /// The way back through what makes h₀.
+    fn entry_backward(
+        &mut self,
+        pass: &Pass<'_>,
+        batch: Batch<'_>,
+        work: &mut Workspace,
+        update: &mut Option<&mut Update<'_>>,
+    ) {
+        let (n, Self { embed_tokens, entry, .. }) = (batch.input_ids.len(), self);
+        if update.is_some() {
+            before_blocks(embed_tokens, entry).into_iter().for_each(|p| p.set_rest(false));
+        }
+        let (h, d, scratch) = work.entry_gradient();
+        entry.backward(pass, embed_tokens, batch.input_ids, (h.head(n), d.head_mut(n)), scratch);
+        if let Some(update) = update {
+            finish_part(before_blocks(embed_tokens, entry), update);
+        }
     }
 
     /// Logits f32 [N, V] of all positions of a micro-batch, its targets ignored.

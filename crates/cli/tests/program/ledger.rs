@@ -113,7 +113,8 @@ fn a_resume_from_another_folder_is_an_entry_beside_the_run_that_was_there() {
     }
     let uid = |output: &str| RunRecord::load(&place.path(output)).unwrap().uid;
     let before = uid("a");
-    let run = place.train("a", &["resume_from_checkpoint=b/checkpoint-1"]).output().unwrap();
+    let keys = ["resume_from_checkpoint=b/checkpoint-1", "overwrite_output_dir=true"];
+    let run = place.train("a", &keys).output().unwrap();
     assert!(run.status.success(), "{}", text(&run));
     assert!(uid("a") != before && uid("a") != uid("b"));
     let list = text(&place.sft(&["runs"]).output().unwrap());

@@ -179,7 +179,8 @@ fn format_of(
     if good.is_empty() {
         let problems: Vec<RowProblem> = first.iter().filter_map(|row| row.as_ref().err().cloned()).collect();
         let summary = format!("data set `{}`: the first {} rows are malformed", entry.name, first.len());
-        let help = "mend these rows, or name the file by the kind of data that it holds (`.jsonl`, `.csv`, …)";
+        let help =
+            "mend these rows, or name the file by the kind of data that it holds (`.jsonl`, `.csv`, …)";
         return Err(too_many(summary, &problems, help));
     }
     match detect(&good) {
