@@ -37,6 +37,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     model.fetch_weights()?;
     let (decoder, notes) = setup::decoder(&config, &dev, &spec, Last::Attached)?;
     notes.iter().for_each(|note| eprintln!("{note}"));
+    setup::check_tokenizer(&config, pipeline.tokenizer(), &decoder)?;
     print_start(&config, &dev, &decoder, &pipeline);
     let options = GenerationOptions::from_config(&config, pipeline.stop_ids());
     // `default_system` is the pipeline's: it stands in training rows without a system prompt too.

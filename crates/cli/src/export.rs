@@ -34,6 +34,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     dev.install(|| {
         let (decoder, notes) = read(Last::Merged)?;
         notes.iter().for_each(|note| println!("{note}"));
+        if !config.adapter_name_or_path.is_empty() {
+            setup::check_tokenizer(&config, &setup::tokenizer(&config)?, &decoder)?;
+        }
         let shard_bytes = usize::try_from(config.export_size).unwrap_or(usize::MAX).saturating_mul(SaveOptions::GB);
         let num_expand = config.num_expand;
         let options = SaveOptions { dtype: Some(stored), shard_bytes, num_expand };

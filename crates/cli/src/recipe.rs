@@ -69,7 +69,9 @@ pub fn spelled(words: impl IntoIterator<Item = OsString>, program: &clap::Comman
         }
         let is_value = |next: &OsString| !next.to_string_lossy().starts_with("--");
         let value = value.or_else(|| words.next_if(is_value).map(|next| next.to_string_lossy().into_owned()));
-        spelled.push(format!("{name}={}", value.as_deref().unwrap_or("true")).into());
+        // Without a value any other key is told so.
+        let alone = if sft_config::is_switch(name) { "true" } else { "" };
+        spelled.push(format!("{name}={}", value.as_deref().unwrap_or(alone)).into());
     }
     spelled
 }
@@ -91,6 +93,7 @@ mod tests {
             "sft train stage=sft do_train=true learning_rate=1e-4 lora_target=all --dry-run"
         );
         assert_eq!(of("sft train a.yaml --max_steps -1 --bf16"), "sft train a.yaml max_steps=-1 bf16=true");
+        assert_eq!(of("sft train --output_dir"), "sft train output_dir=", "no folder called `true`");
         for as_it_is in
             ["sft train --no_key 1", "sft bench --steps 3", "sft data check --max cut=1", "sft --help"]
         {

@@ -35,6 +35,6 @@ pub use keys::RunConfig;
 pub use located::Located;
 pub use optim_args::OptimArgs;
 pub use problem::{ConfigError, ConfigErrors, NoEffect, Place, Problem};
-pub use resolve::{Purpose, is_key, load, load_text};
+pub use resolve::{Purpose, is_key, is_switch, load, load_text};
 pub use schedule::{LrSchedule, SchedulerKwargs};
 pub use value::{Amount, Probabilities, Resume, Secret, Targets};

@@ -298,6 +298,11 @@ pub fn is_key(name: &str) -> bool {
     all_names().any(|known| known == name) || RENAMED.iter().any(|(old, _)| *old == name)
 }
 
+/// Whether a key takes true or false.
+pub fn is_switch(name: &str) -> bool {
+    KEYS.iter().any(|key| key.name == name && (key.schema)()["type"] == "boolean")
+}
+
 fn doc_of(row: &Key) -> String {
     row.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
 }

@@ -111,7 +111,7 @@ impl MemoryPlan {
             None if inputs.trains => 0..=blocks,
             Some(false) | None => 0..=0,
         };
-        // Of a step on a CPU they are half a percent, which is not worth the memory.
+        // Of a step on a CPU they are less than 1 % (docs/log.md), which is not worth the memory.
         let least = (inputs.on_card && *recomputed.start() == 0).then_some(Recomputed::Least);
         let recomputed = least.into_iter().chain(recomputed.map(Recomputed::Blocks));
         let packs: &[bool] = match inputs.pack {

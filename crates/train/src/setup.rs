@@ -35,7 +35,7 @@ use sft_runs::folder;
 
 use crate::TrainError;
 
-pub use decoder::decoder;
+pub use decoder::{check_tokenizer, decoder};
 pub use optimizer::optimizer;
 pub use vocabulary::tokenizer;
 use vocabulary::tokenizer_folder;

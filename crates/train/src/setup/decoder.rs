@@ -13,7 +13,6 @@ use sft_model::quantization::Precision;
 use sft_model::spec::DecoderSpec;
 use sft_model::weights::WeightFiles;
 
-use super::vocabulary::tokenizer_folder;
 use super::{check_on_card, infer_dtype, quantization};
 use crate::TrainError;
 
@@ -21,8 +20,7 @@ use crate::TrainError;
 /// what to say of its files.
 ///
 /// # Errors
-/// Weights or adapters that are missing or do not fit; a model that the device does not take; a tokenizer of an adapter
-/// with more tokens than the model has rows for.
+/// Weights or adapters that are missing or do not fit; a model that the device does not take.
 pub fn decoder(
     config: &RunConfig,
     dev: &Device,
@@ -41,24 +39,26 @@ pub fn decoder(
         adapter::apply(dev, &mut decoder, &adapters, last)?;
         Ok::<_, TrainError>(decoder)
     })?;
-    check_tokenizer(config, decoder.spec.vocab_size)?;
     let mut notes: Vec<String> = files.note_of_unread(spec).into_iter().collect();
     notes.extend(adapters.iter().filter_map(|adapter| note_of_base(adapter, &folder)));
     Ok((decoder, notes))
 }
 
-/// Refuses the tokenizer of an adapter's folder, which is the model's from then on, if it gives ids that no row is for.
-fn check_tokenizer(config: &RunConfig, vocab_size: usize) -> Result<(), TrainError> {
-    let folder = tokenizer_folder(config)?;
-    if folder == config.model_folder() {
+/// Refuses the tokenizer of an adapter's folder if it gives ids that the model has no row for.
+///
+/// # Errors
+/// [`TrainError::Vocabulary`].
+pub fn check_tokenizer(
+    config: &RunConfig,
+    tokenizer: &Tokenizer,
+    decoder: &Decoder,
+) -> Result<(), TrainError> {
+    let (tokens, vocab_size) = (tokenizer.vocab_size(), decoder.spec.vocab_size);
+    if tokenizer.dir() == config.model_folder() || tokens <= vocab_size {
         return Ok(());
     }
-    match Tokenizer::load(&folder)?.vocab_size() {
-        tokens if tokens > vocab_size => {
-            Err(TrainError::Vocabulary { folder, largest: tokens as u32 - 1, vocab_size })
-        }
-        _ => Ok(()),
-    }
+    let folder = tokenizer.dir().to_owned();
+    Err(TrainError::Vocabulary { folder, largest: tokens as u32 - 1, vocab_size })
 }
 
 /// What to say of an adapter that names another model than the one in `folder` as its base. A model may have moved, so
