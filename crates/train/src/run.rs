@@ -119,14 +119,25 @@ struct Running<'a> {
 
 impl<'a> Running<'a> {
     fn begin(dev: &'a Device, job: Job, folder: &'a RunFolder) -> Result<Self, TrainError> {
-        let trainer = Trainer::new(dev, &job)?;
-        let recorder = Recorder::open(folder, recorder_options(&job))?;
+        let mut trainer = Trainer::new(dev, &job)?;
         let data_files = DataFiles::new(job.datasets.iter().flat_map(|set| &set.files));
         let rows = match &job.train {
             Batches::Kept(loader) if job.config.do_train => Some(digest_of_rows(loader.examples())),
             _ => None,
         };
         let base = base_fingerprint(&job)?;
+        let resumed = match folder.start() {
+            Start::Resume(from) => {
+                let expected = beginning(&job, &trainer, &rows, &base);
+                Some((
+                    trainer.restore(&from.path, &job.method, &expected)?,
+                    changed_keys(&from.path, &job.config),
+                ))
+            }
+            Start::Fresh | Start::Beside => None,
+        };
+        // Only now: it may remove what an earlier run has left in the folder.
+        let recorder = Recorder::open(folder, recorder_options(&job))?;
         let mut running = Self {
             folder,
             trainer,
@@ -145,14 +156,12 @@ impl<'a> Running<'a> {
             changed: None,
             owes_evaluation: false,
         };
-        if let Start::Resume(from) = folder.start() {
-            let expected = running.state();
-            let state = running.trainer.restore(&from.path, &running.job.method, &expected)?;
+        if let Some((state, changed)) = resumed {
             running.job.train.seek(state.cursor)?;
             running.owes_evaluation = state.owes_evaluation;
             (running.step, running.skipped, running.health) = (state.step, state.skipped, state.health);
             running.resumed_at = state.step;
-            running.changed = changed_keys(&from.path, &running.job.config);
+            running.changed = changed;
         }
         if running.job.config.do_train {
             let yaml = running.job.config.resolved_yaml();
@@ -179,15 +188,8 @@ impl<'a> Running<'a> {
             step: self.step,
             skipped: self.skipped,
             owes_evaluation: self.owes_evaluation,
-            rows: self.rows.clone(),
             health: self.health.clone(),
-            cursor: self.job.train.cursor(),
-            seed: self.job.config.seed,
-            // Of a stream nobody knows; more steps than before are no other run.
-            steps_per_epoch: self.job.train.steps_per_epoch().unwrap_or(0),
-            trained_elements: self.trainer.trained_elements,
-            base: self.base.clone(),
-            decided: self.job.config.decided(),
+            ..beginning(&self.job, &self.trainer, &self.rows, &self.base)
         }
     }
 
@@ -616,6 +618,29 @@ fn base_fingerprint(job: &Job) -> Result<Option<String>, TrainError> {
         of.push(adapter::PeftAdapter::read(&folder)?.fingerprint());
     }
     Ok(Some(of.join("+")))
+}
+
+/// The state of a run before its first step, with what must be the same in a checkpoint that it goes on from.
+fn beginning(
+    job: &Job,
+    trainer: &Trainer<'_>,
+    rows: &Option<String>,
+    base: &Option<String>,
+) -> TrainingState {
+    TrainingState {
+        step: 0,
+        skipped: 0,
+        owes_evaluation: false,
+        rows: rows.clone(),
+        health: Health::default(),
+        cursor: job.train.cursor(),
+        seed: job.config.seed,
+        // Of a stream nobody knows; more steps than before are no other run.
+        steps_per_epoch: job.train.steps_per_epoch().unwrap_or(0),
+        trained_elements: trainer.trained_elements,
+        base: base.clone(),
+        decided: job.config.decided(),
+    }
 }
 
 fn recorder_options(job: &Job) -> RecorderOptions {

@@ -60,3 +60,15 @@ fn a_model_is_never_removed_by_a_run_into_its_own_folder() {
     assert!(!refused.status.success() && text(&refused).contains("holds what `model_name_or_path` names"));
     assert!(place.path("base/model.safetensors").is_file());
 }
+
+#[test]
+fn a_resume_that_is_refused_removes_nothing_of_the_run_that_was_there() {
+    let place = Place::new("max_steps: 2\nsave_steps: 1\n");
+    for output in ["a", "b"] {
+        assert!(place.train(output, &[]).output().unwrap().status.success());
+    }
+    let keys = ["resume_from_checkpoint=b/checkpoint-1", "overwrite_output_dir=true", "optim=sgd"];
+    let refused = place.train("a", &keys).output().unwrap();
+    assert!(!refused.status.success() && text(&refused).contains("`optim` was"), "{}", text(&refused));
+    assert!(place.path("a/model.safetensors").is_file());
+}
