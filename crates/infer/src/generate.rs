@@ -243,9 +243,10 @@ impl<'a> Generator<'a> {
 
     fn extend(&mut self, ids: &[u32]) -> Result<Vec<f32>, InferError> {
         let Self { dev, decoder, work, cache, cached_ids } = self;
-        let logits = dev.install(|| decoder.extend(dev, ids, cache, work))?;
+        let cache = std::slice::from_mut(cache);
+        let logits = dev.install(|| decoder.extend(dev, &[ids], cache, work))?;
         cached_ids.extend_from_slice(ids);
-        Ok(logits)
+        Ok(logits.to_f32_vec())
     }
 }
 

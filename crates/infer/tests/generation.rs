@@ -49,11 +49,12 @@ fn extending_in_steps_gives_the_logits_of_the_whole_row() {
     let decoder = tiny::random_decoder(&dev, &tiny::spec(512));
     let ids = prompt(90);
     let whole = whole_row(&dev, &decoder, &ids);
-    let mut cache = KvCache::new(&dev, &decoder.spec, DType::F32, ids.len());
+    let mut cache = [KvCache::new(&dev, &decoder.spec, DType::F32, ids.len())];
     let mut work = Workspace::new(&dev, &decoder.spec, decoder.adapters(), DType::F32, 64, Purpose::Forward);
     let mut end = 0;
     for step in [50, 1, 1, 7, 30, 1] {
-        let logits = decoder.extend(&dev, &ids[end..end + step], &mut cache, &mut work).unwrap();
+        let logits = decoder.extend(&dev, &[&ids[end..end + step]], &mut cache, &mut work).unwrap();
+        let logits = logits.to_f32_vec();
         end += step;
         let largest = whole[end - 1].iter().fold(0.0f32, |a, z| a.max(z.abs()));
         for (found, expected) in logits.iter().zip(&whole[end - 1]) {

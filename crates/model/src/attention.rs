@@ -6,13 +6,13 @@
 //! Saved for backward: q and k as attention saw them, v, its output and lse; before their norms q and k too; a gate, which
 //! backward overwrites by its gradient.
 
-use sft_kernels::attention::{self, AttentionParams};
+use sft_kernels::attention::{self, AttentionParams, RowOffsets};
 use sft_kernels::gated::{self, Activation};
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, columns, rows};
 use sft_kernels::{rope, sinks};
 
 use crate::arena::Arena;
-use crate::cache::LayerCache;
+use crate::cache::{LayerCaches, SeenInCache};
 use crate::inputs::{self, Inputs, in_rows, in_rows_mut};
 use crate::latent::{self, Latent};
 use crate::linear::{self, Linear};
@@ -209,7 +209,8 @@ impl Attention {
         }
     }
 
-    /// y [N, C] from x [N, C]. With a cache, keys and values are appended to it, and queries see all that it holds.
+    /// y [N, C] from x [N, C]. With caches, keys and values of each row are appended to
+    /// its own, and its queries see what that holds.
     pub fn forward(
         &self,
         pass: &Pass<'_>,
@@ -217,7 +218,7 @@ impl Attention {
         mut y: ViewMut<'_>,
         saved: &mut Saved,
         scratch: &mut inputs::Scratch,
-        cache: Option<&mut LayerCache>,
+        caches: Option<LayerCaches<'_>>,
     ) {
         let (n, dev, dropout) = (x.dim(0), pass.dev, pass.dropout);
         let s = saved;
@@ -247,15 +248,25 @@ impl Attention {
         for (op, values) in [("queries", &s.q), ("keys", &s.k), ("values", &s.v)] {
             pass.see(op, values.head(n));
         }
-        let (k, v) = match cache {
-            None => (s.k.head(n), s.v.head(n)),
-            Some(cache) => cache.append(s.k.head(n), s.v.head(n)),
-        };
-        let (rows, keys) = pass.rows_of(self.spec.chunk, k.dim(0));
-        let (k, v) = (k.rows(keys.clone()), v.rows(keys));
-        let io =
-            attention::Forward { q: s.q.head(n), k, v, out: s.out.head_mut(n), lse: Some(s.lse.head_mut(n)) };
-        attention::forward(dev, &self.spec.params(), rows, io);
+        LayerCaches::each(caches, pass.rows, |tokens, _, cache| {
+            let (k, v) = (s.k.view().rows(tokens.clone()), s.v.view().rows(tokens.clone()));
+            let mut io = attention::Forward {
+                q: s.q.view().rows(tokens.clone()),
+                k,
+                v,
+                out: s.out.view_mut().into_rows(tokens.clone()),
+                lse: Some(s.lse.view_mut().into_rows(tokens.clone())),
+            };
+            let Some(cache) = cache else {
+                let rows = RowOffsets::same(pass.rows_of(self.spec.chunk));
+                return attention::forward(dev, &self.spec.params(), rows, io);
+            };
+            let (k, v) = cache.append(k, v);
+            let keys = k.dim(0);
+            let seen = SeenInCache::new(self.spec.chunk, keys - tokens.len()..keys);
+            (io.k, io.v) = (k.rows(seen.first_key..keys), v.rows(seen.first_key..keys));
+            attention::forward(dev, &self.spec.params(), seen.offsets(), io);
+        });
         if let Some(numbers) = &self.sinks {
             sinks::forward(dev, numbers.value(), s.out.head_mut(n), s.lse.head_mut(n));
         }
@@ -295,7 +306,7 @@ impl Attention {
             dk: shaped_mut(&mut scratch.dk, of_k),
             dv: shaped_mut(&mut scratch.dv, of_k),
         };
-        let (rows, _) = pass.rows_of(self.spec.chunk, n);
+        let rows = RowOffsets::same(pass.rows_of(self.spec.chunk));
         attention::backward(dev, &self.spec.params(), rows, io);
         if let Some(numbers) = &mut self.sinks {
             let delta = scratch.delta.head(n * heads).reshape(&[n, heads]);

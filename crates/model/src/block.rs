@@ -12,7 +12,7 @@
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows};
 
 use crate::arena::Arena;
-use crate::cache::LayerCache;
+use crate::cache::LayerCaches;
 use crate::feed_forward::{self, FeedForward};
 use crate::inputs;
 use crate::latent;
@@ -184,7 +184,7 @@ impl Block {
         mut y: ViewMut<'_>,
         saved: &mut Saved,
         scratch: &mut Scratch,
-        cache: Option<&mut LayerCache>,
+        caches: Option<LayerCaches<'_>>,
     ) {
         let (n, dev, r) = (x.dim(0), pass.dev, self.residual_multiplier);
         let (s, w) = (saved, scratch);
@@ -192,7 +192,7 @@ impl Block {
         let h = self.attention_norms.input(dev, x, h, &mut s.attention_norms);
         pass.see("input norm", h);
         self.attention_norms.output(dev, &mut w.t, n, &mut s.attention_norms, |out| {
-            self.mixer.forward(pass, h, out, &mut s.mixer, (&mut w.mixer, &mut w.inputs), cache);
+            self.mixer.forward(pass, h, out, &mut s.mixer, (&mut w.mixer, &mut w.inputs), caches);
         });
         pass.see("norm of the mixer's output", w.t.head(n));
         let (Some(mlp), Some(of_mlp)) = (&self.mlp, &mut s.mlp) else {

@@ -1,6 +1,9 @@
-//! What a conversation's tokens so far leave for the next one: keys and values of attention, the last inputs of
-//! convolutions, the states of recurrences.
+//! What the tokens of a row so far leave for the next one: keys and values of attention, the last inputs of convolutions,
+//! the states of recurrences.
 
+use std::ops::Range;
+
+use sft_kernels::attention::RowOffsets;
 use sft_kernels::{DType, Device, Tensor, View, ViewMut};
 
 use crate::spec::{DecoderSpec, LayerSpec, MixerSpec};
@@ -126,5 +129,80 @@ impl KvCache {
             }
         }
         self.len()
+    }
+}
+
+/// The caches of the rows of a pass, at one layer.
+#[derive(Debug)]
+pub struct LayerCaches<'a> {
+    /// One of each row.
+    pub(crate) rows: &'a mut [KvCache],
+    /// The layer.
+    pub(crate) layer: usize,
+}
+
+impl LayerCaches<'_> {
+    /// The same for a shorter time.
+    pub fn reborrow(&mut self) -> LayerCaches<'_> {
+        LayerCaches { rows: self.rows, layer: self.layer }
+    }
+
+    /// Calls `f` for what a sequence is carried through: with caches for each row that has tokens, with its own, else for
+    /// all rows `starts[r]..starts[r + 1]` at once. `f` gets the tokens, the row boundaries among them, and the cache.
+    pub fn each(
+        caches: Option<LayerCaches<'_>>,
+        starts: &[u32],
+        mut f: impl FnMut(Range<usize>, &[u32], Option<&mut LayerCache>),
+    ) {
+        let Some(LayerCaches { rows, layer }) = caches else {
+            return f(0..starts.last().map_or(0, |end| *end as usize), starts, None);
+        };
+        for (row, cache) in starts.windows(2).zip(rows).filter(|(row, _)| row[0] < row[1]) {
+            let tokens = row[0] as usize..row[1] as usize;
+            f(tokens, &[0, row[1] - row[0]], Some(&mut cache.layers[layer]));
+        }
+    }
+}
+
+/// What the last tokens of a row in a cache see of it.
+#[derive(Debug)]
+pub(crate) struct SeenInCache {
+    q: Vec<u32>,
+    k: Vec<u32>,
+    /// No token sees a key before it.
+    pub first_key: usize,
+}
+
+impl SeenInCache {
+    /// Tokens `tokens` of a row, which see their own chunk of it alone, if it is cut into chunks of this size.
+    pub fn new(chunk: Option<usize>, tokens: Range<usize>) -> Self {
+        let size = chunk.unwrap_or(usize::MAX);
+        let first_key = tokens.start / size * size;
+        let (mut q, mut k, mut start) = (vec![0], vec![0], first_key);
+        while start < tokens.end {
+            start = tokens.end.min(start.saturating_add(size));
+            q.push((start - tokens.start) as u32);
+            k.push((start - first_key) as u32);
+        }
+        Self { q, k, first_key }
+    }
+
+    /// Boundaries of the tokens, and of the keys from the first one on.
+    pub fn offsets(&self) -> RowOffsets<'_> {
+        RowOffsets { q: &self.q, k: &self.k }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_behind_a_cache_see_all_of_it_or_their_own_chunk() {
+        let seen = SeenInCache::new(None, 6..9);
+        assert_eq!((&seen.q[..], &seen.k[..], seen.first_key), (&[0, 3][..], &[0, 9][..], 0));
+        // The first two keys of the second chunk are in the cache.
+        let seen = SeenInCache::new(Some(4), 6..9);
+        assert_eq!((&seen.q[..], &seen.k[..], seen.first_key), (&[0, 2, 3][..], &[0, 4, 5][..], 4));
     }
 }

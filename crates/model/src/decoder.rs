@@ -4,13 +4,12 @@
 
 use std::path::Path;
 
-use sft_kernels::attention::RowOffsets;
 use sft_kernels::quantized::QuantizedWeight;
-use sft_kernels::{DType, Device, Slab, Tensor, View};
+use sft_kernels::{DType, Device, Slab, Tensor};
 
 use crate::ModelError;
 use crate::block::Block;
-use crate::cache::KvCache;
+use crate::cache::{KvCache, LayerCaches};
 use crate::entry::Entry;
 use crate::families;
 use crate::head::{self, LogitParams, LossSums};
@@ -97,10 +96,9 @@ impl Decoder {
         pass: &Pass<'_>,
         batch: Batch<'_>,
         work: &mut Workspace,
-        cache: Option<&mut KvCache>,
+        mut caches: Option<&mut [KvCache]>,
     ) {
         let n = batch.input_ids.len();
-        let mut caches = cache.map(|cache| cache.layers.iter_mut());
         let (h, entry) = work.entry();
         let ids = (batch.input_ids, batch.position_ids);
         self.entry.forward(pass, &self.embed_tokens, ids, h.head_mut(n), entry);
@@ -108,8 +106,8 @@ impl Decoder {
         for (l, block) in self.blocks.iter().enumerate() {
             self.enter(pass, l, false);
             let (x, y, saved, scratch) = work.layer(l);
-            let cache = caches.as_mut().and_then(Iterator::next);
-            block.forward(pass, x.head(n), y.head_mut(n), saved, scratch, cache);
+            let caches = caches.as_deref_mut().map(|rows| LayerCaches { rows, layer: l });
+            block.forward(pass, x.head(n), y.head_mut(n), saved, scratch, caches);
         }
     }
 
@@ -132,7 +130,7 @@ impl Decoder {
     ) -> Result<LossSums, ModelError> {
         self.check_ids(batch)?;
         let rotary = work.take_rotary(dev, batch);
-        let pass = training_pass(dev, &rotary, batch, None);
+        let pass = pass_of(dev, &rotary, batch, None);
         self.forward_blocks(&pass, batch, work, None);
         let (hidden, head) = work.output(self.blocks.len(), batch.input_ids.len());
         let (params, layers) = (LogitParams::of(&self.spec), self.head_layers());
@@ -152,7 +150,7 @@ impl Decoder {
     ) -> Result<(), ModelError> {
         self.check_ids(batch)?;
         let rotary = work.take_rotary(dev, batch);
-        let pass = training_pass(dev, &rotary, batch, None);
+        let pass = pass_of(dev, &rotary, batch, None);
         self.forward_blocks(&pass, batch, work, None);
         let (hidden, head) = work.output(self.blocks.len(), batch.input_ids.len());
         head::prepare(dev, self.head_layers(), hidden, batch.targets, head);
@@ -232,7 +230,7 @@ impl Decoder {
             reference.forward(dev, batch)?;
         }
         let rotary = work.take_rotary(dev, batch);
-        let pass = Pass { watch, ..training_pass(dev, &rotary, batch, dropout) };
+        let pass = Pass { watch, ..pass_of(dev, &rotary, batch, dropout) };
         work.begin_forward();
         self.forward_blocks(&pass, batch, work, None);
         work.finish_forward();
@@ -357,48 +355,58 @@ impl Decoder {
         self.check_ids(batch)?;
         let n = batch.input_ids.len();
         let rotary = work.take_rotary(dev, batch);
-        let pass = training_pass(dev, &rotary, batch, None);
+        let pass = pass_of(dev, &rotary, batch, None);
         self.forward_blocks(&pass, batch, work, None);
         work.give_rotary(rotary);
-        Ok(self.head_logits(dev, work, 0..n))
+        let all: Vec<u32> = (0..n as u32).collect();
+        Ok(self.head_logits(dev, work, (n, &all)))
     }
 
-    /// Appends tokens to the row in `cache`; returns the logits f32 [V] that follow the last of them.
+    /// Appends tokens `rows[r]` to the row in `caches[r]`; returns the logits f32 [rows with tokens, V] that follow the last
+    /// of each.
     ///
     /// # Errors
     /// A token id outside of the vocabulary.
     ///
     /// # Panics
-    /// If there are no tokens, or the cache or the workspace has no room for them.
+    /// If there is no token, or not a cache for each row, or a cache or the workspace has no room for them.
     pub fn extend(
         &self,
         dev: &Device,
-        input_ids: &[u32],
-        cache: &mut KvCache,
+        rows: &[&[u32]],
+        caches: &mut [KvCache],
         work: &mut Workspace,
-    ) -> Result<Vec<f32>, ModelError> {
-        let (n, before) = (input_ids.len() as u32, cache.len() as u32);
-        assert!(n > 0, "a step of generation has a token");
-        let position_ids: Vec<u32> = (before..before + n).collect();
-        let (q, k) = ([0, n], [0, before + n]);
-        let batch =
-            Batch { input_ids, position_ids: &position_ids, cu_seqlens: &q, targets: &[], weights: &[] };
+    ) -> Result<Tensor, ModelError> {
+        assert_eq!(rows.len(), caches.len(), "a cache for each row");
+        let (mut ids, mut positions, mut starts, mut last) = (Vec::new(), Vec::new(), vec![0], Vec::new());
+        for (row, cache) in rows.iter().zip(caches.iter()) {
+            ids.extend_from_slice(row);
+            positions.extend((cache.len()..).take(row.len()).map(|position| position as u32));
+            starts.push(ids.len() as u32);
+            last.extend((!row.is_empty()).then(|| ids.len() as u32 - 1));
+        }
+        assert!(!ids.is_empty(), "a step of generation has a token");
+        let batch = Batch {
+            input_ids: &ids,
+            position_ids: &positions,
+            cu_seqlens: &starts,
+            targets: &[],
+            weights: &[],
+        };
         self.check_ids(batch)?;
         let rotary = work.take_rotary(dev, batch);
-        let pass = pass_of(dev, &rotary, input_ids.len(), RowOffsets { q: &q, k: &k }, None);
-        self.forward_blocks(&pass, batch, work, Some(cache));
-        cache.advance(input_ids.len());
+        self.forward_blocks(&pass_of(dev, &rotary, batch, None), batch, work, Some(&mut *caches));
         work.give_rotary(rotary);
-        let last = input_ids.len() - 1;
-        Ok(self.head_logits(dev, work, last..last + 1).to_f32_vec())
+        caches.iter_mut().zip(rows).for_each(|(cache, row)| cache.advance(row.len()));
+        Ok(self.head_logits(dev, work, (ids.len(), &last)))
     }
 
-    fn head_logits(&self, dev: &Device, work: &mut Workspace, positions: std::ops::Range<usize>) -> Tensor {
+    /// Logits at positions of the `n` tokens that went through the blocks last.
+    fn head_logits(&self, dev: &Device, work: &mut Workspace, (n, positions): (usize, &[u32])) -> Tensor {
         let mut logits = dev.zeros(DType::F32, &[positions.len(), self.spec.vocab_size]);
-        let (hidden, head) = work.output(self.blocks.len(), positions.end);
-        let hidden: View<'_> = hidden.rows(positions);
+        let (hidden, head) = work.output(self.blocks.len(), n);
         let (params, layers) = (LogitParams::of(&self.spec), self.head_layers());
-        head::logits(dev, params, layers, hidden, logits.view_mut(), head);
+        head::logits(dev, params, layers, (hidden, positions), logits.view_mut(), head);
         logits
     }
 
@@ -505,24 +513,9 @@ fn finish_part(part: Vec<&mut Parameter>, update: &mut Update<'_>) {
     trained.into_iter().for_each(|p| p.set_rest(true));
 }
 
-/// The pass of a micro-batch whose rows see themselves alone.
-fn training_pass<'a>(
-    dev: &'a Device,
-    rotary: &'a Rotaries,
-    batch: Batch<'a>,
-    dropout: Option<u64>,
-) -> Pass<'a> {
-    let rows = RowOffsets { q: batch.cu_seqlens, k: batch.cu_seqlens };
-    pass_of(dev, rotary, batch.input_ids.len(), rows, dropout)
-}
-
-fn pass_of<'a>(
-    dev: &'a Device,
-    rotary: &'a Rotaries,
-    tokens: usize,
-    rows: RowOffsets<'a>,
-    dropout: Option<u64>,
-) -> Pass<'a> {
+/// The pass of a micro-batch.
+fn pass_of<'a>(dev: &'a Device, rotary: &'a Rotaries, batch: Batch<'a>, dropout: Option<u64>) -> Pass<'a> {
+    let (tokens, rows) = (batch.input_ids.len(), batch.cu_seqlens);
     let angles = |rope: &'a Option<Rotary>| rope.as_ref().map(|rope| rope.angles(tokens));
     let (rope, local_rope) = (angles(&rotary.rope), angles(&rotary.local_rope));
     let (query_scale, chunks) = (rotary.query_scale(tokens), rotary.chunks());

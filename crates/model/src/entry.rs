@@ -156,7 +156,7 @@ impl Entry {
     fn add_noise(&self, pass: &Pass<'_>, mut x: ViewMut<'_>) {
         let Some((alpha, key)) = self.noise.zip(pass.dropout) else { return };
         let (key, width) = (random::key(key, &[random::name_part("neftune")]), x.dim(1));
-        for row in pass.rows.q.windows(2) {
+        for row in pass.rows.windows(2) {
             let [start, end] = [row[0] as usize, row[1] as usize];
             let scale = self.multiplier * alpha / (((end - start) * width) as f32).sqrt();
             let first = (start * width) as u64;

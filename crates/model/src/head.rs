@@ -463,16 +463,18 @@ pub fn loss_and_backward(
     w.count(dev);
 }
 
-/// Logits f32 [N, V] of all the given hidden states [N, C]: for generation and for comparisons, not for training.
+/// Logits f32 [S, V] at positions of the hidden states [N, C]: for generation and for comparisons, not for training.
 pub fn logits(
     dev: &Device,
     params: LogitParams,
     layers: Layers<'_>,
-    hidden: View<'_>,
+    (hidden, positions): (View<'_>, &[u32]),
     logits: ViewMut<'_>,
     scratch: &mut Scratch,
 ) {
-    let normed = (&mut scratch.normed, &mut scratch.statistics);
-    let states = layers.states(dev, hidden, normed, &mut scratch.projection, None);
+    let w = scratch;
+    rows::gather(dev, hidden, positions, 1.0, w.hidden.head_mut(positions.len()));
+    let normed = (&mut w.normed, &mut w.statistics);
+    let states = layers.states(dev, w.hidden.head(positions.len()), normed, &mut w.projection, None);
     params.forward(dev, states, layers, logits);
 }

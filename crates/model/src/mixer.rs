@@ -5,7 +5,7 @@ use sft_kernels::{DType, Tensor, View, ViewMut, rows};
 
 use crate::arena::Arena;
 use crate::attention::{self, Attention};
-use crate::cache::LayerCache;
+use crate::cache::LayerCaches;
 use crate::inputs;
 use crate::linear::Linear;
 use crate::method::LayerAdapters;
@@ -110,30 +110,31 @@ impl Mixer {
         mut y: ViewMut<'_>,
         saved: &mut Saved,
         (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
-        mut cache: Option<&mut LayerCache>,
+        mut caches: Option<LayerCaches<'_>>,
     ) {
         let s = saved;
         match self {
             Self::Attention(attention) => {
-                attention.forward(pass, x, y, s.attention.as_mut().expect(MADE), inputs, cache);
+                attention.forward(pass, x, y, s.attention.as_mut().expect(MADE), inputs, caches);
             }
             Self::ShortConv(conv) => {
                 let scratch = scratch.short_conv.as_mut().expect(MADE);
-                conv.forward(pass, x, y, s.short_conv.as_mut().expect(MADE), (scratch, inputs), cache);
+                conv.forward(pass, x, y, s.short_conv.as_mut().expect(MADE), (scratch, inputs), caches);
             }
             Self::Recurrent(recurrent) => {
                 let scratch = scratch.recurrent.as_mut().expect(MADE);
-                recurrent.forward(pass, x, y, s.recurrent.as_mut().expect(MADE), (scratch, inputs), cache);
+                recurrent.forward(pass, x, y, s.recurrent.as_mut().expect(MADE), (scratch, inputs), caches);
             }
             Self::Both { attention, recurrent, multipliers: [a, r] } => {
                 let (n, dev) = (x.dim(0), pass.dev);
                 let of_attention = s.attention.as_mut().expect(MADE);
-                attention.forward(pass, x, y.reborrow(), of_attention, inputs, cache.as_deref_mut());
+                let shared = caches.as_mut().map(LayerCaches::reborrow);
+                attention.forward(pass, x, y.reborrow(), of_attention, inputs, shared);
                 scale(pass, *a, y.reborrow());
                 let [t, _] = scratch.both.as_mut().expect(MADE);
                 let scratches = (scratch.recurrent.as_mut().expect(MADE), inputs);
                 let of_recurrent = s.recurrent.as_mut().expect(MADE);
-                recurrent.forward(pass, x, t.head_mut(n), of_recurrent, scratches, cache);
+                recurrent.forward(pass, x, t.head_mut(n), of_recurrent, scratches, caches);
                 scale(pass, *r, t.head_mut(n));
                 rows::add(dev, t.head(n), y);
             }

@@ -1,6 +1,5 @@
 //! What every layer needs to know of the micro-batch that passes through it.
 
-use sft_kernels::attention::RowOffsets;
 use sft_kernels::rope::RopeStyle;
 use sft_kernels::{Device, View};
 
@@ -44,32 +43,20 @@ pub struct Pass<'a> {
     pub local_rope: Option<Angles<'a>>,
     /// What each token's queries are multiplied by, f32 [N].
     pub query_scale: Option<View<'a>>,
-    /// Row boundaries of queries and of keys.
-    pub rows: RowOffsets<'a>,
-    /// The same in chunks, for the layers that see their own chunk alone.
-    pub chunks: Option<Chunks<'a>>,
+    /// Row boundaries.
+    pub rows: &'a [u32],
+    /// The same with those of chunks, for the layers that see their own chunk alone; not for rows in caches.
+    pub chunks: Option<&'a [u32]>,
     /// Key of the dropout masks of this micro-batch; `None` when nothing is trained.
     pub dropout: Option<u64>,
     /// Looks for the first value that is not finite; `None` in any pass but the one that is made to find it.
     pub watch: Option<&'a Watch>,
 }
 
-/// Rows cut where positions come to a multiple of a chunk's size.
-#[derive(Debug, Clone, Copy)]
-pub struct Chunks<'a> {
-    /// Boundaries of queries, and of keys from `first_key` on.
-    pub rows: RowOffsets<'a>,
-    /// Keys before it, of a cache, are of chunks that no query is in.
-    pub first_key: usize,
-}
-
 impl<'a> Pass<'a> {
-    /// Row boundaries for a layer with such chunks, or without, and which of `keys` keys they are of.
-    pub fn rows_of(&self, chunk: Option<usize>, keys: usize) -> (RowOffsets<'a>, std::ops::Range<usize>) {
-        match (chunk, self.chunks) {
-            (Some(_), Some(chunks)) => (chunks.rows, chunks.first_key..keys),
-            _ => (self.rows, 0..keys),
-        }
+    /// Row boundaries for a layer with such chunks, or without.
+    pub fn rows_of(&self, chunk: Option<usize>) -> &'a [u32] {
+        chunk.and(self.chunks).unwrap_or(self.rows)
     }
 
     /// Shows what an op of the current block put out, [N, …], to whoever watches.

@@ -7,6 +7,8 @@
 //! Saved for backward: what the projections put out, which backward overwrites by its gradients, and the recurrence's
 //! output; the rest is computed again. A key is divided by its length as a norm without weights divides it, √D apart.
 
+use std::ops::Range;
+
 use sft_kernels::conv1d::{self, Conv1dParams, Taps};
 use sft_kernels::decay::{self, HeadNumbers};
 use sft_kernels::gated::{self, Activation};
@@ -15,7 +17,7 @@ use sft_kernels::rms_norm::{self, RmsNormParams};
 use sft_kernels::{DType, Device, Tensor, View, ViewMut, rows};
 
 use crate::arena::Arena;
-use crate::cache::LayerCache;
+use crate::cache::{LayerCache, LayerCaches};
 use crate::inputs::{self, Inputs, in_rows, in_rows_mut};
 use crate::linear::{self, Linear};
 use crate::method::LayerAdapters;
@@ -219,7 +221,7 @@ impl Scratch {
 }
 
 impl Recurrent {
-    /// y [N, C] from x [N, C]. With a cache the recurrence goes on with its state.
+    /// y [N, C] from x [N, C]. With caches the recurrence of each row goes on with its own state.
     pub fn forward(
         &self,
         pass: &Pass<'_>,
@@ -227,23 +229,20 @@ impl Recurrent {
         y: ViewMut<'_>,
         saved: &mut Saved,
         (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
-        mut cache: Option<&mut LayerCache>,
+        mut caches: Option<LayerCaches<'_>>,
     ) {
         let (n, dev, s, w) = (x.dim(0), pass.dev, saved, scratch);
         self.project(pass, x, s, inputs);
         if self.spec.multipliers[Part::Z as usize] != 1.0 {
             rows::scale_in_place(dev, self.spec.multipliers[Part::Z as usize], s.part_mut(Part::Z, n));
         }
-        self.prepare(dev, pass.rows.q, n, s, w, cache.as_deref());
-        if let Some(cache) = &mut cache {
-            for (i, part) in CONVOLVED.into_iter().enumerate() {
-                cache.remember(i, s.part(part, n));
-            }
-        }
-        let state = cache.map(LayerCache::state);
-        let (io, params) = (self.recurrence_inputs(n, w), self.spec.params());
-        let shape = [n, self.spec.heads, self.spec.value_dim];
-        linear_attention::forward(dev, params, pass.rows.q, io, state, s.o.head_mut(n).reshape(&shape));
+        self.prepare(dev, pass.rows, n, s, w, caches.as_mut().map(LayerCaches::reborrow));
+        LayerCaches::each(caches, pass.rows, |tokens, starts, cache| {
+            let shape = [tokens.len(), self.spec.heads, self.spec.value_dim];
+            let out = s.o.view_mut().into_rows(tokens.clone()).reshape(&shape);
+            let (io, params) = (self.recurrence_inputs(tokens, w), self.spec.params());
+            linear_attention::forward(dev, params, starts, io, cache.map(LayerCache::state), out);
+        });
         self.gate(dev, n, s, w);
         let linears = &mut inputs.linears;
         self.out_proj.forward(dev, w.inner.head(n), y, &mut s.out_proj, linears, pass.dropout);
@@ -274,20 +273,17 @@ impl Recurrent {
         n: usize,
         s: &Saved,
         w: &mut Scratch,
-        cache: Option<&LayerCache>,
+        caches: Option<LayerCaches<'_>>,
     ) {
-        for (i, part) in CONVOLVED.into_iter().enumerate() {
-            let history = cache.map(|cache| cache.history(i));
-            let (taps, params) = (self.taps(part), self.spec.conv_params(part));
-            conv1d::forward(
-                dev,
-                params,
-                starts,
-                (s.part(part, n), history),
-                taps,
-                w.convolved[i].head_mut(n),
-            );
-        }
+        LayerCaches::each(caches, starts, |tokens, starts, mut cache| {
+            for (i, part) in CONVOLVED.into_iter().enumerate() {
+                let (taps, params) = (self.taps(part), self.spec.conv_params(part));
+                let (x, y) = (s.part(part, n).rows(tokens.clone()), w.convolved[i].view_mut());
+                let history = cache.as_ref().map(|cache| cache.history(i));
+                conv1d::forward(dev, params, starts, (x, history), taps, y.into_rows(tokens.clone()));
+                cache.iter_mut().for_each(|cache| cache.remember(i, x));
+            }
+        });
         if let Some(normed) = &mut w.normed {
             let rows = n * self.spec.key_heads;
             for ((y, rstd), x) in normed.iter_mut().zip(&w.convolved) {
@@ -312,17 +308,19 @@ impl Recurrent {
         HeadNumbers { a_log: self.a_log.value(), dt_bias: self.dt_bias.value(), scale }
     }
 
-    fn recurrence_inputs<'a>(&'a self, n: usize, w: &'a Scratch) -> linear_attention::Inputs<'a> {
+    fn recurrence_inputs<'a>(&'a self, tokens: Range<usize>, w: &'a Scratch) -> linear_attention::Inputs<'a> {
         let RecurrentSpec { key_heads, heads, key_dim, value_dim, .. } = self.spec;
+        let n = tokens.len();
+        let of = |x: &'a Tensor| x.view().rows(tokens.clone());
         let [q, k, v] = &w.convolved;
         let [q, k] = match &w.normed {
             Some([(q, _), (k, _)]) => [q, k],
             None => [q, k],
         };
-        let [q, k] = [q, k].map(|x| x.head(n).reshape(&[n, key_heads, key_dim]));
-        let v = v.head(n).reshape(&[n, heads, value_dim]);
+        let [q, k] = [q, k].map(|x| of(x).reshape(&[n, key_heads, key_dim]));
+        let v = of(v).reshape(&[n, heads, value_dim]);
         let skip = self.skip.as_ref().map(Parameter::value);
-        linear_attention::Inputs { q, k, v, step: w.step.head(n), decay: w.decay.head(n), skip }
+        linear_attention::Inputs { q, k, v, step: of(&w.step), decay: of(&w.decay), skip }
     }
 
     /// What goes into `out_proj`, from the recurrence's output and z.
@@ -354,14 +352,14 @@ impl Recurrent {
         (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
     ) {
         let (n, dev, s, w) = (x.dim(0), pass.dev, saved, scratch);
-        self.prepare(dev, pass.rows.q, n, s, w, None);
+        self.prepare(dev, pass.rows, n, s, w, None);
         self.gate(dev, n, s, w);
         let (inner, dinner, linears) =
             (w.inner.head(n), Some(w.back.dinner.head_mut(n)), &mut inputs.linears);
         self.out_proj.backward(dev, inner, dy, dinner, false, &s.out_proj, linears, pass.dropout);
         self.gate_backward(dev, n, s, w);
         self.recurrence_backward(pass, n, s, w);
-        self.prepare_backward(dev, pass.rows.q, n, s, w);
+        self.prepare_backward(dev, pass.rows, n, s, w);
         self.project_backward(pass, x, dx, s, (w, inputs));
     }
 
@@ -428,7 +426,7 @@ impl Recurrent {
         let d_o = if self.norm_is_first() { &back.d_o } else { &s.o };
         let d_o = d_o.head(n).reshape(&[n, heads, value_dim]);
         let scratch = back.recurrence.view_mut();
-        linear_attention::backward(pass.dev, params, pass.rows.q, io, d_o, gradients, scratch);
+        linear_attention::backward(pass.dev, params, pass.rows, io, d_o, gradients, scratch);
         self.skip = skip;
     }
 

@@ -7,11 +7,10 @@
 
 use std::f64::consts::TAU;
 
-use sft_kernels::attention::RowOffsets;
 use sft_kernels::{DType, Device, View};
 
 use crate::column::Column;
-use crate::pass::{Angles, Chunks};
+use crate::pass::Angles;
 use crate::spec::{DecoderSpec, QueryGrowth, RopeScaling, RopeSpec};
 
 /// Tokens whose angles one task computes.
@@ -30,34 +29,22 @@ pub struct Rotaries {
     chunks: Option<ChunkRows>,
 }
 
-/// Rows cut at the multiples of a chunk's size.
+/// Row boundaries with those of chunks, that begin at multiples of their size in each row.
 #[derive(Debug)]
 struct ChunkRows {
-    size: u32,
-    q: Vec<u32>,
-    k: Vec<u32>,
-    first_key: usize,
+    size: usize,
+    starts: Vec<u32>,
 }
 
 impl ChunkRows {
-    fn new(size: usize) -> Self {
-        Self { size: u32::try_from(size).unwrap_or(u32::MAX), q: Vec::new(), k: Vec::new(), first_key: 0 }
-    }
-
-    /// Of rows `rows[r]..rows[r + 1]`, each at consecutive positions; one whose first is not 0 has keys before them in
-    /// a cache, and is alone.
-    fn fill(&mut self, position_ids: &[u32], rows: &[u32]) {
-        (self.q, self.k, self.first_key) = (vec![0], vec![0], 0);
-        for row in rows.windows(2).filter(|row| row[0] < row[1]) {
-            let (first, end) = (position_ids[row[0] as usize], position_ids[row[1] as usize - 1] + 1);
-            let mut start = first / self.size * self.size;
-            self.first_key += start as usize;
-            while start < end {
-                let stop = end.min(start.saturating_add(self.size));
-                self.q.push(self.q.last().copied().unwrap_or(0) + stop - start.max(first));
-                self.k.push(self.k.last().copied().unwrap_or(0) + stop - start);
-                start = stop;
-            }
+    /// Of rows `rows[r]..rows[r + 1]`, each from position 0 on.
+    fn fill(&mut self, rows: &[u32]) {
+        self.starts.clear();
+        self.starts.extend(rows.first());
+        for row in rows.windows(2) {
+            let inside = (row[0]..row[1]).step_by(self.size).skip(1);
+            self.starts.extend(inside);
+            self.starts.extend((row[0] < row[1]).then_some(row[1]));
         }
     }
 }
@@ -68,7 +55,7 @@ impl Rotaries {
         let rotary = |rope: &Option<RopeSpec>| rope.as_ref().map(|rope| Rotary::new(dev, rope, max_tokens));
         let scale = spec.query_growth.map(|growth| (growth, Column::new(dev, &[max_tokens])));
         let chunk = spec.layers.iter().find_map(|layer| layer.attention.chunk);
-        let chunks = chunk.map(ChunkRows::new);
+        let chunks = chunk.map(|size| ChunkRows { size, starts: Vec::new() });
         Self { rope: rotary(&spec.rope), local_rope: rotary(&spec.local_rope), query_scale: scale, chunks }
     }
 
@@ -78,7 +65,7 @@ impl Rotaries {
             rope.fill(dev, position_ids, rows);
         }
         if let Some(chunks) = &mut self.chunks {
-            chunks.fill(position_ids, rows);
+            chunks.fill(rows);
         }
         if let Some((growth, scale)) = &mut self.query_scale {
             let n = position_ids.len();
@@ -88,9 +75,9 @@ impl Rotaries {
         }
     }
 
-    /// Rows in chunks.
-    pub fn chunks(&self) -> Option<Chunks<'_>> {
-        self.chunks.as_ref().map(|c| Chunks { rows: RowOffsets { q: &c.q, k: &c.k }, first_key: c.first_key })
+    /// Row boundaries with those of chunks.
+    pub fn chunks(&self) -> Option<&[u32]> {
+        self.chunks.as_ref().map(|chunks| &chunks.starts[..])
     }
 
     /// What the queries of the first `tokens` tokens are multiplied by.
@@ -335,13 +322,10 @@ mod tests {
 
     #[test]
     fn rows_are_cut_where_chunks_begin() {
-        let mut chunks = ChunkRows::new(4);
-        // Two rows of 5 and 3 tokens.
-        chunks.fill(&[0, 1, 2, 3, 4, 0, 1, 2], &[0, 5, 8]);
-        assert_eq!((&chunks.q, &chunks.k, chunks.first_key), (&vec![0, 4, 5, 8], &vec![0, 4, 5, 8], 0));
-        // Behind six tokens of a cache, of which the last two are of the first query's chunk.
-        chunks.fill(&[6, 7, 8], &[0, 3]);
-        assert_eq!((&chunks.q, &chunks.k, chunks.first_key), (&vec![0, 2, 3], &vec![0, 4, 5], 4));
+        let mut chunks = ChunkRows { size: 4, starts: Vec::new() };
+        // Rows of 5, no, 3 and 8 tokens.
+        chunks.fill(&[0, 5, 5, 8, 16]);
+        assert_eq!(chunks.starts, [0, 4, 5, 8, 12, 16]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use sft_kernels::gated::{self, Activation};
 use sft_kernels::{DType, Device, Tensor, View, ViewMut};
 
 use crate::arena::Arena;
-use crate::cache::LayerCache;
+use crate::cache::LayerCaches;
 use crate::inputs::{self, Inputs};
 use crate::linear::{self, Linear};
 use crate::method::LayerAdapters;
@@ -104,7 +104,8 @@ impl Scratch {
 }
 
 impl ShortConv {
-    /// y [N, C] from x [N, C]. With a cache the convolution sees the tokens before, and leaves those for the next.
+    /// y [N, C] from x [N, C]. With caches the convolution sees the tokens of each row before, and leaves those for the
+    /// next.
     pub fn forward(
         &self,
         pass: &Pass<'_>,
@@ -112,16 +113,12 @@ impl ShortConv {
         y: ViewMut<'_>,
         saved: &mut Saved,
         (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
-        cache: Option<&mut LayerCache>,
+        caches: Option<LayerCaches<'_>>,
     ) {
         let (n, dev, s, w) = (x.dim(0), pass.dev, saved, scratch);
         let outputs = [s.b.head_mut(n), s.c.head_mut(n), s.u.head_mut(n)];
         self.in_proj.forward(pass, x, outputs, &mut s.in_proj, inputs);
-        let history = cache.as_ref().map(|cache| cache.history(0));
-        self.convolve(dev, pass.rows.q, (n, history), s, w);
-        if let Some(cache) = cache {
-            cache.remember(0, w.bu.head(n));
-        }
+        self.convolve(dev, pass.rows, n, s, w, caches);
         let linears = &mut inputs.linears;
         self.out_proj.forward(dev, w.inner.head(n), y, &mut s.out_proj, linears, pass.dropout);
     }
@@ -131,12 +128,18 @@ impl ShortConv {
         &self,
         dev: &Device,
         rows: &[u32],
-        (n, history): (usize, Option<View<'_>>),
+        n: usize,
         s: &Saved,
         w: &mut Scratch,
+        caches: Option<LayerCaches<'_>>,
     ) {
         gated::forward(dev, Activation::Identity, s.b.head(n), s.u.head(n), w.bu.head_mut(n));
-        conv1d::forward(dev, PARAMS, rows, (w.bu.head(n), history), self.taps(), w.convolved.head_mut(n));
+        LayerCaches::each(caches, rows, |tokens, starts, cache| {
+            let (x, y) = (w.bu.view().rows(tokens.clone()), w.convolved.view_mut().into_rows(tokens));
+            let history = cache.as_ref().map(|cache| cache.history(0));
+            conv1d::forward(dev, PARAMS, starts, (x, history), self.taps(), y);
+            cache.into_iter().for_each(|cache| cache.remember(0, x));
+        });
         gated::forward(dev, Activation::Identity, s.c.head(n), w.convolved.head(n), w.inner.head_mut(n));
     }
 
@@ -155,7 +158,7 @@ impl ShortConv {
         (scratch, inputs): (&mut Scratch, &mut inputs::Scratch),
     ) {
         let (n, dev, s, w) = (x.dim(0), pass.dev, saved, scratch);
-        self.convolve(dev, pass.rows.q, (n, None), s, w);
+        self.convolve(dev, pass.rows, n, s, w, None);
         let (inner, dinner, linears) = (w.inner.head(n), Some(w.dinner.head_mut(n)), &mut inputs.linears);
         self.out_proj.backward(dev, inner, dy, dinner, false, &s.out_proj, linears, pass.dropout);
         let (dinner, convolved) = (w.dinner.head_mut(n), w.convolved.head_mut(n));
@@ -170,7 +173,7 @@ impl ShortConv {
             dw,
             db: db.flatten(),
         };
-        conv1d::backward(dev, PARAMS, pass.rows.q, Taps { w: weight, b: bias }, io);
+        conv1d::backward(dev, PARAMS, pass.rows, Taps { w: weight, b: bias }, io);
         gated::backward(
             dev,
             Activation::Identity,

@@ -466,13 +466,20 @@ fn a_cache_gives_the_logits_of_the_whole_row() {
             weights: &[],
         };
         let whole = decoder.logits(&dev, batch, &mut work).unwrap().to_f32_vec();
-        let mut cache = KvCache::new(&dev, &spec, DType::F32, 7);
-        let mut last = decoder.extend(&dev, &ids[..4], &mut cache, &mut work).unwrap();
-        for (i, id) in ids.iter().enumerate().skip(4) {
-            compare(&name, &last, &whole[(i - 1) * 24..i * 24]);
-            last = decoder.extend(&dev, &[*id], &mut cache, &mut work).unwrap();
+        let logits_of = |tokens: usize| &whole[(tokens - 1) * 24..tokens * 24];
+        // The same row three times, at other places in each step, and not in every step.
+        let mut caches = [(); 3].map(|()| KvCache::new(&dev, &spec, DType::F32, 7));
+        let mut ends = [0; 3];
+        for steps in [[4, 0, 2], [1, 1, 0], [1, 3, 1], [0, 1, 1], [1, 2, 3]] {
+            let rows: Vec<&[u32]> = ends.iter().zip(steps).map(|(end, n)| &ids[*end..end + n]).collect();
+            let logits = decoder.extend(&dev, &rows, &mut caches, &mut work).unwrap().to_f32_vec();
+            ends.iter_mut().zip(steps).for_each(|(end, n)| *end += n);
+            let stepped = ends.iter().zip(steps).filter(|(_, n)| *n > 0);
+            for ((end, _), found) in stepped.zip(logits.chunks(24)) {
+                compare(&name, found, logits_of(*end));
+            }
         }
-        compare(&name, &last, &whole[6 * 24..]);
+        assert_eq!(ends, [7; 3]);
     }
 }
 

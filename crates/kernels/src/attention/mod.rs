@@ -91,6 +91,13 @@ pub struct RowOffsets<'a> {
     pub k: &'a [u32],
 }
 
+impl<'a> RowOffsets<'a> {
+    /// As many keys as queries in each row.
+    pub fn same(rows: &'a [u32]) -> Self {
+        Self { q: rows, k: rows }
+    }
+}
+
 /// What [`forward()`] reads and writes.
 pub struct Forward<'a> {
     /// Queries, [Nq, H, D].
