@@ -9,6 +9,7 @@ pub mod chat;
 mod error;
 pub mod generate;
 pub mod sampler;
+pub mod similarity;
 
 pub use answers::{Answered, answer_all, exact_match};
 pub use chat::{Answer, ChatSession};
