@@ -1,14 +1,13 @@
 //! `show_answers`: what the model answers to held-out questions before and after training, side by side.
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use serde_json::json;
 use sft_config::Stage;
-use sft_data::conversation::Conversation;
-use sft_infer::{Answered, GenerationOptions, Generator, SamplingOptions, answer_all, exact_match};
+use sft_infer::{Answered, GenerationOptions, Questions, SamplingOptions, exact_match};
 use sft_kernels::Device;
 use sft_model::Decoder;
+use sft_model::workspace::{Purpose, Workspace};
 use sft_train::{Job, setup};
 
 /// The file in the run's folder with every question: one line `{prompt, expected, before, after}` each, or `{prompt,
@@ -22,7 +21,7 @@ const WIDTH: usize = 60;
 /// The questions of a run, and what the untrained model answered.
 pub struct Comparison {
     config: sft_config::RunConfig,
-    rows: Vec<Conversation>,
+    questions: Questions,
     before: Vec<Answered>,
 }
 
@@ -40,8 +39,14 @@ impl Comparison {
             return Ok(None);
         }
         job.check_memory()?;
-        let rows = job.eval_rows[..count].to_vec();
-        let mut comparison = Self { config: job.config.clone(), rows, before: Vec::new() };
+        let pipeline = setup::pipeline(&job.config)?;
+        let options = GenerationOptions {
+            sampling: SamplingOptions::GREEDY,
+            skip_special_tokens: true,
+            ..GenerationOptions::from_config(&job.config, pipeline.stop_ids())
+        };
+        let questions = Questions::new(pipeline, options, &job.eval_rows[..count])?;
+        let mut comparison = Self { config: job.config.clone(), questions, before: Vec::new() };
         println!("answering {count} held-out questions before training");
         let dev = setup::device(&job.config)?;
         let decoder = dev.install(|| sft_train::trainer::load_decoder(&dev, job))?.decoder;
@@ -55,7 +60,7 @@ impl Comparison {
         let after = self.ask(&dev, decoder)?;
         println!("\nheld-out questions, before and after training:");
         for (before, after) in self.before.iter().zip(&after).take(SHOWN) {
-            println!("  {}", shortened(&after.prompt_text));
+            println!("  {}", shortened(&after.asked));
             match (&before.answer, &after.answer) {
                 (Ok(said_before), Ok(said_after)) => {
                     println!("    expected  {}", shortened(&after.expected));
@@ -82,13 +87,13 @@ impl Comparison {
         let line = |(before, after): (&Answered, &Answered)| {
             let line = match (&before.answer, &after.answer) {
                 (Ok(said_before), Ok(said_after)) => json!({
-                    "prompt": after.prompt_text,
+                    "prompt": after.asked,
                     "expected": after.expected,
                     "before": said_before,
                     "after": said_after,
                 }),
                 (Err(problem), _) | (_, Err(problem)) => {
-                    json!({"prompt": after.prompt_text, "problem": problem})
+                    json!({"prompt": after.asked, "problem": problem})
                 }
             };
             format!("{line}\n")
@@ -100,17 +105,14 @@ impl Comparison {
     }
 
     fn ask(&self, dev: &Device, decoder: &Decoder) -> anyhow::Result<Vec<Answered>> {
-        let pipeline = setup::pipeline(&self.config)?;
-        let options = GenerationOptions {
-            sampling: SamplingOptions::GREEDY,
-            skip_special_tokens: true,
-            ..GenerationOptions::from_config(&self.config, pipeline.stop_ids())
-        };
-        let mut generator = Generator::new(dev, decoder);
+        let (rows, spec) = (self.config.per_device_eval_batch_size, &decoder.spec);
+        let tokens = self.questions.piece().max(rows.min(self.questions.len()));
         let answers = dev.install(|| {
-            answer_all(&mut generator, &pipeline, &self.rows, &options, |_| ControlFlow::Continue(()))
+            let mut work =
+                Workspace::new(dev, spec, decoder.adapters(), decoder.compute, tokens, Purpose::Forward);
+            self.questions.answer(dev, decoder, (&mut work, rows), || false, |_| ())
         })?;
-        Ok(answers)
+        Ok(answers.expect("nobody stops them"))
     }
 }
 

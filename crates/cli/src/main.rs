@@ -38,6 +38,7 @@ mod fetching;
 mod kept;
 mod models;
 mod parity;
+mod predict;
 mod progress;
 mod recipe;
 mod runs;
@@ -63,6 +64,8 @@ struct Cli {
 enum Command {
     /// Train a model: `sft train config.yaml [key=value …]`
     Train(train::Args),
+    /// Answer the rows of `eval_dataset`, with BLEU-4 and ROUGE: `sft predict config.yaml [key=value …]`
+    Predict(predict::Args),
     /// Talk to a model, with or without an adapter
     Chat(chat::Args),
     /// Merge an adapter into its model and write a Hugging Face folder
@@ -124,6 +127,7 @@ fn main() -> ExitCode {
     signals::limits_are_errors();
     let done = OutOfMemory::caught(|| match command {
         Command::Train(args) => train::run(args),
+        Command::Predict(args) => predict::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Export(args) => export::run(args),
         Command::Bench(args) => bench::run(args),

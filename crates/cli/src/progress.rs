@@ -92,13 +92,28 @@ impl Screen {
         }
     }
 
+    fn answered(&mut self, done: usize, of: usize) {
+        match &self.bar {
+            Some(bar) => bar.set_message(format!("{done} of {of} rows answered")),
+            None => {
+                if self.last_line.is_none_or(|last| last.elapsed() >= PLAIN_EVERY) {
+                    println!("{done} of {of} rows answered");
+                    self.last_line = Some(Instant::now());
+                }
+            }
+        }
+    }
+
     fn evaluated(&self, line: &LogLine, is_best: bool) {
         let loss = line.eval_loss.unwrap_or(f64::NAN);
         let accuracy =
             line.eval_accuracy.map_or(String::new(), |a| format!("  token accuracy {:.1} %", a * 100.0));
+        let scores = line.eval_scores.map_or(String::new(), |scores| {
+            format!("  BLEU-4 {:.2}  ROUGE-L {:.2}", scores.bleu_4, scores.rouge_l)
+        });
         let best = if is_best { "  (best so far)" } else { "" };
         self.say(&format!(
-            "evaluation at step {}: loss {loss:.4}  perplexity {:.3}{accuracy}{best}",
+            "evaluation at step {}: loss {loss:.4}  perplexity {:.3}{accuracy}{scores}{best}",
             line.current_steps,
             loss.exp()
         ));
@@ -122,6 +137,8 @@ impl Observer for Screen {
             Event::Step(progress) => self.step(progress),
             Event::Logged(_) => {}
             Event::Evaluated { line, is_best } => self.evaluated(line, *is_best),
+            Event::Answered { done, of } => self.answered(*done, *of),
+            Event::Predicted { path } => self.say(&format!("answers: {}", path.display())),
             Event::Warned { step: 0, text } => self.say(&format!("warning: {text}")),
             Event::Warned { step, text } => self.say(&format!("warning after step {step}: {text}")),
             Event::Saved { folder } => self.say(&format!("saved {}", folder.display())),

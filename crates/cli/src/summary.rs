@@ -28,7 +28,9 @@ pub fn device(dev: &Device) {
 pub fn job(job: &Job) {
     setup::idle_rope_scaling(&job.config).iter().for_each(|note| println!("{note}"));
     data(job);
-    encoded(if job.config.streaming { "training rows so far" } else { "training rows" }, &job.encoded);
+    if job.config.do_train {
+        encoded(if job.config.streaming { "training rows so far" } else { "training rows" }, &job.encoded);
+    }
     if let Some(report) = &job.eval_encoded {
         encoded("evaluation rows", report);
     }
@@ -109,7 +111,8 @@ fn encoded(what: &str, report: &EncodeReport) {
 fn steps(job: &Job) {
     let c = &job.config;
     if !c.do_train {
-        return println!("steps: none, an evaluation alone");
+        let what = if c.do_eval { "an evaluation" } else { "answers" };
+        return println!("steps: none, {what} alone");
     }
     let fill = job.train.fill().map_or(String::new(), |fill| format!(", packed {:.1} % full", fill * 100.0));
     let epochs = match job.train.steps_per_epoch() {

@@ -27,6 +27,13 @@ pub struct Args {
     fit: bool,
 }
 
+impl Args {
+    /// A run without options.
+    pub fn of(recipe: Recipe) -> Self {
+        Self { recipe, dry_run: false, fit: false }
+    }
+}
+
 /// The exit status of a run that Ctrl-C ended, as shells have it: `sft train … && sft export …` stops there.
 const INTERRUPTED: u8 = 130;
 
@@ -108,13 +115,13 @@ fn report(outcome: &Outcome, output: &std::path::Path, go_on: Option<&str>) {
             println!("interrupted after step {}; checkpoint: {}", outcome.steps, checkpoint.display());
             println!("{go_on}");
         }
-        (Some(_), None) => println!("interrupted: the same command evaluates again, from the beginning"),
+        (Some(_), None) => println!("interrupted: the same command does it again, from the beginning"),
         (None, Some(_)) if outcome.steps == outcome.resumed_at => {
             let step = outcome.steps;
             println!("done: nothing was left to train after step {step}, results in {}", output.display());
         }
         (None, Some(_)) => println!("done: {} steps, results in {}", outcome.steps, output.display()),
-        (None, None) => println!("done: evaluated, results in {}", output.display()),
+        (None, None) => println!("done: results in {}", output.display()),
     }
     if outcome.interrupted_at.is_none() {
         for (key, value) in &outcome.results {

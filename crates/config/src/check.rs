@@ -463,9 +463,21 @@ impl Checks<'_> {
             help,
         );
         self.refuse_if(
-            !c.do_train && !c.do_eval,
-            &["do_train", "do_eval"],
-            "`do_train` and `do_eval` are both false: there is nothing to do",
+            no_data && c.do_predict,
+            &["do_predict", "val_size", "eval_dataset"],
+            "`do_predict` asks for answers, but there are no rows to answer",
+            help,
+        );
+        self.refuse_if(
+            (c.do_predict || c.predict_with_generate) && c.stage == Stage::Pt,
+            &["do_predict", "predict_with_generate", "stage"],
+            "rows of `stage: pt` are texts and no questions: there is nothing to answer",
+            "leave `do_predict` and `predict_with_generate` out",
+        );
+        self.refuse_if(
+            !c.do_train && !c.do_eval && !c.do_predict,
+            &["do_train", "do_eval", "do_predict"],
+            "`do_train`, `do_eval` and `do_predict` are all false: there is nothing to do",
             "set `do_train: true`",
         );
         self.refuse_if(
@@ -477,6 +489,15 @@ impl Checks<'_> {
     }
 
     fn best_model(&mut self, c: &RunConfig) {
+        let metric = c.metric_for_best_model;
+        self.refuse_if(
+            c.load_best_model_at_end && metric.is_of_answers() && !c.predict_with_generate,
+            &["metric_for_best_model", "predict_with_generate"],
+            &format!(
+                "`metric_for_best_model: {metric}` compares answers, and evaluations do not ask for any"
+            ),
+            "set `predict_with_generate: true`, or take `eval_loss`",
+        );
         let stops_early = c.early_stopping_steps.is_some();
         if stops_early && c.eval_strategy == IntervalStrategy::No {
             return self.refuse_if(

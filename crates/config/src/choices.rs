@@ -361,9 +361,14 @@ choices! {
         EvalPerplexity = "eval_perplexity" | "perplexity",
         /// Share of supervised tokens whose most likely prediction is right.
         EvalAccuracy = "eval_accuracy" | "accuracy",
-    }
-    not_yet {
-        "predict_rouge-l" | "rouge-1" | "rouge-2" | "rouge-l" | "bleu-4" => "use `eval_loss` or `eval_accuracy`",
+        /// Likeness of answers to the expected ones by characters, with `predict_with_generate`.
+        EvalBleu4 = "eval_bleu-4" | "bleu-4",
+        /// The same by words.
+        EvalRouge1 = "eval_rouge-1" | "rouge-1",
+        /// By pairs of words.
+        EvalRouge2 = "eval_rouge-2" | "rouge-2",
+        /// By the longest common subsequence of words.
+        EvalRougeL = "eval_rouge-l" | "rouge-l",
     }
 
     /// Where figures go besides the run's own files.
@@ -423,6 +428,18 @@ impl KeyType for Vec<Reporter> {
     fn schema() -> Json {
         let word = json!({"enum": ["none", "tensorboard"]});
         json!({"anyOf": [word, {"type": "array", "items": word}, {"type": "null"}]})
+    }
+}
+
+impl BestMetric {
+    /// Whether it comes from the loss, so that less is better.
+    pub fn is_loss(self) -> bool {
+        matches!(self, BestMetric::EvalLoss | BestMetric::EvalPerplexity)
+    }
+
+    /// Whether it is of answers.
+    pub fn is_of_answers(self) -> bool {
+        !self.is_loss() && self != BestMetric::EvalAccuracy
     }
 }
 

@@ -193,7 +193,7 @@ impl Resolver {
             return;
         }
         // An evaluation alone needs nothing to train on.
-        let evaluates = self.purpose == Purpose::Train && (!self.config.do_train || self.predicts_alone());
+        let evaluates = self.purpose == Purpose::Train && !self.config.do_train;
         let required = KEYS.iter().filter(|row| row.required.contains(&self.purpose));
         for row in required.filter(|row| !(evaluates && row.name == "dataset")) {
             let empty = match self.config.get(row.name) {
@@ -211,14 +211,6 @@ impl Resolver {
                 self.problems.push(Problem::new(place, error).help(help));
             }
         }
-    }
-}
-
-impl Resolver {
-    /// Whether a prediction, which is refused, was all that was asked for.
-    fn predicts_alone(&self) -> bool {
-        let asked = |problem: &Problem| matches!(&*problem.error, ConfigError::NotYet { key, .. } if key == "do_predict");
-        self.problems.iter().any(asked) && !self.given.contains_key("do_train")
     }
 }
 

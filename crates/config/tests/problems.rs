@@ -132,7 +132,7 @@ fn what_is_not_built_is_refused_by_name_with_a_way_out() {
         ("report_to: [tensorboard, swanlab]", "tensorboard"),
         ("num_beams: 4", "do_sample"),
         ("split_special_tokens: true", "leave it out"),
-        ("do_predict: true", "do_eval"),
+        ("generation_num_beams: 4", "do_sample"),
         ("lr_scheduler_type: reduce_lr_on_plateau", "cosine"),
         ("save_strategy: best", "load_best_model_at_end"),
         ("export_legacy_format: true", "safetensors"),
@@ -434,9 +434,26 @@ fn the_help_for_a_missing_key_is_all_of_what_is_written_on_it() {
 }
 
 #[test]
-fn a_prediction_is_refused_and_nothing_to_train_on_is_asked_for() {
-    let text = "model_name_or_path: m\noutput_dir: o\neval_dataset: d\ndo_predict: true\n";
-    let errors = errors(text);
-    assert_eq!(errors.problems.len(), 1, "{errors}");
-    says(&errors.to_string(), &["`do_predict: true` is not supported yet", "use `do_eval: true`"]);
+fn answers_alone_need_nothing_to_train_on_and_rows_to_answer() {
+    let text = "model_name_or_path: m\noutput_dir: o\ndo_predict: true\n";
+    let config = load_text(&format!("{text}eval_dataset: d\n"), "c.yaml", &[], Purpose::Train).unwrap();
+    assert!(!config.do_train && !config.do_eval && config.do_predict);
+    let told = errors(text).to_string();
+    says(
+        &told,
+        &["1 problem", "`do_predict` asks for answers, but there are no rows", "name an `eval_dataset`"],
+    );
+    let told = errors(&format!("{text}dataset: d\neval_dataset: d\nstage: pt\n")).to_string();
+    says(&told, &["there is nothing to answer"]);
+}
+
+#[test]
+fn the_best_answers_are_compared_only_where_evaluations_ask_for_some() {
+    let text = "model_name_or_path: m\noutput_dir: o\ndataset: d\nval_size: 2\neval_strategy: steps\n\
+        load_best_model_at_end: true\nmetric_for_best_model: rouge-l\n";
+    says(&errors(text).to_string(), &["evaluations do not ask for any", "set `predict_with_generate: true`"]);
+    let text = format!("{text}predict_with_generate: true\n");
+    let config = load_text(&text, "c.yaml", &[], Purpose::Train).unwrap();
+    assert_eq!(config.metric_for_best_model.to_string(), "eval_rouge-l");
+    assert!(config.greater_is_better);
 }

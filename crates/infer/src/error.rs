@@ -1,6 +1,5 @@
 //! What can stop an answer, each with what to do about it.
 
-use sft_data::conversation::Origin;
 use sft_data::error::DataError;
 use sft_data::rows::RowProblem;
 use sft_model::ModelError;
@@ -41,22 +40,6 @@ pub enum InferError {
     NotANumber {
         /// Tokens before it.
         position: usize,
-    },
-    /// A row that should hold a question with its answer ends otherwise.
-    #[error(
-        "{origin}: the last message is not an answer of the assistant\nhelp: give rows with a question and its expected answer"
-    )]
-    NoExpectedAnswer {
-        /// Where the row was read.
-        origin: Origin,
-    },
-    /// Of a row's expected answer the template renders nothing.
-    #[error(
-        "{origin}: the template leaves out the whole of the expected answer\nhelp: choose a template that knows calls of tools, if it is one"
-    )]
-    NothingExpected {
-        /// Where the row was read.
-        origin: Origin,
     },
     /// The template refuses a row.
     #[error("{problem}")]

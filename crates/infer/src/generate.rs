@@ -16,7 +16,7 @@ use crate::InferError;
 use crate::sampler::{Sampler, SamplingOptions};
 
 /// Tokens of a prompt that go through the model at a time.
-const PROMPT_PIECE: usize = 512;
+pub(crate) const PROMPT_PIECE: usize = 512;
 
 /// Tokens that the first cache holds; it grows when a conversation needs more.
 const FIRST_CAPACITY: usize = 2048;
@@ -63,6 +63,19 @@ impl GenerationOptions {
             max_length: config.max_length,
             skip_special_tokens: config.skip_special_tokens,
             stop_ids: stop_ids.to_vec(),
+        }
+    }
+
+    /// Tokens of a row with a prompt of so many tokens at most.
+    pub(crate) fn longest(&self, spec: &DecoderSpec, prompt: usize) -> usize {
+        self.longest_with(prompt).min(longest_row(spec))
+    }
+
+    /// The same, whatever the model takes.
+    fn longest_with(&self, prompt: usize) -> usize {
+        match self.max_new_tokens {
+            0 => self.max_length,
+            tokens => prompt.saturating_add(tokens),
         }
     }
 }
@@ -141,28 +154,18 @@ impl<'a> Generator<'a> {
         options: &GenerationOptions,
         mut on_progress: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Generation, InferError> {
-        let end = self.end_of_row(prompt_ids.len(), options)?;
-        let reused = self.reuse(prompt_ids, end.position);
-        let mut generation = Generation { ids: Vec::new(), reason: end.reason, reused };
+        let mut row = Continuation::new(&self.decoder.spec, prompt_ids, options)?;
+        let reused = self.reuse(prompt_ids, row.end);
         let Some(mut logits) = self.read_prompt(prompt_ids, &mut on_progress)? else {
-            return Ok(Generation { reason: StopReason::Cancelled, ..generation });
+            return Ok(row.ended(StopReason::Cancelled, reused));
         };
-        let mut sampler = Sampler::new(options.sampling, prompt_ids);
         loop {
-            let position = prompt_ids.len() + generation.ids.len();
-            if logits.iter().any(|z| z.is_nan()) {
-                return Err(InferError::NotANumber { position });
-            }
-            let id = sampler.next(&mut logits);
-            if options.stop_ids.contains(&id) {
-                return Ok(Generation { reason: StopReason::Stop, ..generation });
-            }
-            generation.ids.push(id);
+            let Some(id) = row.next(&mut logits)? else { return Ok(row.ended(StopReason::Stop, reused)) };
             if on_progress(Progress::Token(id)).is_break() {
-                return Ok(Generation { reason: StopReason::Cancelled, ..generation });
+                return Ok(row.ended(StopReason::Cancelled, reused));
             }
-            if position + 1 == end.position {
-                return Ok(generation);
+            if let Some(reason) = row.is_full() {
+                return Ok(row.ended(reason, reused));
             }
             logits = self.extend(&[id])?;
         }
@@ -171,29 +174,6 @@ impl<'a> Generator<'a> {
     /// Forgets all tokens.
     pub fn clear(&mut self) {
         self.keep(0);
-    }
-
-    /// Where the row ends at the latest, and what ends it there.
-    fn end_of_row(&self, prompt: usize, options: &GenerationOptions) -> Result<EndOfRow, InferError> {
-        let context = self.longest_row();
-        let too_long = |limit, value, help| InferError::PromptTooLong { tokens: prompt, limit, value, help };
-        if prompt == 0 {
-            return Err(InferError::EmptyPrompt);
-        }
-        if prompt >= context {
-            let help = "shorten the text, or forget earlier turns (`clear`)";
-            return Err(too_long("max_position_embeddings", context, help));
-        }
-        let wanted = match options.max_new_tokens {
-            0 if prompt >= options.max_length => {
-                let help = "raise it, or set `max_new_tokens`, which counts the answer alone";
-                return Err(too_long("max_length", options.max_length, help));
-            }
-            0 => options.max_length,
-            tokens => prompt.saturating_add(tokens),
-        };
-        let reason = if wanted > context { StopReason::Context } else { StopReason::Length };
-        Ok(EndOfRow { position: wanted.min(context), reason })
     }
 
     /// Keeps of the cache what the prompt begins with, but for its last token, whose logits are needed, or nothing where
@@ -250,10 +230,71 @@ impl<'a> Generator<'a> {
     }
 }
 
-/// Where a row ends.
-struct EndOfRow {
-    position: usize,
+/// A row on its way from its prompt to its end.
+#[derive(Debug)]
+pub(crate) struct Continuation {
+    sampler: Sampler,
+    stop_ids: Vec<u32>,
+    prompt: usize,
+    ids: Vec<u32>,
+    /// Tokens of the row at most.
+    pub end: usize,
+    /// What ends it there.
     reason: StopReason,
+}
+
+impl Continuation {
+    /// Begins behind a prompt.
+    ///
+    /// # Errors
+    /// A prompt without tokens or without room for an answer.
+    pub fn new(
+        spec: &DecoderSpec,
+        prompt_ids: &[u32],
+        options: &GenerationOptions,
+    ) -> Result<Self, InferError> {
+        let (prompt, context) = (prompt_ids.len(), longest_row(spec));
+        let too_long = |limit, value, help| InferError::PromptTooLong { tokens: prompt, limit, value, help };
+        if prompt == 0 {
+            return Err(InferError::EmptyPrompt);
+        }
+        if prompt >= context {
+            let help = "shorten the text, or forget earlier turns (`clear`)";
+            return Err(too_long("max_position_embeddings", context, help));
+        }
+        let wanted = options.longest_with(prompt);
+        if wanted <= prompt {
+            let help = "raise it, or set `max_new_tokens`, which counts the answer alone";
+            return Err(too_long("max_length", options.max_length, help));
+        }
+        let reason = if wanted > context { StopReason::Context } else { StopReason::Length };
+        let sampler = Sampler::new(options.sampling, prompt_ids);
+        let (stop_ids, end) = (options.stop_ids.clone(), wanted.min(context));
+        Ok(Self { sampler, stop_ids, prompt, ids: Vec::new(), end, reason })
+    }
+
+    /// The next token by its logits [V], which are changed, or `None` if it is one that ends the answer.
+    ///
+    /// # Errors
+    /// Logits that are NaN.
+    pub fn next(&mut self, logits: &mut [f32]) -> Result<Option<u32>, InferError> {
+        if logits.iter().any(|z| z.is_nan()) {
+            return Err(InferError::NotANumber { position: self.prompt + self.ids.len() });
+        }
+        let id = Some(self.sampler.next(logits)).filter(|id| !self.stop_ids.contains(id));
+        self.ids.extend(id);
+        Ok(id)
+    }
+
+    /// What ends the row now, if it may have no further token.
+    pub fn is_full(&self) -> Option<StopReason> {
+        (self.prompt + self.ids.len() == self.end).then_some(self.reason)
+    }
+
+    /// The answer.
+    pub fn ended(self, reason: StopReason, reused: usize) -> Generation {
+        Generation { ids: self.ids, reason, reused }
+    }
 }
 
 /// Tokens of the longest row that a model takes: what it was made for, or what its scaling of positions reaches.
@@ -283,7 +324,7 @@ fn prompt_piece(spec: &DecoderSpec) -> usize {
 /// Whether a position is rotated alike in every row of up to `tokens` tokens. Dynamic scaling and LongRoPE are
 /// otherwise: there the whole prompt is read at once, as transformers does, and no part of it can be kept for a longer
 /// row.
-fn has_one_rotation(spec: &DecoderSpec, tokens: usize) -> bool {
+pub(crate) fn has_one_rotation(spec: &DecoderSpec, tokens: usize) -> bool {
     match spec.rope.as_ref().map(|rope| &rope.scaling) {
         Some(RopeScaling::Dynamic { max_position_embeddings, .. }) => tokens <= *max_position_embeddings,
         Some(RopeScaling::LongRope { original_max_position_embeddings, .. }) => {

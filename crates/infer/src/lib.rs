@@ -4,15 +4,16 @@
 //! conversation, [`answers`] asks a list of questions. Prompts are rendered by [`sft_data::pipeline::Pipeline`],
 //! the same code that training used.
 
-pub mod answers;
 pub mod chat;
 mod error;
 pub mod generate;
+pub mod questions;
 pub mod sampler;
 pub mod similarity;
+pub mod together;
 
-pub use answers::{Answered, answer_all, exact_match};
 pub use chat::{Answer, ChatSession};
 pub use error::InferError;
 pub use generate::{Generation, GenerationOptions, Generator, Progress, StopReason};
+pub use questions::{Answered, Questions, exact_match, similarity};
 pub use sampler::{Sampler, SamplingOptions};

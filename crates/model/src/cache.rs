@@ -6,6 +6,7 @@ use std::ops::Range;
 use sft_kernels::attention::RowOffsets;
 use sft_kernels::{DType, Device, Tensor, View, ViewMut};
 
+use crate::arena::Arena;
 use crate::spec::{DecoderSpec, LayerSpec, MixerSpec};
 
 /// The cache of one layer, for one row.
@@ -21,20 +22,27 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    fn new(dev: &Device, spec: &DecoderSpec, layer: &LayerSpec, dtype: DType, capacity: usize) -> Self {
+    fn new(
+        arena: &mut Arena<'_>,
+        spec: &DecoderSpec,
+        layer: &LayerSpec,
+        dtype: DType,
+        capacity: usize,
+    ) -> Self {
         let keys = layer.attends().map(|attention| {
             let shape = [capacity, attention.kv_heads, attention.head_dim];
-            (dev.zeros(dtype, &shape), dev.zeros(dtype, &shape))
+            (arena.tensor(dtype, &shape), arena.tensor(dtype, &shape))
         });
         let (taps, widths) = match (&layer.mixer, layer.mixer.recurrent()) {
             (MixerSpec::ShortConv(conv), _) => (conv.taps, vec![spec.hidden_size]),
             (_, Some(recurrent)) => (recurrent.taps, recurrent.conv_widths().to_vec()),
             _ => (1, Vec::new()),
         };
-        let history = |width: &usize| [(); 2].map(|()| dev.zeros(dtype, &[taps - 1, *width]));
-        let state =
-            layer.mixer.recurrent().map(|r| dev.zeros(DType::F32, &[r.heads, r.key_dim, r.value_dim]));
-        Self { keys, histories: widths.iter().map(history).collect(), state, len: 0 }
+        let mut history = |width: &usize| [(); 2].map(|()| arena.tensor(dtype, &[taps - 1, *width]));
+        let histories = widths.iter().map(&mut history).collect();
+        let state = layer.mixer.recurrent();
+        let state = state.map(|r| arena.tensor(DType::F32, &[r.heads, r.key_dim, r.value_dim]));
+        Self { keys, histories, state, len: 0 }
     }
 
     /// Appends keys and values [N, K, D]; returns all.
@@ -95,8 +103,19 @@ pub struct KvCache {
 impl KvCache {
     /// Room for `capacity` tokens.
     pub fn new(dev: &Device, spec: &DecoderSpec, dtype: DType, capacity: usize) -> Self {
-        let layer = |layer| LayerCache::new(dev, spec, layer, dtype, capacity);
-        Self { layers: spec.layers.iter().map(layer).collect(), capacity }
+        Self::build(&mut Arena::allocating(dev), spec, dtype, capacity)
+    }
+
+    /// Bytes of one.
+    pub fn bytes(spec: &DecoderSpec, dtype: DType, capacity: usize) -> usize {
+        let mut arena = Arena::counting(false);
+        Self::build(&mut arena, spec, dtype, capacity);
+        arena.bytes()
+    }
+
+    fn build(arena: &mut Arena<'_>, spec: &DecoderSpec, dtype: DType, capacity: usize) -> Self {
+        let layers = spec.layers.iter().map(|layer| LayerCache::new(arena, spec, layer, dtype, capacity));
+        Self { layers: layers.collect(), capacity }
     }
 
     /// Tokens in it.

@@ -304,6 +304,8 @@ pub fn points_of(line: &LogLine) -> Vec<(String, u64, f64)> {
         ("learning_rate".to_owned(), line.lr),
         (format!("{of}_loss"), line.eval_loss),
         (format!("{of}_accuracy"), line.eval_accuracy),
+        (format!("{of}_bleu-4"), line.eval_scores.map(|scores| scores.bleu_4)),
+        (format!("{of}_rouge-l"), line.eval_scores.map(|scores| scores.rouge_l)),
     ];
     let is_finite = |value: Option<f64>| value.filter(|value| value.is_finite());
     let point = |(curve, value)| Some((curve, line.current_steps, is_finite(value)?));

@@ -190,6 +190,7 @@ impl Recorder {
             eval_loss: Some(record.loss),
             eval_accuracy: record.accuracy,
             eval_perplexity: Some(record.loss.exp()),
+            eval_scores: record.scores,
             eval_dataset: record.dataset.clone(),
             ..self.progress()
         };

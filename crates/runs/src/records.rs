@@ -85,12 +85,76 @@ pub struct EvalRecord {
     pub loss: f64,
     /// Share of supervised tokens that the model puts first, 0 to 1.
     pub accuracy: Option<f64>,
+    /// How like the expected answers the model's are, if it was asked.
+    pub scores: Option<Scores>,
     /// Seconds.
     pub runtime_s: f64,
     /// Rows.
     pub samples: u64,
     /// Batches.
     pub batches: u64,
+}
+
+/// How like the expected answers the model's are, in per cent, under LLaMA-Factory's names.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Scores {
+    /// BLEU-4 of characters.
+    #[serde(rename = "eval_bleu-4")]
+    pub bleu_4: f64,
+    /// F1 of words.
+    #[serde(rename = "eval_rouge-1")]
+    pub rouge_1: f64,
+    /// F1 of pairs of words.
+    #[serde(rename = "eval_rouge-2")]
+    pub rouge_2: f64,
+    /// F1 of the longest common subsequence of words.
+    #[serde(rename = "eval_rouge-l")]
+    pub rouge_l: f64,
+}
+
+impl Scores {
+    /// Names and figures.
+    pub fn figures(&self) -> [(&'static str, f64); 4] {
+        [
+            ("bleu-4", self.bleu_4),
+            ("rouge-1", self.rouge_1),
+            ("rouge-2", self.rouge_2),
+            ("rouge-l", self.rouge_l),
+        ]
+    }
+}
+
+/// Answers to all rows, in a file.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PredictRecord {
+    /// How like the expected ones they are; `None` where no row has an expected one.
+    pub scores: Option<Scores>,
+    /// Seconds.
+    pub runtime_s: f64,
+    /// Rows.
+    pub samples: u64,
+    /// As many rows as are answered at a time.
+    pub batches: u64,
+}
+
+impl PredictRecord {
+    /// The metrics under LLaMA-Factory's names: `predict_bleu-4` and so on.
+    pub fn metrics(&self) -> Map<String, Value> {
+        let scores = self.scores.iter().flat_map(Scores::figures);
+        let mut metrics: Map<String, Value> =
+            scores.map(|(name, value)| (format!("predict_{name}"), value.into())).collect();
+        speed(&mut metrics, "predict_", self.runtime_s, [self.samples, self.batches]);
+        metrics
+    }
+}
+
+/// What transformers' `speed_metrics` adds.
+fn speed(metrics: &mut Map<String, Value>, prefix: &str, runtime_s: f64, [samples, batches]: [u64; 2]) {
+    let runtime_s = runtime_s.max(1e-9);
+    let mut insert = |name: &str, value: Value| metrics.insert(format!("{prefix}{name}"), value);
+    insert("runtime", rounded(runtime_s, 4));
+    insert("samples_per_second", rounded(samples as f64 / runtime_s, 3));
+    insert("steps_per_second", rounded(batches as f64 / runtime_s, 3));
 }
 
 impl EvalRecord {
@@ -100,7 +164,6 @@ impl EvalRecord {
             Some(dataset) => format!("eval_{dataset}_"),
             None => "eval_".to_owned(),
         };
-        let runtime_s = self.runtime_s.max(1e-9);
         let mut metrics = Map::new();
         let mut insert = |name: &str, value: Value| metrics.insert(format!("{prefix}{name}"), value);
         insert("loss", self.loss.into());
@@ -108,9 +171,10 @@ impl EvalRecord {
         if let Some(accuracy) = self.accuracy {
             insert("accuracy", accuracy.into());
         }
-        insert("runtime", rounded(runtime_s, 4));
-        insert("samples_per_second", rounded(self.samples as f64 / runtime_s, 3));
-        insert("steps_per_second", rounded(self.batches as f64 / runtime_s, 3));
+        for (name, value) in self.scores.iter().flat_map(Scores::figures) {
+            insert(name, value.into());
+        }
+        speed(&mut metrics, &prefix, self.runtime_s, [self.samples, self.batches]);
         metrics
     }
 }

@@ -1,11 +1,11 @@
-//! `train_results.json`, `eval_results.json` and `all_results.json`.
+//! `train_results.json`, `eval_results.json`, `predict_results.json` and `all_results.json`.
 //!
 //! In: the metrics of one part of a run → out: its file, and the same keys merged into `all_results.json`, as
 //! transformers' `save_metrics` does (stage 14).
 
 use crate::atomic;
 use crate::error::{Result, RunError};
-use crate::records::EvalRecord;
+use crate::records::{EvalRecord, PredictRecord};
 use serde_json::{Map, Value};
 use std::fs;
 use std::io::ErrorKind;
@@ -14,7 +14,7 @@ use std::path::Path;
 /// The file that has the metrics of every part.
 pub const ALL_RESULTS: &str = "all_results.json";
 
-/// Writes `<split>_results.json` (`split` is `train` or `eval`) and merges it into `all_results.json`.
+/// Writes `<split>_results.json` (`split` is `train`, `eval` or `predict`) and merges it into `all_results.json`.
 ///
 /// # Errors
 /// Any I/O error, with the path, or an `all_results.json` that is not a JSON object.
@@ -34,6 +34,14 @@ pub fn save_eval(output_dir: &Path, records: &[EvalRecord]) -> Result<()> {
     let mut metrics: Map<String, Value> = records.iter().flat_map(EvalRecord::metrics).collect();
     metrics.extend(records.iter().map(|record| ("epoch".to_owned(), record.epoch.into())));
     save(output_dir, "eval", &metrics)
+}
+
+/// Writes `predict_results.json` of answers to all rows, and merges it into `all_results.json`.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_predictions(output_dir: &Path, record: &PredictRecord) -> Result<()> {
+    save(output_dir, "predict", &record.metrics())
 }
 
 /// Reads a results file; empty when there is none.

@@ -1,13 +1,14 @@
 //! `trainer_log.jsonl`: one line a logged step, for people, plots and web pages that follow a run.
 //!
 //! In: [`LogLine`] → out: one whole line, written with one call (stage 14). The keys are LLaMA-Factory's
-//! (`train/callbacks.py`, `LogCallback`), with `grad_norm`, `eval_accuracy` and `eval_perplexity` added; as there,
+//! (`train/callbacks.py`, `LogCallback`), with `grad_norm`, `eval_accuracy`, `eval_perplexity`, `eval_bleu-4` and `eval_rouge-…` added; as there,
 //! absent values are left out. A value that is not finite is `null`: JSON has no NaN. Figures of one of several evaluated
 //! data sets have its name in theirs, as in `trainer_state.json`: `eval_NAME_loss`.
 
 use crate::atomic;
 use crate::disk::DiskFile;
 use crate::error::{Result, RunError};
+use crate::records::Scores;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fs::{self, OpenOptions};
@@ -37,6 +38,9 @@ pub struct LogLine {
     /// exp(eval_loss).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_perplexity: Option<f64>,
+    /// How like the expected answers the model's are: `eval_bleu-4` and so on.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub eval_scores: Option<Scores>,
     /// Name of the evaluated data set, when there are several: a part of the names of its figures in the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_dataset: Option<String>,

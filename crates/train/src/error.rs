@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use sft_data::error::DataError;
+use sft_infer::InferError;
 use sft_kernels::{DeviceError, OutOfMemory};
 use sft_model::ModelError;
 use sft_runs::RunError;
@@ -17,6 +18,9 @@ pub enum TrainError {
     /// Model, weights or adapter.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The model's answers.
+    #[error(transparent)]
+    Infer(#[from] InferError),
     /// The run's folder.
     #[error(transparent)]
     Run(#[from] RunError),

@@ -26,6 +26,18 @@ pub enum Event<'a> {
         /// Whether it is the best so far.
         is_best: bool,
     },
+    /// A row is answered.
+    Answered {
+        /// Rows that are.
+        done: usize,
+        /// Rows in all.
+        of: usize,
+    },
+    /// All answers are written.
+    Predicted {
+        /// The file.
+        path: &'a Path,
+    },
     /// A checkpoint is written.
     Saved {
         /// Where.

@@ -13,6 +13,7 @@ use sft_data::loader::{Loader, LoaderOptions};
 use sft_data::pipeline::EncodeReport;
 use sft_data::rows::RowProblem;
 use sft_data::template::saved::Told;
+use sft_infer::Questions;
 use sft_kernels::matmul::PackedWeight;
 use sft_kernels::{DType, DeviceError, cuda, give_back_freed};
 use sft_model::loading;
@@ -62,6 +63,8 @@ pub struct Job {
     pub eval: Vec<EvalRows>,
     /// The evaluation rows as they were read.
     pub eval_rows: Vec<Conversation>,
+    /// Their questions, where the model is to answer them.
+    pub questions: Option<Questions>,
     /// Updates of the whole run.
     pub total_steps: u64,
     /// Epochs of the whole run, with the fraction.
@@ -101,26 +104,39 @@ struct Sizes {
     longest: usize,
     /// Bytes of all rows.
     bytes: usize,
+    /// Of caches and logits of rows that are answered.
+    answers: usize,
 }
 
 impl Sizes {
-    fn of(config: &RunConfig, rows: &Tokenised) -> Self {
+    fn of(config: &RunConfig, rows: &Tokenised, spec: &DecoderSpec, questions: Option<&Questions>) -> Self {
+        let at_a_time = config.per_device_eval_batch_size;
+        let dtype = setup::compute_dtype(config);
+        let on_card = setup::card(config).is_some();
+        let answers = questions.map_or(0, |questions| questions.bytes(spec, dtype, at_a_time, on_card));
+        // Where nothing is trained they decide in which pieces prompts are read, else they take what there is.
+        let asked = questions.map_or(0, |questions| match config.do_train {
+            true => at_a_time.min(questions.len()),
+            false => questions.piece().max(at_a_time.min(questions.len())),
+        });
         let largest_train = match config.streaming {
             _ if !config.do_train => 0,
             // A stream has no largest row that is known: any may be as long as rows may be.
             true => config.cutoff_len * config.per_device_train_batch_size,
             false => largest_batch(&rows.train, config.per_device_train_batch_size, pack_to(config)),
         };
-        let batch = config.per_device_eval_batch_size;
-        let evaluated = rows.eval.iter().map(|(_, examples)| largest_batch(examples, batch, None)).max();
-        let evaluated = evaluated.unwrap_or(0);
+        let of_set = |(_, examples): &(_, Vec<Example>)| largest_batch(examples, at_a_time, None);
+        let has_losses =
+            config.do_eval || config.eval_on_start || config.eval_strategy != IntervalStrategy::No;
+        let sets = rows.eval.iter().filter(|_| has_losses);
+        let evaluated = sets.map(of_set).max().unwrap_or(0).max(asked);
         let longest = match config.streaming {
             true if config.do_train => config.cutoff_len,
             _ => all_examples(rows).map(Example::len).max().unwrap_or(0),
         };
         // An id and a label of four bytes.
         let bytes = all_examples(rows).map(|example| example.len() * 8).sum();
-        Self { largest_batch: largest_train.max(evaluated), evaluated, longest, bytes }
+        Self { largest_batch: largest_train.max(evaluated), evaluated, longest, bytes, answers }
     }
 }
 
@@ -157,6 +173,7 @@ impl PlanChoices {
             longest: self.sizes.longest,
             threads: setup::threads(config),
             rows: self.sizes.bytes,
+            answers: self.sizes.answers,
             recompute: self.recompute,
             pack: self.pack,
             isa: setup::isa(),
@@ -195,7 +212,8 @@ impl Job {
         let Rows { tokenised, note, told } = Rows::prepare(&config)?;
         give_back_freed();
         check_vocabulary(&base, &spec, all_examples(&tokenised))?;
-        let sizes = Sizes::of(&config, &tokenised);
+        let questions = setup::questions(&config, &tokenised.eval_rows)?;
+        let sizes = Sizes::of(&config, &tokenised, &spec, questions.as_ref());
         let Tokenised { train: examples, eval: eval_sets, eval_rows, .. } = tokenised;
         let Tokenised { mut reports, mut problems, mut encoded, eval_encoded, .. } = tokenised;
         let train = batches(&config, examples)?;
@@ -238,6 +256,7 @@ impl Job {
             train,
             eval,
             eval_rows,
+            questions,
             total_steps,
             epochs,
             schedule,

@@ -46,6 +46,8 @@ pub struct MemoryPlan {
     pub program: usize,
     /// The rows, tokenised.
     pub rows: usize,
+    /// Keys, values and logits of rows that are answered.
+    pub answers: usize,
     /// Tokens of the largest micro-batch.
     pub max_tokens: usize,
     /// What backward computes again.
@@ -85,6 +87,8 @@ pub struct PlanInputs<'a> {
     pub threads: usize,
     /// Bytes of the tokenised rows.
     pub rows: usize,
+    /// Bytes that rows in work take while the model answers them.
+    pub answers: usize,
     /// Whether all blocks are computed again in backward, or none; `None`: as many as it takes to fit.
     pub recompute: Option<bool>,
     /// Whether frozen weights are packed before the first step; `None`: if the plan fits with it.
@@ -175,6 +179,7 @@ impl MemoryPlan {
             sums: if inputs.on_card { 0 } else { sums(inputs) },
             program: PROGRAM_BYTES + inputs.threads * THREAD_BYTES,
             rows: inputs.rows,
+            answers: inputs.answers,
             max_tokens: inputs.max_tokens,
             recomputed,
             trains: inputs.trains,
@@ -195,6 +200,9 @@ impl MemoryPlan {
             ("workspace of the blocks", self.work.scratch + self.sums),
             ("logits and loss", self.work.head),
         ];
+        if self.answers > 0 {
+            all.push(("keys and values of answers", self.answers));
+        }
         if self.reference > 0 {
             all.push(("reference model", self.reference));
         }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sft_config::{IntervalStrategy, OnNonFinite, Reporter, Resume, RunConfig};
 use sft_data::batches::Batches;
 use sft_data::loader::StepBatch;
@@ -18,6 +18,7 @@ use sft_runs::recorder::Recorder;
 use sft_runs::records::{self, EvalRecord, RecorderOptions, StepRecord, Summary};
 use sft_runs::{RunError, atomic, results};
 
+use crate::answers::Answers;
 use crate::checkpoint::{self, Base, TrainingState};
 use crate::data_files::DataFiles;
 use crate::digest::{digest, digest_of_rows};
@@ -115,6 +116,8 @@ struct Running<'a> {
     saved_at: Option<PathBuf>,
     /// The evaluation after the current step, if it is made already.
     evaluated: Option<Vec<EvalRecord>>,
+    /// The answers of the weights as they are, if they were asked for already.
+    answers: Option<Answers>,
 }
 
 impl<'a> Running<'a> {
@@ -146,6 +149,7 @@ impl<'a> Running<'a> {
             resumed_at: 0,
             saved_at: None,
             evaluated: None,
+            answers: None,
             job,
             skipped: 0,
             skipped_in_a_row: 0,
@@ -267,7 +271,7 @@ impl<'a> Running<'a> {
         let learning_rate = self.job.schedule.rate(self.step);
         self.step += 1;
         self.saved_at = None;
-        self.evaluated = None;
+        (self.evaluated, self.answers) = (None, None);
         let skipped = !(outcome.loss.is_finite() && outcome.grad_norm.is_finite());
         if skipped {
             self.skip(&batch, &outcome, observer)?;
@@ -377,7 +381,7 @@ impl<'a> Running<'a> {
 
     /// The current evaluation: of each data set where they stand for themselves, and last of all rows. `None` without
     /// evaluation rows, or when it was interrupted.
-    fn eval_records(&mut self, observer: &dyn Observer) -> Result<Option<Vec<EvalRecord>>, TrainError> {
+    fn eval_records(&mut self, observer: &mut dyn Observer) -> Result<Option<Vec<EvalRecord>>, TrainError> {
         let (step, epoch) = (self.step, self.epoch());
         let record =
             |dataset: Option<String>, evaluation: &Evaluation, seconds: f64, samples: u64| EvalRecord {
@@ -386,6 +390,7 @@ impl<'a> Running<'a> {
                 dataset,
                 loss: evaluation.loss(),
                 accuracy: Some(evaluation.accuracy()),
+                scores: None,
                 runtime_s: seconds,
                 samples,
                 batches: evaluation.batches,
@@ -409,8 +414,46 @@ impl<'a> Running<'a> {
         if self.job.eval.is_empty() {
             return Ok(None);
         }
-        records.push(record(None, &all, all_seconds, all_samples));
+        let mut of_all = record(None, &all, all_seconds, all_samples);
+        if self.job.config.predict_with_generate {
+            if !self.ask(observer)? {
+                return Ok(None);
+            }
+            if let Some(Answers { record, .. }) = &self.answers {
+                (of_all.scores, of_all.runtime_s) = (record.scores, of_all.runtime_s + record.runtime_s);
+            }
+        }
+        records.push(of_all);
         Ok(Some(records))
+    }
+
+    /// Has the model answer the rows to evaluate on, unless it has; whether it was not interrupted.
+    fn ask(&mut self, observer: &mut dyn Observer) -> Result<bool, TrainError> {
+        if self.answers.is_none()
+            && let Some(questions) = &self.job.questions
+        {
+            self.answers = Answers::ask(questions, &mut self.trainer, &self.job, observer)?;
+            return Ok(self.answers.is_some());
+        }
+        Ok(true)
+    }
+
+    /// Writes the answers to all rows and how like the expected ones they are. `None` if it was interrupted.
+    fn predict(
+        &mut self,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<serde_json::Map<String, Value>>, TrainError> {
+        if !self.ask(observer)? {
+            return Ok(None);
+        }
+        let Some(answers) = self.answers.take() else { return Ok(Some(serde_json::Map::new())) };
+        let path = answers.write(self.folder.path())?;
+        results::save_predictions(self.folder.path(), &answers.record)?;
+        observer.on(&Event::Predicted { path: &path });
+        if let Some(text) = answers.unasked() {
+            observer.on(&Event::Warned { step: self.step, text: &text });
+        }
+        Ok(Some(answers.record.metrics()))
     }
 
     /// Says which data files have changed since they were read.
@@ -511,6 +554,7 @@ impl<'a> Running<'a> {
             match self.best_checkpoint(step) {
                 Some(best) => {
                     checkpoint::read_weights(&best, &mut self.trainer.decoder, &self.job.method)?;
+                    self.answers = None;
                     observer.on(&Event::BestLoaded { step });
                     has_best = true;
                 }
@@ -546,6 +590,12 @@ impl<'a> Running<'a> {
                     results.extend(records.iter().flat_map(EvalRecord::metrics));
                 }
                 None if self.job.eval.is_empty() => {}
+                None => interrupted_at = Some(self.before_the_end(has_best, observer)?),
+            }
+        }
+        if self.job.config.do_predict && interrupted_at.is_none() {
+            match self.predict(observer)? {
+                Some(metrics) => results.extend(metrics),
                 None => interrupted_at = Some(self.before_the_end(has_best, observer)?),
             }
         }

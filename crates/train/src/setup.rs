@@ -11,6 +11,7 @@ use sft_config::{
     Stage, Targets,
 };
 use sft_data::cache;
+use sft_data::conversation::Conversation;
 use sft_data::dataset::{DatasetOptions, Mix, MixStrategy, ProblemLimit, Stage as DataStage, ValSize};
 use sft_data::encoder::Encoder;
 use sft_data::error::DataError;
@@ -21,6 +22,7 @@ use sft_data::template::TemplateOptions;
 use sft_data::template::saved::Told;
 use sft_data::tokenize::NewTokens;
 use sft_hub::{HubError, HubKeys, HubOptions, Model};
+use sft_infer::{GenerationOptions, Questions};
 use sft_kernels::attention::MOST_COLUMNS_ON_GPU;
 use sft_kernels::objective::Loss;
 use sft_kernels::quantized::{FourBit, Scheme};
@@ -218,6 +220,19 @@ pub fn dataset_options(config: &RunConfig) -> DatasetOptions {
 /// No tokenizer or no template; contradictions between them and the policy.
 pub fn pipeline(config: &RunConfig) -> Result<Pipeline, DataError> {
     Pipeline::new(tokenizer(config)?, Some(&config.template), &template_options(config), policy(config))
+}
+
+/// The questions of the rows to evaluate on, if the model is to answer them.
+///
+/// # Errors
+/// As [`pipeline`].
+pub fn questions(config: &RunConfig, rows: &[Conversation]) -> Result<Option<Questions>, TrainError> {
+    if rows.is_empty() || !(config.do_predict || config.predict_with_generate) {
+        return Ok(None);
+    }
+    let pipeline = pipeline(config)?;
+    let options = GenerationOptions::from_config(config, pipeline.stop_ids());
+    Ok(Some(Questions::new(pipeline, options, rows)?))
 }
 
 /// What makes examples of rows.

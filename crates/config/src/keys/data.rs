@@ -75,7 +75,6 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
     (&["preprocessing_num_workers", "preprocessing_batch_size"], "rows are tokenised on all `threads`"),
     (&["data_shared_file_system"], "each machine reads its own files"),
     (&["ignore_pad_token_for_loss"], "batches hold no padding"),
-    (&["eval_num_beams"], "read only by generation during evaluation, which is not built yet"),
     (&["media_dir"], "only text is trained on"),
 ];
 

@@ -1,4 +1,4 @@
-//! Keys about generation: how `sft chat` picks the next token.
+//! Keys about generation: how the next token is picked, by `sft chat` and wherever a run answers rows.
 
 macro_rules! generation_keys {
     ($next:ident $($rest:ident)* ; $($rows:tt)*) => { $next! { $($rest)* ; $($rows)* group "Generation" {
@@ -25,6 +25,7 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] =
     &[(&["length_penalty"], "read only by beam search, which is not built")];
 
 pub(super) const NOT_YET: &[super::NotYetKey] = &[
+    ("eval_num_beams", "1", "leave it out: answers are drawn token by token (`do_sample`)"),
     ("num_beams", "1", "leave it out: answers are drawn token by token (`do_sample`)"),
     ("task", "null", "leave it out: LLaMA-Factory's own `eval` command is gone too"),
     ("task_dir", "evaluation", "leave it out: LLaMA-Factory's own `eval` command is gone too"),

@@ -9,7 +9,7 @@ macro_rules! training_keys {
         overwrite_output_dir: bool { read_by: "runs::folder" }
         /// Train.
         do_train: bool {
-            auto: "true, unless `do_eval: true` alone is asked for" = |c| !c.do_eval,
+            auto: "true, unless `do_eval: true` or `do_predict: true` alone is asked for" = |c| !c.do_eval && !c.do_predict,
             read_by: "train::run",
         }
         /// Evaluate at the end.
@@ -17,9 +17,15 @@ macro_rules! training_keys {
             auto: "true when `eval_strategy` is not `no`" = |c| c.eval_strategy != IntervalStrategy::No,
             read_by: "train::eval",
         }
+        /// Answer every row to evaluate on at the end: `generated_predictions.jsonl` and `predict_results.json` with BLEU-4 and
+        /// ROUGE. `do_sample`, `max_new_tokens` and the like say how.
+        do_predict: bool { read_by: "train::answers" }
+        /// Evaluations answer their rows too, as `do_predict` does, and report `eval_bleu-4`, `eval_rouge-l` and so on beside the
+        /// loss.
+        predict_with_generate: bool { read_by: "train::answers" }
         /// Rows in a micro-batch. With `packing`, packs of up to `cutoff_len` tokens.
         per_device_train_batch_size: usize { default: 8, range: Range::at_least(1.0), read_by: "data::loader" }
-        /// Rows in a micro-batch of an evaluation.
+        /// Rows in a micro-batch of an evaluation, and rows that are answered at a time.
         per_device_eval_batch_size: usize { default: 8, range: Range::at_least(1.0), read_by: "train::eval" }
         /// Micro-batches in a step. The loss is normalised over all supervised tokens of the step.
         gradient_accumulation_steps: usize { default: 1, range: Range::at_least(1.0), read_by: "train::step" }
@@ -106,7 +112,7 @@ macro_rules! training_keys {
         }
         /// Whether a larger figure is better.
         greater_is_better: bool {
-            auto: "true for `eval_accuracy`, else false" = |c| c.metric_for_best_model == BestMetric::EvalAccuracy,
+            auto: "false for `eval_loss` and `eval_perplexity`, else true" = |c| !c.metric_for_best_model.is_loss(),
             read_by: "train::run",
         }
         /// Where training begins: at a checkpoint (path), at the newest one of `output_dir` (true), at the
@@ -227,23 +233,12 @@ pub(super) const NO_EFFECT: &[super::NoEffectKeys] = &[
     ),
     (&["fsdp_config"], "read only with `fsdp`, which is not built"),
     (&["fp8_backend", "fp8_enable_fsdp_float8_all_gather"], "read only with `fp8`, which is not built"),
-    (
-        &["generation_max_length", "generation_num_beams", "generation_config"],
-        "read only with `predict_with_generate`, which is not built yet",
-    ),
+    (&["generation_max_length"], "`max_new_tokens`, or `max_length`, limits answers"),
 ];
 
 pub(super) const NOT_YET: &[super::NotYetKey] = &[
-    (
-        "do_predict",
-        "false",
-        "use `do_eval: true`, which reports loss, perplexity and accuracy; `show_answers` and `sft chat` show answers",
-    ),
-    (
-        "predict_with_generate",
-        "false",
-        "use `do_eval: true`, which reports loss, perplexity and accuracy; `show_answers` and `sft chat` show answers",
-    ),
+    ("generation_num_beams", "1", "leave it out: answers are drawn token by token (`do_sample`)"),
+    ("generation_config", "null", "use `do_sample`, `temperature`, `top_p`, `max_new_tokens` and the like"),
     ("fp16", "false", "use `bf16: true`, which has the range of float32 and needs no loss scaling"),
     ("fp16_full_eval", "false", "leave it out: evaluation computes as training does"),
     ("bf16_full_eval", "false", "leave it out: evaluation computes as training does (`bf16`)"),
