@@ -114,7 +114,7 @@ impl Questions {
     }
 
     /// Asks the model all of them, up to `rows` at a time; `work` has room for a token of each. Row i draws with a seed of its
-    /// own, so its answer does not depend on the other rows. `stop` is asked before every token, `on_answer` hears of each
+    /// own, whatever rows are beside it. `stop` is asked before every token, `on_answer` hears of each
     /// answer as it comes. `None` if it was stopped.
     ///
     /// # Errors

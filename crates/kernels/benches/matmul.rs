@@ -62,6 +62,8 @@ const SHAPES: &[(&str, Product, [usize; 3])] = &[
     ("lora dB = dyᵀ·xa", Product::DytX, [4864, 8, 1024]),
     ("decode up_proj 1", Product::XWt, [1, 4864, 896]),
     ("decode k_proj 1", Product::XWt, [1, 128, 896]),
+    ("decode up_proj 8", Product::XWt, [8, 4864, 896]),
+    ("decode down_proj 8", Product::XWt, [8, 896, 4864]),
     ("decode head 1", Product::XWt, [1, 151_936, 896]),
     ("decode head 4", Product::XWt, [4, 151_936, 896]),
     ("decode head 8", Product::XWt, [8, 151_936, 896]),
