@@ -13,15 +13,22 @@ pub struct Args {
     recipe: Recipe,
 }
 
+/// What is said instead of what a recipe says of its training.
+const ALONE: [&str; 10] = [
+    "do_train=false",
+    "do_predict=true",
+    "do_eval=false",
+    "eval_strategy=no",
+    "eval_on_start=false",
+    "load_best_model_at_end=false",
+    "early_stopping_steps=null",
+    "resume_from_checkpoint=null",
+    "train_from_scratch=false",
+    "show_answers=0",
+];
+
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    // Whatever else the file is for.
-    let alone = [
-        "do_train=false",
-        "do_predict=true",
-        "eval_strategy=no",
-        "do_eval=false",
-        "load_best_model_at_end=false",
-    ];
-    train::run(train::Args::of(alone.iter().fold(args.recipe, |recipe, key| recipe.with(key))))
+    let recipe = ALONE.iter().fold(args.recipe, |recipe, key| recipe.with(key));
+    train::run(train::Args::of(recipe))
 }

@@ -91,6 +91,21 @@ fn an_answer_is_not_timed_with_options_of_training() {
 }
 
 #[test]
+fn a_recipe_of_a_training_answers_its_rows_by_a_command() {
+    let place = Place::new(&format!(
+        "{EVALUATES}output_dir: out\nmax_new_tokens: 4\neval_strategy: epoch\nsave_strategy: epoch\n\
+         load_best_model_at_end: true\nearly_stopping_steps: 2\nresume_from_checkpoint: true\nshow_answers: 2\n"
+    ));
+    let run = place.sft(&["predict", "config.yaml"]).output().unwrap();
+    let said = text(&run);
+    assert!(run.status.success() && said.contains("steps: none, answers alone"), "{said}");
+    assert!(said.contains("predict_rouge-l") && said.contains("generated_predictions.jsonl"), "{said}");
+    let lines = fs::read_to_string(place.path("out/generated_predictions.jsonl")).unwrap();
+    assert_eq!(lines.lines().count(), 24);
+    assert!(!place.path("out/model.safetensors").exists());
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_error() {
     let place = Place::new("output_dir: out\n");
     let chat = [&format!("model_name_or_path={QUICKSTART}/base")[..], "device=cpu", "max_new_tokens=3"];
