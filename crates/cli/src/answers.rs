@@ -38,6 +38,12 @@ impl Comparison {
             );
             return Ok(None);
         }
+        if !job.config.do_train {
+            println!(
+                "show_answers: there is no before and after, since nothing is trained; `do_predict: true` answers all rows"
+            );
+            return Ok(None);
+        }
         job.check_memory()?;
         let pipeline = setup::pipeline(&job.config)?;
         let options = GenerationOptions {

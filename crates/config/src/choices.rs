@@ -373,12 +373,12 @@ choices! {
 
     /// Where figures go besides the run's own files.
     Reporter {
-        /// TensorBoard event files.
+        /// TensorBoard event files; `all` asks for every reporter that is there, and this is the one.
         #[default]
-        Tensorboard = "tensorboard",
+        Tensorboard = "tensorboard" | "all",
     }
     not_yet {
-        "all" | "wandb" | "swanlab" | "mlflow" | "trackio" | "neptune" | "comet_ml" | "clearml" | "azure_ml"
+        "wandb" | "swanlab" | "mlflow" | "trackio" | "neptune" | "comet_ml" | "clearml" | "azure_ml"
         | "codecarbon" | "dagshub" | "dvclive" | "flyte" => "use `tensorboard` or `none`; trainer_log.jsonl is always written",
     }
 
@@ -426,7 +426,7 @@ impl KeyType for Vec<Reporter> {
         "`none`, `tensorboard`, or a list of them".into()
     }
     fn schema() -> Json {
-        let word = json!({"enum": ["none", "tensorboard"]});
+        let word = json!({"enum": ["none", "tensorboard", "all"]});
         json!({"anyOf": [word, {"type": "array", "items": word}, {"type": "null"}]})
     }
 }

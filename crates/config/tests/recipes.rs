@@ -130,6 +130,8 @@ fn a_recipe_with_evaluation_is_accepted() {
     assert!(c.do_train && c.do_eval && !c.greater_is_better);
     assert_eq!(c.val_size, Amount::Fraction(0.1));
     assert_eq!(c.report_to, [Reporter::Tensorboard]);
+    let c = train("model_name_or_path: m\ndataset: d\noutput_dir: o\nreport_to: all\n");
+    assert_eq!(c.report_to, [Reporter::Tensorboard]);
 }
 
 #[test]

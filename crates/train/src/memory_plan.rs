@@ -20,6 +20,9 @@ const PROGRAM_BYTES: usize = 30 << 20;
 /// A thread's buffers for packing: measured too.
 const THREAD_BYTES: usize = 4 << 20;
 
+/// The dictionary that cuts answers into words, measured.
+const DICTIONARY_BYTES: usize = 34 << 20;
+
 /// On a GPU: cuBLASLt's workspace, what ops reduce in, kernels, and what the libraries keep.
 const CARD_BYTES: usize = 640 << 20;
 
@@ -177,7 +180,9 @@ impl MemoryPlan {
                 inputs.on_card,
             ),
             sums: if inputs.on_card { 0 } else { sums(inputs) },
-            program: PROGRAM_BYTES + inputs.threads * THREAD_BYTES,
+            program: PROGRAM_BYTES
+                + inputs.threads * THREAD_BYTES
+                + if inputs.answers > 0 { DICTIONARY_BYTES } else { 0 },
             rows: inputs.rows,
             answers: inputs.answers,
             max_tokens: inputs.max_tokens,
