@@ -65,7 +65,7 @@ enum Command {
     /// Train a model: `sft train config.yaml [key=value …]`
     Train(train::Args),
     /// Answer the rows of `eval_dataset`, with BLEU-4 and ROUGE: `sft predict config.yaml [key=value …]`
-    Predict(predict::Args),
+    Predict(train::Args),
     /// Talk to a model, with or without an adapter
     Chat(chat::Args),
     /// Merge an adapter into its model and write a Hugging Face folder

@@ -18,6 +18,7 @@ pub struct Screen {
     interrupts: Arc<AtomicUsize>,
     told: bool,
     last_line: Option<Instant>,
+    last_answer: Option<Instant>,
     started: Instant,
     first_step: u64,
     tokens: usize,
@@ -38,6 +39,7 @@ impl Screen {
             interrupts,
             told: false,
             last_line: None,
+            last_answer: None,
             started: Instant::now(),
             first_step: 0,
             tokens: 0,
@@ -75,6 +77,7 @@ impl Screen {
         );
         match &self.bar {
             Some(bar) => {
+                bar.set_length(p.total_steps);
                 bar.set_position(p.step);
                 bar.set_message(text);
             }
@@ -94,11 +97,16 @@ impl Screen {
 
     fn answered(&mut self, done: usize, of: usize) {
         match &self.bar {
-            Some(bar) => bar.set_message(format!("{done} of {of} rows answered")),
+            Some(bar) => {
+                bar.set_length(of as u64);
+                bar.set_position(done as u64);
+                bar.set_message("rows answered");
+            }
             None => {
-                if self.last_line.is_none_or(|last| last.elapsed() >= PLAIN_EVERY) {
+                let due = self.last_answer.is_none_or(|last| last.elapsed() >= PLAIN_EVERY);
+                if due || done == of {
                     println!("{done} of {of} rows answered");
-                    self.last_line = Some(Instant::now());
+                    self.last_answer = Some(Instant::now());
                 }
             }
         }

@@ -18,12 +18,21 @@ pub struct Recipe {
     /// `key=value`, wins over what the file says
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+    /// What a command says instead of the file; the command line wins over it.
+    #[arg(skip)]
+    of_command: Vec<String>,
 }
 
 impl Recipe {
     /// The same with `key=value` after all others.
     pub fn with(mut self, key: &str) -> Self {
         self.overrides.push(key.to_owned());
+        self
+    }
+
+    /// The same with `key=value` between the file and the command line.
+    pub fn by_default(mut self, keys: &[&str]) -> Self {
+        self.of_command.extend(keys.iter().map(|key| (*key).to_owned()));
         self
     }
 
@@ -40,6 +49,7 @@ impl Recipe {
             }
             path => (path, self.overrides),
         };
+        let overrides = [self.of_command, overrides].concat();
         let mut config = sft_config::load(path.as_deref(), &overrides, purpose)?;
         fetching::show();
         let model = setup::locate(&mut config)?;

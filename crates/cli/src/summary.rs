@@ -173,6 +173,13 @@ pub fn fit(job: &Job) -> Result<(), TrainError> {
         println!("\nthe system does not say how much memory is free");
         return Ok(());
     };
+    let answers = job.plan.answers;
+    if let Some(available) = job.available.filter(|_| !job.config.do_train && answers > 0) {
+        let rest = available.saturating_sub((job.plan.total() - answers) as u64);
+        let at_a_time = job.config.per_device_eval_batch_size.min(job.eval_rows.len());
+        println!("\nfits: {} answers at a time", rest / (answers / at_a_time.max(1)).max(1) as u64);
+        return Ok(());
+    }
     println!("\nfits: micro-batches of up to {} tokens", fit.max_tokens);
     if !job.config.do_train {
         // An evaluation alone takes rows as they are.

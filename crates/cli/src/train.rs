@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use sft_config::Purpose;
+use sft_config::{Purpose, RunConfig};
 use sft_train::run::{self, Outcome};
 use sft_train::{Job, setup};
 
@@ -22,15 +22,16 @@ pub struct Args {
     /// Show the resolved configuration, the data, the steps and the memory plan; train nothing
     #[arg(long)]
     dry_run: bool,
-    /// Show the largest micro-batch and the longest rows that fit into the free memory, as keys; train nothing
+    /// Show the largest micro-batch and the longest rows that fit into the free memory, as keys, or of answers alone how many at a
+    /// time; train nothing
     #[arg(long)]
     fit: bool,
 }
 
 impl Args {
-    /// A run without options.
-    pub fn of(recipe: Recipe) -> Self {
-        Self { recipe, dry_run: false, fit: false }
+    /// The same with `key=value` between the file and the command line.
+    pub fn by_default(self, keys: &[&str]) -> Self {
+        Self { recipe: self.recipe.by_default(keys), ..self }
     }
 }
 
@@ -39,7 +40,13 @@ const INTERRUPTED: u8 = 130;
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    run_if(args, |_| Ok(()))
+}
+
+/// The same for configurations that `check` lets pass.
+pub fn run_if(args: Args, check: fn(&RunConfig) -> anyhow::Result<()>) -> anyhow::Result<ExitCode> {
     let (config, model) = args.recipe.read(Purpose::Train)?;
+    check(&config)?;
     summary::no_effect(&config);
     if args.dry_run {
         println!("{}", config.resolved_yaml());

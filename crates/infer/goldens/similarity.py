@@ -54,7 +54,9 @@ def scores(predict, label):
 def main():
     if len(sys.argv) > 1:
         lines = pathlib.Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
-        rows = [scores(row["predict"], row["label"]) for row in map(json.loads, lines)]
+        # LLaMA-Factory counts rows without an expected answer as 0.
+        rows = [row for row in map(json.loads, lines) if row["label"].strip()]
+        rows = [scores(row["predict"], row["label"]) for row in rows]
         print({key: sum(row[key] for row in rows) / len(rows) for key in rows[0]})
         return
     rows = [{"predict": p, "label": q, **scores(p, q)} for p, q in PAIRS]

@@ -41,6 +41,16 @@ pub enum InferError {
         /// Tokens before it.
         position: usize,
     },
+    /// Of rows that are to be answered not one can be.
+    #[error(
+        "none of {rows} rows can be asked; the first: {first}\nhelp: look at `max_new_tokens` and `max_length`, at the template, and at the rows with `sft data show`"
+    )]
+    NothingToAsk {
+        /// How many there are.
+        rows: usize,
+        /// What is wrong with the first.
+        first: String,
+    },
     /// The template refuses a row.
     #[error("{problem}")]
     Row {

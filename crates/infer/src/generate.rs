@@ -67,7 +67,7 @@ impl GenerationOptions {
     }
 
     /// Tokens of a row with a prompt of so many tokens at most.
-    pub(crate) fn longest(&self, spec: &DecoderSpec, prompt: usize) -> usize {
+    pub fn longest(&self, spec: &DecoderSpec, prompt: usize) -> usize {
         self.longest_with(prompt).min(longest_row(spec))
     }
 

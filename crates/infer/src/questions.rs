@@ -11,7 +11,7 @@ use sft_model::spec::DecoderSpec;
 use sft_model::workspace::Workspace;
 
 use crate::InferError;
-use crate::generate::{Generation, GenerationOptions, PROMPT_PIECE};
+use crate::generate::{Continuation, Generation, GenerationOptions, PROMPT_PIECE};
 use crate::similarity::Similarity;
 use crate::together::{Prompt, Together};
 
@@ -96,6 +96,28 @@ impl Questions {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
+    }
+
+    /// Refuses questions of which none can be asked.
+    ///
+    /// # Errors
+    /// Why the first one cannot.
+    pub fn require_one(&self, spec: &DecoderSpec) -> Result<(), InferError> {
+        let reason = |question: &Question| match &question.refused {
+            Some(reason) => Some(reason.clone()),
+            None => Continuation::new(spec, &question.prompt, &self.options)
+                .err()
+                .map(|error| in_a_line(&question.origin, &error)),
+        };
+        let mut reasons = Vec::new();
+        for question in &self.all {
+            let Some(reason) = reason(question) else { return Ok(()) };
+            reasons.push(reason);
+        }
+        match reasons.into_iter().next() {
+            Some(first) => Err(InferError::NothingToAsk { rows: self.len(), first }),
+            None => Ok(()),
+        }
     }
 
     /// Bytes that answering `rows` of them at a time takes beside weights and a workspace.

@@ -57,8 +57,8 @@ impl<'a> Together<'a> {
         (rows, on_card): (usize, bool),
         longest: usize,
     ) -> usize {
-        // Logits are read by the host.
-        let copies = if on_card { 1 } else { 2 };
+        // The host reads logits, and draws from pairs of an id and a probability.
+        let copies = if on_card { 1 } else { 4 };
         rows * (KvCache::bytes(spec, compute, longest) + copies * spec.vocab_size * DType::F32.bytes())
     }
 
@@ -111,9 +111,8 @@ impl<'a> Together<'a> {
         let Self { dev, decoder, work, rows: most } = self;
         let (spec, vocabulary) = (&decoder.spec, decoder.spec.vocab_size);
         let capacity = waiting.iter().map(|(_, row)| row.end).max().unwrap_or(0);
-        let cache = |_| KvCache::new(dev, spec, decoder.compute, capacity);
         // The first ones are those of the rows in work, in their order.
-        let mut caches: Vec<KvCache> = (0..waiting.len().min(*most)).map(cache).collect();
+        let mut caches = KvCache::several(dev, spec, decoder.compute, capacity, waiting.len().min(*most));
         let mut rows: Vec<Row> = Vec::new();
         let mut waiting = waiting.into_iter();
         loop {

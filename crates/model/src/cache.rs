@@ -101,6 +101,18 @@ pub struct KvCache {
 }
 
 impl KvCache {
+    /// So many, each with room for `capacity` tokens, side by side in memory.
+    pub fn several(
+        dev: &Device,
+        spec: &DecoderSpec,
+        dtype: DType,
+        capacity: usize,
+        count: usize,
+    ) -> Vec<Self> {
+        let mut arena = Arena::allocating(dev);
+        (0..count).map(|_| Self::build(&mut arena, spec, dtype, capacity)).collect()
+    }
+
     /// Room for `capacity` tokens.
     pub fn new(dev: &Device, spec: &DecoderSpec, dtype: DType, capacity: usize) -> Self {
         Self::build(&mut Arena::allocating(dev), spec, dtype, capacity)
@@ -116,6 +128,16 @@ impl KvCache {
     fn build(arena: &mut Arena<'_>, spec: &DecoderSpec, dtype: DType, capacity: usize) -> Self {
         let layers = spec.layers.iter().map(|layer| LayerCache::new(arena, spec, layer, dtype, capacity));
         Self { layers: layers.collect(), capacity }
+    }
+
+    /// Bytes of its tensors.
+    pub fn held_bytes(&self) -> usize {
+        let of_layer = |layer: &LayerCache| {
+            let keys = layer.keys.iter().flat_map(|(keys, values)| [keys, values]);
+            let tensors = keys.chain(layer.histories.iter().flatten()).chain(&layer.state);
+            tensors.map(|tensor| tensor.view().byte_len()).sum::<usize>()
+        };
+        self.layers.iter().map(of_layer).sum()
     }
 
     /// Tokens in it.

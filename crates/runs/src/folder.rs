@@ -13,7 +13,7 @@ use crate::disk;
 use crate::error::{Result, RunError};
 use crate::lock::FolderLock;
 use crate::model_card::MODEL_CARD;
-use crate::results::ALL_RESULTS;
+use crate::results::{ALL_RESULTS, PREDICT_RESULTS, PREDICTIONS};
 use crate::space;
 use crate::trainer_log::TRAINER_LOG;
 use crate::trainer_state::TRAINER_STATE;
@@ -34,11 +34,13 @@ const FINAL_WEIGHTS: [&str; 6] = [
 
 /// What a run writes beside weights and checkpoints, pictures apart. Of what is written anew before the first step
 /// (`training_args.yaml`, `run_record.json`, …) nothing old can stay.
-const FILES_OF_A_RUN: [&str; 8] = [
+const FILES_OF_A_RUN: [&str; 10] = [
     TRAINER_LOG,
     TRAINER_STATE,
     "train_results.json",
     "eval_results.json",
+    PREDICT_RESULTS,
+    PREDICTIONS,
     ALL_RESULTS,
     "held_out_answers.jsonl",
     "pissa_converted/adapter_model.safetensors",

@@ -4,6 +4,7 @@
 //! transformers' `save_metrics` does (stage 14).
 
 use crate::atomic;
+use crate::disk;
 use crate::error::{Result, RunError};
 use crate::records::{EvalRecord, PredictRecord};
 use serde_json::{Map, Value};
@@ -13,6 +14,12 @@ use std::path::Path;
 
 /// The file that has the metrics of every part.
 pub const ALL_RESULTS: &str = "all_results.json";
+
+/// The file of how like the expected answers a model's are.
+pub const PREDICT_RESULTS: &str = "predict_results.json";
+
+/// The file of all answers: a line `{prompt, predict, label}` each, as LLaMA-Factory writes it.
+pub const PREDICTIONS: &str = "generated_predictions.jsonl";
 
 /// Writes `<split>_results.json` (`split` is `train`, `eval` or `predict`) and merges it into `all_results.json`.
 ///
@@ -42,6 +49,23 @@ pub fn save_eval(output_dir: &Path, records: &[EvalRecord]) -> Result<()> {
 /// As [`save`].
 pub fn save_predictions(output_dir: &Path, record: &PredictRecord) -> Result<()> {
     save(output_dir, "predict", &record.metrics())
+}
+
+/// Removes the answers of earlier weights, before new ones are asked for.
+///
+/// # Errors
+/// Any I/O error, with the path.
+pub fn forget_predictions(output_dir: &Path) -> Result<()> {
+    for name in [PREDICTIONS, PREDICT_RESULTS] {
+        let path = output_dir.join(name);
+        match disk::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(RunError::at(&path, "remove")(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Reads a results file; empty when there is none.

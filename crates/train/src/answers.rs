@@ -6,15 +6,13 @@ use std::time::Instant;
 use serde_json::json;
 use sft_infer::{Answered, Questions, similarity};
 use sft_runs::records::{PredictRecord, Scores};
+use sft_runs::results::PREDICTIONS;
 use sft_runs::{RunError, atomic};
 
 use crate::TrainError;
 use crate::events::{Event, Observer};
 use crate::job::Job;
 use crate::trainer::Trainer;
-
-/// The file of all answers: a line `{prompt, predict, label}` each, as LLaMA-Factory writes it.
-pub const PREDICTIONS: &str = "generated_predictions.jsonl";
 
 /// Answers to all rows.
 #[derive(Debug, Clone)]
@@ -42,6 +40,7 @@ impl Answers {
         };
         let rows = questions.answer(dev, decoder, (work, at_a_time), stop, on_answer)?;
         let Some(rows) = rows else { return Ok(None) };
+        let asked = rows.iter().filter(|row| row.answer.is_ok()).count();
         let record = PredictRecord {
             scores: similarity(&rows).map(|mean| Scores {
                 bleu_4: mean.bleu_4,
@@ -50,8 +49,8 @@ impl Answers {
                 rouge_l: mean.rouge_l,
             }),
             runtime_s: started.elapsed().as_secs_f64(),
-            samples: of as u64,
-            batches: of.div_ceil(at_a_time) as u64,
+            samples: asked as u64,
+            batches: asked.div_ceil(at_a_time) as u64,
         };
         Ok(Some(Self { rows, record }))
     }
@@ -71,14 +70,18 @@ impl Answers {
         Ok(path)
     }
 
-    /// What to say of the rows that could not be asked.
-    pub fn unasked(&self) -> Option<String> {
+    /// What to say of rows without an answer, or without one to compare with.
+    pub fn notes(&self) -> Vec<String> {
+        let (mut notes, of) = (Vec::new(), self.rows.len());
         let mut reasons = self.rows.iter().filter_map(|row| row.answer.as_ref().err());
-        let first = reasons.next()?;
-        Some(format!(
-            "{} of {} rows have no answer, the first because {first}",
-            1 + reasons.count(),
-            self.rows.len()
-        ))
+        if let Some(first) = reasons.next() {
+            let count = 1 + reasons.count();
+            notes.push(format!("{count} of {of} rows have no answer, the first because {first}"));
+        }
+        let blank = self.rows.iter().filter(|row| row.answer.is_ok() && row.similarity.is_none()).count();
+        if blank > 0 {
+            notes.push(format!("{blank} of {of} rows have nothing to compare their answers with"));
+        }
+        notes
     }
 }

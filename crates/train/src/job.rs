@@ -13,7 +13,8 @@ use sft_data::loader::{Loader, LoaderOptions};
 use sft_data::pipeline::EncodeReport;
 use sft_data::rows::RowProblem;
 use sft_data::template::saved::Told;
-use sft_infer::Questions;
+use sft_infer::together::Together;
+use sft_infer::{GenerationOptions, Questions};
 use sft_kernels::matmul::PackedWeight;
 use sft_kernels::{DType, DeviceError, cuda, give_back_freed};
 use sft_model::loading;
@@ -113,7 +114,15 @@ impl Sizes {
         let at_a_time = config.per_device_eval_batch_size;
         let dtype = setup::compute_dtype(config);
         let on_card = setup::card(config).is_some();
-        let answers = questions.map_or(0, |questions| questions.bytes(spec, dtype, at_a_time, on_card));
+        let mut answers = questions.map_or(0, |questions| questions.bytes(spec, dtype, at_a_time, on_card));
+        let shown = if config.do_train { config.show_answers.min(rows.eval_rows.len()) } else { 0 };
+        if shown > 0 {
+            let examples = rows.eval.iter().flat_map(|(_, examples)| examples);
+            let prompt = examples.map(Example::len).max().unwrap_or(0);
+            let longest = GenerationOptions::from_config(config, &[]).longest(spec, prompt);
+            let rows = (shown.min(at_a_time), on_card);
+            answers = answers.max(Together::bytes(spec, dtype, rows, longest));
+        }
         // Where nothing is trained they decide in which pieces prompts are read, else they take what there is.
         let asked = questions.map_or(0, |questions| match config.do_train {
             true => at_a_time.min(questions.len()),
@@ -126,9 +135,7 @@ impl Sizes {
             false => largest_batch(&rows.train, config.per_device_train_batch_size, pack_to(config)),
         };
         let of_set = |(_, examples): &(_, Vec<Example>)| largest_batch(examples, at_a_time, None);
-        let has_losses =
-            config.do_eval || config.eval_on_start || config.eval_strategy != IntervalStrategy::No;
-        let sets = rows.eval.iter().filter(|_| has_losses);
+        let sets = rows.eval.iter().filter(|_| has_losses(config));
         let evaluated = sets.map(of_set).max().unwrap_or(0).max(asked);
         let longest = match config.streaming {
             true if config.do_train => config.cutoff_len,
@@ -212,7 +219,7 @@ impl Job {
         let Rows { tokenised, note, told } = Rows::prepare(&config)?;
         give_back_freed();
         check_vocabulary(&base, &spec, all_examples(&tokenised))?;
-        let questions = setup::questions(&config, &tokenised.eval_rows)?;
+        let questions = setup::questions(&config, &spec, &tokenised.eval_rows)?;
         let sizes = Sizes::of(&config, &tokenised, &spec, questions.as_ref());
         let Tokenised { train: examples, eval: eval_sets, eval_rows, .. } = tokenised;
         let Tokenised { mut reports, mut problems, mut encoded, eval_encoded, .. } = tokenised;
@@ -330,6 +337,12 @@ impl Job {
         }
         let mut advice = vec!["help: any of these takes less:".to_owned()];
         let trains = self.config.do_train;
+        if self.plan.answers as u64 > needed / 10 {
+            advice.push("  a smaller max_new_tokens (or max_length): keys and values of answers".into());
+            if self.config.per_device_eval_batch_size > 1 {
+                advice.push("  a smaller per_device_eval_batch_size: fewer answers at a time".into());
+            }
+        }
         if trains && self.plan.recomputed.blocks() < self.spec.layers.len() {
             advice.push("  disable_gradient_checkpointing: false (computes the blocks twice)".into());
         }
@@ -348,7 +361,7 @@ impl Job {
         }
         if self.choices.sizes.evaluated == self.plan.max_tokens {
             // Rows of an evaluation are not packed, so that one row is the least.
-            if self.config.per_device_eval_batch_size > 1 {
+            if self.config.per_device_eval_batch_size > 1 && has_losses(&self.config) {
                 advice.push("  a smaller per_device_eval_batch_size".into());
             }
         } else if self.config.per_device_train_batch_size > 1 {
@@ -356,9 +369,16 @@ impl Job {
                 "  a smaller per_device_train_batch_size, with more gradient_accumulation_steps".into(),
             );
         }
-        advice.push("  a smaller cutoff_len".into());
+        if trains || has_losses(&self.config) {
+            advice.push("  a smaller cutoff_len".into());
+        }
         Err(TrainError::Memory { needed, available, advice: advice.join("\n") })
     }
+}
+
+/// Whether losses of rows to evaluate on are computed.
+fn has_losses(config: &RunConfig) -> bool {
+    config.do_eval || config.eval_on_start || config.eval_strategy != IntervalStrategy::No
 }
 
 fn check_vocabulary<'a>(

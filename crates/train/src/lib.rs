@@ -3,7 +3,7 @@
 //! There is one loop, [`run::run`], and one place where the loss is normalised, [`step::gradients`]. This crate asks
 //! neither which method is on nor whether rows are packed.
 
-pub mod answers;
+mod answers;
 pub mod bench;
 pub mod checkpoint;
 mod data_files;

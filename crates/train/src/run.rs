@@ -118,6 +118,8 @@ struct Running<'a> {
     evaluated: Option<Vec<EvalRecord>>,
     /// The answers of the weights as they are, if they were asked for already.
     answers: Option<Answers>,
+    /// Whether somebody heard of the rows that cannot be asked.
+    told_of_answers: bool,
 }
 
 impl<'a> Running<'a> {
@@ -150,6 +152,7 @@ impl<'a> Running<'a> {
             saved_at: None,
             evaluated: None,
             answers: None,
+            told_of_answers: false,
             job,
             skipped: 0,
             skipped_in_a_row: 0,
@@ -433,7 +436,13 @@ impl<'a> Running<'a> {
             && let Some(questions) = &self.job.questions
         {
             self.answers = Answers::ask(questions, &mut self.trainer, &self.job, observer)?;
-            return Ok(self.answers.is_some());
+            let Some(answers) = &self.answers else { return Ok(false) };
+            // They are the same ones each time.
+            if !std::mem::replace(&mut self.told_of_answers, true) {
+                for text in answers.notes() {
+                    observer.on(&Event::Warned { step: self.step, text: &text });
+                }
+            }
         }
         Ok(true)
     }
@@ -443,6 +452,7 @@ impl<'a> Running<'a> {
         &mut self,
         observer: &mut dyn Observer,
     ) -> Result<Option<serde_json::Map<String, Value>>, TrainError> {
+        results::forget_predictions(self.folder.path())?;
         if !self.ask(observer)? {
             return Ok(None);
         }
@@ -450,9 +460,6 @@ impl<'a> Running<'a> {
         let path = answers.write(self.folder.path())?;
         results::save_predictions(self.folder.path(), &answers.record)?;
         observer.on(&Event::Predicted { path: &path });
-        if let Some(text) = answers.unasked() {
-            observer.on(&Event::Warned { step: self.step, text: &text });
-        }
         Ok(Some(answers.record.metrics()))
     }
 

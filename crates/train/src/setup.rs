@@ -181,7 +181,11 @@ pub fn locate(config: &mut RunConfig) -> Result<Model, HubError> {
 /// Which rows are read.
 pub fn dataset_options(config: &RunConfig) -> DatasetOptions {
     DatasetOptions {
-        dataset: config.dataset.clone(),
+        // Where nothing is trained they are read to hold some out alone.
+        dataset: match config.do_train || !config.val_size.is_zero() {
+            true => config.dataset.clone(),
+            false => Vec::new(),
+        },
         eval_dataset: config.eval_dataset.clone(),
         dataset_dir: config.dataset_dir.clone(),
         hub: hub_options(config),
@@ -225,14 +229,20 @@ pub fn pipeline(config: &RunConfig) -> Result<Pipeline, DataError> {
 /// The questions of the rows to evaluate on, if the model is to answer them.
 ///
 /// # Errors
-/// As [`pipeline`].
-pub fn questions(config: &RunConfig, rows: &[Conversation]) -> Result<Option<Questions>, TrainError> {
+/// As [`pipeline`]; none that can be asked.
+pub fn questions(
+    config: &RunConfig,
+    spec: &DecoderSpec,
+    rows: &[Conversation],
+) -> Result<Option<Questions>, TrainError> {
     if rows.is_empty() || !(config.do_predict || config.predict_with_generate) {
         return Ok(None);
     }
     let pipeline = pipeline(config)?;
     let options = GenerationOptions::from_config(config, pipeline.stop_ids());
-    Ok(Some(Questions::new(pipeline, options, rows)?))
+    let questions = Questions::new(pipeline, options, rows)?;
+    questions.require_one(spec)?;
+    Ok(Some(questions))
 }
 
 /// What makes examples of rows.

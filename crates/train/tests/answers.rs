@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::Value;
 use sft_config::{Purpose, load_text};
-use sft_train::answers::PREDICTIONS;
+use sft_infer::similarity::Similarity;
+use sft_runs::results::PREDICTIONS;
 use sft_train::events::{Event, Observer, Silent};
 use sft_train::run::{Outcome, run};
 use sft_train::{Job, TrainError};
@@ -60,6 +61,11 @@ fn a_run_leaves_its_answers_and_how_like_the_expected_ones_they_are() {
         assert!(!answer["label"].as_str().unwrap().is_empty());
     }
     let results = json(&folder.path().join("predict_results.json"));
+    let of = |row: &Value| Similarity::of(row["predict"].as_str().unwrap(), row["label"].as_str().unwrap());
+    let mean = Similarity::mean(&answers.iter().map(of).collect::<Vec<_>>());
+    assert!(mean.bleu_4 > 0.0);
+    assert_eq!(results["predict_bleu-4"].as_f64(), Some(mean.bleu_4));
+    assert_eq!(results["predict_rouge-l"].as_f64(), Some(mean.rouge_l));
     for name in ["predict_bleu-4", "predict_rouge-1", "predict_rouge-2", "predict_rouge-l", "predict_runtime"]
     {
         assert!(results[name].is_number(), "{name} in {results}");

@@ -103,6 +103,16 @@ fn a_recipe_of_a_training_answers_its_rows_by_a_command() {
     let lines = fs::read_to_string(place.path("out/generated_predictions.jsonl")).unwrap();
     assert_eq!(lines.lines().count(), 24);
     assert!(!place.path("out/model.safetensors").exists());
+    // What a command line asks beside it is refused, and so are answers of another model than the folder's adapter.
+    let refused = place.sft(&["predict", "config.yaml", "do_train=true"]).output().unwrap();
+    assert!(!refused.status.success() && text(&refused).contains("trains nothing"), "{}", text(&refused));
+    fs::write(place.path("out/adapter_config.json"), "{}").unwrap();
+    let refused = place.sft(&["predict", "config.yaml", "finetuning_type=lora"]).output().unwrap();
+    assert!(
+        !refused.status.success() && text(&refused).contains("`adapter_name_or_path=out`"),
+        "{}",
+        text(&refused)
+    );
 }
 
 #[test]

@@ -20,8 +20,8 @@ macro_rules! training_keys {
         /// Answer every row to evaluate on at the end: `generated_predictions.jsonl` and `predict_results.json` with BLEU-4 and
         /// ROUGE. `do_sample`, `max_new_tokens` and the like say how.
         do_predict: bool { read_by: "train::answers" }
-        /// Evaluations answer their rows too, as `do_predict` does, and report `eval_bleu-4`, `eval_rouge-l` and so on beside the
-        /// loss.
+        /// Evaluations answer their rows too, as `do_predict` does, and report `eval_bleu-4`, `eval_rouge-l` and so on, of
+        /// all rows, beside the loss.
         predict_with_generate: bool { read_by: "train::answers" }
         /// Rows in a micro-batch. With `packing`, packs of up to `cutoff_len` tokens.
         per_device_train_batch_size: usize { default: 8, range: Range::at_least(1.0), read_by: "data::loader" }

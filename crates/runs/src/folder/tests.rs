@@ -207,6 +207,8 @@ fn a_run_from_the_beginning_removes_answers_results_and_pictures_of_every_data_s
     let folder = with_files(&[
         "all_results.json",
         "held_out_answers.jsonl",
+        "generated_predictions.jsonl",
+        "predict_results.json",
         "trainer_state.json",
         "training_eval_mine_loss.svg",
         "training_loss.png",
