@@ -36,6 +36,8 @@ pub struct ModelCard {
     pub method: String,
     /// Names of the data sets.
     pub datasets: Vec<String>,
+    /// The step whose weights these are, if it is not the last one.
+    pub step: Option<u64>,
     /// Name and value, in the order shown.
     pub hyperparameters: Vec<(String, String)>,
     /// Name and version of what made it: `sft`, and what else matters.
@@ -60,7 +62,7 @@ impl ModelCard {
         };
         section(format!("# {}\n", self.title));
         section(self.introduction());
-        if let Some(results) = evaluation_results(state) {
+        if let Some(results) = evaluation_results(state, self.step) {
             section(results);
         }
         section("## Training hyperparameters\n".into());
@@ -114,10 +116,14 @@ impl ModelCard {
     }
 }
 
-/// The last evaluation, one line a metric.
-fn evaluation_results(state: &TrainerState) -> Option<String> {
-    let last =
-        state.log_history.iter().rev().find(|entry| entry.keys().any(|key| key.starts_with("eval_")))?;
+/// The last evaluation, or the last after step `step`; one line a metric.
+fn evaluation_results(state: &TrainerState, step: Option<u64>) -> Option<String> {
+    let is_of_step = |entry: &&Map<String, Value>| match step {
+        Some(step) => entry.get("step").and_then(Value::as_u64) == Some(step),
+        None => true,
+    };
+    let is_evaluation = |entry: &&Map<String, Value>| entry.keys().any(|key| key.starts_with("eval_"));
+    let last = state.log_history.iter().rev().filter(is_of_step).find(is_evaluation)?;
     let metrics: Vec<_> = shown_metrics(last).map(|(name, value)| (name, number(value))).collect();
     Some(format!("Results on the evaluation set:\n\n{}", list(&metrics)))
 }
@@ -230,6 +236,7 @@ mod tests {
             base_model: Some("Qwen/Qwen3-0.6B".into()),
             method: "lora".into(),
             datasets: vec!["identity".into(), "tatsu-lab/alpaca".into()],
+            step: None,
             hyperparameters: vec![("learning_rate".into(), "0.0001".into()), ("seed".into(), "42".into())],
             versions: vec![("sft".into(), "0.1.0".into())],
         }
@@ -244,6 +251,13 @@ mod tests {
         ];
         let log_history = entries.iter().map(|json| serde_json::from_str(json).unwrap()).collect();
         TrainerState { log_history, ..TrainerState::default() }
+    }
+
+    #[test]
+    fn the_results_are_those_of_the_weights_that_stay() {
+        let results = |step| evaluation_results(&state(), step).unwrap();
+        assert!(results(None).contains("Validation Loss: 1.5000"));
+        assert!(results(Some(0)).contains("Validation Loss: 3.0000"));
     }
 
     #[test]

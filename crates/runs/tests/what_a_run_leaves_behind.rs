@@ -54,6 +54,7 @@ fn train_until(output_dir: &Path, last: u64) {
             base_model: None,
             method: "full".into(),
             datasets: vec!["identity".into()],
+            step: None,
             hyperparameters: vec![],
             versions: vec![],
         };

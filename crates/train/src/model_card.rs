@@ -21,7 +21,7 @@ pub fn write(
     job: &Job,
     adapter: Option<&AdapterOptions>,
     folder: &Path,
-    state: &TrainerState,
+    (state, step): (&TrainerState, Option<u64>),
 ) -> Result<(), RunError> {
     let c = &job.config;
     let optimizer = match &job.optimizer.rule {
@@ -62,6 +62,7 @@ pub fn write(
         base_model: (!c.train_from_scratch).then(|| c.model_name_or_path.clone()),
         method: c.finetuning_type.to_string(),
         datasets: c.dataset.clone(),
+        step,
         hyperparameters,
         versions: vec![("sft".into(), env!("CARGO_PKG_VERSION").into())],
     };

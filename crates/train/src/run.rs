@@ -554,7 +554,7 @@ impl<'a> Running<'a> {
 
     fn finish(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
         self.trainer.begin_evaluation();
-        let mut has_best = false;
+        let mut best_step = None;
         if self.job.config.load_best_model_at_end
             && let Some(step) = self.recorder.best_checkpoint_step().filter(|best| *best != self.step)
         {
@@ -563,7 +563,7 @@ impl<'a> Running<'a> {
                     checkpoint::read_weights(&best, &mut self.trainer.decoder, &self.job.method)?;
                     self.answers = None;
                     observer.on(&Event::BestLoaded { step });
-                    has_best = true;
+                    best_step = Some(step);
                 }
                 None => {
                     let text = format!(
@@ -590,20 +590,20 @@ impl<'a> Running<'a> {
         let mut interrupted_at = None;
         if self.job.config.do_eval {
             // The weights are those of the last step, and its evaluation is this one.
-            let made = self.evaluated.take().filter(|_| !has_best);
+            let made = self.evaluated.take().filter(|_| best_step.is_none());
             match made.map_or_else(|| self.eval_records(observer), |made| Ok(Some(made)))? {
                 Some(records) => {
                     results::save_eval(self.folder.path(), &records)?;
                     results.extend(records.iter().flat_map(EvalRecord::metrics));
                 }
                 None if self.job.eval.is_empty() => {}
-                None => interrupted_at = Some(self.before_the_end(has_best, observer)?),
+                None => interrupted_at = Some(self.before_the_end(best_step.is_some(), observer)?),
             }
         }
         if self.job.config.do_predict && interrupted_at.is_none() {
             match self.predict(observer)? {
                 Some(metrics) => results.extend(metrics),
-                None => interrupted_at = Some(self.before_the_end(has_best, observer)?),
+                None => interrupted_at = Some(self.before_the_end(best_step.is_some(), observer)?),
             }
         }
         if self.job.config.do_train {
@@ -611,7 +611,7 @@ impl<'a> Running<'a> {
                 &self.job,
                 self.trainer.adapter.as_ref(),
                 self.folder.path(),
-                self.recorder.state(),
+                (self.recorder.state(), best_step),
             )?;
         }
         let digest = digest(&mut self.trainer.decoder);
