@@ -13,7 +13,6 @@ use sft_infer::{
 };
 use sft_kernels::{DType, Device, random};
 use sft_model::Decoder;
-use sft_model::cache::KvCache;
 use sft_model::spec::RopeScaling;
 use sft_model::workspace::{Purpose, Workspace};
 
@@ -95,17 +94,6 @@ fn rows_whose_positions_depend_on_their_length_are_answered_too() {
     let found = together(&dev, &decoder, &prompts, 2, &options);
     let found: Vec<Generation> = found.into_iter().map(Result::unwrap).collect();
     assert_eq!(found, alone(&dev, &decoder, &prompts, &options));
-}
-
-#[test]
-fn caches_of_several_rows_take_what_is_counted() {
-    let dev = tiny::device();
-    for spec in [tiny::spec(512), tiny::hybrid_spec(512)] {
-        let caches = KvCache::several(&dev, &spec, DType::F32, 40, 3);
-        assert_eq!(caches.iter().map(KvCache::room).collect::<Vec<_>>(), [40; 3]);
-        let held: usize = caches.iter().map(KvCache::held_bytes).sum();
-        assert_eq!(held, 3 * KvCache::bytes(&spec, DType::F32, 40));
-    }
 }
 
 #[test]

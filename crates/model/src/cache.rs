@@ -130,16 +130,6 @@ impl KvCache {
         Self { layers: layers.collect(), capacity }
     }
 
-    /// Bytes of its tensors.
-    pub fn held_bytes(&self) -> usize {
-        let of_layer = |layer: &LayerCache| {
-            let keys = layer.keys.iter().flat_map(|(keys, values)| [keys, values]);
-            let tensors = keys.chain(layer.histories.iter().flatten()).chain(&layer.state);
-            tensors.map(|tensor| tensor.view().byte_len()).sum::<usize>()
-        };
-        self.layers.iter().map(of_layer).sum()
-    }
-
     /// Tokens in it.
     pub fn len(&self) -> usize {
         self.layers.first().map_or(0, |layer| layer.len)

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sft_config::RunConfig;
 use sft_data::loader::Cursor;
 use sft_kernels::DType;
 use sft_model::adapter;
@@ -25,9 +26,10 @@ use sft_model::weights::{StoredTensor, WeightFiles, write_file};
 use sft_model::{Decoder, ModelError};
 use sft_runs::disk;
 
-use crate::TrainError;
 use crate::health::Health;
+use crate::job::Job;
 use crate::optim::Optimizer;
+use crate::{TrainError, setup};
 
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "training_state.json";
@@ -244,4 +246,36 @@ fn refused(folder: &Path, reason: String) -> TrainError {
                `overwrite_output_dir: true`"
             .into(),
     }
+}
+
+/// What to say of the keys that had other values in the run of a checkpoint.
+pub(crate) fn changed_keys(checkpoint: &Path, now: &RunConfig) -> Option<String> {
+    // How a run is started, and not what it does.
+    const OF_THE_START: [&str; 5] =
+        ["resume_from_checkpoint", "overwrite_output_dir", "output_dir", "threads", "ledger"];
+    let text = std::fs::read_to_string(checkpoint.parent()?.join("training_args.yaml")).ok()?;
+    let now = now.values();
+    let changed = |line: &str| {
+        let (key, was) = line.split_once(": ")?;
+        let (was, is) = (serde_json::from_str::<Value>(was).ok()?, now.get(key)?);
+        (was != *is && !OF_THE_START.contains(&key)).then(|| format!("`{key}` was {was}, and is {is}"))
+    };
+    let changed: Vec<String> = text.lines().filter_map(changed).collect();
+    (!changed.is_empty()).then(|| format!("changed since last time: {}", changed.join("; ")))
+}
+
+/// Fingerprint of the model of a job whose checkpoints hold a part of the weights alone, and of the adapters that were
+/// merged into it.
+pub(crate) fn base_fingerprint(job: &Job) -> Result<Option<String>, TrainError> {
+    let drawn = job.config.train_from_scratch || job.random_weights;
+    if drawn || !job.config.do_train || job.method == Method::Full {
+        return Ok(None);
+    }
+    let mut of = vec![WeightFiles::open_model(&job.base)?.fingerprint()];
+    let continued = setup::continued_adapter(&job.config);
+    for folder in job.config.adapter_folders().into_iter().filter(|folder| continued.as_ref() != Some(folder))
+    {
+        of.push(adapter::PeftAdapter::read(&folder)?.fingerprint());
+    }
+    Ok(Some(of.join("+")))
 }

@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use sft_config::{IntervalStrategy, OnNonFinite, Reporter, Resume, RunConfig};
+use sft_config::{IntervalStrategy, OnNonFinite, Reporter, Resume};
 use sft_data::batches::Batches;
 use sft_data::loader::StepBatch;
 use sft_kernels::{DType, Device, OutOfMemory};
-use sft_model::method::{AdapterOptions, Method};
-use sft_model::weights::WeightFiles;
+use sft_model::method::AdapterOptions;
 use sft_model::{Decoder, ModelError, adapter, saving};
 use sft_runs::checkpoint::{CheckpointWriter, rotate};
 use sft_runs::folder::{self, ResumeFrom, RunFolder, Start};
@@ -130,13 +129,13 @@ impl<'a> Running<'a> {
             Batches::Kept(loader) if job.config.do_train => Some(digest_of_rows(loader.examples())),
             _ => None,
         };
-        let base = base_fingerprint(&job)?;
+        let base = checkpoint::base_fingerprint(&job)?;
         let resumed = match folder.start() {
             Start::Resume(from) => {
                 let expected = beginning(&job, &trainer, &rows, &base);
                 Some((
                     trainer.restore(&from.path, &job.method, &expected)?,
-                    changed_keys(&from.path, &job.config),
+                    checkpoint::changed_keys(&from.path, &job.config),
                 ))
             }
             Start::Fresh | Start::Beside => None,
@@ -554,25 +553,7 @@ impl<'a> Running<'a> {
 
     fn finish(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
         self.trainer.begin_evaluation();
-        let mut best_step = None;
-        if self.job.config.load_best_model_at_end
-            && let Some(step) = self.recorder.best_checkpoint_step().filter(|best| *best != self.step)
-        {
-            match self.best_checkpoint(step) {
-                Some(best) => {
-                    checkpoint::read_weights(&best, &mut self.trainer.decoder, &self.job.method)?;
-                    self.answers = None;
-                    observer.on(&Event::BestLoaded { step });
-                    best_step = Some(step);
-                }
-                None => {
-                    let text = format!(
-                        "the checkpoint of step {step}, the best one, is not there any more: the weights of the last step stay"
-                    );
-                    self.warn(&text, observer)?;
-                }
-            }
-        }
+        let best_step = self.take_best(observer)?;
         let mut results = serde_json::Map::new();
         self.check_data_files(observer)?;
         if self.job.config.do_train {
@@ -625,6 +606,24 @@ impl<'a> Running<'a> {
         })
     }
 
+    /// Puts the weights of the best evaluation back, where that is asked for; their step, if it is not the last one.
+    fn take_best(&mut self, observer: &mut dyn Observer) -> Result<Option<u64>, TrainError> {
+        let asked = self.job.config.load_best_model_at_end;
+        let best = self.recorder.best_checkpoint_step().filter(|best| asked && *best != self.step);
+        let Some(step) = best else { return Ok(None) };
+        let Some(folder) = self.best_checkpoint(step) else {
+            let text = format!(
+                "the checkpoint of step {step}, the best one, is not there any more: the weights of the last step stay"
+            );
+            self.warn(&text, observer)?;
+            return Ok(None);
+        };
+        checkpoint::read_weights(&folder, &mut self.trainer.decoder, &self.job.method)?;
+        self.answers = None;
+        observer.on(&Event::BestLoaded { step });
+        Ok(Some(step))
+    }
+
     /// The folder of the checkpoint of step `step`, the best one, if it is there: here, or where the run was that this one
     /// goes on from.
     fn best_checkpoint(&self, step: u64) -> Option<PathBuf> {
@@ -643,38 +642,6 @@ impl<'a> Running<'a> {
         let last = sft_runs::checkpoint::last_good(self.folder.path()).ok().and_then(|(last, _)| last);
         Ok(last.map_or_else(|| self.folder.path().to_owned(), |last| last.path))
     }
-}
-
-/// What to say of the keys that had other values in the run of a checkpoint.
-fn changed_keys(checkpoint: &Path, now: &RunConfig) -> Option<String> {
-    // How a run is started, and not what it does.
-    const OF_THE_START: [&str; 5] =
-        ["resume_from_checkpoint", "overwrite_output_dir", "output_dir", "threads", "ledger"];
-    let text = std::fs::read_to_string(checkpoint.parent()?.join("training_args.yaml")).ok()?;
-    let now = now.values();
-    let changed = |line: &str| {
-        let (key, was) = line.split_once(": ")?;
-        let (was, is) = (serde_json::from_str::<serde_json::Value>(was).ok()?, now.get(key)?);
-        (was != *is && !OF_THE_START.contains(&key)).then(|| format!("`{key}` was {was}, and is {is}"))
-    };
-    let changed: Vec<String> = text.lines().filter_map(changed).collect();
-    (!changed.is_empty()).then(|| format!("changed since last time: {}", changed.join("; ")))
-}
-
-/// Fingerprint of the model of a job whose checkpoints hold a part of the weights alone, and of the adapters that were
-/// merged into it.
-fn base_fingerprint(job: &Job) -> Result<Option<String>, TrainError> {
-    let drawn = job.config.train_from_scratch || job.random_weights;
-    if drawn || !job.config.do_train || job.method == Method::Full {
-        return Ok(None);
-    }
-    let mut of = vec![WeightFiles::open_model(&job.base)?.fingerprint()];
-    let continued = setup::continued_adapter(&job.config);
-    for folder in job.config.adapter_folders().into_iter().filter(|folder| continued.as_ref() != Some(folder))
-    {
-        of.push(adapter::PeftAdapter::read(&folder)?.fingerprint());
-    }
-    Ok(Some(of.join("+")))
 }
 
 /// The state of a run before its first step, with what must be the same in a checkpoint that it goes on from.
