@@ -185,3 +185,17 @@ fn a_call_is_expected_as_the_template_renders_it() {
     let answered = answers(&[row]);
     assert_eq!(answered[0].expected, "[look]");
 }
+
+#[test]
+fn rows_of_which_none_can_be_asked_are_refused() {
+    let spec = tiny::spec(32);
+    let questions = |rows: &[Conversation]| {
+        let pipeline = tiny::pipeline();
+        let options = GenerationOptions::greedy(4, pipeline.stop_ids());
+        Questions::new(pipeline, options, rows).unwrap()
+    };
+    let long = conversation(&"x".repeat(40), "yes");
+    let error = questions(std::slice::from_ref(&long)).require_one(&spec).unwrap_err().to_string();
+    assert!(error.contains("none of 1 rows can be asked") && error.contains("held_out.json:3"), "{error}");
+    questions(&[long, conversation("y", "yes")]).require_one(&spec).unwrap();
+}

@@ -3,14 +3,9 @@
 mod tiny;
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
-use std::sync::Arc;
 
-use sft_data::conversation::{Conversation, Message, Origin, Role};
 use sft_infer::together::{Prompt, Together};
-use sft_infer::{
-    Generation, GenerationOptions, Generator, InferError, Questions, SamplingOptions, StopReason,
-};
+use sft_infer::{Generation, GenerationOptions, Generator, InferError, SamplingOptions, StopReason};
 use sft_kernels::{DType, Device, random};
 use sft_model::Decoder;
 use sft_model::spec::RopeScaling;
@@ -94,30 +89,6 @@ fn rows_whose_positions_depend_on_their_length_are_answered_too() {
     let found = together(&dev, &decoder, &prompts, 2, &options);
     let found: Vec<Generation> = found.into_iter().map(Result::unwrap).collect();
     assert_eq!(found, alone(&dev, &decoder, &prompts, &options));
-}
-
-#[test]
-fn rows_of_which_none_can_be_asked_are_refused() {
-    let spec = tiny::spec(32);
-    let row = |text: &str| Conversation {
-        messages: vec![Message::text(Role::User, text)],
-        tools: None,
-        origin: Origin {
-            dataset: Arc::from("held_out"),
-            file: Arc::new(PathBuf::from("held_out.json")),
-            line: 3,
-            row: 0,
-        },
-    };
-    let questions = |rows: &[Conversation]| {
-        let pipeline = tiny::pipeline();
-        let options = GenerationOptions::greedy(4, pipeline.stop_ids());
-        Questions::new(pipeline, options, rows).unwrap()
-    };
-    let long = row(&"x".repeat(40));
-    let error = questions(std::slice::from_ref(&long)).require_one(&spec).unwrap_err().to_string();
-    assert!(error.contains("none of 1 rows can be asked") && error.contains("held_out.json:3"), "{error}");
-    questions(&[long, row("y")]).require_one(&spec).unwrap();
 }
 
 #[test]
