@@ -50,7 +50,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// What runs and how, on standard error: standard output is for answers.
-fn print_start(config: &RunConfig, dev: &Device, decoder: &Decoder, pipeline: &Pipeline) {
+pub fn print_start(config: &RunConfig, dev: &Device, decoder: &Decoder, pipeline: &Pipeline) {
     for key in &config.no_effect {
         eprintln!("without effect: {key}");
     }

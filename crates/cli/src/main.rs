@@ -42,6 +42,7 @@ mod predict;
 mod progress;
 mod recipe;
 mod runs;
+mod serve;
 mod signals;
 mod summary;
 mod train;
@@ -68,6 +69,8 @@ enum Command {
     Predict(train::Args),
     /// Talk to a model, with or without an adapter
     Chat(chat::Args),
+    /// Serve a model over HTTP as OpenAI's API does, with a page to try it
+    Serve(serve::Args),
     /// Merge an adapter into its model and write a Hugging Face folder
     Export(export::Args),
     /// Time a job on this machine, op by op
@@ -89,9 +92,12 @@ enum Command {
 
 /// Commands of LLaMA-Factory that are other ones here, or none, and what there is.
 const ELSEWHERE: [(&str, &str); 6] = [
-    ("api", "a server is not built; `sft export` writes a folder that vLLM and others serve"),
+    (
+        "api",
+        "`sft serve` answers as OpenAI's API does; `API_HOST`, `API_PORT`, `API_KEY` and `API_MODEL_NAME` are read",
+    ),
     ("webui", "a web page is not built; `sft train config.yaml` trains, `sft config` lists the keys"),
-    ("webchat", "a web page is not built; `sft chat` talks to a model in the terminal"),
+    ("webchat", "`sft serve` has a page to talk to a model, `sft chat` does so in the terminal"),
     (
         "eval",
         "benchmarks are not built; `sft train` with `do_train: false` and `do_eval: true` evaluates on rows",
@@ -129,6 +135,7 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Predict(args) => predict::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Export(args) => export::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),

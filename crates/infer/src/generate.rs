@@ -58,6 +58,7 @@ impl GenerationOptions {
                 top_p: config.top_p,
                 repetition_penalty: config.repetition_penalty,
                 seed: config.seed,
+                ..SamplingOptions::GREEDY
             },
             max_new_tokens: config.max_new_tokens,
             max_length: config.max_length,
@@ -154,7 +155,7 @@ impl<'a> Generator<'a> {
         options: &GenerationOptions,
         mut on_progress: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Generation, InferError> {
-        let mut row = Continuation::new(&self.decoder.spec, prompt_ids, options)?;
+        let mut row = Continuation::new(Context::of(&self.decoder.spec), prompt_ids, options)?;
         let reused = self.reuse(prompt_ids, row.end);
         let Some(mut logits) = self.read_prompt(prompt_ids, &mut on_progress)? else {
             return Ok(row.ended(StopReason::Cancelled, reused));
@@ -230,9 +231,42 @@ impl<'a> Generator<'a> {
     }
 }
 
+/// How long a row may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Context {
+    /// What limits it.
+    pub name: &'static str,
+    /// Tokens of prompt and answer together.
+    pub tokens: usize,
+    /// What to do about a prompt that is longer.
+    pub help: &'static str,
+}
+
+impl Context {
+    /// Of the longest row that a model takes.
+    pub fn of(spec: &DecoderSpec) -> Self {
+        let help = "shorten the text, or forget earlier turns (`clear`)";
+        Self { name: "max_position_embeddings", tokens: longest_row(spec), help }
+    }
+
+    /// The same, no longer than rows whose positions do not depend on their length: these can go on side by side, and parts
+    /// of them be kept.
+    pub fn alike(spec: &DecoderSpec) -> Self {
+        let longest = Self::of(spec);
+        let tokens = match spec.rope.as_ref().map(|rope| &rope.scaling) {
+            Some(RopeScaling::Dynamic { max_position_embeddings, .. }) => *max_position_embeddings,
+            Some(RopeScaling::LongRope { original_max_position_embeddings, .. }) => {
+                *original_max_position_embeddings
+            }
+            _ => usize::MAX,
+        };
+        Self { tokens: longest.tokens.min(tokens), ..longest }
+    }
+}
+
 /// A row on its way from its prompt to its end.
 #[derive(Debug)]
-pub(crate) struct Continuation {
+pub struct Continuation {
     sampler: Sampler,
     stop_ids: Vec<u32>,
     prompt: usize,
@@ -244,32 +278,31 @@ pub(crate) struct Continuation {
 }
 
 impl Continuation {
-    /// Begins behind a prompt.
+    /// Begins behind a prompt, in a row that is no longer than `context`.
     ///
     /// # Errors
     /// A prompt without tokens or without room for an answer.
     pub fn new(
-        spec: &DecoderSpec,
+        context: Context,
         prompt_ids: &[u32],
         options: &GenerationOptions,
     ) -> Result<Self, InferError> {
-        let (prompt, context) = (prompt_ids.len(), longest_row(spec));
+        let prompt = prompt_ids.len();
         let too_long = |limit, value, help| InferError::PromptTooLong { tokens: prompt, limit, value, help };
         if prompt == 0 {
             return Err(InferError::EmptyPrompt);
         }
-        if prompt >= context {
-            let help = "shorten the text, or forget earlier turns (`clear`)";
-            return Err(too_long("max_position_embeddings", context, help));
+        if prompt >= context.tokens {
+            return Err(too_long(context.name, context.tokens, context.help));
         }
         let wanted = options.longest_with(prompt);
         if wanted <= prompt {
             let help = "raise it, or set `max_new_tokens`, which counts the answer alone";
             return Err(too_long("max_length", options.max_length, help));
         }
-        let reason = if wanted > context { StopReason::Context } else { StopReason::Length };
+        let reason = if wanted > context.tokens { StopReason::Context } else { StopReason::Length };
         let sampler = Sampler::new(options.sampling, prompt_ids);
-        let (stop_ids, end) = (options.stop_ids.clone(), wanted.min(context));
+        let (stop_ids, end) = (options.stop_ids.clone(), wanted.min(context.tokens));
         Ok(Self { sampler, stop_ids, prompt, ids: Vec::new(), end, reason })
     }
 
@@ -325,11 +358,5 @@ fn prompt_piece(spec: &DecoderSpec) -> usize {
 /// otherwise: there the whole prompt is read at once, as transformers does, and no part of it can be kept for a longer
 /// row.
 pub(crate) fn has_one_rotation(spec: &DecoderSpec, tokens: usize) -> bool {
-    match spec.rope.as_ref().map(|rope| &rope.scaling) {
-        Some(RopeScaling::Dynamic { max_position_embeddings, .. }) => tokens <= *max_position_embeddings,
-        Some(RopeScaling::LongRope { original_max_position_embeddings, .. }) => {
-            tokens <= *original_max_position_embeddings
-        }
-        _ => true,
-    }
+    tokens <= Context::alike(spec).tokens
 }

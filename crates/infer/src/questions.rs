@@ -11,8 +11,9 @@ use sft_model::spec::DecoderSpec;
 use sft_model::workspace::Workspace;
 
 use crate::InferError;
-use crate::generate::{Continuation, Generation, GenerationOptions, PROMPT_PIECE};
+use crate::generate::{Context, Continuation, Generation, GenerationOptions, PROMPT_PIECE};
 use crate::similarity::Similarity;
+use crate::slots::Slots;
 use crate::together::{Prompt, Together};
 
 /// A question with two answers.
@@ -105,7 +106,7 @@ impl Questions {
     pub fn require_one(&self, spec: &DecoderSpec) -> Result<(), InferError> {
         let reason = |question: &Question| match &question.refused {
             Some(reason) => Some(reason.clone()),
-            None => Continuation::new(spec, &question.prompt, &self.options)
+            None => Continuation::new(Context::of(spec), &question.prompt, &self.options)
                 .err()
                 .map(|error| in_a_line(&question.origin, &error)),
         };
@@ -123,7 +124,7 @@ impl Questions {
     /// Bytes that answering `rows` of them at a time takes beside weights and a workspace.
     pub fn bytes(&self, spec: &DecoderSpec, compute: DType, rows: usize, on_card: bool) -> usize {
         let longest = self.options.longest(spec, self.longest_prompt());
-        Together::bytes(spec, compute, (rows.min(self.len()), on_card), longest)
+        Slots::bytes(spec, compute, (rows.min(self.len()), on_card), longest)
     }
 
     /// Tokens of the pieces in which the longest prompt is read at best.

@@ -4,6 +4,8 @@
 //! logits processors (`generation/logits_process.py`), so the same options leave the same tokens with the same
 //! probabilities:
 //!
+//! > presence and frequency penalty a, b: of every id that was generated c times, z := z − a − b·c (OpenAI's API
+//! > reference, `presence_penalty`; applied before all others)
 //! > repetition penalty p: of every id that was there before, z := z·p if z < 0, else z/p
 //! > temperature t: z := (z − max z)/t, which leaves the same probabilities as z/t and is never too large
 //! > top-k: what is below the k-th largest z goes (ties with it stay)
@@ -12,7 +14,7 @@
 //!
 //! Then one token is drawn, or without sampling the one with the largest z is taken, the first of equals.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sft_kernels::random;
 
@@ -32,18 +34,34 @@ pub struct SamplingOptions {
     pub top_p: f64,
     /// Above 1, tokens that are already there become less likely.
     pub repetition_penalty: f64,
+    /// Above 0, tokens of the answer so far become less likely; below, more.
+    pub presence_penalty: f64,
+    /// The same, as often as they were there.
+    pub frequency_penalty: f64,
     /// The same seed draws the same tokens.
     pub seed: u64,
 }
 
 impl SamplingOptions {
     /// Always the most likely token.
-    pub const GREEDY: Self =
-        Self { do_sample: false, temperature: 1.0, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, seed: 0 };
+    pub const GREEDY: Self = Self {
+        do_sample: false,
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        seed: 0,
+    };
 
     /// A temperature that is 0 as a float32, or nearly, leaves the most likely token alone.
     fn is_greedy(&self) -> bool {
         !self.do_sample || (self.temperature as f32) < f32::MIN_POSITIVE
+    }
+
+    fn counts(&self) -> bool {
+        self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
 
@@ -62,6 +80,8 @@ pub struct Sampler {
     options: SamplingOptions,
     /// Ids that were there before, for the penalty.
     seen: BTreeSet<u32>,
+    /// How often ids were generated, for the penalties that count.
+    generated: BTreeMap<u32, u32>,
     key: u64,
     drawn: u64,
     candidates: Vec<Candidate>,
@@ -74,6 +94,7 @@ impl Sampler {
         Self {
             options,
             seen: if penalises { prompt_ids.iter().copied().collect() } else { BTreeSet::new() },
+            generated: BTreeMap::new(),
             key: random::key(options.seed, &[random::name_part("sampler")]),
             drawn: 0,
             candidates: Vec::new(),
@@ -92,6 +113,9 @@ impl Sampler {
         };
         if self.options.repetition_penalty != 1.0 {
             self.seen.insert(id);
+        }
+        if self.options.counts() {
+            *self.generated.entry(id).or_default() += 1;
         }
         id
     }
@@ -117,6 +141,13 @@ impl Sampler {
     }
 
     fn penalise(&self, logits: &mut [f32]) {
+        for (id, count) in &self.generated {
+            if let Some(z) = logits.get_mut(*id as usize) {
+                let penalty =
+                    self.options.presence_penalty + self.options.frequency_penalty * f64::from(*count);
+                *z -= penalty as f32;
+            }
+        }
         let penalty = self.options.repetition_penalty.clamp(1.0 / MOST_PENALTY, MOST_PENALTY) as f32;
         for id in &self.seen {
             if let Some(z) = logits.get_mut(*id as usize) {
@@ -203,7 +234,7 @@ mod tests {
                 top_k: case["top_k"].as_u64().unwrap() as usize,
                 top_p: case["top_p"].as_f64().unwrap(),
                 repetition_penalty: case["repetition_penalty"].as_f64().unwrap(),
-                seed: 0,
+                ..SamplingOptions::GREEDY
             };
             let seen: Vec<u32> = numbers(&case["seen"]).into_iter().map(|id| id as u32).collect();
             let (mut logits, expected) = (numbers(&case["logits"]), numbers(&case["probabilities"]));
@@ -252,6 +283,16 @@ mod tests {
         let logits = [1.5, 2.0, 1.9, 3.0];
         let chosen: Vec<u32> = (0..3).map(|_| sampler.next(&mut logits.clone())).collect();
         assert_eq!(chosen, [1, 2, 0]);
+    }
+
+    // z − presence − frequency · count: of the third token 1.9, then 1.9 − 0.75 = 1.15, then 1.9 − 1 = 0.9.
+    #[test]
+    fn presence_and_frequency_count_what_was_generated_alone() {
+        let penalties =
+            SamplingOptions { presence_penalty: 0.5, frequency_penalty: 0.25, ..SamplingOptions::GREEDY };
+        let mut sampler = Sampler::new(penalties, &[0, 0, 0]);
+        let chosen: Vec<u32> = (0..5).map(|_| sampler.next(&mut [1.0, 1.1, 1.9, 0.2])).collect();
+        assert_eq!(chosen, [2, 2, 1, 0, 2]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use sft_data::loader::{Loader, LoaderOptions};
 use sft_data::pipeline::EncodeReport;
 use sft_data::rows::RowProblem;
 use sft_data::template::saved::Told;
-use sft_infer::together::Together;
+use sft_infer::slots::Slots;
 use sft_infer::{GenerationOptions, Questions};
 use sft_kernels::matmul::PackedWeight;
 use sft_kernels::{DType, DeviceError, cuda, give_back_freed};
@@ -121,7 +121,7 @@ impl Sizes {
             let prompt = examples.map(Example::len).max().unwrap_or(0);
             let longest = GenerationOptions::from_config(config, &[]).longest(spec, prompt);
             let rows = (shown.min(at_a_time), on_card);
-            answers = answers.max(Together::bytes(spec, dtype, rows, longest));
+            answers = answers.max(Slots::bytes(spec, dtype, rows, longest));
         }
         // Where nothing is trained they decide in which pieces prompts are read, else they take what there is.
         let asked = questions.map_or(0, |questions| match config.do_train {
@@ -394,7 +394,7 @@ fn check_vocabulary<'a>(
 }
 
 /// Bytes that are free where the run will be, if that is known.
-fn available_bytes(config: &RunConfig) -> Result<Option<u64>, TrainError> {
+pub(crate) fn available_bytes(config: &RunConfig) -> Result<Option<u64>, TrainError> {
     Ok(match setup::card(config) {
         Some(card) => Some(cuda::free_bytes(card).map_err(DeviceError::from)? as u64),
         None => memory::available_bytes(),

@@ -26,6 +26,11 @@ const DICTIONARY_BYTES: usize = 34 << 20;
 /// On a GPU: cuBLASLt's workspace, what ops reduce in, kernels, and what the libraries keep.
 const CARD_BYTES: usize = 640 << 20;
 
+/// What runs whatever is done, where weights and rows are: in memory, or on a GPU.
+pub(crate) fn program_bytes(threads: usize, on_card: bool) -> usize {
+    if on_card { CARD_BYTES } else { PROGRAM_BYTES + threads * THREAD_BYTES }
+}
+
 /// Bytes of a run, by component.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MemoryPlan {
@@ -180,8 +185,7 @@ impl MemoryPlan {
                 inputs.on_card,
             ),
             sums: if inputs.on_card { 0 } else { sums(inputs) },
-            program: PROGRAM_BYTES
-                + inputs.threads * THREAD_BYTES
+            program: program_bytes(inputs.threads, false)
                 + if inputs.answers > 0 { DICTIONARY_BYTES } else { 0 },
             rows: inputs.rows,
             answers: inputs.answers,

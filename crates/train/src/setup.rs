@@ -1,5 +1,6 @@
 //! From the configuration to the stages: which options each of them gets. The one place that reads both.
 
+mod answering;
 mod decoder;
 mod optimizer;
 mod vocabulary;
@@ -37,6 +38,7 @@ use sft_runs::folder;
 
 use crate::TrainError;
 
+pub use answering::AnsweringPlan;
 pub use decoder::{check_tokenizer, decoder};
 pub use optimizer::optimizer;
 pub use vocabulary::tokenizer;

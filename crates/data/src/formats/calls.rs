@@ -145,7 +145,7 @@ fn wide_integer(json: &str) -> Option<&str> {
 }
 
 /// The calls that a value describes: one object, or an array of them.
-pub(super) fn calls_of(value: Value) -> Result<Vec<ToolCall>, String> {
+pub(crate) fn calls_of(value: Value) -> Result<Vec<ToolCall>, String> {
     let items = match value {
         Value::Array(items) => items,
         Value::Null => Vec::new(),

@@ -18,6 +18,23 @@ pub(super) fn convert(names: &TurnColumns, columns: &mut Map<String, Value>) -> 
     turns::convert(names, columns, message_of)
 }
 
+/// The messages of a request that a model is to answer, and the tools that are offered: `messages` and `tools` are taken
+/// out of it.
+///
+/// # Errors
+/// What is wrong with them; an answer comes last, so that nothing is asked.
+pub fn asked(request: &mut Map<String, Value>) -> Result<(Vec<Message>, Option<Value>), String> {
+    let names = TurnColumns::openai();
+    let Talk { messages, tools } = turns::read(&names, request, message_of)?;
+    names.read().iter().for_each(|name| drop(request.remove(*name)));
+    match messages.last() {
+        Some(last) if last.role == Role::Assistant => {
+            Err("the last message is the assistant's: there is nothing to answer".to_owned())
+        }
+        _ => Ok((messages, tools)),
+    }
+}
+
 fn message_of(tags: &Tags, mut fields: Map<String, Value>) -> Result<Message, String> {
     let role_word = match fields.get(&tags.role) {
         Some(Value::String(role)) => role.clone(),

@@ -93,8 +93,24 @@ impl TurnColumns {
     }
 }
 
-/// Reads the turns of a row with `message_of`, and checks their order.
+/// Reads the turns of a row with `message_of`, and checks their order; an answer is the last.
 pub(super) fn convert(
+    names: &TurnColumns,
+    columns: &mut Map<String, Value>,
+    message_of: impl Fn(&Tags, Map<String, Value>) -> Result<Message, String>,
+) -> Result<Talk, String> {
+    let talk = read(names, columns, message_of)?;
+    match talk.messages.last() {
+        Some(last) if last.role != Role::Assistant => {
+            let whose = whose(last.role);
+            Err(format!("the last message is {whose}, so there is no answer to train at the end"))
+        }
+        _ => Ok(talk),
+    }
+}
+
+/// As [`convert`], whoever speaks last.
+pub(super) fn read(
     names: &TurnColumns,
     columns: &mut Map<String, Value>,
     message_of: impl Fn(&Tags, Map<String, Value>) -> Result<Message, String>,
@@ -122,7 +138,7 @@ pub(super) fn convert(
 }
 
 /// A system message first, if any; then in turn a question (the user's, or one or more results of
-/// tools) and an answer; an answer last.
+/// tools) and an answer; one message at least beside the system's.
 fn check_order(messages: &[Message]) -> Result<(), String> {
     let first = usize::from(messages.first().is_some_and(|message| message.role == Role::System));
     let mut last: Option<Role> = None;
@@ -149,13 +165,7 @@ fn check_order(messages: &[Message]) -> Result<(), String> {
         }
         last = Some(message.role);
     }
-    match last {
-        Some(Role::Assistant) => Ok(()),
-        None => Err("there are no turns".to_owned()),
-        Some(role) => {
-            Err(format!("the last message is {}, so there is no answer to train at the end", whose(role)))
-        }
-    }
+    last.map(|_| ()).ok_or_else(|| "there are no turns".to_owned())
 }
 
 fn whose(role: Role) -> &'static str {

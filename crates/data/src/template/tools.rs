@@ -2,7 +2,10 @@
 //! an answer (`tool_format`). The wording is LLaMA-Factory's; models tuned with it expect every byte.
 
 mod gemma;
+mod read;
 mod xml;
+
+pub use read::calls_in;
 
 use serde_json::{Map, Value, json};
 

@@ -1,0 +1,132 @@
+//! A model behind OpenAI's chat interface: `POST /v1/chat/completions`, `GET /v1/models`, and a page to try it.
+//!
+//! HTTP runs on a thread of its own, with one task for each answer; the model is at work on the caller's thread
+//! ([`engine`]), on several answers at a time. Prompts are rendered by the pipeline that training used.
+//!
+//! ```text
+//! request ([`request`]) → prompt → job → [`engine`] → tokens → [`answer`]: text, calls → [`reply`]: JSON or events
+//! ```
+
+mod answer;
+mod engine;
+mod fields;
+mod reply;
+mod request;
+mod routes;
+mod words;
+
+#[cfg(test)]
+#[path = "../../infer/tests/tiny/mod.rs"]
+mod tiny;
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sft_data::pipeline::Pipeline;
+use sft_infer::slots::Slots;
+use sft_infer::{Context, GenerationOptions, InferError};
+use thiserror::Error;
+use tokio::sync::Notify;
+
+pub use answer::Finish;
+
+/// Requests that wait while all rows are in work; one more is told to come again.
+pub const MOST_WAITING: usize = 256;
+
+/// What is served.
+#[derive(Debug)]
+pub struct Service {
+    /// The name that the model is told by.
+    pub name: String,
+    /// What renders prompts and reads answers.
+    pub pipeline: Pipeline,
+    /// What holds where a request says nothing else.
+    pub options: GenerationOptions,
+    /// How long prompt and answer of a request may be.
+    pub context: Context,
+    /// What requests have to show, if anything.
+    pub api_key: Option<String>,
+}
+
+/// A request that has been answered, or broken off.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Served {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// How many of them a cache held already.
+    pub cached_tokens: usize,
+    /// Tokens of all its answers.
+    pub tokens: usize,
+    /// Until the first token, waiting included; `None` if there was none.
+    pub to_first_token: Option<Duration>,
+    /// Until the end.
+    pub took: Duration,
+    /// How it ended; `None` if whoever asked went away, or something went wrong.
+    pub finish: Option<Finish>,
+}
+
+/// Ends [`serve`]: nobody new is let in, and who is answered is answered to the end.
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<Notify>);
+
+impl Stop {
+    /// Asks for the end.
+    pub fn stop(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// Why there is no server any more.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The system refuses what a server needs.
+    #[error("the server cannot run: {0}")]
+    Io(#[from] std::io::Error),
+    /// Something is wrong with the model.
+    #[error(transparent)]
+    Infer(#[from] InferError),
+}
+
+/// Serves until `stop`; `report` hears of every request that was answered.
+///
+/// # Errors
+/// The system's, and what is wrong with the model whatever is asked.
+pub fn serve(
+    listener: TcpListener,
+    service: Service,
+    rows: Slots<'_>,
+    stop: &Stop,
+    report: impl Fn(&Served) + Send + Sync + 'static,
+) -> Result<(), ServeError> {
+    // Without the model there is nothing to serve, whyever it ends.
+    struct StopOnDrop<'a>(&'a Stop);
+    impl Drop for StopOnDrop<'_> {
+        fn drop(&mut self) {
+            self.0.stop();
+        }
+    }
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (jobs, waiting) = engine::queue();
+    let router = routes::router(service, jobs, Box::new(report));
+    std::thread::scope(|scope| {
+        let http = std::thread::Builder::new().name("http".into()).spawn_scoped(scope, || {
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener)?;
+                let until = stop.0.clone();
+                axum::serve(listener, router)
+                    .with_graceful_shutdown(async move { until.notified().await })
+                    .await
+            })
+        })?;
+        let done = {
+            let _stop = StopOnDrop(stop);
+            engine::run(rows, &waiting)
+        };
+        // Those that still wait are told so.
+        drop(waiting);
+        http.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok(done?)
+    })
+}
