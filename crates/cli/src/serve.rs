@@ -98,7 +98,10 @@ fn context(spec: &DecoderSpec, asked: Option<u32>) -> anyhow::Result<Context> {
         Some(tokens) => tokens,
         None => most.tokens.min(CONTEXT),
     };
-    let help = "shorten the conversation, or start the server with a larger `--context`";
+    let help = match tokens < most.tokens {
+        true => "shorten the conversation, or start the server with a larger `--context`",
+        false => "shorten the conversation: the model takes no more",
+    };
     Ok(Context { name: "--context", tokens, help })
 }
 

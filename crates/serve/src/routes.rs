@@ -104,7 +104,9 @@ async fn model(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> R
 }
 
 async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
-    let asked = match begin(&shared, &body) {
+    // A long text takes its time, in which others are served.
+    let begun = tokio::task::spawn_blocking(move || begin(&shared, &body)).await;
+    let asked = match begun.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
         Ok(asked) => asked,
         Err(refusal) => return refusal.into_response(),
     };
@@ -197,15 +199,19 @@ impl Asked {
     async fn next(&mut self) -> Option<(usize, Piece)> {
         let (index, piece) = self.pieces.recv().await?;
         match &piece {
-            // All answers have the same prompt.
-            Piece::Read(cached) if index == 0 => self.usage.cached_tokens = *cached,
-            Piece::Text(_) => self.first = self.first.or_else(|| Some(Instant::now())),
+            Piece::Read(cached) => {
+                // All answers have the same prompt, and the first token comes with its end.
+                if index == 0 {
+                    self.usage.cached_tokens = *cached;
+                }
+                self.first = self.first.or_else(|| Some(Instant::now()));
+            }
             Piece::End(finish, tokens) => {
                 self.usage.tokens += tokens;
                 self.finish = Some(*finish);
             }
             Piece::Failed(_) => self.finish = None,
-            Piece::Read(_) | Piece::Calls(_) => {}
+            Piece::Text(_) | Piece::Calls(_) => {}
         }
         Some((index, piece))
     }

@@ -9,4 +9,5 @@ mod kills;
 mod ledger;
 mod overwrites;
 mod place;
+mod serve;
 mod words;
