@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long, env = "API_HOST", default_value = "127.0.0.1", hide_env_values = true)]
     host: String,
     /// Port to listen on; 0 takes one that is free
-    #[arg(long, env = "API_PORT", default_value_t = 8000, hide_env_values = true)]
+    #[arg(long, env = "API_PORT", default_value = "8000", value_parser = port, hide_env_values = true)]
     port: u16,
     /// Answers in work at a time, which share each reading of the weights
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -56,6 +56,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let pipeline = setup::pipeline(&config)?;
     let (rows, context) = (usize::from(args.rows), context(&spec, args.context)?);
     let plan = AnsweringPlan::new(&config, &spec, rows, context.tokens)?;
+    let api_key = key(args.api_key)?;
     let listener = listen(&args.host, args.port)?;
     model.fetch_weights()?;
     let (decoder, notes) = setup::decoder(&config, &dev, &spec, Last::Attached)?;
@@ -63,14 +64,21 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     setup::check_tokenizer(&config, pipeline.tokenizer(), &decoder)?;
     chat::print_start(&config, &dev, &decoder, &pipeline);
     let service = Service {
-        name: args.name.unwrap_or_else(|| name(&config)),
+        name: args.name.filter(|name| !name.is_empty()).unwrap_or_else(|| name(&config)),
         options: GenerationOptions::from_config(&config, pipeline.stop_ids()),
         pipeline,
         context,
-        api_key: args.api_key.filter(|key| !key.is_empty()),
+        vocab_size: spec.vocab_size,
+        api_key,
     };
     let mib = plan.rows.div_ceil(1 << 20);
     eprintln!("requests  {rows} at a time of up to {} tokens, {mib} MiB for them", context.tokens);
+    if !service.offers_tools() {
+        eprintln!("tools     are refused: the template does not write them");
+    }
+    if service.api_key.is_none() && !listener.local_addr()?.ip().is_loopback() {
+        eprintln!("anybody who reaches this machine may ask: `--api-key` lets in who has the key alone");
+    }
     let keyed = if service.api_key.is_some() { ", with a key" } else { "" };
     eprintln!(
         "serving   {} at http://{}/v1{keyed}; / is a page to try it",
@@ -105,7 +113,22 @@ fn context(spec: &DecoderSpec, asked: Option<u32>) -> anyhow::Result<Context> {
     Ok(Context { name: "--context", tokens, help })
 }
 
+/// A port; a variable that is set to nothing says nothing.
+fn port(text: &str) -> Result<u16, std::num::ParseIntError> {
+    if text.is_empty() { Ok(8000) } else { text.parse() }
+}
+
+/// A key that a header can hold.
+fn key(asked: Option<String>) -> anyhow::Result<Option<String>> {
+    let key = asked.map(|key| key.trim().to_owned()).filter(|key| !key.is_empty());
+    if key.as_ref().is_some_and(|key| !key.bytes().all(|byte| byte.is_ascii_graphic())) {
+        bail!("--api-key: a key has letters, digits and marks of ASCII alone\nhelp: choose another");
+    }
+    Ok(key)
+}
+
 fn listen(host: &str, port: u16) -> anyhow::Result<TcpListener> {
+    let host = if host.is_empty() { "127.0.0.1" } else { host };
     let addresses = (host, port).to_socket_addrs().with_context(|| {
         format!("--host: {host} is no address of this machine\nhelp: 127.0.0.1 for this machine alone, 0.0.0.0 for others, too")
     })?;
@@ -123,8 +146,9 @@ fn listen(host: &str, port: u16) -> anyhow::Result<TcpListener> {
 /// The last part of the folder's name: the adapter's, if there is one.
 fn name(config: &RunConfig) -> String {
     let folder = config.adapter_name_or_path.last().unwrap_or(&config.model_name_or_path);
-    let last = Path::new(folder).file_name().map(|name| name.to_string_lossy().into_owned());
-    last.unwrap_or_else(|| folder.clone())
+    let whole = Path::new(folder).canonicalize().unwrap_or_else(|_| folder.into());
+    let of = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    of(Path::new(folder)).or_else(|| of(&whole)).unwrap_or_else(|| folder.clone())
 }
 
 /// The first signal lets answers in work come to their end, the second ends the program.
@@ -135,7 +159,9 @@ fn stop_at_signals() -> anyhow::Result<Stop> {
         if asked.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("ending when the answers in work have ended; once more ends at once");
+        eprintln!(
+            "ending: answers in work come to their end, waiting ones are sent away; once more ends at once"
+        );
         handle.stop();
     })?;
     Ok(stop)

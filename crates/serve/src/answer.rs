@@ -39,12 +39,14 @@ impl Finish {
 pub enum Piece {
     /// Its prompt has been read; a cache held so many tokens of it.
     Read(usize),
+    /// Another token of it, whether or not there is text.
+    Token,
     /// More of its text.
     Text(String),
     /// What it calls.
     Calls(Vec<ToolCall>),
-    /// Its end, and its tokens.
-    End(Finish, usize),
+    /// Its end.
+    End(Finish),
     /// There is no more of it.
     Failed(Failure),
 }
@@ -93,6 +95,7 @@ impl Answer {
                 Some(Told::Read { reused }) => say(Piece::Read(reused)),
                 Some(Told::Token(id)) => {
                     ids.push(id);
+                    say(Piece::Token);
                     let piece = words.push(id);
                     text(piece.text);
                     if piece.stopped {
@@ -112,9 +115,7 @@ impl Answer {
                 None => return say(Piece::Failed(Failure::Ended)),
             }
         };
-        // Marks of calls may be special tokens.
-        let calls = self.tools.as_ref().and_then(|tools| calls_in(&tokenizer.decode(&ids, false), tools));
-        let finish = match calls {
+        let finish = match self.tools.as_ref().and_then(|tools| self.calls(tools, &service, &ids)) {
             None => {
                 say(Piece::Text(held));
                 finish
@@ -126,7 +127,22 @@ impl Answer {
                 Finish::ToolCalls
             }
         };
-        say(Piece::End(finish, ids.len()));
+        say(Piece::End(finish));
+    }
+
+    /// The words and the calls of a whole answer, up to a text that ends it; `None` if it calls nothing.
+    fn calls(&self, tools: &Value, service: &Service, ids: &[u32]) -> Option<(String, Vec<ToolCall>)> {
+        // Marks of calls may be special tokens.
+        let tokenizer = service.pipeline.tokenizer();
+        let mut text = tokenizer.decode(ids, false);
+        if let Some(at) = self.stops.iter().filter_map(|stop| text.find(stop.as_str())).min() {
+            text.truncate(at);
+        }
+        let (words, calls) = calls_in(&text, tools)?;
+        let spelled =
+            |words: &str| Some(tokenizer.decode(&tokenizer.encode(words).ok()?, true).trim().to_owned());
+        let plain = service.options.skip_special_tokens.then(|| spelled(&words)).flatten();
+        Some((plain.unwrap_or(words), calls))
     }
 }
 
@@ -140,11 +156,12 @@ mod tests {
     use crate::tiny;
 
     /// The pieces of an answer in these words (a token a byte) to an offer of the tool `now`, in a line each.
-    fn pieces(words: &str, parallel_calls: bool) -> Vec<String> {
+    fn pieces(words: &str, parallel_calls: bool, stops: &[&str]) -> Vec<String> {
         let service = Arc::new(Service {
             name: String::new(),
             pipeline: tiny::pipeline(),
             options: GenerationOptions::greedy(100, &[]),
+            vocab_size: 258,
             context: Context { name: "--context", tokens: 100, help: "" },
             api_key: None,
         });
@@ -156,15 +173,17 @@ mod tests {
         let generation = Generation { ids, reason: StopReason::Stop, reused: 0 };
         model.send(Told::Ended(Ok(generation))).unwrap();
         let (out, mut pieces) = unbounded_channel();
-        let answer = Answer { index: 0, told, stops: Arc::new([]), tools, parallel_calls };
+        let stops = stops.iter().map(|stop| (*stop).to_owned()).collect();
+        let answer = Answer { index: 0, told, stops, tools, parallel_calls };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(answer.follow(service, out));
         let line = |(_, piece)| match piece {
             Piece::Calls(calls) => format!("{} calls of {}", calls.len(), calls[0].name),
-            Piece::End(finish, tokens) => format!("{} after {tokens}", finish.name()),
+            Piece::End(finish) => finish.name().to_owned(),
             other => format!("{other:?}"),
         };
-        std::iter::from_fn(|| pieces.try_recv().ok()).map(line).collect()
+        let told = std::iter::from_fn(|| pieces.try_recv().ok());
+        told.filter(|(_, piece)| !matches!(piece, Piece::Token)).map(line).collect()
     }
 
     const CALL: &str = "<tool_call>{\"name\": \"now\", \"arguments\": {}}</tool_call>";
@@ -172,13 +191,19 @@ mod tests {
     #[test]
     fn calls_are_told_apart_from_the_words_before_them() {
         let words = format!("Let me see.\n{CALL}\n{CALL}");
-        let end = format!("tool_calls after {}", words.len());
-        assert_eq!(pieces(&words, true), ["Text(\"Let me see.\")", "2 calls of now", &end]);
-        assert_eq!(pieces(&words, false), ["Text(\"Let me see.\")", "1 calls of now", &end]);
+        let end = "tool_calls";
+        assert_eq!(pieces(&words, true, &[]), ["Text(\"Let me see.\")", "2 calls of now", end]);
+        assert_eq!(pieces(&words, false, &[]), ["Text(\"Let me see.\")", "1 calls of now", end]);
+    }
+
+    #[test]
+    fn a_call_before_a_text_that_ends_the_answer_is_one() {
+        let words = "Action: now\nAction Input: {}\nObservation: late";
+        assert_eq!(pieces(words, true, &["\nObservation:"]), ["Text(\"\")", "1 calls of now", "tool_calls"]);
     }
 
     #[test]
     fn an_answer_without_calls_is_its_words_though_tools_were_offered() {
-        assert_eq!(pieces("It is late.", true), ["Text(\"It is late.\")", "stop after 11"]);
+        assert_eq!(pieces("It is late.", true, &[]), ["Text(\"It is late.\")", "stop"]);
     }
 }

@@ -58,23 +58,36 @@ impl Fields {
         self.read(field, &what, |value| value.as_f64().filter(|number| range.contains(number)))
     }
 
-    pub fn count(&mut self, field: &str, range: RangeInclusive<u64>) -> Option<u64> {
-        let what = match *range.end() {
-            u64::MAX => format!("a whole number from {} on", range.start()),
-            end => format!("a whole number from {} to {end}", range.start()),
-        };
-        self.read(field, &what, |value| value.as_u64().filter(|number| range.contains(number)))
+    /// A whole number, written with or without a point.
+    pub fn whole(&mut self, field: &str) -> Option<i128> {
+        self.read(field, "a whole number", whole)
     }
 
-    /// A text or a list of texts, none of them empty.
-    pub fn texts(&mut self, field: &str, most: usize) -> Vec<String> {
-        let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    /// A count that −1 lifts.
+    pub fn limit(&mut self, field: &str) -> Option<Option<usize>> {
+        let limit = |value: &Value| match whole(value)? {
+            -1 => Some(None),
+            count => usize::try_from(count).ok().map(Some),
+        };
+        self.read(field, "a whole number from 0 on, or -1 for no limit", limit)
+    }
+
+    pub fn count(&mut self, field: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        let what = format!("a whole number from {} to {}", range.start(), range.end());
+        let count = |value: &Value| u64::try_from(whole(value)?).ok().filter(|number| range.contains(number));
+        self.read(field, &what, count)
+    }
+
+    /// A text or a list of texts, none of them empty or longer than so many bytes.
+    pub fn texts(&mut self, field: &str, (most, longest): (usize, usize)) -> Vec<String> {
+        let fits = |text: &&str| (1..=longest).contains(&text.len());
+        let text = |value: &Value| value.as_str().filter(fits).map(str::to_owned);
         let texts = |value: &Value| match value {
             Value::Array(list) if list.len() <= most => list.iter().map(text).collect(),
             Value::Array(_) => None,
             one => text(one).map(|text| vec![text]),
         };
-        self.read(field, &format!("a text that is not empty, or a list of up to {most}"), texts)
+        self.read(field, &format!("a text of 1 to {longest} bytes, or a list of up to {most}"), texts)
             .unwrap_or_default()
     }
 
@@ -92,6 +105,13 @@ impl Fields {
         }
         self.problems
     }
+}
+
+/// A whole number: 5.0 is one, too.
+fn whole(value: &Value) -> Option<i128> {
+    let float = || value.as_f64().filter(|number| number.fract() == 0.0 && number.abs() < 1e18);
+    let unsigned = || value.as_u64().map(i128::from);
+    value.as_i64().map(i128::from).or_else(unsigned).or_else(|| float().map(|number| number as i128))
 }
 
 /// A value in a message, not all of a long one.

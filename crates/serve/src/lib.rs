@@ -21,18 +21,25 @@ mod tiny;
 
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::serve::ListenerExt;
+
+use sft_data::conversation::{Message, Role};
 use sft_data::pipeline::Pipeline;
 use sft_infer::slots::Slots;
 use sft_infer::{Context, GenerationOptions, InferError};
 use thiserror::Error;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 pub use answer::Finish;
 
 /// Requests that wait while all rows are in work; one more is told to come again.
 pub const MOST_WAITING: usize = 256;
+
+/// Who has not sent all of a request when the end is asked for is waited for so long.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// What is served.
 #[derive(Debug)]
@@ -45,8 +52,21 @@ pub struct Service {
     pub options: GenerationOptions,
     /// How long prompt and answer of a request may be.
     pub context: Context,
+    /// Rows of the model's vocabulary: a token beyond them cannot be read.
+    pub vocab_size: usize,
     /// What requests have to show, if anything.
     pub api_key: Option<String>,
+}
+
+impl Service {
+    /// Whether the template writes the tools that are offered.
+    pub fn offers_tools(&self) -> bool {
+        let asked = [Message::text(Role::User, "?")];
+        let tool = serde_json::json!([{"type": "function", "function": {"name": "probe", "description": "",
+            "parameters": {"type": "object", "properties": {}}}}]);
+        let prompt = |tools| self.pipeline.prompt(&asked, tools).ok();
+        prompt(Some(&tool)).is_some_and(|with| Some(with) != prompt(None))
+    }
 }
 
 /// A request that has been answered, or broken off.
@@ -66,14 +86,23 @@ pub struct Served {
     pub finish: Option<Finish>,
 }
 
-/// Ends [`serve`]: nobody new is let in, and who is answered is answered to the end.
+/// Ends [`serve`]: nobody new is let in, who waits is sent away, and who is answered is answered to the end.
 #[derive(Debug, Clone, Default)]
-pub struct Stop(Arc<Notify>);
+pub struct Stop(watch::Sender<bool>);
 
 impl Stop {
     /// Asks for the end.
     pub fn stop(&self) {
-        self.0.notify_one();
+        self.0.send_replace(true);
+    }
+
+    fn is_asked(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    async fn asked(&self) {
+        // It fails when nobody can ask any more, and `self` can.
+        let _ = self.0.subscribe().wait_for(|asked| *asked).await;
     }
 }
 
@@ -95,7 +124,7 @@ pub enum ServeError {
 pub fn serve(
     listener: TcpListener,
     service: Service,
-    rows: Slots<'_>,
+    slots: Slots<'_>,
     stop: &Stop,
     report: impl Fn(&Served) + Send + Sync + 'static,
 ) -> Result<(), ServeError> {
@@ -107,26 +136,46 @@ pub fn serve(
         }
     }
     listener.set_nonblocking(true)?;
+    let alone = listener.local_addr()?.ip().is_loopback();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (jobs, waiting) = engine::queue();
-    let router = routes::router(service, jobs, Box::new(report));
+    let in_work = Arc::new(AtomicUsize::new(0));
+    let router = routes::router(service, (jobs, Arc::clone(&in_work)), alone, Box::new(report));
     std::thread::scope(|scope| {
         let http = std::thread::Builder::new().name("http".into()).spawn_scoped(scope, || {
-            runtime.block_on(async {
+            let served = runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
-                let until = stop.0.clone();
-                axum::serve(listener, router)
-                    .with_graceful_shutdown(async move { until.notified().await })
-                    .await
-            })
+                // Tokens are sent as they come.
+                let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+                let until = stop.clone();
+                let served =
+                    axum::serve(listener, router).with_graceful_shutdown(async move { until.asked().await });
+                tokio::select! {
+                    served = served => served,
+                    () = answered(stop, &in_work) => Ok(()),
+                }
+            });
+            // A text that is still being read is waited for by nobody.
+            runtime.shutdown_background();
+            served
         })?;
         let done = {
             let _stop = StopOnDrop(stop);
-            engine::run(rows, &waiting)
+            engine::run(slots, waiting, stop)
         };
-        // Those that still wait are told so.
-        drop(waiting);
         http.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         Ok(done?)
     })
+}
+
+/// Waits for the end to be asked for, then until nobody has been answered for a while: connections on which nothing comes
+/// keep no server alive.
+async fn answered(stop: &Stop, in_work: &AtomicUsize) {
+    stop.asked().await;
+    let mut idle = Duration::ZERO;
+    let step = Duration::from_millis(50);
+    while idle < GRACE {
+        tokio::time::sleep(step).await;
+        idle = if in_work.load(Ordering::Relaxed) == 0 { idle + step } else { Duration::ZERO };
+    }
 }

@@ -81,7 +81,7 @@ impl Heading {
     /// Calls of tools; in a piece each has its place.
     pub fn calls(&self, index: usize, calls: &[ToolCall], in_piece: bool) -> Value {
         let call = |(at, call): (usize, &ToolCall)| {
-            let id = format!("call_{:016x}", random::key(self.id, &[index as u64, at as u64]));
+            let id = call_id(random::key(self.id, &[index as u64, at as u64]));
             let function = json!({"name": call.name, "arguments": call.arguments.to_string()});
             let mut object = json!({"id": id, "type": "function", "function": function});
             if in_piece {
@@ -91,6 +91,16 @@ impl Heading {
         };
         calls.iter().enumerate().map(call).collect()
     }
+}
+
+/// Nine letters and digits, which is what Mistral's templates ask of the id of a call.
+fn call_id(mut key: u64) -> String {
+    let mut letter = || {
+        let digit = (key % 36) as u32;
+        key /= 36;
+        char::from_digit(digit, 36).unwrap_or('0')
+    };
+    (0..9).map(|_| letter()).collect()
 }
 
 impl Usage {
@@ -148,6 +158,7 @@ impl Refusal {
     pub fn json(&self) -> Value {
         let kind = match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
@@ -160,6 +171,9 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = json_response(&self.json());
         *response.status_mut() = self.status;
+        if self.status == StatusCode::TOO_MANY_REQUESTS {
+            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
         if self.status == StatusCode::UNAUTHORIZED {
             response
                 .headers_mut()

@@ -12,8 +12,8 @@ use crate::fields::{Fields, Problem};
 
 /// Answers to one request at most.
 const MOST_ANSWERS: u64 = 128;
-/// Texts that end an answer at most.
-const MOST_STOPS: usize = 16;
+/// Texts that end an answer at most, and bytes of one.
+const MOST_STOPS: (usize, usize) = (16, 1000);
 
 /// What changes no answer.
 const WITHOUT_EFFECT: [&str; 9] = [
@@ -65,15 +65,19 @@ impl Ask {
             Err(error) => return Err(whole(format!("the request is not JSON: {error}"))),
         };
         let mut fields = Fields::new(request);
-        let (messages, tools) = openai::asked(fields.rest()).unwrap_or_else(|reason| {
+        let messages = openai::asked(fields.rest()).unwrap_or_else(|reason| {
             fields.refuse("messages", reason);
-            (Vec::new(), None)
+            Vec::new()
+        });
+        let tools = openai::offered(fields.rest()).unwrap_or_else(|reason| {
+            fields.refuse("tools", reason);
+            None
         });
         let ask = Self {
             messages,
             tools: if offers_tools(&mut fields) { tools } else { None },
             options: options(&mut fields, defaults),
-            seed: fields.count("seed", 0..=u64::MAX),
+            seed: fields.whole("seed").map(|seed| seed as u64),
             answers: fields.count("n", 1..=MOST_ANSWERS).unwrap_or(1) as usize,
             stops: fields.texts("stop", MOST_STOPS),
             stream: fields.switch("stream").unwrap_or(false),
@@ -98,15 +102,18 @@ fn options(fields: &mut Fields, defaults: &GenerationOptions) -> GenerationOptio
     let draws = sampling.do_sample || temperature.is_some();
     sampling.do_sample = fields.switch("do_sample").unwrap_or(draws);
     let mut number = |field, range, to: &mut f64| *to = fields.number(field, range).unwrap_or(*to);
-    number("top_p", f64::MIN_POSITIVE..=1.0, &mut sampling.top_p);
+    number("top_p", 0.0..=1.0, &mut sampling.top_p);
     number("presence_penalty", -2.0..=2.0, &mut sampling.presence_penalty);
     number("frequency_penalty", -2.0..=2.0, &mut sampling.frequency_penalty);
-    number("repetition_penalty", f64::MIN_POSITIVE..=100.0, &mut sampling.repetition_penalty);
-    sampling.top_k = fields.count("top_k", 0..=u64::MAX).map_or(sampling.top_k, |k| k as usize);
-    let newer = fields.count("max_completion_tokens", 1..=u64::MAX);
-    let most = fields.count("max_tokens", 1..=u64::MAX);
-    if let Some(most) = newer.or(most) {
-        options.max_new_tokens = usize::try_from(most).unwrap_or(usize::MAX);
+    number("repetition_penalty", 0.01..=100.0, &mut sampling.repetition_penalty);
+    sampling.top_k = fields.limit("top_k").map_or(sampling.top_k, |k| k.unwrap_or(0));
+    for field in ["max_tokens", "max_completion_tokens"] {
+        match fields.limit(field) {
+            Some(Some(0)) => fields.refuse(field, "is 0: an answer has a token at least"),
+            // The context ends an answer that nothing else does.
+            Some(most) => options.max_new_tokens = most.unwrap_or(usize::MAX),
+            None => {}
+        }
     }
     options
 }

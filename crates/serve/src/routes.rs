@@ -2,14 +2,14 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{Html, IntoResponse, Response};
@@ -23,7 +23,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::answer::{Answer, Failure, Finish, Piece};
-use crate::engine::Job;
+use crate::engine::{Job, Jobs, NotTaken};
 use crate::reply::{self, Heading, Refusal, Usage, json_response};
 use crate::request::Ask;
 use crate::{Served, Service};
@@ -34,19 +34,33 @@ const MOST_BYTES: usize = 16 << 20;
 /// What every request needs.
 struct Shared {
     service: Arc<Service>,
-    jobs: SyncSender<Job>,
+    jobs: Jobs,
+    /// Requests that are being answered.
+    in_work: Arc<AtomicUsize>,
     report: Box<dyn Fn(&Served) + Send + Sync>,
     started: u64,
+    /// Whether the template writes the tools that are offered.
+    offers_tools: bool,
+    /// Whether only this machine can reach the server.
+    alone: bool,
     /// Requests and answers so far: the number of one is part of its id, of the other of its seed.
     requests: AtomicU64,
     answers: AtomicU64,
 }
 
 /// All addresses.
-pub fn router(service: Service, jobs: SyncSender<Job>, report: Box<dyn Fn(&Served) + Send + Sync>) -> Router {
+pub fn router(
+    service: Service,
+    (jobs, in_work): (Jobs, Arc<AtomicUsize>),
+    alone: bool,
+    report: Box<dyn Fn(&Served) + Send + Sync>,
+) -> Router {
     let shared = Arc::new(Shared {
+        offers_tools: service.offers_tools(),
         service: Arc::new(service),
         jobs,
+        in_work,
+        alone,
         report,
         started: reply::now(),
         requests: AtomicU64::new(0),
@@ -74,15 +88,40 @@ async fn unknown(request: Request) -> Refusal {
 }
 
 async fn check_key(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
-    let shown = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let shown = shown.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-    match &shared.service.api_key {
-        Some(key) if !is_same(key, shown.trim()) => {
-            let message = "the request has no valid key\nhelp: send it as `Authorization: Bearer KEY`";
-            Refusal::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key").into_response()
-        }
-        _ => next.run(request).await,
+    let refused = match &shared.service.api_key {
+        Some(key) => !is_same(key, shown_key(request.headers())),
+        None => false,
+    };
+    if refused {
+        let message = "the request has no valid key\nhelp: send it as `Authorization: Bearer KEY`";
+        return Refusal::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key").into_response();
     }
+    if shared.service.api_key.is_none() && !is_from_here(request.headers(), shared.alone) {
+        let message = "pages of other sites may not use this server\n\
+            help: start it with `--api-key`, and send the key; or ask for it by the address that it prints";
+        return Refusal::new(StatusCode::FORBIDDEN, message).into_response();
+    }
+    next.run(request).await
+}
+
+/// What a request shows as `Bearer KEY`.
+fn shown_key(headers: &HeaderMap) -> &str {
+    let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    match shown.split_once(' ') {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
+        _ => "",
+    }
+}
+
+/// Whether a browser that asks shows a page of this server, under a name that nobody else can give it: without a key that
+/// is all that keeps other sites out.
+fn is_from_here(headers: &HeaderMap, alone: bool) -> bool {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let host = text(header::HOST).unwrap_or_default();
+    let name = host.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)).unwrap_or_default();
+    let is_local = ["localhost", "127.0.0.1", "[::1]"].contains(&name.as_str());
+    let same_origin = text(header::ORIGIN).is_none_or(|origin| origin.split("://").nth(1) == Some(host));
+    same_origin && (is_local || !alone)
 }
 
 /// In a time that tells nothing of where they differ.
@@ -95,7 +134,8 @@ async fn models(State(shared): State<Arc<Shared>>) -> Response {
     json_response(&reply::models(&shared.service.name, shared.started))
 }
 
-async fn model(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Response {
+async fn model(State(shared): State<Arc<Shared>>, name: Result<Path<String>, PathRejection>) -> Response {
+    let name = name.map_or_else(|_| String::new(), |Path(name)| name);
     if name != shared.service.name {
         let message = format!("the model served here is `{}`, not `{name}`", shared.service.name);
         return Refusal::new(StatusCode::NOT_FOUND, message).with_code("model_not_found").into_response();
@@ -103,10 +143,19 @@ async fn model(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> R
     json_response(&reply::model(&name, shared.started))
 }
 
-async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+async fn chat(State(shared): State<Arc<Shared>>, body: Result<Bytes, BytesRejection>) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejected) if rejected.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            let message = format!("the request has more than {} MiB\nhelp: send less", MOST_BYTES >> 20);
+            return Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message).into_response();
+        }
+        Err(rejected) => return Refusal::new(rejected.status(), rejected.body_text()).into_response(),
+    };
     // A long text takes its time, in which others are served.
     let begun = tokio::task::spawn_blocking(move || begin(&shared, &body)).await;
-    let asked = match begun.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+    let failed = |_| Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the request could not be read"));
+    let asked = match begun.unwrap_or_else(failed) {
         Ok(asked) => asked,
         Err(refusal) => return refusal.into_response(),
     };
@@ -131,6 +180,8 @@ struct Asked {
     usage: Usage,
     began: Instant,
     first: Option<Instant>,
+    /// Answers that have ended.
+    ended: usize,
     finish: Option<Finish>,
 }
 
@@ -140,7 +191,20 @@ fn begin(shared: &Arc<Shared>, body: &[u8]) -> Result<Asked, Refusal> {
     let service = &shared.service;
     let ask = Ask::read(body, &service.options).map_err(|problems| Refusal::of(&problems))?;
     let bad = |error: &dyn std::fmt::Display| Refusal::new(StatusCode::BAD_REQUEST, error.to_string());
+    if ask.tools.is_some() && !shared.offers_tools {
+        return Err(bad(&"`tools`: the template of this model does not write them\n\
+            help: leave them out, or serve the model with another `template`"));
+    }
+    if ask.messages.len() > service.context.tokens {
+        let message =
+            format!("{} messages, and {} tokens at most", ask.messages.len(), service.context.tokens);
+        return Err(bad(&message).with_code("context_length_exceeded"));
+    }
     let prompt = service.pipeline.prompt(&ask.messages, ask.tools.as_ref()).map_err(|error| bad(&error))?;
+    if let Some(id) = prompt.iter().find(|id| **id as usize >= service.vocab_size) {
+        let token = service.pipeline.tokenizer().token_text(*id).unwrap_or_default();
+        return Err(bad(&format!("`{token}` is a token that the model has no row for\nhelp: leave it out")));
+    }
     let (out, pieces) = unbounded_channel();
     let (stops, tools): (Arc<[String]>, _) = (ask.stops.clone().into(), ask.tools.clone().map(Arc::new));
     for index in 0..ask.answers {
@@ -157,18 +221,19 @@ fn begin(shared: &Arc<Shared>, body: &[u8]) -> Result<Asked, Refusal> {
         })?;
         let (reply, told) = unbounded_channel();
         let job = Job { prompt: prompt.clone(), continuation, reply };
-        shared.jobs.try_send(job).map_err(|error| match error {
-            TrySendError::Full(_) => Refusal::new(
+        shared.jobs.send(job).map_err(|not_taken| match not_taken {
+            NotTaken::Full => Refusal::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 format!("{} answers wait already; come again later", crate::MOST_WAITING),
             ),
-            TrySendError::Disconnected(_) => gone(),
+            NotTaken::Ended => gone(),
         })?;
         let (stops, tools, parallel_calls) = (Arc::clone(&stops), tools.clone(), ask.parallel_calls);
         let answer = Answer { index, told, stops, tools, parallel_calls };
         tokio::spawn(answer.follow(Arc::clone(service), out.clone()));
     }
     let number = shared.requests.fetch_add(1, Ordering::Relaxed);
+    shared.in_work.fetch_add(1, Ordering::Relaxed);
     Ok(Asked {
         shared: Arc::clone(shared),
         heading: Heading::new(number, &service.name),
@@ -177,6 +242,7 @@ fn begin(shared: &Arc<Shared>, body: &[u8]) -> Result<Asked, Refusal> {
         pieces,
         began,
         first: None,
+        ended: 0,
         finish: None,
     })
 }
@@ -206,11 +272,12 @@ impl Asked {
                 }
                 self.first = self.first.or_else(|| Some(Instant::now()));
             }
-            Piece::End(finish, tokens) => {
-                self.usage.tokens += tokens;
-                self.finish = Some(*finish);
+            Piece::Token => self.usage.tokens += 1,
+            Piece::End(finish) => {
+                self.ended += 1;
+                self.finish = Some(*finish).filter(|_| self.ended == self.ask.answers);
             }
-            Piece::Failed(_) => self.finish = None,
+            Piece::Failed(_) => {}
             Piece::Text(_) | Piece::Calls(_) => {}
         }
         Some((index, piece))
@@ -223,10 +290,10 @@ impl Asked {
         while let Some((index, piece)) = self.next().await {
             let (text, calls, finish) = &mut choices[index];
             match piece {
-                Piece::Read(_) => {}
+                Piece::Read(_) | Piece::Token => {}
                 Piece::Text(more) => text.push_str(&more),
                 Piece::Calls(all) => calls.extend(all),
-                Piece::End(end, _) => *finish = end,
+                Piece::End(end) => *finish = end,
                 Piece::Failed(failure) => return Err(failure.into()),
             }
         }
@@ -240,20 +307,20 @@ impl Asked {
         (0..self.ask.answers).for_each(|index| say(&first(index)));
         loop {
             let next = tokio::select! {
-                () = events.closed() => return self.finish = None,
+                () = events.closed() => return,
                 next = self.next() => next,
             };
             let Some((index, piece)) = next else { break };
             let heading = &self.heading;
             match piece {
-                Piece::Read(_) => {}
+                Piece::Read(_) | Piece::Token => {}
                 Piece::Text(text) if text.is_empty() => {}
                 Piece::Text(text) => say(&heading.chunk(index, json!({"content": text}), None)),
                 Piece::Calls(calls) => {
                     let calls = heading.calls(index, &calls, true);
                     say(&heading.chunk(index, json!({"tool_calls": calls}), None));
                 }
-                Piece::End(finish, _) => say(&heading.chunk(index, json!({}), Some(finish))),
+                Piece::End(finish) => say(&heading.chunk(index, json!({}), Some(finish))),
                 Piece::Failed(failure) => {
                     say(&Refusal::from(failure).json());
                     break;
@@ -269,6 +336,7 @@ impl Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
+        self.shared.in_work.fetch_sub(1, Ordering::Relaxed);
         (self.shared.report)(&Served {
             prompt_tokens: self.usage.prompt_tokens,
             cached_tokens: self.usage.cached_tokens,

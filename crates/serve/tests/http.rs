@@ -44,6 +44,7 @@ fn with_server(
             ..GenerationOptions::greedy(40, tiny::pipeline().stop_ids())
         },
         context: Context { name: "--context", tokens: CONTEXT, help: "ask for less" },
+        vocab_size: decoder.spec.vocab_size,
         api_key: key.map(str::to_owned),
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -200,7 +201,8 @@ fn everything_that_is_wrong_with_a_request_is_told_at_once() {
         for (body, message) in [
             ("{", "the request is not JSON"),
             ("[]", "the request is not a JSON object"),
-            ("{}", "`messages`"),
+            ("{}", "`messages` is missing"),
+            (r#"{"messages": []}"#, "`messages` is empty"),
             (
                 r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#,
                 "nothing to answer",
@@ -214,6 +216,74 @@ fn everything_that_is_wrong_with_a_request_is_told_at_once() {
             let told = error["message"].as_str().unwrap();
             assert!(status == 400 && told.contains(message), "{body}: {status} {told}");
         }
+    });
+}
+
+#[test]
+fn numbers_that_other_servers_take_are_taken() {
+    spoken(None, |server| {
+        for fields in [
+            json!({"top_k": -1, "seed": -1, "top_p": 0}),
+            json!({"max_tokens": -1}),
+            json!({"max_tokens": 40.0, "seed": 5.0, "n": 1.0}),
+        ] {
+            assert_eq!(text(&server.ask("?", fields.clone()), 0), SPOKEN, "{fields}");
+        }
+        let (status, error) = server.refusal(&request("?", json!({"max_tokens": 0})));
+        assert!(status == 400 && error["message"].as_str().unwrap().contains("`max_tokens` is 0"), "{error}");
+    });
+}
+
+#[test]
+fn messages_come_in_any_order_that_the_template_takes() {
+    spoken(None, |server| {
+        let said = |role: &str| json!({"role": role, "content": "so"});
+        for roles in [
+            vec!["user", "user"],
+            vec!["assistant", "user"],
+            vec!["system", "user", "system", "user"],
+            vec!["user", "assistant", "tool", "user"],
+        ] {
+            let messages: Vec<Value> = roles.iter().map(|role| said(role)).collect();
+            assert_eq!(text(&server.ask("", json!({"messages": messages})), 0), SPOKEN, "{roles:?}");
+        }
+    });
+}
+
+#[test]
+fn tools_that_the_template_does_not_write_are_refused() {
+    spoken(None, |server| {
+        let tools = json!([{"type": "function", "function": {"name": "now", "parameters": {}}}]);
+        let (status, error) = server.refusal(&request("?", json!({"tools": tools.clone()})));
+        assert!(
+            status == 400 && error["message"].as_str().unwrap().contains("does not write them"),
+            "{error}"
+        );
+        assert_eq!(text(&server.ask("?", json!({"tools": tools, "tool_choice": "none"})), 0), SPOKEN);
+    });
+}
+
+#[test]
+fn pages_of_other_sites_are_refused_where_there_is_no_key() {
+    let status = |server: &Server<'_>, name: &str, value: &str| {
+        let request = Server::agent().get(server.url("/v1/models")).header(name, value);
+        request.header("Authorization", "Bearer key").call().unwrap().status().as_u16()
+    };
+    spoken(None, |server| {
+        let own = format!("http://{}", server.address);
+        for (name, value, expected) in [
+            ("Origin", own.as_str(), 200),
+            ("Origin", "http://evil.example", 403),
+            ("Origin", "null", 403),
+            ("Host", "localhost:8000", 200),
+            ("Host", "evil.example", 403),
+        ] {
+            assert_eq!(status(server, name, value), expected, "{name}: {value}");
+        }
+    });
+    spoken(Some("key"), |server| {
+        assert_eq!(status(server, "Origin", "http://other.example"), 200);
+        assert_eq!(status(server, "Host", "other.example"), 200);
     });
 }
 
@@ -316,7 +386,7 @@ fn who_goes_away_makes_room() {
                 let length = body.len();
                 write!(
                     stream,
-                    "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"
+                    "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
                 )
                 .unwrap();
                 let mut line = String::new();
@@ -334,6 +404,22 @@ fn who_goes_away_makes_room() {
     });
     let broken_off = reported.iter().filter(|served| served.finish.is_none()).count();
     assert_eq!((reported.len(), broken_off), (ROWS + 1, ROWS), "{reported:?}");
+}
+
+#[test]
+fn a_request_that_is_not_sent_to_its_end_keeps_no_server_alive() {
+    let mut kept = Vec::new();
+    spoken(None, |server| {
+        for text in [
+            "POST /v1/chat/comp",
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+        ] {
+            let mut stream = TcpStream::connect(server.address).unwrap();
+            stream.write_all(text.as_bytes()).unwrap();
+            kept.push(stream);
+        }
+    });
+    assert_eq!(kept.len(), 2, "and still open");
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn a_served_model_answers_and_ends_at_sigterm_with_success() {
     }
     let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
     let body = r#"{"messages": [{"role": "user", "content": "hat"}]}"#;
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
     let mut stream = TcpStream::connect(&address).unwrap();
     write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
     let mut answer = String::new();

@@ -112,7 +112,7 @@ fn exact(json: &str, else_what: &str) -> Result<Value, String> {
 }
 
 /// The first whole number of a JSON text that no 64 bits hold.
-fn wide_integer(json: &str) -> Option<&str> {
+pub(crate) fn wide_integer(json: &str) -> Option<&str> {
     // Texts in quotes are the odd pieces, where an escaped quote ends none.
     let mut rest = json;
     loop {

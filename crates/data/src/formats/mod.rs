@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use alpaca::AlpacaColumns;
-pub(crate) use calls::calls_of;
+pub(crate) use calls::{calls_of, wide_integer};
 pub use detect::detect;
 pub use plain::PlainColumns;
 pub use turns::{Tags, TurnColumns};

@@ -8,7 +8,7 @@
 
 use serde_json::{Map, Value};
 
-use super::calls::{calls_of, put_calls};
+use super::calls::{calls_of, put_calls, take_tools};
 use super::turns::{self, Tags, TurnColumns, weight_of};
 use super::{Talk, quoted};
 use crate::conversation::{Message, Role, ToolCall};
@@ -18,21 +18,31 @@ pub(super) fn convert(names: &TurnColumns, columns: &mut Map<String, Value>) -> 
     turns::convert(names, columns, message_of)
 }
 
-/// The messages of a request that a model is to answer, and the tools that are offered: `messages` and `tools` are taken
-/// out of it.
+/// The messages of a request that a model is to answer, in any order that its template takes; `messages` is taken out of it.
 ///
 /// # Errors
-/// What is wrong with them; an answer comes last, so that nothing is asked.
-pub fn asked(request: &mut Map<String, Value>) -> Result<(Vec<Message>, Option<Value>), String> {
-    let names = TurnColumns::openai();
-    let Talk { messages, tools } = turns::read(&names, request, message_of)?;
-    names.read().iter().for_each(|name| drop(request.remove(*name)));
+/// What is wrong with them; there are none, or an answer comes last, so that nothing is asked.
+pub fn asked(request: &mut Map<String, Value>) -> Result<Vec<Message>, String> {
+    let messages = request.remove("messages").filter(|messages| !messages.is_null());
+    let mut row = Map::from_iter([("messages".to_owned(), messages.ok_or("is missing")?)]);
+    let names = TurnColumns { tools: None, ..TurnColumns::openai() };
+    let Talk { messages, .. } = turns::read(&names, &mut row, message_of)?;
     match messages.last() {
+        None => Err("is empty: there is nothing to answer".to_owned()),
         Some(last) if last.role == Role::Assistant => {
-            Err("the last message is the assistant's: there is nothing to answer".to_owned())
+            Err("ends with the assistant's: there is nothing to answer".to_owned())
         }
-        _ => Ok((messages, tools)),
+        Some(_) => Ok(messages),
     }
+}
+
+/// The tools that a request offers; `tools` is taken out of it.
+///
+/// # Errors
+/// They are no list of objects.
+pub fn offered(request: &mut Map<String, Value>) -> Result<Option<Value>, String> {
+    let tools = request.remove("tools").unwrap_or_default();
+    take_tools(&mut Map::from_iter([("tools".to_owned(), tools)]), Some("tools"))
 }
 
 fn message_of(tags: &Tags, mut fields: Map<String, Value>) -> Result<Message, String> {

@@ -100,6 +100,7 @@ pub(super) fn convert(
     message_of: impl Fn(&Tags, Map<String, Value>) -> Result<Message, String>,
 ) -> Result<Talk, String> {
     let talk = read(names, columns, message_of)?;
+    check_order(&talk.messages)?;
     match talk.messages.last() {
         Some(last) if last.role != Role::Assistant => {
             let whose = whose(last.role);
@@ -109,7 +110,7 @@ pub(super) fn convert(
     }
 }
 
-/// As [`convert`], whoever speaks last.
+/// As [`convert`], in any order.
 pub(super) fn read(
     names: &TurnColumns,
     columns: &mut Map<String, Value>,
@@ -132,7 +133,6 @@ pub(super) fn read(
     {
         messages.insert(0, Message::text(Role::System, system));
     }
-    check_order(&messages)?;
     let tools = take_tools(columns, names.tools.as_deref())?;
     Ok(Talk { messages, tools })
 }

@@ -2,6 +2,7 @@
 
 use sft_config::RunConfig;
 use sft_infer::slots::Slots;
+use sft_kernels::DType;
 use sft_model::loading;
 use sft_model::method::Method;
 use sft_model::spec::DecoderSpec;
@@ -46,7 +47,8 @@ impl AnsweringPlan {
         };
         match available_bytes(config)? {
             Some(available) if plan.total() as u64 > available => {
-                let (needed, advice) = (plan.total() as u64, plan.advice(rows, longest));
+                let can_shrink = (dtype == DType::F32, quantization.is_none());
+                let (needed, advice) = (plan.total() as u64, plan.advice((rows, longest), can_shrink));
                 Err(TrainError::Memory { needed, available, advice })
             }
             _ => Ok(plan),
@@ -58,14 +60,17 @@ impl AnsweringPlan {
         self.weights.saturating_add(self.rows).saturating_add(self.work)
     }
 
-    fn advice(&self, rows: usize, longest: usize) -> String {
+    fn advice(&self, (rows, longest): (usize, usize), (in_f32, is_whole): (bool, bool)) -> String {
         let gib = |bytes: usize| format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64);
+        let mut help = vec!["fewer rows at a time (`--rows`)", "shorter ones (`--context`)"];
+        help.extend(in_f32.then_some("`infer_dtype: bfloat16`"));
+        help.extend((is_whole && self.weights > self.rows).then_some("`quantization_bit: 4`"));
         format!(
-            "weights {}, {rows} rows of {longest} tokens {}, workspace {}\n\
-             help: fewer rows at a time (`--rows`), shorter ones (`--context`), `infer_dtype: bfloat16`, `quantization_bit: 4`",
+            "weights {}, {rows} rows of {longest} tokens {}, workspace {}\nhelp: {}",
             gib(self.weights),
             gib(self.rows),
-            gib(self.work)
+            gib(self.work),
+            help.join(", ")
         )
     }
 }

@@ -27,11 +27,28 @@ const MARKS: [(&str, &str); 8] = [
 /// with its special tokens.
 pub fn calls_in(answer: &str, tools: &Value) -> Option<(String, Vec<ToolCall>)> {
     let offered = Offered::of(tools);
-    // What is thought of a call is none.
-    let thought = answer.rfind("</think>").map_or(0, |at| at + "</think>".len());
-    let said = &answer[thought..];
-    let (at, calls) = between_marks(said, &offered).or_else(|| without_marks(said, &offered))?;
-    Some((answer[..thought + at].trim().to_owned(), calls))
+    let read = |from: usize| {
+        let said = &answer[from..];
+        let Found { begin, end, calls } =
+            between_marks(said, &offered).or_else(|| without_marks(said, &offered))?;
+        let (before, behind) = (answer[..from + begin].trim(), said[end..].trim());
+        let words = [before, behind].into_iter().filter(|words| !words.is_empty());
+        Some((words.collect::<Vec<_>>().join("\n"), calls))
+    };
+    // What is thought of a call is none; but an argument may hold the mark that ends a thought, whose beginning a prompt
+    // may have given.
+    let thought = answer.find("</think>").map(|at| at + "</think>".len());
+    match answer.trim_start().starts_with("<think>") {
+        true => read(thought?),
+        false => read(0).or_else(|| read(thought?)),
+    }
+}
+
+/// Calls, and where in the text they begin and end.
+struct Found {
+    begin: usize,
+    end: usize,
+    calls: Vec<ToolCall>,
 }
 
 /// The tools that were offered.
@@ -49,9 +66,9 @@ impl Offered {
     /// A call with arguments that are texts: what is no text by the tool's description is JSON.
     fn call<'t>(&self, name: &str, arguments: impl Iterator<Item = (&'t str, &'t str)>) -> Option<ToolCall> {
         let tool = self.tool(name)?;
-        let value = |key: &str, text: &str| match &tool["parameters"]["properties"][key]["type"] {
-            Value::String(kind) if kind == "string" => Value::from(text),
-            _ => serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)),
+        let value = |key: &str, text: &str| match may_be_text(&tool["parameters"]["properties"][key]) {
+            true => Value::from(text),
+            false => serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)),
         };
         let arguments = arguments.map(|(key, text)| (key.to_owned(), value(key, text)));
         Some(ToolCall { id: None, name: name.to_owned(), arguments: Value::Object(arguments.collect()) })
@@ -64,27 +81,70 @@ impl Offered {
     }
 }
 
-/// Where the first mark stands, and what all blocks call.
-fn between_marks(text: &str, offered: &Offered) -> Option<(usize, Vec<ToolCall>)> {
+/// Whether a parameter's description lets it be a text, alone or among others.
+fn may_be_text(description: &Value) -> bool {
+    let is_text = |kind: &Value| kind == "string";
+    let kind = &description["type"];
+    let any = ["anyOf", "oneOf"].iter().filter_map(|key| description[*key].as_array()).flatten();
+    is_text(kind)
+        || kind.as_array().is_some_and(|kinds| kinds.iter().any(is_text))
+        || any.into_iter().any(may_be_text)
+}
+
+/// The calls of all blocks from the first mark on.
+fn between_marks(text: &str, offered: &Offered) -> Option<Found> {
     let found = MARKS.iter().filter_map(|marks| text.find(marks.0).map(|at| (at, marks)));
-    let (first, (open, close)) = found.min_by_key(|(at, _)| *at)?;
-    let mut calls = Vec::new();
-    for block in text[first..].split(open).skip(1) {
-        let block = if close.is_empty() { block } else { block.split(close).next().unwrap_or_default() };
-        calls.extend(in_block(block, offered).or_else(|| keys_and_values(block, offered))?);
+    let (begin, &(open, close)) = found.min_by_key(|(at, _)| *at)?;
+    let (mut calls, mut end) = (Vec::new(), begin);
+    while let Some(block) = text[end..].trim_start().strip_prefix(open) {
+        let size = block_size(block, (open, close));
+        let inside = &block[..size];
+        calls.extend(in_block(inside, offered).or_else(|| keys_and_values(inside, offered))?);
+        let rest = &block[size..];
+        end = text.len() - rest.strip_prefix(close).unwrap_or(rest).len();
     }
-    Some((first, offered.all(calls)?))
+    Some(Found { begin, end, calls: offered.all(calls)? })
+}
+
+/// Bytes of a block up to the mark that closes it: one that an argument holds does not.
+fn block_size(block: &str, (open, close): (&str, &str)) -> usize {
+    if close.is_empty() {
+        return block.len();
+    }
+    if block.trim_start().starts_with(['{', '[']) {
+        let mut values = serde_json::Deserializer::from_str(block).into_iter::<serde::de::IgnoredAny>();
+        while let Some(Ok(_)) = values.next() {
+            let end = values.byte_offset();
+            if block[end..].trim_start().starts_with(close) {
+                return block.len() - block[end..].trim_start().len();
+            }
+        }
+    }
+    let ends_block = |at: &usize| {
+        let behind = block[at + close.len()..].trim_start();
+        behind.is_empty() || behind.starts_with(open)
+    };
+    let closing = || block.match_indices(close).map(|(at, _)| at);
+    // A block that nothing closes ends where the next one opens.
+    let unclosed = || block.find(open).unwrap_or(block.len());
+    closing().find(ends_block).or_else(|| closing().next()).map_or_else(unclosed, |at| at)
 }
 
 /// Calls that stand alone.
-fn without_marks(text: &str, offered: &Offered) -> Option<(usize, Vec<ToolCall>)> {
-    if let Some((at, calls)) = actions(text).and_then(|(at, calls)| Some((at, offered.all(calls)?))) {
-        return Some((at, calls));
+fn without_marks(text: &str, offered: &Offered) -> Option<Found> {
+    let found = |begin, calls| Some(Found { begin, end: text.len(), calls: offered.all(calls)? });
+    if let Some(found) = actions(text).and_then(|(begin, calls)| found(begin, calls)) {
+        return Some(found);
     }
     let invoked = text.find("<invoke ").filter(|_| text.trim_end().ends_with("</invoke>"));
-    let at = invoked.unwrap_or(text.len() - text.trim_start().len());
-    let calls = in_block(&text[at..], offered)?;
-    Some((at, offered.all(calls)?))
+    let begin = invoked.unwrap_or(text.len() - text.trim_start().len());
+    found(begin, in_block(unfenced(&text[begin..]), offered)?)
+}
+
+/// What stands in a fence of code, if all of it does.
+fn unfenced(text: &str) -> &str {
+    let inside = text.trim().strip_prefix("```").and_then(|text| text.strip_suffix("```"));
+    inside.map_or(text, |inside| inside.strip_prefix("json").unwrap_or(inside))
 }
 
 /// The calls of a text that is nothing but calls.
@@ -99,6 +159,9 @@ fn in_block(block: &str, offered: &Offered) -> Option<Vec<ToolCall>> {
 
 /// `{"name": …, "arguments": …}` or with `parameters`; a list of such, or one in a line.
 fn json_calls(text: &str) -> Option<Vec<ToolCall>> {
+    if formats::wide_integer(text).is_some() {
+        return None;
+    }
     let values = match serde_json::from_str::<Value>(text) {
         Ok(Value::Array(list)) => list,
         Ok(value) => vec![value],
@@ -181,7 +244,7 @@ fn actions(text: &str) -> Option<(usize, Vec<ToolCall>)> {
     let at = text.find("Action:")?;
     let call = |action: &str| {
         let (name, input) = action.split_once("Action Input:")?;
-        let arguments = serde_json::from_str(input.trim().trim_matches('`').trim()).ok()?;
+        let arguments = serde_json::from_str(unfenced(input).trim()).ok()?;
         Some(ToolCall { id: None, name: name.trim().to_owned(), arguments: Value::Object(arguments) })
     };
     Some((at, text[at..].split("Action:").skip(1).map(call).collect::<Option<_>>()?))
@@ -250,12 +313,41 @@ mod tests {
             "<minimax:tool_call>\n<invoke name=\"now\">\n</invoke>\n</minimax:tool_call>",
             "<|tool_call_start|>[now()]<|tool_call_end|>",
             "Thought: what time is it?\nAction: now\nAction Input: ```{}```",
+            "Action: now\nAction Input: ```json\n{}\n```",
+            "```json\n{\"name\": \"now\", \"arguments\": {}}\n```",
             // The end of an answer that was cut right behind its arguments.
             "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}",
         ] {
             let calls = calls_in(text, &tools()).map(|(_, calls)| calls);
             assert_eq!(calls, Some(vec![call("now", json!({}))]), "{text}");
         }
+    }
+
+    #[test]
+    fn marks_in_arguments_end_nothing() {
+        for argument in ["say <tool_call> or </tool_call> ok", "</think>", "a\n</tool_call>\n<tool_call>"] {
+            let calls = vec![call("get_weather", json!({"city": argument})), call("now", json!({}))];
+            for format in [ToolFormat::Qwen, ToolFormat::Mistral, ToolFormat::Llama3] {
+                let text = format.calls(&calls).unwrap();
+                assert_eq!(calls_in(&text, &tools()), Some((String::new(), calls.clone())), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn words_behind_calls_are_words_too() {
+        let text = "One.\n<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>\nTwo.";
+        assert_eq!(calls_in(text, &tools()), Some(("One.\nTwo.".to_owned(), vec![call("now", json!({}))])));
+    }
+
+    #[test]
+    fn what_may_be_a_text_stays_one() {
+        let optional = json!({"anyOf": [{"type": "string"}, {"type": "null"}]});
+        let properties = json!({"a": optional, "b": {"type": ["string", "null"]}, "c": {"type": "integer"}});
+        let tools = json!([{"name": "f", "parameters": {"properties": properties}}]);
+        let calls = vec![call("f", json!({"a": "12", "b": "13", "c": 14}))];
+        let text = ToolFormat::Qwen3_5.calls(&calls).unwrap();
+        assert_eq!(calls_in(&text, &tools), Some((String::new(), calls)));
     }
 
     #[test]
@@ -269,6 +361,7 @@ mod tests {
             "Write <tool_call> to call a tool.",
             "[1, 2, 3]",
             "Action: wait",
+            "<tool_call>{\"name\": \"now\", \"arguments\": {\"n\": 10000000000000000000000}}</tool_call>",
             "",
         ] {
             assert_eq!(calls_in(text, &tools()), None, "{text}");

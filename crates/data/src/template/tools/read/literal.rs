@@ -115,12 +115,23 @@ impl<'t> Reader<'t> {
                 return Some(text);
             }
             match c {
-                '\\' if *escapes => text.push(match chars.next()?.1 {
-                    'n' => '\n',
-                    't' => '\t',
-                    'r' => '\r',
-                    other => other,
-                }),
+                '\\' if *escapes => match chars.next()?.1 {
+                    'n' => text.push('\n'),
+                    't' => text.push('\t'),
+                    'r' => text.push('\r'),
+                    quoted @ ('\\' | '"' | '\'' | '/') => text.push(quoted),
+                    kind @ ('x' | 'u' | 'U') => {
+                        let digits = match kind {
+                            'x' => 2,
+                            'u' => 4,
+                            _ => 8,
+                        };
+                        let code: String = chars.by_ref().take(digits).map(|(_, digit)| digit).collect();
+                        text.push(char::from_u32(u32::from_str_radix(&code, 16).ok()?)?);
+                    }
+                    // Python keeps both.
+                    other => text.extend(['\\', other]),
+                },
                 c => text.push(c),
             }
         }
@@ -139,6 +150,8 @@ mod tests {
         let text = r#"[f(a="x, \"y\"", b=[1, True, None], c={'k': -2.5e3}), g()]"#;
         let found = calls(text).unwrap();
         assert_eq!(found[0].arguments, json!({"a": "x, \"y\"", "b": [1, true, null], "c": {"k": -2500.0}}));
+        let escaped = calls(r"f(a='\x41 \u00e9\n', b='\d+')").unwrap();
+        assert_eq!(escaped[0].arguments, json!({"a": "A é\n", "b": "\\d+"}));
         assert_eq!((found[1].name.as_str(), &found[1].arguments), ("g", &json!({})));
         let text = r#"call:f{a:<|"|>say "hi", {b}<|"|>,b:{c:[1,<|"|>d<|"|>]},e:false}"#;
         let expected = json!({"a": "say \"hi\", {b}", "b": {"c": [1, "d"]}, "e": false});
