@@ -127,7 +127,7 @@ fn block_size(block: &str, (open, close): (&str, &str)) -> usize {
     let closing = || block.match_indices(close).map(|(at, _)| at);
     // A block that nothing closes ends where the next one opens.
     let unclosed = || block.find(open).unwrap_or(block.len());
-    closing().find(ends_block).or_else(|| closing().next()).map_or_else(unclosed, |at| at)
+    closing().find(ends_block).or_else(|| closing().next()).unwrap_or_else(unclosed)
 }
 
 /// Calls that stand alone.
