@@ -139,9 +139,9 @@ fn a_reader_that_goes_away_is_no_error() {
 fn commands_of_llama_factory_that_are_others_here_are_named() {
     let place = Place::new("");
     for (word, instead) in [
-        ("api", "not built"),
+        ("api", "`sft serve`"),
         ("webui", "not built"),
-        ("webchat", "`sft chat`"),
+        ("webchat", "`sft serve` has a page"),
         ("eval", "`do_eval: true`"),
         ("version", "`sft --version`"),
         ("env", "`sft doctor`"),

@@ -10,7 +10,7 @@ use crate::{DType, Element, Isa};
 
 /// Sixteen lanes.
 #[derive(Clone, Copy)]
-pub(super) struct Lanes16(__m512);
+pub(super) struct Lanes16(pub(super) __m512);
 
 impl Vector for Lanes16 {
     const LANES: usize = 16;

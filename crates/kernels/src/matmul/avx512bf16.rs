@@ -24,6 +24,7 @@ impl MicroKernel for Avx512Bf16 {
     type Lanes = Lanes16;
     type Session = ();
     const ISA: Isa = Isa::Avx512;
+    const PAIRS: bool = true;
     const MR: usize = MR;
     const NR: usize = 2 * LANES;
     const PASS: usize = 1024;

@@ -50,6 +50,8 @@ pub(super) trait MicroKernel: Send + Sync + 'static {
     type Session;
     /// The instruction set that packing and storing are compiled for.
     const ISA: Isa;
+    /// Whether it multiplies pairs of `bf16`, sums in [`MicroKernel::Lanes`]; products that are not blocked then do, too.
+    const PAIRS: bool = false;
     /// Rows of a tile.
     const MR: usize;
     /// Columns of a tile.

@@ -94,6 +94,11 @@ impl<'a> Thin<'a> {
         view
     }
 
+    /// Whether its thin values are `bf16` as they are multiplied.
+    fn thin_is_bf16(&self) -> bool {
+        self.thin.round || self.thin_values().dtype() == DType::BF16
+    }
+
     /// One of the thin operand's values as it is multiplied.
     #[inline(always)]
     fn rounded<P: Element>(self, value: P) -> f32 {
