@@ -96,8 +96,11 @@ pub(super) fn run<K: MicroKernel, S: Element, E: Element>(
     lanes: Big<'_, S>,
     c: &Output<'_, E>,
 ) {
+    let in_pairs = K::PAIRS && S::DTYPE == DType::BF16 && product.thin_is_bf16();
+    #[cfg(not(target_arch = "x86_64"))]
+    debug_assert!(!in_pairs, "no kernel here says so");
     #[cfg(target_arch = "x86_64")]
-    if K::PAIRS && S::DTYPE == DType::BF16 && product.thin_is_bf16() {
+    if in_pairs {
         return run_with::<pairs::Pairs, S, E>(dev, K::ISA, product, lanes, c);
     }
     run_with::<Widened<K::Lanes>, S, E>(dev, K::ISA, product, lanes, c);
