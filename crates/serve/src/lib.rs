@@ -4,10 +4,12 @@
 //! ([`engine`]), on several answers at a time. Prompts are rendered by the pipeline that training used.
 //!
 //! ```text
-//! request ([`request`]) → prompt → job → [`engine`] → tokens → [`answer`]: text, calls → [`reply`]: JSON or events
+//! [`routes`] → [`request`] → [`asked`]: prompt, job → [`engine`] → tokens → [`answer`]: text, calls → [`reply`]: JSON or events
 //! ```
 
+mod access;
 mod answer;
+mod asked;
 mod engine;
 mod fields;
 mod reply;
