@@ -68,11 +68,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         options: GenerationOptions::from_config(&config, pipeline.stop_ids()),
         pipeline,
         context,
-        vocab_size: spec.vocab_size,
+        // An adapter may have brought rows of new tokens.
+        vocab_size: decoder.spec.vocab_size,
         api_key,
     };
-    let mib = plan.rows.div_ceil(1 << 20);
-    eprintln!("requests  {rows} at a time of up to {} tokens, {mib} MiB for them", context.tokens);
+    let (of_rows, of_all) = (plan.rows.div_ceil(1 << 20), plan.total().div_ceil(1 << 20));
+    let each = context.tokens;
+    eprintln!(
+        "requests  {rows} at a time of up to {each} tokens: {of_rows} MiB, {of_all} with weights and workspace"
+    );
     if !service.offers_tools() {
         eprintln!("tools     are refused: the template does not write them");
     }
@@ -87,7 +91,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     );
     let stop = stop_at_signals()?;
     let (tokens, purpose) = (Slots::tokens(rows, context.tokens), workspace::Purpose::Forward);
-    let mut work = Workspace::new(&dev, &spec, decoder.adapters(), decoder.compute, tokens, purpose);
+    let mut work = Workspace::new(&dev, &decoder.spec, decoder.adapters(), decoder.compute, tokens, purpose);
     let rows = Slots::new(&dev, &decoder, &mut work, (rows, context.tokens)).keeping_prompts();
     sft_serve::serve(listener, service, rows, &stop, print)?;
     Ok(ExitCode::SUCCESS)

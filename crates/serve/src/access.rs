@@ -1,5 +1,6 @@
 //! Who may ask: whoever has the key, and without one no page of another site.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -43,7 +44,8 @@ fn is_from_here(headers: &HeaderMap, alone: bool) -> bool {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     let host = text(header::HOST).unwrap_or_default();
     let name = host.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)).unwrap_or_default();
-    let is_local = ["localhost", "127.0.0.1", "[::1]"].contains(&name.as_str());
+    let address = name.trim_matches(['[', ']']).parse::<IpAddr>();
+    let is_local = name == "localhost" || address.is_ok_and(|address| address.is_loopback());
     let same_origin = text(header::ORIGIN).is_none_or(|origin| origin.split("://").nth(1) == Some(host));
     same_origin && (is_local || !alone)
 }

@@ -27,7 +27,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
-
 use sft_data::conversation::{Message, Role};
 use sft_data::pipeline::Pipeline;
 use sft_infer::slots::Slots;

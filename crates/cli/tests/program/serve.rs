@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 use crate::place::{Place, QUICKSTART, text};
 
@@ -16,35 +16,77 @@ fn serve(place: &Place, words: &[&str]) -> Command {
     command
 }
 
+/// A server that listens.
+struct Server {
+    child: Child,
+    said: BufReader<ChildStderr>,
+    address: String,
+}
+
+impl Server {
+    /// Waits until it listens.
+    fn start(mut command: Command) -> Self {
+        let mut child = command.env("API_PORT", "0").stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.starts_with("serving   tiny at http://") {
+            line.clear();
+            assert!(said.read_line(&mut line).unwrap() > 0, "it has ended");
+        }
+        let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
+        Self { child, said, address }
+    }
+
+    /// The answer to a question, head and body.
+    fn ask(&self, question: &str) -> String {
+        let body = format!(r#"{{"messages": [{{"role": "user", "content": "{question}"}}]}}"#);
+        let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// Ends it by SIGTERM: its status, and what else it said.
+    fn end(mut self) -> (Option<i32>, String) {
+        assert!(
+            Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap().success()
+        );
+        let mut rest = String::new();
+        self.said.read_to_string(&mut rest).unwrap();
+        (self.child.wait().unwrap().code(), rest)
+    }
+}
+
+const TINY: [&str; 4] = ["--name", "tiny", "do_sample=false", "max_new_tokens=4"];
+
 #[test]
 fn a_served_model_answers_and_ends_at_sigterm_with_success() {
     let place = Place::new("");
-    let mut command =
-        serve(&place, &["--name", "tiny", "--rows", "2", "do_sample=false", "max_new_tokens=4"]);
-    let mut child = command.env("API_PORT", "0").stderr(Stdio::piped()).spawn().unwrap();
-    let mut said = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    while !line.starts_with("serving   tiny at http://") {
-        line.clear();
-        assert!(said.read_line(&mut line).unwrap() > 0, "it has ended");
-    }
-    let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
-    let body = r#"{"messages": [{"role": "user", "content": "hat"}]}"#;
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
-    let mut stream = TcpStream::connect(&address).unwrap();
-    write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    let server = Server::start(serve(&place, &TINY));
+    let answer = server.ask("hat");
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(r#""model":"tiny""#), "{answer}");
     assert!(
         answer.contains(r#""completion_tokens":4"#) && answer.contains(r#""finish_reason":"length""#),
         "{answer}"
     );
-    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
-    assert_eq!(child.wait().unwrap().code(), Some(0));
-    let mut rest = String::new();
-    said.read_to_string(&mut rest).unwrap();
+    let (status, rest) = server.end();
+    assert_eq!(status, Some(0));
     assert!(rest.contains("tokens (0 kept) + 4 in "), "{rest}");
+}
+
+#[test]
+fn tokens_that_an_adapter_brought_can_be_asked_with() {
+    let place =
+        Place::new("add_tokens: <|new|>\nresize_vocab: true\nadditional_target: embed_tokens,lm_head\n");
+    let keys = ["finetuning_type=lora", "train_from_scratch=false", "max_steps=1"];
+    let trained = place.train("adapter", &keys).output().unwrap();
+    assert!(trained.status.success(), "{}", text(&trained));
+    let server = Server::start(serve(&place, &[&TINY[..], &["adapter_name_or_path=adapter"]].concat()));
+    let answer = server.ask("hat <|new|>");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(server.end().0, Some(0));
 }
 
 #[test]
