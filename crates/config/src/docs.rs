@@ -116,6 +116,36 @@ fn page(opening: &str, mut say: impl FnMut(&str) -> String) -> String {
     page
 }
 
+/// Every key as a form shows it: `[{"name", "group", "doc", "default", "kind", "choices"}]`; `kind` is `switch`,
+/// `choice`, `number` or `text`. What a default follows from is told in words.
+pub fn form(language: Language) -> Json {
+    let translations: HashMap<&str, &str> = translations().collect();
+    let say = |text: &str| match language {
+        Language::English => text.to_owned(),
+        Language::Chinese => translated(&translations, text).unwrap_or_else(|| text.to_owned()),
+    };
+    let defaults = RunConfig::default();
+    let of = |key: &Key| {
+        let mut schema = (key.schema)();
+        let schema = number_schema(&mut schema);
+        let kind = match schema.get("type").and_then(Json::as_str) {
+            _ if schema.contains_key("enum") => "choice",
+            Some("boolean") => "switch",
+            Some("integer" | "number") => "number",
+            _ => "text",
+        };
+        json!({
+            "name": key.name,
+            "group": say(key.group),
+            "doc": say(&key.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")),
+            "default": say(&default_text(key, &defaults)).replace('`', ""),
+            "kind": kind,
+            "choices": schema.get("enum"),
+        })
+    };
+    KEYS.iter().map(of).collect()
+}
+
 /// The JSON schema of a configuration file, for editors.
 pub fn json_schema() -> Json {
     let defaults = RunConfig::default();

@@ -11,6 +11,7 @@ mod choices;
 mod described_tokens;
 mod device;
 mod docs;
+mod draft;
 mod keys;
 mod located;
 mod nearest;
@@ -30,7 +31,8 @@ pub use choices::{
 };
 pub use described_tokens::DescribedTokens;
 pub use device::Device;
-pub use docs::{Language, json_schema, reference};
+pub use docs::{Language, form, json_schema, reference};
+pub use draft::{Draft, with_value};
 pub use keys::RunConfig;
 pub use located::Located;
 pub use optim_args::OptimArgs;

@@ -78,6 +78,12 @@ pub enum ConfigError {
         /// Where it stood first.
         first_line: usize,
     },
+    /// A key whose value is part of something larger.
+    #[error("`{key}` cannot be changed by itself")]
+    NotAlone {
+        /// The key.
+        key: String,
+    },
     /// A key that no one knows.
     #[error("unknown key `{0}`")]
     UnknownKey(String),
