@@ -36,7 +36,8 @@ pub struct Show {
     /// Rows, from 0: `3`, `0..10`, `5..`
     #[arg(long, value_name = "RANGE")]
     rows: Option<String>,
-    /// One line of JSON a row: dataset, row, input_ids, labels, and weights where not all are 1
+    /// One line of JSON a row: dataset, row, place, input_ids, labels, weights where not all are 1, and spans: runs of text with
+    /// why they are trained or not
     #[arg(long)]
     json: bool,
 }
@@ -139,16 +140,25 @@ fn parse_range(text: &str) -> anyhow::Result<Range<usize>> {
 }
 
 fn print_json(out: &mut impl Write, row: &Conversation, tokens: &[ExplainedToken]) -> anyhow::Result<()> {
+    let spans: Vec<_> = runs(tokens)
+        .map(|run| {
+            let text: String = run.iter().map(|token| token.text.as_str()).collect();
+            let (reason, trained) = (describe(run[0].reason), run[0].reason.is_trained());
+            json!({"reason": reason, "trained": trained, "weight": run[0].weight, "tokens": run.len(), "text": text})
+        })
+        .collect();
     let tokens: Vec<_> = tokens.iter().filter(|t| t.reason != Reason::Cut).collect();
     let mut line = json!({
         "dataset": &*row.origin.dataset,
         "row": row.origin.row,
+        "place": row.origin.to_string(),
         "input_ids": tokens.iter().map(|t| t.id).collect::<Vec<_>>(),
         "labels": tokens.iter().map(|t| t.label).collect::<Vec<_>>(),
     });
     if tokens.iter().any(|token| token.weight != 1.0) {
         line["weights"] = tokens.iter().map(|t| t.weight).collect::<Vec<_>>().into();
     }
+    line["spans"] = spans.into();
     Ok(writeln!(out, "{line}")?)
 }
 
@@ -157,7 +167,7 @@ const RED: &str = "\x1b[31m";
 const DIM: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
 
-/// Runs of tokens that share a reason and a weight, coloured on a terminal, marked `[+reason: …]` or `[-reason: …]` elsewhere.
+/// Runs of tokens, coloured on a terminal, marked `[+reason: …]` or `[-reason: …]` elsewhere.
 fn print_tokens(
     out: &mut impl Write,
     row: &Conversation,
@@ -176,8 +186,13 @@ fn print_tokens(
     print_runs(out, tokens, colour)
 }
 
+/// Runs of tokens that share a reason and a weight.
+fn runs(tokens: &[ExplainedToken]) -> impl Iterator<Item = &[ExplainedToken]> {
+    tokens.chunk_by(|a, b| (a.reason, a.weight) == (b.reason, b.weight))
+}
+
 fn print_runs(out: &mut impl Write, tokens: &[ExplainedToken], colour: bool) -> anyhow::Result<()> {
-    for run in tokens.chunk_by(|a, b| (a.reason, a.weight) == (b.reason, b.weight)) {
+    for run in runs(tokens) {
         let reason: Reason = run[0].reason;
         let (sign, paint) = if reason.is_trained() { ('+', GREEN) } else { ('-', RED) };
         let plural = if run.len() == 1 { "" } else { "s" };

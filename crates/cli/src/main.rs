@@ -46,6 +46,7 @@ mod serve;
 mod signals;
 mod summary;
 mod train;
+mod webui;
 
 use std::process::ExitCode;
 
@@ -71,6 +72,8 @@ enum Command {
     Chat(chat::Args),
     /// Serve a model over HTTP as OpenAI's API does, with a page to try it
     Serve(serve::Args),
+    /// Open a page to write recipes, start runs and watch them
+    Webui(webui::Args),
     /// Merge an adapter into its model and write a Hugging Face folder
     Export(export::Args),
     /// Time a job on this machine, op by op
@@ -91,13 +94,15 @@ enum Command {
 }
 
 /// Commands of LLaMA-Factory that are other ones here, or none, and what there is.
-const ELSEWHERE: [(&str, &str); 6] = [
+const ELSEWHERE: [(&str, &str); 5] = [
     (
         "api",
         "`sft serve` answers as OpenAI's API does; `API_HOST`, `API_PORT`, `API_KEY` and `API_MODEL_NAME` are read",
     ),
-    ("webui", "a web page is not built; `sft train config.yaml` trains, `sft config` lists the keys"),
-    ("webchat", "`sft serve` has a page to talk to a model, `sft chat` does so in the terminal"),
+    (
+        "webchat",
+        "`sft serve` has a page to talk to a model, so has `sft webui`; `sft chat` does so in the terminal",
+    ),
     (
         "eval",
         "benchmarks are not built; `sft train` with `do_train: false` and `do_eval: true` evaluates on rows",
@@ -136,6 +141,7 @@ fn main() -> ExitCode {
         Command::Predict(args) => predict::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Serve(args) => serve::run(args),
+        Command::Webui(args) => webui::run(args),
         Command::Export(args) => export::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),

@@ -56,7 +56,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let pipeline = setup::pipeline(&config)?;
     let (rows, context) = (usize::from(args.rows), context(&spec, args.context)?);
     let plan = AnsweringPlan::new(&config, &spec, rows, context.tokens)?;
-    let api_key = key(args.api_key)?;
+    let api_key = key("--api-key", args.api_key)?;
     let listener = listen(&args.host, args.port)?;
     model.fetch_weights()?;
     let (decoder, notes) = setup::decoder(&config, &dev, &spec, Last::Attached)?;
@@ -123,15 +123,16 @@ fn port(text: &str) -> Result<u16, std::num::ParseIntError> {
 }
 
 /// A key that a header can hold.
-fn key(asked: Option<String>) -> anyhow::Result<Option<String>> {
+pub fn key(option: &str, asked: Option<String>) -> anyhow::Result<Option<String>> {
     let key = asked.map(|key| key.trim().to_owned()).filter(|key| !key.is_empty());
     if key.as_ref().is_some_and(|key| !key.bytes().all(|byte| byte.is_ascii_graphic())) {
-        bail!("--api-key: a key has letters, digits and marks of ASCII alone\nhelp: choose another");
+        bail!("{option}: a key has letters, digits and marks of ASCII alone\nhelp: choose another");
     }
     Ok(key)
 }
 
-fn listen(host: &str, port: u16) -> anyhow::Result<TcpListener> {
+/// Listens on the first address of a host that can be listened on.
+pub fn listen(host: &str, port: u16) -> anyhow::Result<TcpListener> {
     let host = if host.is_empty() { "127.0.0.1" } else { host };
     let addresses = (host, port).to_socket_addrs().with_context(|| {
         format!("--host: {host} is no address of this machine\nhelp: 127.0.0.1 for this machine alone, 0.0.0.0 for others, too")

@@ -10,6 +10,7 @@ use serde_json::{Map, Value as Json};
 use crate::keys::{KEYS, RunConfig};
 use crate::problem::{ConfigError, Place, Problem, shared_path};
 use crate::resolve::{Purpose, load_text};
+use crate::resolved;
 use crate::source::{Content, Entry, Node, read_override, read_text};
 
 /// What a text says as a configuration.
@@ -76,6 +77,18 @@ pub fn with_value(text: &str, key: &str, value: Option<&str>) -> Result<String, 
         return Err(problem.help("change it in the text"));
     }
     Ok(changed)
+}
+
+/// The keys of a run, as [`RunConfig::values`] has them, that differ from their defaults: as a recipe says it.
+pub fn changed(values: &Map<String, Json>) -> String {
+    let defaults = RunConfig::default().values();
+    let mut text = String::new();
+    for key in KEYS.iter().map(|key| key.name) {
+        if let Some(value) = values.get(key).filter(|value| defaults.get(key) != Some(value)) {
+            text += &format!("{key}: {}\n", resolved::written(value));
+        }
+    }
+    text
 }
 
 fn joined(lines: &[&str]) -> String {
@@ -230,6 +243,15 @@ mod tests {
         }
         let problem = with_value("seed: [1\n", "seed", Some("2")).unwrap_err();
         assert!(problem.to_string().contains("not valid YAML"), "{problem}");
+    }
+
+    #[test]
+    fn a_run_is_told_by_the_keys_that_differ_from_their_defaults() {
+        let text = "model_name_or_path: \"base\"\ndataset: [\"a\"]\noutput_dir: \"out\"\nlora_rank: 4\nlearning_rate: 1.0e-6\n";
+        let config = load_text(text, "recipe", &[], Purpose::Train).unwrap();
+        let told = changed(&config.values());
+        assert_eq!(load_text(&told, "recipe", &[], Purpose::Train).unwrap(), config);
+        assert!(told.contains("learning_rate: 1.0e-6\n") && !told.contains("seed"), "{told}");
     }
 
     #[test]

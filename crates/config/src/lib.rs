@@ -32,7 +32,7 @@ pub use choices::{
 pub use described_tokens::DescribedTokens;
 pub use device::Device;
 pub use docs::{Language, form, json_schema, reference};
-pub use draft::{Draft, with_value};
+pub use draft::{Draft, changed, with_value};
 pub use keys::RunConfig;
 pub use located::Located;
 pub use optim_args::OptimArgs;

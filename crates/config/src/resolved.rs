@@ -72,7 +72,7 @@ impl RunConfig {
 }
 
 /// A value as JSON. Exponents get a decimal point: YAML 1.1 readers take `1e-8` for a text.
-fn written(value: &Json) -> String {
+pub(crate) fn written(value: &Json) -> String {
     let text = value.to_string();
     match value.is_f64() && !text.contains('.') {
         true => text.replacen('e', ".0e", 1),

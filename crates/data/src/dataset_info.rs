@@ -109,6 +109,15 @@ pub fn find(name: &str, dataset_dir: &Path, stage: Stage, hub: &HubOptions) -> R
     Err(unknown(name, dataset_dir, info.as_ref().map(|(_, entries)| entries)))
 }
 
+/// The names that a folder's `dataset_info.json` gives; none when it has no such file.
+///
+/// # Errors
+/// A file that cannot be read, or is none.
+pub fn names(dataset_dir: &Path) -> Result<Vec<String>, DataError> {
+    let info = read_info(dataset_dir)?;
+    Ok(info.map(|(_, entries)| entries.into_iter().map(|(name, _)| name).collect()).unwrap_or_default())
+}
+
 /// `num_samples` at most: more is a slip of the pen that memory would not hold.
 const MOST_SAMPLES: u64 = 100_000_000;
 

@@ -84,17 +84,20 @@ pub struct Ledger {
 /// Where the ledger lies: what the key `ledger` or else `SFT_LEDGER` says (`off` is nowhere), or else the user's data
 /// folder; `None` where there is none.
 pub fn place(key: Option<&str>, variable: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
-    match key.or(variable("SFT_LEDGER").as_deref()) {
+    let named = variable("SFT_LEDGER").filter(|value| !value.is_empty());
+    match key.or(named.as_deref()) {
         Some("off" | "false" | "none") => None,
         Some(path) => Some(PathBuf::from(path)),
-        None => {
-            let home = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
-            let home = || variable(home).map(|home| Path::new(&home).join(".local").join("share"));
-            let data = variable("XDG_DATA_HOME").map(PathBuf::from).or_else(home)?;
-            Some(data.join("sft").join("runs.sqlite"))
-        }
+        None => Some(data_folder(variable)?.join("runs.sqlite")),
     }
+}
+
+/// The user's data folder of this program: `$XDG_DATA_HOME/sft`, else `~/.local/share/sft`.
+pub fn data_folder(variable: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let home = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
+    let home = || variable(home).map(|home| Path::new(&home).join(".local").join("share"));
+    Some(variable("XDG_DATA_HOME").map(PathBuf::from).or_else(home)?.join("sft"))
 }
 
 impl Ledger {

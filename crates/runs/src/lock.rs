@@ -77,6 +77,12 @@ pub fn is_held(output_dir: &Path) -> bool {
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
+/// The process that holds the lock of a folder, where it has said so.
+pub fn holder_of(output_dir: &Path) -> Option<u32> {
+    let text = is_held(output_dir).then(|| fs::read_to_string(output_dir.join(LOCK)).ok())??;
+    text.trim().strip_prefix("process ")?.parse().ok()
+}
+
 /// ` (process 123)`, or nothing: who holds the lock is a courtesy of the message.
 fn holder(file: File) -> String {
     let mut text = String::new();
@@ -97,7 +103,9 @@ mod tests {
         assert!(first.is_effective());
         let error = FolderLock::acquire(folder.path()).unwrap_err().to_string();
         assert!(error.contains(&format!("(process {})", std::process::id())), "{error}");
+        assert_eq!(holder_of(folder.path()), Some(std::process::id()));
         drop(first);
+        assert_eq!(holder_of(folder.path()), None);
         FolderLock::acquire(folder.path()).unwrap();
     }
 

@@ -1,0 +1,120 @@
+//! `sft webui`: a page to write a recipe, to see what it would do, to start it, and to watch runs.
+//!
+//! The page knows nothing of models. It starts `sft` as processes of their own and reads what they leave: closing the page, or
+//! ending this server, ends no run, and runs that were started in a terminal are watched like all others.
+//!
+//! | room | what |
+//! |---|---|
+//! | [`routes`] | the addresses, and who may ask |
+//! | [`recipe`] | a recipe as it is written: its keys, what is wrong, files, what can be put into it |
+//! | [`look`] | short commands, whose words are shown: `--dry-run`, `--fit`, `sft data …`, `sft doctor` |
+//! | [`jobs`] | commands that outlive the page: `sft train`, `predict`, `export`, `serve` |
+//! | [`runs`] | the ledger and the folders of runs |
+//! | [`further`] | the recipe of a run → one to talk to what it trained, to let it answer, or to merge it |
+//! | [`chat`] | what a model that is served says, under this server's own address |
+
+mod chat;
+mod further;
+mod jobs;
+mod key;
+mod look;
+mod recipe;
+mod refusal;
+mod routes;
+mod runs;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jobs::Jobs;
+use thiserror::Error;
+
+pub use key::kept_key;
+
+/// What the page is about.
+#[derive(Debug)]
+pub struct Options {
+    /// The program that is started: this one.
+    pub program: PathBuf,
+    /// The folder that paths of recipes are relative to.
+    pub folder: PathBuf,
+    /// Where commands that were started are kept.
+    pub jobs: PathBuf,
+    /// The ledger of runs, if there is one.
+    pub ledger: Option<PathBuf>,
+    /// What requests have to show.
+    pub key: String,
+}
+
+/// Why there is no page.
+#[derive(Debug, Error)]
+pub enum WebuiError {
+    /// The system refuses what a server needs.
+    #[error("the server cannot run: {0}")]
+    Io(#[from] std::io::Error),
+    /// The folder of what was started cannot be used.
+    #[error("{}: the folder of what is started here cannot be used: {source}\nhelp: `--jobs` names another", .path.display())]
+    Jobs {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// The server before it serves.
+#[derive(Debug)]
+pub struct Webui {
+    shared: Arc<Shared>,
+}
+
+/// Ends what must not outlive the server.
+#[derive(Debug, Clone)]
+pub struct Closer(Arc<Shared>);
+
+/// What every request needs.
+#[derive(Debug)]
+struct Shared {
+    options: Options,
+    jobs: Jobs,
+}
+
+impl Webui {
+    /// Looks at what was started before.
+    ///
+    /// # Errors
+    /// A folder of jobs that cannot be used.
+    pub fn new(options: Options) -> Result<Self, WebuiError> {
+        let jobs = Jobs::open(&options.jobs, &options.program)
+            .map_err(|source| WebuiError::Jobs { path: options.jobs.clone(), source })?;
+        Ok(Self { shared: Arc::new(Shared { options, jobs }) })
+    }
+
+    /// What ends a model that is talked to; runs go on.
+    pub fn closer(&self) -> Closer {
+        Closer(Arc::clone(&self.shared))
+    }
+
+    /// Serves until the process ends.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn serve(self, listener: TcpListener) -> Result<(), WebuiError> {
+        listener.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let router = routes::router(self.shared);
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            axum::serve(listener, router).await
+        })?;
+        Ok(())
+    }
+}
+
+impl Closer {
+    /// Ends the models that are talked to.
+    pub fn close(&self) {
+        self.0.jobs.end_chats();
+    }
+}
