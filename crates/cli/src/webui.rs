@@ -49,7 +49,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         })
     };
     let key = given.map_or_else(kept, Ok)?;
-    let ledger = kept::place(args.ledger.as_deref());
+    // What is started elsewhere writes into the same one.
+    let ledger = kept::place(args.ledger.as_deref()).map(|place| folder.join(place));
     let options = Options { program, folder: folder.clone(), jobs, ledger, key: key.clone() };
     let webui = Webui::new(options)?;
     let closer = webui.closer();

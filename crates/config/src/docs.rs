@@ -138,7 +138,11 @@ pub fn form(language: Language) -> Json {
             "name": key.name,
             "group": say(key.group),
             "doc": say(&key.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")),
-            "default": say(&default_text(key, &defaults)).replace('`', ""),
+            "default": say(match default_text(key, &defaults).as_str() {
+                "`null`" => "none",
+                text => text,
+            })
+            .replace('`', ""),
             "kind": kind,
             "choices": schema.get("enum"),
         })

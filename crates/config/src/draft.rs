@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-use crate::keys::{KEYS, RunConfig};
+use crate::keys::{KEYS, Key, RunConfig};
 use crate::problem::{ConfigError, Place, Problem, shared_path};
 use crate::resolve::{Purpose, load_text};
 use crate::resolved;
@@ -82,13 +82,24 @@ pub fn with_value(text: &str, key: &str, value: Option<&str>) -> Result<String, 
 /// The keys of a run, as [`RunConfig::values`] has them, that differ from their defaults: as a recipe says it.
 pub fn changed(values: &Map<String, Json>) -> String {
     let defaults = RunConfig::default().values();
-    let mut text = String::new();
-    for key in KEYS.iter().map(|key| key.name) {
-        if let Some(value) = values.get(key).filter(|value| defaults.get(key) != Some(value)) {
-            text += &format!("{key}: {}\n", resolved::written(value));
+    let line = |key: &'static Key| {
+        let value = values.get(key.name).filter(|value| defaults.get(key.name) != Some(value))?;
+        Some((key, format!("{}: {}\n", key.name, resolved::written(value))))
+    };
+    let mut lines: Vec<(&'static Key, String)> = KEYS.iter().filter_map(line).collect();
+    let text = |lines: &[(&Key, String)]| lines.iter().map(|(_, line)| line.as_str()).collect::<String>();
+    // Whatever the run was for: a recipe that says less is as good where it says the same.
+    let resolved = |text: &str| Some(load_text(text, "recipe", &[], Purpose::Data).ok()?.values());
+    if let Some(whole) = resolved(&text(&lines)) {
+        for key in KEYS.iter().filter(|key| key.auto.is_some()) {
+            let mut fewer = lines.clone();
+            fewer.retain(|(other, _)| other.name != key.name);
+            if fewer.len() < lines.len() && resolved(&text(&fewer)).as_ref() == Some(&whole) {
+                lines = fewer;
+            }
         }
     }
-    text
+    text(&lines)
 }
 
 fn joined(lines: &[&str]) -> String {
@@ -247,11 +258,16 @@ mod tests {
 
     #[test]
     fn a_run_is_told_by_the_keys_that_differ_from_their_defaults() {
-        let text = "model_name_or_path: \"base\"\ndataset: [\"a\"]\noutput_dir: \"out\"\nlora_rank: 4\nlearning_rate: 1.0e-6\n";
+        let text = "model_name_or_path: \"base\"\ndataset: [\"a\"]\noutput_dir: \"out\"\nlora_rank: 4\nlearning_rate: 1.0e-6\n\
+            logging_steps: 7\n";
         let config = load_text(text, "recipe", &[], Purpose::Train).unwrap();
         let told = changed(&config.values());
         assert_eq!(load_text(&told, "recipe", &[], Purpose::Train).unwrap(), config);
         assert!(told.contains("learning_rate: 1.0e-6\n") && !told.contains("seed"), "{told}");
+        assert!(
+            told.contains("logging_steps") && !told.contains("eval_steps"),
+            "what follows from another key: {told}"
+        );
     }
 
     #[test]

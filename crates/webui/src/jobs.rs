@@ -143,6 +143,8 @@ pub enum State {
 pub struct Jobs {
     folder: PathBuf,
     program: PathBuf,
+    /// Where runs are kept that are started here.
+    ledger: Option<PathBuf>,
     /// Jobs whose process is a child of this one: where a file system has no locks, that is all that is known.
     children: Arc<Mutex<HashSet<String>>>,
     /// One change at a time.
@@ -156,7 +158,7 @@ impl Jobs {
     ///
     /// # Errors
     /// The system's; another server that uses the folder.
-    pub fn open(folder: &Path, program: &Path) -> io::Result<Self> {
+    pub fn open(folder: &Path, program: &Path, ledger: Option<&Path>) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         #[cfg(unix)]
         fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
@@ -164,6 +166,7 @@ impl Jobs {
         let jobs = Self {
             folder: folder.to_path_buf(),
             program: program.to_path_buf(),
+            ledger: ledger.map(Path::to_path_buf),
             children: Arc::default(),
             changing: Arc::default(),
             _lock: Arc::new(lock),
@@ -272,6 +275,9 @@ impl Jobs {
         command.arg(job.command.word()).arg(folder.join(RECIPE)).current_dir(&job.folder);
         if let Some(Served { port, key }) = &job.served {
             command.args(["--host", "127.0.0.1", "--port", &port.to_string()]).env("API_KEY", key);
+        }
+        if let Some(ledger) = &self.ledger {
+            command.env("SFT_LEDGER", ledger);
         }
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         #[cfg(unix)]
@@ -444,3 +450,6 @@ pub fn end(process: u32, _: bool) -> io::Result<()> {
         std::process::Command::new("taskkill").args(["/F", "/T", "/PID", &process.to_string()]).status()?;
     if status.success() { Ok(()) } else { Err(io::Error::other("taskkill refuses")) }
 }
+
+#[cfg(all(test, unix))]
+mod tests;

@@ -86,7 +86,7 @@ impl Webui {
     /// # Errors
     /// A folder of jobs that cannot be used.
     pub fn new(options: Options) -> Result<Self, WebuiError> {
-        let jobs = Jobs::open(&options.jobs, &options.program)
+        let jobs = Jobs::open(&options.jobs, &options.program, options.ledger.as_deref())
             .map_err(|source| WebuiError::Jobs { path: options.jobs.clone(), source })?;
         Ok(Self { shared: Arc::new(Shared { options, jobs }) })
     }

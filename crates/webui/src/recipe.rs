@@ -231,7 +231,8 @@ impl Found {
             let is_folder = entry.path().is_dir();
             match file.as_str() {
                 file if file.starts_with('.') || ["target", "node_modules", "venv"].contains(&file) => {}
-                _ if is_folder && !is_link(&entry) => folders.push((entry.path(), path)),
+                // Links that lead in circles end at the depth.
+                _ if is_folder => folders.push((entry.path(), path)),
                 "config.json" if !name.is_empty() => drop(self.models.insert(name.to_owned())),
                 "adapter_config.json" if !name.is_empty() => drop(self.adapters.insert(name.to_owned())),
                 // Of a run, which has its own page.
@@ -244,11 +245,6 @@ impl Found {
             self.look_into(&folder, &name, depth - 1, left);
         }
     }
-}
-
-/// Links lead in circles.
-fn is_link(entry: &fs::DirEntry) -> bool {
-    entry.file_type().is_ok_and(|kind| kind.is_symlink())
 }
 
 #[cfg(test)]

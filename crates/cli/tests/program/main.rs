@@ -10,4 +10,5 @@ mod ledger;
 mod overwrites;
 mod place;
 mod serve;
+mod webui;
 mod words;

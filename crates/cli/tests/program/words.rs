@@ -140,7 +140,6 @@ fn commands_of_llama_factory_that_are_others_here_are_named() {
     let place = Place::new("");
     for (word, instead) in [
         ("api", "`sft serve`"),
-        ("webui", "not built"),
         ("webchat", "`sft serve` has a page"),
         ("eval", "`do_eval: true`"),
         ("version", "`sft --version`"),

@@ -1,14 +1,13 @@
 // A model to talk to: the recipe that loads it, and the page of `sft serve`, which runs as a process of its own.
 import { ask, make, repeat } from './page.js';
+import { keep } from './train.js';
 import { say } from './words.js';
 
 const FIRST = 'model_name_or_path: \ntemplate: auto\nfinetuning_type: lora\n# adapter_name_or_path: saves/run-1\n';
 
 /** The view. */
 export function show(main) {
-  const isFor = localStorage.getItem('sft.command') === 'chat';
-  if (isFor) localStorage.setItem('sft.chat', localStorage.getItem('sft.recipe'));
-  const area = make('textarea', { className: 'text', rows: 8, spellcheck: false, value: localStorage.getItem('sft.chat') ?? FIRST, 'aria-label': say('Recipe'), oninput: () => localStorage.setItem('sft.chat', area.value) });
+  const area = make('textarea', { className: 'text', rows: 8, spellcheck: false, value: localStorage.getItem('sft.chat') ?? FIRST, 'aria-label': say('Recipe'), oninput: () => keep(area.value, 'chat') });
   const wrong = make('pre', { className: 'wrong' });
   const state = make('span', { className: 'grow quiet' });
   const load = make('button', { className: 'main', onclick: begin }, say('Load'));

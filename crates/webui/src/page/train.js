@@ -34,10 +34,10 @@ plot_loss: true
 `;
 const COMMANDS = ['train', 'predict', 'export'];
 
-/** Keeps a recipe, so that the view shows it. */
+/** Keeps a recipe, so that its view shows it. */
 export function keep(text, command) {
-  localStorage.setItem('sft.recipe', text);
-  localStorage.setItem('sft.command', command);
+  localStorage.setItem(command === 'chat' ? 'sft.chat' : 'sft.recipe', text);
+  if (command !== 'chat') localStorage.setItem('sft.command', command);
 }
 
 /** The view. */
@@ -92,7 +92,7 @@ export function show(main) {
       ...told.problems.map(problem => make('li', {}, jump(problem.line), problem.reason, problem.help && make('small', {}, problem.help))),
       ...told.notes.map(note => make('li', { className: 'note' }, jump(note.line), `${note.key} ${say('has no effect')}`, make('small', {}, note.reason))));
     start.disabled = told.problems.length > 0;
-    start.textContent = say(`Start ${command}`);
+    start.textContent = say({ train: 'Start training', predict: 'Start answering', export: 'Start merging' }[command]);
   }
 
   function select(line) {
@@ -191,11 +191,12 @@ export function show(main) {
     const control = looking = new AbortController();
     const cancel = make('button', { onclick: () => control.abort() }, say('Cancel'));
     result.hidden = false;
-    result.replaceChildren(make('p', { className: 'row' }, make('span', { className: 'quiet grow' }, `${say(what)} …`), cancel));
+    const title = say(looks.find(([name]) => name === what)[1]);
+    result.replaceChildren(make('p', { className: 'row' }, make('span', { className: 'quiet grow' }, `${title} …`), cancel));
     try {
       const told = await ask('look', { method: 'POST', body: { what, text, from }, signal: control.signal });
       const errors = told.errors.trim() && make('pre', { className: told.done ? 'quiet' : 'wrong' }, told.errors.trim());
-      result.replaceChildren(make('h3', {}, say(what)), ...(what === 'rows' ? examples(told.said, from) : [make('pre', {}, told.said)]), errors || '');
+      result.replaceChildren(make('h3', {}, title), ...(what === 'rows' ? examples(told.said, from) : [make('pre', {}, told.said)]), errors || '');
     } catch (error) {
       if (looking !== control) return;
       result.replaceChildren(make('p', { className: error.name === 'AbortError' ? 'quiet' : 'wrong' }, error.name === 'AbortError' ? say('Cancelled') : error.message));
