@@ -74,3 +74,24 @@ async fn check_key(State(shared): State<Arc<Shared>>, request: Request, next: Ne
     }
     next.run(request).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_of_the_page_has_a_translation() {
+        let words = FILES.iter().find(|(path, ..)| *path == "/words.js").unwrap().2;
+        let mut missing = Vec::new();
+        for (path, _, text) in FILES {
+            let said = [("say('", '\''), ("data-say=\"", '"')];
+            for (before, after) in said {
+                let texts = text.split(before).skip(1).filter_map(|rest| rest.split(after).next());
+                missing.extend(
+                    texts.filter(|text| !words.contains(&format!("\n  '{text}': "))).map(|text| (path, text)),
+                );
+            }
+        }
+        assert!(missing.is_empty(), "without a line in words.js: {missing:#?}");
+    }
+}
