@@ -8,11 +8,11 @@ use sft_infer::{Answered, GenerationOptions, Questions, SamplingOptions, exact_m
 use sft_kernels::Device;
 use sft_model::Decoder;
 use sft_model::workspace::{Purpose, Workspace};
+use sft_runs::results::HELD_OUT_ANSWERS;
 use sft_train::{Job, setup};
 
 /// The file in the run's folder with every question: one line `{prompt, expected, before, after}` each, or `{prompt,
 /// problem}` of one that could not be asked.
-const FILE: &str = "held_out_answers.jsonl";
 /// Rows whose answers are printed; the share and the file count all of them.
 const SHOWN: usize = 10;
 /// Characters of an answer that are printed.
@@ -60,7 +60,7 @@ impl Comparison {
         Ok(Some(comparison))
     }
 
-    /// Asks the trained model, prints both and writes [`FILE`].
+    /// Asks the trained model, prints both and writes [`HELD_OUT_ANSWERS`].
     pub fn finish(&self, decoder: &Decoder) -> anyhow::Result<()> {
         let dev = setup::device(&self.config)?;
         let after = self.ask(&dev, decoder)?;
@@ -105,7 +105,7 @@ impl Comparison {
             format!("{line}\n")
         };
         let lines: String = self.before.iter().zip(after).map(line).collect();
-        let path = self.config.output_dir.join(FILE);
+        let path = self.config.output_dir.join(HELD_OUT_ANSWERS);
         sft_runs::atomic::write(&path, lines.as_bytes())?;
         Ok(path)
     }

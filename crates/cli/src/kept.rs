@@ -49,6 +49,8 @@ impl<O: Observer> Kept<O> {
             uid: RunRecord::new_uid(&c.output_dir),
             started_at: run_record::now(),
             output_dir: std::path::absolute(&c.output_dir).unwrap_or_else(|_| c.output_dir.clone()),
+            folder: std::env::current_dir().unwrap_or_default(),
+            processes: vec![std::process::id()],
             config: c.values(),
             program: run_record::program(env!("CARGO_PKG_VERSION")),
             machine: Machine {
@@ -86,6 +88,7 @@ impl<O: Observer> Kept<O> {
             && let Ok(earlier) = RunRecord::load(&folder)
         {
             (self.record.uid, self.record.started_at) = (earlier.uid, earlier.started_at);
+            self.record.processes.splice(0..0, earlier.processes);
         }
         self.save();
         if let Some(place) = &self.place {

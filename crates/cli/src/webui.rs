@@ -1,5 +1,6 @@
 //! `sft webui`: a page to write a recipe, to start runs and to watch them.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -7,7 +8,7 @@ use anyhow::{Context as _, bail};
 use sft_runs::ledger;
 use sft_webui::{Options, Webui, kept_key};
 
-use crate::{kept, serve, signals};
+use crate::{serve, signals};
 
 /// Opens a page to write a recipe, see what it would do, start it, and watch runs. Paths are relative to the working folder.
 /// Runs go on when the page is closed and when this program ends.
@@ -20,14 +21,14 @@ pub struct Args {
     #[arg(long, env = "GRADIO_SERVER_PORT", default_value = "7860", value_parser = port, hide_env_values = true)]
     port: u16,
     /// Key that the page has to show [default: one that is made, kept, and printed as part of the address]
-    #[arg(long)]
+    #[arg(long, env = "SFT_WEBUI_KEY", hide_env_values = true)]
     key: Option<String>,
     /// Folder in which commands that were started here are kept [default: webui beside the user's ledger of runs]
     #[arg(long)]
     jobs: Option<PathBuf>,
     /// The ledger of runs; else SFT_LEDGER, or the user's own
     #[arg(long)]
-    ledger: Option<PathBuf>,
+    ledger: Option<String>,
 }
 
 /// Runs the command.
@@ -37,7 +38,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Some(jobs) = jobs else {
         bail!("there is no home folder to keep what is started\nhelp: `--jobs` names a folder for it");
     };
-    let given = serve::key("--key", args.key)?;
+    let given = key(args.key)?;
     let folder = std::env::current_dir().context("the working folder cannot be used")?;
     let program = std::env::current_exe().context("this program cannot be found again")?;
     // The port first: another one on it is told before that of the same folder.
@@ -50,7 +51,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let key = given.map_or_else(kept, Ok)?;
     // What is started elsewhere writes into the same one.
-    let ledger = kept::place(args.ledger.as_deref()).map(|place| folder.join(place));
+    let ledger = ledger::place(args.ledger.as_deref(), variable).map(|place| folder.join(place));
     let options = Options { program, folder: folder.clone(), jobs, ledger, key: key.clone() };
     let webui = Webui::new(options)?;
     let closer = webui.closer();
@@ -58,10 +59,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         closer.close();
         std::process::exit(0);
     })?;
-    let shown = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { args.host.clone() };
-    let shown = if shown.contains(':') { format!("[{shown}]") } else { shown };
+    let mut shown = address;
+    if address.ip().is_unspecified() {
+        shown.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
     eprintln!("folder  {}", folder.display());
-    eprintln!("page    http://{shown}:{}/#key={key}", address.port());
+    match webui.waiting() {
+        0 => {}
+        1 => eprintln!("jobs    one waits from earlier, and begins now"),
+        waiting => eprintln!("jobs    {waiting} wait from earlier, and begin now, one after the other"),
+    }
+    eprintln!("page    http://{shown}/#key={key}");
     if !address.ip().is_loopback() {
         eprintln!(
             "who has this address can start programs here, and reads it where a network is not encrypted"
@@ -69,6 +77,19 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     webui.serve(listener)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A key that an address can hold as it is, and that is not guessed.
+fn key(asked: Option<String>) -> anyhow::Result<Option<String>> {
+    const LEAST: usize = 8;
+    let Some(key) = serve::key("--key", asked)? else { return Ok(None) };
+    let is_plain = key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte));
+    if !is_plain || key.len() < LEAST {
+        bail!(
+            "--key: a key has {LEAST} or more letters, digits and marks of `-_.~`\nhelp: leave it out for one that is made"
+        );
+    }
+    Ok(Some(key))
 }
 
 /// A port; a variable that is set to nothing says nothing.

@@ -127,13 +127,6 @@ pub fn form(language: Language) -> Json {
     let defaults = RunConfig::default();
     let of = |key: &Key| {
         let mut schema = (key.schema)();
-        let schema = number_schema(&mut schema);
-        let kind = match schema.get("type").and_then(Json::as_str) {
-            _ if schema.contains_key("enum") => "choice",
-            Some("boolean") => "switch",
-            Some("integer" | "number") => "number",
-            _ => "text",
-        };
         json!({
             "name": key.name,
             "group": say(key.group),
@@ -143,11 +136,23 @@ pub fn form(language: Language) -> Json {
                 text => text,
             })
             .replace('`', ""),
-            "kind": kind,
-            "choices": schema.get("enum"),
+            "kind": kind(key),
+            "choices": number_schema(&mut schema).get("enum"),
         })
     };
     KEYS.iter().map(of).collect()
+}
+
+/// What a form lets a key be given by: `switch`, `choice`, `number` or `text`.
+pub(crate) fn kind(key: &Key) -> &'static str {
+    let mut schema = (key.schema)();
+    let schema = number_schema(&mut schema);
+    match schema.get("type").and_then(Json::as_str) {
+        _ if schema.contains_key("enum") => "choice",
+        Some("boolean") => "switch",
+        Some("integer" | "number") => "number",
+        _ => "text",
+    }
 }
 
 /// The JSON schema of a configuration file, for editors.
@@ -234,6 +239,28 @@ fn cell(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_form_has_every_key_in_the_language_asked_for() {
+        let (english, chinese) = (form(Language::English), form(Language::Chinese));
+        let key = |form: &Json, name: &str| {
+            form.as_array().unwrap().iter().find(|key| key["name"] == name).unwrap().clone()
+        };
+        assert_eq!(english.as_array().map(Vec::len), Some(KEYS.len()));
+        for (name, kind) in [
+            ("bf16", "switch"),
+            ("finetuning_type", "choice"),
+            ("quantization_bit", "number"),
+            ("dataset", "text"),
+        ] {
+            assert_eq!(key(&english, name)["kind"], kind, "{name}");
+        }
+        let choices = key(&english, "finetuning_type")["choices"].clone();
+        assert!(choices.as_array().unwrap().contains(&json!("lora")), "{choices}");
+        assert_eq!(key(&english, "lora_rank")["default"], "8");
+        assert!(key(&english, "dataset")["doc"].as_str().unwrap().starts_with("Data sets to train on"));
+        assert!(key(&chinese, "dataset")["doc"].as_str().unwrap().starts_with("用来训练的数据集"));
+    }
 
     #[test]
     fn every_text_of_the_reference_has_a_translation_and_no_translation_is_left_over() {

@@ -3,15 +3,20 @@
 //! In: the text of a file. Out: a [`Draft`], or the text anew. Values are written and shown as `key=value` has them on the
 //! command line.
 
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
+use crate::docs;
 use crate::keys::{KEYS, Key, RunConfig};
-use crate::problem::{ConfigError, Place, Problem, shared_path};
+use crate::problem::{ConfigError, ConfigErrors, Place, Problem, shared_path};
 use crate::resolve::{Purpose, load_text};
 use crate::resolved;
 use crate::source::{Content, Entry, Node, read_override, read_text};
+
+/// What a text is called in messages.
+const NAME: &str = "recipe";
 
 /// What a text says as a configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,7 +24,7 @@ pub struct Draft {
     /// The keys that are given, in the order of the text, with their values.
     pub given: Vec<(String, String)>,
     /// The resolved configuration, or all that is wrong.
-    pub config: Result<RunConfig, Vec<Problem>>,
+    pub config: Result<RunConfig, ConfigErrors>,
 }
 
 impl Draft {
@@ -27,56 +32,74 @@ impl Draft {
     pub fn read(text: &str, name: &str, overrides: &[String], purpose: Purpose) -> Self {
         let (entries, _) = read_text(text, Path::new(name));
         let given = entries.into_iter().map(|entry| (entry.key, typed(&entry.node))).collect();
-        let config = load_text(text, name, overrides, purpose).map_err(|errors| errors.problems);
-        Self { given, config }
+        Self { given, config: load_text(text, name, overrides, purpose) }
     }
 }
 
-/// The text with another value of `key`, or without the key. Everything else stays as it is, comments too.
+/// The text with another value of `key`, or without the key. Everything else stays as it is, comments too, but for those
+/// within a value that is replaced.
 ///
 /// # Errors
-/// A text that is no configuration, a value that is none, or a key that cannot be changed by itself, as in a mapping in
-/// braces or where another value refers to it.
+/// A text that is no configuration or has a key twice, a value that is none, or a key that cannot be changed by itself, as in a
+/// mapping in braces or where another value refers to it.
 pub fn with_value(text: &str, key: &str, value: Option<&str>) -> Result<String, Problem> {
-    let (entries, problems) = read_text(text, Path::new("recipe"));
-    let harmless = |error: &ConfigError| matches!(error, ConfigError::Empty | ConfigError::Duplicate { .. });
-    if let Some(problem) = problems.into_iter().find(|problem| !harmless(&problem.error)) {
+    let (entries, problems) = read_text(text, Path::new(NAME));
+    let is_empty = |problem: &Problem| matches!(*problem.error, ConfigError::Empty);
+    if let Some(problem) = problems.into_iter().find(|problem| !is_empty(problem)) {
         return Err(problem);
     }
-    let node =
-        value.map(|value| read_override(&format!("{key}={value}"))).transpose()?.map(|entry| entry.node);
-    let line = value.zip(node.as_ref()).map(|(value, node)| format!("{key}: {}", written(value, node)));
-    let mut lines: Vec<&str> = text.lines().collect();
     let place = entries.iter().position(|entry| entry.key == key);
-    let changed = match (place, line) {
-        (None, None) => return Ok(text.to_owned()),
-        (Some(index), line) => {
-            let old = range(&entries, index, &lines);
-            let line = line.map(|line| line + comment(&lines[old.clone()], &entries[index]));
-            lines.splice(old, line.as_deref());
-            joined(&lines)
-        }
-        (None, Some(line)) => {
-            lines.insert(place_of_new(&entries, key, &lines), &line);
-            joined(&lines)
-        }
+    let alone = || {
+        let nowhere = || Place::File(shared_path(Path::new(NAME)));
+        let place = place.map_or_else(nowhere, |index| entries[index].place.clone());
+        Problem::new(&place, ConfigError::NotAlone { key: key.to_owned() }).help("change it in the text")
     };
+    let new = value.map(|value| {
+        let mut entry = read_override(&format!("{key}={value}"))?;
+        let line = format!("{key}: {}", written(key, value, &mut entry.node));
+        Ok::<_, Problem>((line, entry.node))
+    });
+    let new = new.transpose()?;
+    let end = if text.contains("\r\n") { "\r\n" } else { "\n" };
+    let mut lines: Vec<String> =
+        text.split('\n').map(|line| line.trim_end_matches('\r').to_owned()).collect();
+    if lines.last().is_some_and(String::is_empty) {
+        lines.pop();
+    }
+    // A carriage return alone is an end of a line to YAML and none here.
+    if lines.iter().any(|line| line.contains('\r')) {
+        return Err(alone());
+    }
+    let indent = entries.first().map_or("", |entry| indent_of(&lines[line_of(entry)])).to_owned();
+    match (place, &new) {
+        (None, None) => return Ok(text.to_owned()),
+        (Some(index), new) => {
+            let old = range(&entries, index, &lines);
+            let line = new
+                .as_ref()
+                .map(|(line, _)| format!("{indent}{line}{}", comment(&lines[old.clone()], &entries[index])));
+            lines.splice(old, line);
+        }
+        (None, Some((line, _))) => {
+            let at = place_of_new(&entries, key, &lines);
+            lines.insert(at, format!("{indent}{line}"));
+        }
+    }
+    let changed: String = lines.iter().flat_map(|line| [line.as_str(), end]).collect();
     // What was not to be changed is the same.
-    let (found, problems) = read_text(&changed, Path::new("recipe"));
+    let (found, problems) = read_text(&changed, Path::new(NAME));
     let of = |entries: &[Entry]| -> Map<String, Json> {
         entries.iter().map(|entry| (entry.key.clone(), plain(&entry.node))).collect()
     };
     let mut wanted = of(&entries);
-    match node {
-        Some(node) => wanted.insert(key.to_owned(), plain(&node)),
+    match &new {
+        Some((_, node)) => wanted.insert(key.to_owned(), plain(node)),
         None => wanted.shift_remove(key),
     };
-    if of(&found) != wanted || problems.iter().any(|problem| !harmless(&problem.error)) {
-        let place = place.map_or(Place::File(shared_path(Path::new("recipe"))), |i| entries[i].place.clone());
-        let problem = Problem::new(&place, ConfigError::NotAlone { key: key.to_owned() });
-        return Err(problem.help("change it in the text"));
+    match of(&found) == wanted && problems.iter().all(is_empty) {
+        true => Ok(changed),
+        false => Err(alone()),
     }
-    Ok(changed)
 }
 
 /// The keys of a run, as [`RunConfig::values`] has them, that differ from their defaults: as a recipe says it.
@@ -102,10 +125,6 @@ pub fn changed(values: &Map<String, Json>) -> String {
     text(&lines)
 }
 
-fn joined(lines: &[&str]) -> String {
-    lines.iter().flat_map(|line| [*line, "\n"]).collect()
-}
-
 /// The line that an entry begins on, from 0.
 fn line_of(entry: &Entry) -> usize {
     match entry.place {
@@ -114,50 +133,65 @@ fn line_of(entry: &Entry) -> usize {
     }
 }
 
-/// The lines of an entry: up to the next one, without comments and empty lines before that.
-fn range(entries: &[Entry], index: usize, lines: &[&str]) -> std::ops::Range<usize> {
+fn indent_of(line: &str) -> &str {
+    &line[..line.len() - line.trim_start_matches([' ', '\u{feff}']).len()]
+}
+
+/// The lines of an entry: up to the next one, without what stands before that, comments and empty lines.
+fn range(entries: &[Entry], index: usize, lines: &[String]) -> Range<usize> {
     let first = line_of(&entries[index]);
     let next = entries.iter().map(line_of).filter(|line| *line > first).min().unwrap_or(lines.len());
-    let is_of_it = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    let depth = indent_of(&lines[first]).len();
+    let is_of_it = |line: &String| match line.trim() {
+        "" | "..." => false,
+        // Deeper than the key it is part of the value, or of nobody else.
+        text => !text.starts_with('#') || indent_of(line).len() > depth,
+    };
     let last = lines[first..next].iter().rposition(is_of_it).unwrap_or(0);
     first..first + last + 1
 }
 
 /// The comment behind a value that stands on one line.
-fn comment<'t>(lines: &[&'t str], entry: &Entry) -> &'t str {
-    let &[line] = lines else { return "" };
+fn comment<'t>(lines: &'t [String], entry: &Entry) -> &'t str {
+    /// Marks that are looked at: each takes a reading of the line.
+    const MOST: usize = 32;
+    let [line] = lines else { return "" };
     let is_all = |text: &str| {
-        let (entries, _) = read_text(text, Path::new(""));
+        let (entries, _) = read_text(text, Path::new(NAME));
         matches!(entries.as_slice(), [only] if plain(&only.node) == plain(&entry.node) && only.key == entry.key)
     };
-    let ends = line.match_indices(" #").map(|(at, _)| line[..at].trim_end().len());
-    ends.into_iter().find(|end| is_all(&line[..*end])).map_or("", |end| &line[end..])
+    let marks = line.match_indices([' ', '\t']).filter(|(at, _)| line[at + 1..].starts_with('#')).take(MOST);
+    let mut ends = marks.map(|(at, _)| line[..at].trim_end().len());
+    ends.find(|end| is_all(&line[..*end])).map_or("", |end| &line[end..])
 }
 
 /// Where a new key is written: behind the last one of its group, or at the end.
-fn place_of_new(entries: &[Entry], key: &str, lines: &[&str]) -> usize {
+fn place_of_new(entries: &[Entry], key: &str, lines: &[String]) -> usize {
     let group = |name: &str| KEYS.iter().find(|key| key.name == name).map(|key| key.group);
     let of_group = |index: &usize| group(&entries[*index].key).is_some_and(|of| Some(of) == group(key));
     let ends = (0..entries.len()).filter(of_group).map(|index| range(entries, index, lines).end);
-    ends.max().unwrap_or(lines.len())
+    let end = || lines.iter().position(|line| line.trim() == "...").unwrap_or(lines.len());
+    ends.max().unwrap_or_else(end)
 }
 
-/// A value as a line of a file has it.
-fn written(value: &str, node: &Node) -> String {
-    match &node.content {
+/// A value as a line of a file has it; the node becomes what is read from there.
+fn written(key: &str, value: &str, node: &mut Node) -> String {
+    let is_number = KEYS.iter().any(|known| known.name == key && docs::kind(known) == "number");
+    match &mut node.content {
         Content::Scalar { text, plain: true } => {
             // YAML 1.1 readers take `1e-4` for a text.
-            let number = text.parse::<f64>().is_ok_and(f64::is_finite) && !text.contains('.');
-            let text = if number { text.replacen(['e', 'E'], ".0e", 1) } else { text.clone() };
-            let (entries, _) = read_text(&format!("key: {text}\n"), Path::new(""));
-            let same = |node: &Node| matches!(&node.content, Content::Scalar { text: found, plain: true } if *found == text);
-            match matches!(entries.as_slice(), [only] if same(&only.node)) {
-                true => text,
-                false => Json::from(text).to_string(),
+            if is_number && text.parse::<f64>().is_ok_and(f64::is_finite) && !text.contains('.') {
+                *text = text.replacen(['e', 'E'], ".0e", 1);
+            }
+            let (entries, _) = read_text(&format!("key: {text}\n"), Path::new(NAME));
+            let reads_back = |node: &Node| matches!(&node.content, Content::Scalar { text: found, plain: true } if found == text);
+            match matches!(entries.as_slice(), [only] if reads_back(&only.node)) {
+                true => text.clone(),
+                false => Json::from(text.as_str()).to_string(),
             }
         }
         Content::Scalar { text, .. } => Json::from(text.as_str()).to_string(),
-        Content::List(_) | Content::Map(_) => value.trim().replace('\n', " "),
+        Content::List(_) | Content::Map(_) => value.trim().replace(['\n', '\r'], " "),
     }
 }
 
@@ -174,15 +208,10 @@ fn typed(node: &Node) -> String {
     }
 }
 
-/// A value without what its text looks like.
+/// A value as JSON, in which numbers are texts.
 fn plain(node: &Node) -> Json {
     match &node.content {
         Content::Scalar { .. } if node.is_null() => Json::Null,
-        // A number is one however it is written.
-        Content::Scalar { text, plain: true } => match text.parse::<f64>() {
-            Ok(number) if number.is_finite() => Json::from(number),
-            _ => Json::from(text.as_str()),
-        },
         Content::Scalar { text, .. } => Json::from(text.as_str()),
         Content::List(items) => items.iter().map(plain).collect(),
         Content::Map(entries) => {
@@ -230,16 +259,33 @@ mod tests {
 
     #[test]
     fn what_yaml_would_read_as_something_else_is_quoted() {
-        let value = |value: &str| {
-            let text = with_value("", "run_name", Some(value)).unwrap();
-            text.trim_end().strip_prefix("run_name: ").unwrap().to_owned()
+        let value = |key: &str, value: &str| {
+            let text = with_value("", key, Some(value)).unwrap();
+            text.trim_end().strip_prefix(key).unwrap().strip_prefix(": ").unwrap().to_owned()
         };
-        assert_eq!(value("a: b"), r#""a: b""#);
-        assert_eq!(value("a #b"), r#""a #b""#);
-        assert_eq!(value("1e-4"), "1.0e-4");
-        assert_eq!(value("'12'"), r#""12""#);
-        assert_eq!(value("{min_lr: 1e-6}"), "{min_lr: 1e-6}");
-        assert_eq!(value("*x"), r#""*x""#);
+        assert_eq!(value("run_name", "a: b"), r#""a: b""#);
+        assert_eq!(value("run_name", "a #b"), r#""a #b""#);
+        assert_eq!(value("run_name", "'12'"), r#""12""#);
+        assert_eq!(value("run_name", "*x"), r#""*x""#);
+        assert_eq!(value("lr_scheduler_kwargs", "{min_lr: 1e-6}"), "{min_lr: 1e-6}");
+        assert_eq!(value("learning_rate", "1e-4"), "1.0e-4");
+        assert_eq!(value("model_revision", "1234e56"), "1234e56", "a text is no number");
+    }
+
+    #[test]
+    fn the_ends_of_lines_and_what_is_deeper_than_a_key_stay() {
+        let set = |text: &str, key: &str, value| with_value(text, key, value).unwrap();
+        assert_eq!(
+            set("seed: 1\t# why\r\nbf16: true\r\n", "seed", Some("2")),
+            "seed: 2\t# why\r\nbf16: true\r\n"
+        );
+        let block = "default_system: |\n  a\n  # b\n# c\nseed: 1\n";
+        assert_eq!(set(block, "default_system", None), "# c\nseed: 1\n");
+        assert_eq!(
+            set("  seed: 1\n  bf16: true\n", "lora_rank", Some("4")),
+            "  seed: 1\n  bf16: true\n  lora_rank: 4\n"
+        );
+        assert_eq!(set("seed: 1\n...\n", "lora_rank", Some("4")), "seed: 1\nlora_rank: 4\n...\n");
     }
 
     #[test]
@@ -248,12 +294,17 @@ mod tests {
             "{seed: 1, lora_rank: 4}\n",
             "seed: &a 1\ndata_seed: *a\n",
             "{\n \"seed\": 1,\n \"lora_rank\": 2\n}\n",
+            "seed: 1\rlora_rank: 4 # c\r# note\routput_dir: x\n",
         ] {
             let problem = with_value(text, "seed", Some("2")).unwrap_err();
             assert!(problem.to_string().contains("change it in the text"), "{problem}");
         }
-        let problem = with_value("seed: [1\n", "seed", Some("2")).unwrap_err();
-        assert!(problem.to_string().contains("not valid YAML"), "{problem}");
+        for (text, expected) in
+            [("seed: [1\n", "not valid YAML"), ("seed: 1\nbf16: true\nseed: 2\n", "already given")]
+        {
+            let problem = with_value(text, "bf16", Some("false")).unwrap_err();
+            assert!(problem.to_string().contains(expected), "{problem}");
+        }
     }
 
     #[test]
@@ -280,7 +331,7 @@ mod tests {
         );
         let given: Vec<_> = draft.given.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         assert_eq!(given, [("lora_rank", "0"), ("lora_target", "q_proj, v_proj"), ("no_key", "1")]);
-        let problems = draft.config.unwrap_err();
+        let problems = draft.config.unwrap_err().problems;
         let places: Vec<_> = problems.iter().map(|problem| problem.place.to_string()).collect();
         assert_eq!(places, ["recipe:1", "recipe:3", "recipe"]);
     }

@@ -307,15 +307,18 @@ impl Pipeline {
     /// # Errors
     /// The template refuses the conversation.
     pub fn explain_all(&self, conversation: &Conversation) -> Result<Vec<Vec<ExplainedToken>>, RowProblem> {
-        let explained = |token: LabelledToken| ExplainedToken {
+        let explained = |(token, text): (LabelledToken, String)| ExplainedToken {
             id: token.id,
-            text: self.tokenizer.text_of(token.id),
+            text,
             label: token.label,
             weight: token.weight,
             reason: token.reason,
         };
-        let sequences = self.sequences(conversation)?.into_iter();
-        Ok(sequences.map(|sequence| sequence.tokens.into_iter().map(explained).collect()).collect())
+        let all = |sequence: Sequence| {
+            let ids: Vec<u32> = sequence.tokens.iter().map(|token| token.id).collect();
+            sequence.tokens.into_iter().zip(self.tokenizer.texts_of(&ids)).map(explained).collect()
+        };
+        Ok(self.sequences(conversation)?.into_iter().map(all).collect())
     }
 
     /// The row, and after it one sequence for each answer that it cannot train; never empty.

@@ -104,13 +104,17 @@ impl Pretrain {
     pub fn explain(&self, row: &Conversation) -> Result<Vec<ExplainedToken>, RowProblem> {
         let ids = self.ids(row)?;
         let (last, kept) = (ids.len() - 1, if self.packing { ids.len() } else { self.cutoff_len });
-        let explained = ids.iter().take(kept).enumerate().map(|(i, &id)| ExplainedToken {
-            id,
-            text: self.tokenizer.text_of(id),
-            label: id as i32,
-            weight: 1.0,
-            reason: if i == last { Reason::End } else { Reason::Answer },
-        });
+        let shown = &ids[..kept.min(ids.len())];
+        let explained =
+            shown.iter().zip(self.tokenizer.texts_of(shown)).enumerate().map(|(i, (&id, text))| {
+                ExplainedToken {
+                    id,
+                    text,
+                    label: id as i32,
+                    weight: 1.0,
+                    reason: if i == last { Reason::End } else { Reason::Answer },
+                }
+            });
         Ok(explained.collect())
     }
 

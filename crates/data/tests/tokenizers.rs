@@ -27,6 +27,16 @@ fn an_unfinished_character_is_given_at_the_end() {
 }
 
 #[test]
+fn a_character_of_several_tokens_is_shown_with_the_last_of_them() {
+    let tokenizer = byte_tokenizer::tokenizer(None);
+    let ids = tokenizer.encode("a汉👋.").unwrap();
+    assert_eq!(tokenizer.texts_of(&ids), ["a", "", "", "汉", "", "", "", "👋", "."]);
+    // What is no character stays marked, token by token.
+    assert_eq!(tokenizer.texts_of(&[0xe6, 97, 0xf0]), ["\u{fffd}", "a", "\u{fffd}"]);
+    assert_eq!(tokenizer.texts_of(&[]), Vec::<String>::new());
+}
+
+#[test]
 fn special_tokens_are_shown_or_skipped() {
     let tokenizer = byte_tokenizer::tokenizer(None);
     let ids = tokenizer.encode("a<|im_end|>b").unwrap();

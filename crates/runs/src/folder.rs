@@ -13,7 +13,7 @@ use crate::disk;
 use crate::error::{Result, RunError};
 use crate::lock::FolderLock;
 use crate::model_card::MODEL_CARD;
-use crate::results::{ALL_RESULTS, PREDICT_RESULTS, PREDICTIONS};
+use crate::results::{ALL_RESULTS, HELD_OUT_ANSWERS, PREDICT_RESULTS, PREDICTIONS};
 use crate::space;
 use crate::trainer_log::TRAINER_LOG;
 use crate::trainer_state::TRAINER_STATE;
@@ -42,7 +42,7 @@ const FILES_OF_A_RUN: [&str; 10] = [
     PREDICT_RESULTS,
     PREDICTIONS,
     ALL_RESULTS,
-    "held_out_answers.jsonl",
+    HELD_OUT_ANSWERS,
     "pissa_converted/adapter_model.safetensors",
     "pissa_converted/adapter_config.json",
 ];

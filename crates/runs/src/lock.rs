@@ -4,6 +4,7 @@
 //! it (stage 14). It is the operating system's file lock on `.sft.lock`: it ends with the process, however that ends.
 
 use crate::error::{Result, RunError};
+use crate::run_record;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::Path;
@@ -59,7 +60,7 @@ impl FolderLock {
         let sign = |file: &mut File| {
             file.set_len(0)?;
             file.rewind()?;
-            writeln!(file, "process {}", std::process::id())
+            writeln!(file, "process {} on {}", std::process::id(), run_record::host())
         };
         sign(&mut file).map_err(RunError::at(output_dir, "write into the folder"))?;
         Ok(Self { file: Some(file) })
@@ -77,13 +78,14 @@ pub fn is_held(output_dir: &Path) -> bool {
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
-/// The process that holds the lock of a folder, where it has said so.
-pub fn holder_of(output_dir: &Path) -> Option<u32> {
+/// The process that holds the lock of a folder and the machine that it runs on, where it has said so.
+pub fn holder_of(output_dir: &Path) -> Option<(u32, String)> {
     let text = is_held(output_dir).then(|| fs::read_to_string(output_dir.join(LOCK)).ok())??;
-    text.trim().strip_prefix("process ")?.parse().ok()
+    let (process, host) = text.trim().strip_prefix("process ")?.split_once(" on ")?;
+    Some((process.parse().ok()?, host.to_owned()))
 }
 
-/// ` (process 123)`, or nothing: who holds the lock is a courtesy of the message.
+/// ` (process 123 on host)`, or nothing: who holds the lock is a courtesy of the message.
 fn holder(file: File) -> String {
     let mut text = String::new();
     match file.take(64).read_to_string(&mut text) {
@@ -102,8 +104,8 @@ mod tests {
         let first = FolderLock::acquire(folder.path()).unwrap();
         assert!(first.is_effective());
         let error = FolderLock::acquire(folder.path()).unwrap_err().to_string();
-        assert!(error.contains(&format!("(process {})", std::process::id())), "{error}");
-        assert_eq!(holder_of(folder.path()), Some(std::process::id()));
+        assert!(error.contains(&format!("(process {} on ", std::process::id())), "{error}");
+        assert_eq!(holder_of(folder.path()), Some((std::process::id(), run_record::host())));
         drop(first);
         assert_eq!(holder_of(folder.path()), None);
         FolderLock::acquire(folder.path()).unwrap();

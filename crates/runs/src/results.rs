@@ -21,6 +21,9 @@ pub const PREDICT_RESULTS: &str = "predict_results.json";
 /// The file of all answers: a line `{prompt, predict, label}` each, as LLaMA-Factory writes it.
 pub const PREDICTIONS: &str = "generated_predictions.jsonl";
 
+/// The file of answers to held-out questions: a line `{prompt, expected, before, after}` each.
+pub const HELD_OUT_ANSWERS: &str = "held_out_answers.jsonl";
+
 /// Writes `<split>_results.json` (`split` is `train`, `eval` or `predict`) and merges it into `all_results.json`.
 ///
 /// # Errors

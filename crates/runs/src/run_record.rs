@@ -26,6 +26,10 @@ pub struct RunRecord {
     pub started_at: u64,
     /// As given.
     pub output_dir: PathBuf,
+    /// The working folder, which paths of the configuration are relative to; empty in records of earlier programs.
+    pub folder: PathBuf,
+    /// The processes that have worked on it, one after the other, by their numbers.
+    pub processes: Vec<u32>,
     /// Every key of the configuration with its value.
     pub config: Map<String, Value>,
     /// The program that ran.

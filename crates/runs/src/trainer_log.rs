@@ -12,7 +12,7 @@ use crate::records::Scores;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// The file's name.
@@ -201,12 +201,68 @@ pub fn read(path: &Path) -> Result<Vec<LogLine>> {
     text.lines().enumerate().map(parse).collect()
 }
 
+/// The last whole line of a log; none of one without.
+///
+/// # Errors
+/// As [`read`].
+pub fn last(path: &Path) -> Result<Option<LogLine>> {
+    /// A line is shorter.
+    const MOST: u64 = 1 << 14;
+    let length = fs::metadata(path).map_err(RunError::at(path, "read the log"))?.len();
+    let mut file = fs::File::open(path).map_err(RunError::at(path, "read the log"))?;
+    let mut text = Vec::new();
+    let read =
+        file.seek(SeekFrom::Start(length.saturating_sub(MOST))).and_then(|_| file.read_to_end(&mut text));
+    read.map_err(RunError::at(path, "read the log"))?;
+    let whole = text.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
+    let line = text[..whole].rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    if line.is_empty() {
+        return Ok(None);
+    }
+    let line = LogLine::from_json(&String::from_utf8_lossy(line));
+    line.map(Some).map_err(|e| RunError::Unreadable { path: path.to_path_buf(), reason: e.to_string() })
+}
+
+/// The whole lines of a log from byte `from` on, and where they end: what has come since somebody looked.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_from(path: &Path, from: u64) -> Result<(Vec<LogLine>, u64)> {
+    let at = || RunError::at(path, "read the log");
+    let mut file = fs::File::open(path).map_err(at())?;
+    file.seek(SeekFrom::Start(from)).map_err(at())?;
+    let mut text = Vec::new();
+    file.read_to_end(&mut text).map_err(at())?;
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    let unreadable = |reason: String| RunError::Unreadable { path: path.to_path_buf(), reason };
+    let lines = std::str::from_utf8(&text[..whole]).map_err(|e| unreadable(e.to_string()))?.lines();
+    let lines = lines.map(|line| LogLine::from_json(line).map_err(|e| unreadable(e.to_string())));
+    Ok((lines.collect::<Result<_>>()?, from + whole as u64))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn line(step: u64) -> LogLine {
         LogLine { current_steps: step, total_steps: 10, loss: Some(0.5), ..LogLine::default() }
+    }
+
+    #[test]
+    fn what_has_come_since_is_read_by_whole_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(TRAINER_LOG);
+        fs::write(&path, "{\"current_steps\":1}\n{\"current").unwrap();
+        let (lines, end) = read_from(&path, 0).unwrap();
+        assert_eq!((lines.len(), end), (1, 20));
+        assert_eq!(last(&path).unwrap().map(|line| line.current_steps), Some(1));
+        fs::write(&path, "{\"current_steps\":1}\n{\"current_steps\":2}\n").unwrap();
+        let (lines, end) = read_from(&path, end).unwrap();
+        assert_eq!((lines[0].current_steps, lines.len(), end), (2, 1, 40));
+        assert_eq!(read_from(&path, end).unwrap(), (vec![], 40));
+        assert_eq!(last(&path).unwrap().map(|line| line.current_steps), Some(2));
+        fs::write(&path, "").unwrap();
+        assert_eq!(last(&path).unwrap(), None);
     }
 
     #[test]

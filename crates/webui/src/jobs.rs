@@ -2,36 +2,46 @@
 //!
 //! ```text
 //! <id>/recipe.yaml   what it was started with
-//!      output.txt    what it says; the process holds a lock on it as long as it lives, whoever started it
-//!      job.json      a [`Job`]
+//!      output.txt    what it says; the process holds a lock on it as long as it lives, whoever started it (not on Windows)
+//!      job.json      a [`Job`]: read when a server begins, which has them in memory from then on
 //! ```
 //!
-//! A process writes into a file, not into a pipe that somebody would have to read, and is no child of a terminal that could
-//! end it. Jobs that wait begin one after the other, when nothing else that was started here is at work.
+//! A process writes into a file, not into a pipe that somebody would have to read, and is in no terminal that could end it. Jobs
+//! that wait begin one after the other, when nothing else is at work.
 
-use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom};
+mod process;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::process::Child;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sft_config::{Purpose, RunConfig};
-use sft_runs::lock::FolderLock;
-use sft_runs::{atomic, run_record};
+use sft_runs::ledger::Ledger;
+use sft_runs::lock::{self, FolderLock};
+use sft_runs::{RunError, atomic, run_record};
 
 use crate::key;
+
+pub use process::end;
 
 const JOB: &str = "job.json";
 const RECIPE: &str = "recipe.yaml";
 const OUTPUT: &str = "output.txt";
-/// Jobs that are listed, the last ones.
-const MOST: usize = 200;
 /// Bytes of a job's words that are read at a time, and that are shown of those before.
 const PIECE: u64 = 1 << 18;
+/// How often processes are looked at.
+const TURN: Duration = Duration::from_millis(100);
+/// How long a model that is to be unloaded may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Runs of the ledger, the last ones, that may be at work.
+const RECENT: usize = 20;
 
 /// What is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +112,9 @@ pub struct Job {
     pub model: String,
     /// Its process, once it has begun.
     pub process: Option<u32>,
+    /// Whether it was asked to end.
+    #[serde(default)]
+    pub stopped: bool,
     /// How it ended, if somebody was there to see it.
     pub ended: Option<Ended>,
     /// Where a model is served.
@@ -113,8 +126,16 @@ pub struct Job {
 pub struct Ended {
     /// Seconds since 1970.
     pub at: u64,
-    /// Its exit status; `None` if it never began or a signal ended it.
+    /// Its exit status; `None` if it never began, a signal ended it or nobody saw it.
     pub status: Option<i32>,
+    /// Whether this server, or one before, was there.
+    pub seen: bool,
+}
+
+impl Ended {
+    fn now(status: Option<i32>) -> Self {
+        Self { at: run_record::now(), status, seen: true }
+    }
 }
 
 /// Where and to whom a model answers.
@@ -127,8 +148,7 @@ pub struct Served {
 }
 
 /// What a job is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// Others are at work.
     Waiting,
@@ -138,6 +158,32 @@ pub enum State {
     Ended,
 }
 
+/// A command that is about to be started.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// What it is.
+    pub command: Command,
+    /// Its recipe.
+    pub text: &'a str,
+    /// The same, resolved.
+    pub config: &'a RunConfig,
+    /// What its paths are relative to.
+    pub folder: PathBuf,
+    /// Whether it waits until nothing else is at work.
+    pub waits: bool,
+}
+
+/// A part of what a job has said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// The words.
+    pub text: String,
+    /// Where the next part begins.
+    pub next: u64,
+    /// Whether there is more already.
+    pub more: bool,
+}
+
 /// The jobs of a folder.
 #[derive(Debug, Clone)]
 pub struct Jobs {
@@ -145,12 +191,24 @@ pub struct Jobs {
     program: PathBuf,
     /// Where runs are kept that are started here.
     ledger: Option<PathBuf>,
-    /// Jobs whose process is a child of this one: where a file system has no locks, that is all that is known.
-    children: Arc<Mutex<HashSet<String>>>,
-    /// One change at a time.
-    changing: Arc<Mutex<()>>,
+    /// All of them by their order, and one change at a time.
+    held: Arc<Mutex<BTreeMap<Order, Held>>>,
+    /// Jobs that were made so far: a name is never given twice.
+    number: Arc<AtomicU32>,
+    /// One model is loaded at a time.
+    loading: Arc<Mutex<()>>,
     /// No other server may begin what waits here.
     _lock: Arc<FolderLock>,
+}
+
+/// When a job was made, and which one of its server it is.
+type Order = (u64, u32);
+
+/// A job and its process, if that is a child of this one.
+#[derive(Debug)]
+struct Held {
+    job: Job,
+    child: Option<Child>,
 }
 
 impl Jobs {
@@ -158,297 +216,362 @@ impl Jobs {
     ///
     /// # Errors
     /// The system's; another server that uses the folder.
-    pub fn open(folder: &Path, program: &Path, ledger: Option<&Path>) -> io::Result<Self> {
-        fs::create_dir_all(folder)?;
-        #[cfg(unix)]
-        fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
-        let lock = FolderLock::acquire(folder).map_err(io::Error::other)?;
+    pub fn open(folder: &Path, program: &Path, ledger: Option<&Path>) -> Result<Self, RunError> {
+        let made = private_folder(folder);
+        made.map_err(|source| RunError::at(folder, "make the folder")(source))?;
+        let lock = FolderLock::acquire(folder)?;
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let jobs = entries.filter_map(|entry| {
+            let job: Job = serde_json::from_slice(&fs::read(entry.path().join(JOB)).ok()?).ok()?;
+            Some((order(&job.id)?, Held { job, child: None }))
+        });
         let jobs = Self {
             folder: folder.to_path_buf(),
             program: program.to_path_buf(),
             ledger: ledger.map(Path::to_path_buf),
-            children: Arc::default(),
-            changing: Arc::default(),
+            held: Arc::new(Mutex::new(jobs.collect())),
+            number: Arc::default(),
+            loading: Arc::default(),
             _lock: Arc::new(lock),
         };
-        let (waiting, still) = (jobs.clone(), Arc::downgrade(&jobs.changing));
-        std::thread::Builder::new().name("waiting jobs".into()).spawn(move || {
-            // The clone here is one of two that are there at least while somebody else has the jobs.
-            while still.strong_count() > 1 {
-                waiting.begin_next();
-                std::thread::sleep(Duration::from_millis(500));
-            }
-        })?;
+        let still = Arc::downgrade(&jobs.held);
+        let watched = Watched {
+            folder: jobs.folder.clone(),
+            program: jobs.program.clone(),
+            ledger: jobs.ledger.clone(),
+        };
+        let watch = move || watch(&still, &watched);
+        std::thread::Builder::new()
+            .name("jobs".into())
+            .spawn(watch)
+            .map_err(RunError::at(folder, "watch what is started there"))?;
         Ok(jobs)
     }
 
-    /// Starts a command with a recipe, whose paths are relative to `working`, or lets it wait until nothing else is at work.
+    fn held(&self) -> MutexGuard<'_, BTreeMap<Order, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a command, or lets it wait.
     ///
     /// # Errors
     /// The system's.
-    pub fn start(
-        &self,
-        command: Command,
-        text: &str,
-        config: &RunConfig,
-        working: PathBuf,
-        waits: bool,
-    ) -> io::Result<Job> {
-        let created_at = run_record::now();
-        // As the run's record has it.
-        let absolute = |folder: &Path| {
-            std::path::absolute(working.join(folder)).unwrap_or_else(|_| folder.to_path_buf())
-        };
-        let output_dir = command.output_dir(config).map(absolute);
-        let served = match command {
-            // Whoever takes the port meanwhile is told from the model by the key.
-            Command::Chat => Some(Served { port: free_port()?, key: key::new_key()? }),
+    pub fn start(&self, start: Start<'_>) -> io::Result<Job> {
+        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        let served = match start.command {
+            Command::Chat => {
+                self.unload()?;
+                // Whoever takes the port meanwhile keeps the process from serving.
+                Some(Served { port: free_port()?, key: key::new_key()? })
+            }
             _ => None,
         };
-        let (id, folder) = self.new_folder(created_at, command)?;
-        fs::write(folder.join(RECIPE), text)?;
+        if !start.folder.is_dir() {
+            let reason =
+                format!("the folder it was started in is not there any more: {}", start.folder.display());
+            return Err(io::Error::new(io::ErrorKind::NotFound, reason));
+        }
+        let mut held = self.held();
+        let mut order = (run_record::now(), self.number.fetch_add(1, Ordering::Relaxed));
+        while held.contains_key(&order) {
+            // Of a server that ended in this second.
+            order.1 = self.number.fetch_add(1, Ordering::Relaxed);
+        }
+        let id = format!("{}-{}", order.0, order.1);
+        // As the run's record has it.
+        let absolute = |folder: &Path| {
+            std::path::absolute(start.folder.join(folder)).unwrap_or_else(|_| folder.to_path_buf())
+        };
         let mut job = Job {
             id,
-            command,
-            created_at,
-            folder: working,
-            output_dir,
-            model: config.model_name_or_path.clone(),
+            command: start.command,
+            created_at: order.0,
+            output_dir: start.command.output_dir(start.config).map(absolute),
+            model: start.config.model_name_or_path.clone(),
+            folder: start.folder,
             process: None,
+            stopped: false,
             ended: None,
             served,
         };
-        let _changing = self.changing();
-        self.save(&job)?;
-        if !(waits && self.is_any_at_work()) {
-            self.begin(&mut job)?;
-        }
+        let folder = self.folder.join(&job.id);
+        private_folder(&folder)?;
+        key::private(&folder.join(RECIPE))?.write_all(start.text.as_bytes())?;
+        let waits =
+            start.waits && (is_any_at_work(&held, &self.folder) || is_run_at_work(self.ledger.as_deref()));
+        let watched = Watched {
+            folder: self.folder.clone(),
+            program: self.program.clone(),
+            ledger: self.ledger.clone(),
+        };
+        let child = match waits {
+            true => {
+                watched.save(&job)?;
+                None
+            }
+            false => watched.begin(&mut job)?,
+        };
+        held.insert(order, Held { job: job.clone(), child });
         Ok(job)
     }
 
-    fn new_folder(&self, created_at: u64, command: Command) -> io::Result<(String, PathBuf)> {
-        let name = |number: u32| match number {
-            0 => format!("{created_at}-{}", command.word()),
-            number => format!("{created_at}-{}-{number}", command.word()),
-        };
-        let mut number = 0;
-        loop {
-            let folder = self.folder.join(name(number));
-            match fs::create_dir(&folder) {
-                Ok(()) => return Ok((name(number), folder)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
-                Err(error) => return Err(error),
-            }
-        }
+    /// All jobs and what they are doing, the newest first.
+    pub fn all(&self) -> Vec<(State, Job)> {
+        let state = |held: &Held| (held.state(&self.folder), held.job.clone());
+        self.held().values().rev().map(state).collect()
     }
 
-    /// Lets a job begin: its process lives as long as it likes.
-    fn begin(&self, job: &mut Job) -> io::Result<()> {
-        let folder = self.folder.join(&job.id);
-        let started = self.spawn(job, &folder);
-        let child = match started {
-            Ok(child) => child,
-            Err(error) => {
-                fs::write(folder.join(OUTPUT), format!("error: {}: {error}\n", self.program.display()))?;
-                job.ended = Some(Ended { at: run_record::now(), status: None });
-                return self.save(job);
-            }
-        };
-        job.process = Some(child.id());
-        self.children.lock().unwrap_or_else(PoisonError::into_inner).insert(job.id.clone());
-        self.save(job)?;
-        let (jobs, id) = (self.clone(), job.id.clone());
-        std::thread::Builder::new().name("a job's end".into()).spawn(move || jobs.wait(child, &id))?;
-        Ok(())
-    }
-
-    fn spawn(&self, job: &Job, folder: &Path) -> io::Result<Child> {
-        let output = OpenOptions::new().create(true).append(true).open(folder.join(OUTPUT))?;
-        // The lock is the process's as soon as this one closes the file.
-        match output.try_lock() {
-            Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => {
-                return Err(error);
-            }
-            _ => {}
-        }
-        let mut command = std::process::Command::new(&self.program);
-        command.arg(job.command.word()).arg(folder.join(RECIPE)).current_dir(&job.folder);
-        if let Some(Served { port, key }) = &job.served {
-            command.args(["--host", "127.0.0.1", "--port", &port.to_string()]).env("API_KEY", key);
-        }
-        if let Some(ledger) = &self.ledger {
-            command.env("SFT_LEDGER", ledger);
-        }
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        #[cfg(windows)]
-        std::os::windows::process::CommandExt::creation_flags(&mut command, CREATE_NEW_PROCESS_GROUP);
-        command.spawn()
-    }
-
-    /// Waits for a process, and keeps how it ended.
-    fn wait(&self, mut child: Child, id: &str) {
-        let status = child.wait().ok().and_then(|status| status.code());
-        let _changing = self.changing();
-        if let Some(mut job) = self.find(id) {
-            job.ended = Some(Ended { at: run_record::now(), status });
-            // Who reads the job later sees that its process is gone, if not how.
-            let _ = self.save(&job);
-        }
-        self.children.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
-    }
-
-    /// Lets the job begin that has waited longest, unless another one is at work.
-    fn begin_next(&self) {
-        let _changing = self.changing();
-        if self.is_any_at_work() {
-            return;
-        }
-        let waiting = |job: &Job| self.state(job) == State::Waiting;
-        if let Some(mut job) = self.all().into_iter().rev().find(waiting) {
-            // What cannot begin has said so in its folder, if that can be written.
-            let _ = self.begin(&mut job);
-        }
-    }
-
-    /// Whether something that trains, answers or exports is at work.
-    fn is_any_at_work(&self) -> bool {
-        let at_work = |job: &Job| job.command != Command::Chat && self.state(job) == State::Running;
-        self.all().iter().any(at_work)
-    }
-
-    fn changing(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn save(&self, job: &Job) -> io::Result<()> {
-        atomic::write_json(&self.folder.join(&job.id).join(JOB), job, 2).map_err(io::Error::other)
-    }
-
-    /// The last jobs, the newest first.
-    pub fn all(&self) -> Vec<Job> {
-        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let mut names: Vec<String> =
-            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        names.sort_unstable_by(|a, b| b.cmp(a));
-        names.iter().filter_map(|name| self.find(name)).take(MOST).collect()
-    }
-
-    /// A job by its name.
-    pub fn find(&self, id: &str) -> Option<Job> {
-        let is_name = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        let text = is_name.then(|| fs::read(self.folder.join(id).join(JOB)).ok())??;
-        serde_json::from_slice(&text).ok()
-    }
-
-    /// What a job is doing.
-    pub fn state(&self, job: &Job) -> State {
-        if job.ended.is_some() {
-            return State::Ended;
-        }
-        if job.process.is_none() {
-            return State::Waiting;
-        }
-        let is_child = self.children.lock().unwrap_or_else(PoisonError::into_inner).contains(&job.id);
-        let is_locked = || {
-            let output = File::open(self.folder.join(&job.id).join(OUTPUT));
-            output.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
-        };
-        if is_child || is_locked() { State::Running } else { State::Ended }
+    /// A job by its name, and what it is doing.
+    pub fn find(&self, id: &str) -> Option<(State, Job)> {
+        let held = self.held();
+        let found = held.get(&order(id)?).filter(|held| held.job.id == id)?;
+        Some((found.state(&self.folder), found.job.clone()))
     }
 
     /// The recipe that a job was started with.
+    ///
+    /// # Errors
+    /// The system's.
     pub fn recipe(&self, job: &Job) -> io::Result<String> {
         fs::read_to_string(self.folder.join(&job.id).join(RECIPE))
     }
 
-    /// What a job has said from byte `from` on, or last, and where it goes on.
-    pub fn output(&self, job: &Job, from: Option<u64>) -> io::Result<(String, u64)> {
+    /// What a job has said from byte `from` on; without one the last of it, from the beginning of a line.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn output(&self, job: &Job, from: Option<u64>) -> io::Result<Output> {
         let mut file = match File::open(self.folder.join(&job.id).join(OUTPUT)) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((String::new(), 0)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Output { text: String::new(), next: 0, more: false });
+            }
             Err(error) => return Err(error),
         };
         let length = file.metadata()?.len();
-        let from = from.filter(|from| *from <= length).unwrap_or_else(|| length.saturating_sub(PIECE));
+        let given = from.filter(|from| *from <= length);
+        let mut from = given.unwrap_or_else(|| length.saturating_sub(PIECE));
         file.seek(SeekFrom::Start(from))?;
         let mut bytes = Vec::new();
         file.take(PIECE).read_to_end(&mut bytes)?;
+        if given.is_none() && from > 0 {
+            let line = bytes.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            bytes.drain(..line);
+            from += line as u64;
+        }
         // A character of which a part is there comes with the next piece.
-        let whole = match std::str::from_utf8(&bytes) {
-            Err(error) if error.error_len().is_none() => error.valid_up_to(),
-            _ => bytes.len(),
-        };
-        Ok((String::from_utf8_lossy(&bytes[..whole]).into_owned(), from + whole as u64))
+        let whole = bytes.len() - begun(&bytes);
+        let next = from + whole as u64;
+        let text = String::from_utf8_lossy(&bytes[..whole]).into_owned();
+        Ok(Output { text, next, more: next + 4 < length })
     }
 
     /// Asks a job to end, which saves what it has first; at once if `now`. One that waits never begins.
     ///
     /// # Errors
     /// The system's.
-    pub fn stop(&self, job: &Job, now: bool) -> io::Result<()> {
-        let _changing = self.changing();
-        let Some(mut job) = self.find(&job.id) else { return Ok(()) };
-        match (self.state(&job), job.process) {
-            (State::Running, Some(process)) => end(process, now),
-            (State::Waiting, _) => {
-                job.ended = Some(Ended { at: run_record::now(), status: None });
-                self.save(&job)
-            }
-            _ => Ok(()),
+    pub fn stop(&self, id: &str, now: bool) -> io::Result<()> {
+        let mut held = self.held();
+        let found = order(id).and_then(|order| held.get_mut(&order));
+        let Some(Held { job, .. }) = found.filter(|held| held.state(&self.folder) != State::Ended) else {
+            return Ok(());
+        };
+        job.stopped = true;
+        match job.process {
+            // Its number is nobody else's: a child is reaped under this lock, and any other one holds its own.
+            Some(process) => end(process, now)?,
+            None => job.ended = Some(Ended::now(None)),
         }
+        save(&self.folder, job)
     }
 
-    /// Forgets a job that has ended: its folder here, and nothing that it wrote.
+    /// Forgets a job that has ended: its folder here, and nothing that it wrote. Whether it had ended.
     ///
     /// # Errors
     /// The system's.
-    pub fn forget(&self, job: &Job) -> io::Result<()> {
-        let _changing = self.changing();
-        match self.find(&job.id) {
-            Some(job) if self.state(&job) == State::Ended => fs::remove_dir_all(self.folder.join(&job.id)),
-            _ => Ok(()),
+    pub fn forget(&self, id: &str) -> io::Result<bool> {
+        let mut held = self.held();
+        let order = order(id).unwrap_or_default();
+        let has_ended = held.get(&order).is_some_and(|held| held.state(&self.folder) == State::Ended);
+        if has_ended {
+            fs::remove_dir_all(self.folder.join(id))?;
+            held.remove(&order);
+        }
+        Ok(has_ended)
+    }
+
+    /// The model that is talked to, or was last, and whether it is there.
+    pub fn chat(&self) -> Option<(State, Job)> {
+        let held = self.held();
+        let last = held.values().rev().find(|held| held.job.command == Command::Chat)?;
+        Some((last.state(&self.folder), last.job.clone()))
+    }
+
+    /// Ends models that are talked to, and forgets those of earlier.
+    ///
+    /// # Errors
+    /// One that does not end.
+    pub fn unload(&self) -> io::Result<()> {
+        let begun = Instant::now();
+        let is_chat = |(_, job): &(State, Job)| job.command == Command::Chat;
+        for (state, job) in self.all().into_iter().filter(is_chat) {
+            if state != State::Ended {
+                self.stop(&job.id, true)?;
+            }
+            // What it held is free when its process is gone.
+            while !self.forget(&job.id)? {
+                if begun.elapsed() > PATIENCE {
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "the model that is loaded does not end",
+                    ));
+                }
+                std::thread::sleep(TURN / 5);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is needed to begin a job.
+#[derive(Debug)]
+struct Watched {
+    folder: PathBuf,
+    program: PathBuf,
+    ledger: Option<PathBuf>,
+}
+
+/// Keeps how processes end and begins what waits, until nobody has the jobs any more.
+fn watch(jobs: &Weak<Mutex<BTreeMap<Order, Held>>>, watched: &Watched) {
+    while let Some(held) = jobs.upgrade() {
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        for one in held.values_mut() {
+            one.reap(&watched.folder);
+        }
+        let is_free = !is_any_at_work(&held, &watched.folder);
+        let next = held.values_mut().find(|held| held.state(&watched.folder) == State::Waiting);
+        if let Some(next) = next.filter(|_| is_free && !is_run_at_work(watched.ledger.as_deref())) {
+            match watched.begin(&mut next.job) {
+                Ok(child) => next.child = child,
+                // It is not tried again and again where nothing can be written.
+                Err(_) => next.job.ended = Some(Ended::now(None)),
+            }
+        }
+        drop(held);
+        std::thread::sleep(TURN);
+    }
+}
+
+impl Watched {
+    /// Lets a job begin: its process lives as long as it likes. What cannot be started has ended, and says why.
+    fn begin(&self, job: &mut Job) -> io::Result<Option<Child>> {
+        let folder = self.folder.join(&job.id);
+        let mut child = match process::spawn(self, job, &folder) {
+            Ok(child) => child,
+            Err(error) => {
+                let said = format!("error: {} cannot be started: {error}\n", self.program.display());
+                fs::write(folder.join(OUTPUT), said)?;
+                job.ended = Some(Ended::now(None));
+                return self.save(job).map(|()| None);
+            }
+        };
+        job.process = Some(child.id());
+        if let Err(error) = self.save(job) {
+            // A process that nobody knows of would never be found again.
+            let _ = child.kill().and_then(|()| child.wait());
+            return Err(error);
+        }
+        Ok(Some(child))
+    }
+
+    fn save(&self, job: &Job) -> io::Result<()> {
+        save(&self.folder, job)
+    }
+}
+
+impl Held {
+    fn state(&self, folder: &Path) -> State {
+        match (&self.job.ended, self.job.process) {
+            (Some(_), _) => State::Ended,
+            (None, None) => State::Waiting,
+            _ if self.child.is_some() || process::is_alive(&folder.join(&self.job.id).join(OUTPUT)) => {
+                State::Running
+            }
+            _ => State::Ended,
         }
     }
 
-    /// The model that is talked to now.
-    pub fn chat(&self) -> Option<Job> {
-        self.all().into_iter().find(|job| job.command == Command::Chat)
+    /// Keeps how the process ended, if it has.
+    fn reap(&mut self, folder: &Path) {
+        self.job.ended = match self.child.as_mut().map(Child::try_wait) {
+            Some(Ok(Some(status))) => Some(Ended::now(status.code())),
+            // One that an earlier server began, and that ended while there was none.
+            None if self.job.ended.is_none()
+                && self.job.process.is_some()
+                && self.state(folder) == State::Ended =>
+            {
+                Some(Ended { seen: false, ..Ended::now(None) })
+            }
+            _ => return,
+        };
+        self.child = None;
+        // Who reads the job later sees that its process is gone, if not how.
+        let _ = save(folder, &self.job);
     }
+}
 
-    /// Ends models that are talked to.
-    pub fn end_chats(&self) {
-        for job in self.all().iter().filter(|job| job.command == Command::Chat) {
-            // One that is gone meanwhile has ended.
-            let _ = self.stop(job, true);
-        }
+fn save(folder: &Path, job: &Job) -> io::Result<()> {
+    atomic::write_json(&folder.join(&job.id).join(JOB), job, 2).map_err(io::Error::other)
+}
+
+/// Whether something that trains, answers or exports is at work.
+fn is_any_at_work(held: &BTreeMap<Order, Held>, folder: &Path) -> bool {
+    held.values().any(|held| held.job.command != Command::Chat && held.state(folder) == State::Running)
+}
+
+/// Whether a run of the ledger is at work, wherever it was started.
+fn is_run_at_work(ledger: Option<&Path>) -> bool {
+    let runs =
+        ledger.filter(|place| place.is_file()).and_then(|place| Ledger::read(place).ok()?.last(RECENT).ok());
+    runs.is_some_and(|runs| runs.iter().any(|run| lock::is_held(&run.record.output_dir)))
+}
+
+/// The order that a job's name tells.
+fn order(id: &str) -> Option<Order> {
+    let (second, number) = id.split_once('-')?;
+    Some((second.parse().ok()?, number.parse().ok()?))
+}
+
+/// Bytes of a character at the end of which the rest has not come.
+fn begun(bytes: &[u8]) -> usize {
+    let last = bytes.iter().rev().take(4).position(|byte| byte & 0xc0 != 0x80).map_or(0, |back| back + 1);
+    let lead = bytes.len().checked_sub(last).and_then(|at| bytes.get(at)).copied().unwrap_or(0);
+    let whole = match lead {
+        0xc0..=0xdf => 2,
+        0xe0..=0xef => 3,
+        0xf0..=0xf7 => 4,
+        _ => 1,
+    };
+    if last < whole { last } else { 0 }
+}
+
+/// A folder that others cannot look into; one that is there stays as it is.
+fn private_folder(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
     }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
 }
 
 /// A port that nobody listens on now.
 fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
-#[cfg(windows)]
-const CREATE_NEW_PROCESS_GROUP: u32 = 0x200;
-
-/// Asks a process to end by SIGTERM, or ends it.
-#[cfg(unix)]
-pub fn end(process: u32, now: bool) -> io::Result<()> {
-    use rustix::process::{Pid, Signal, kill_process};
-    let signal = if now { Signal::KILL } else { Signal::TERM };
-    let process = i32::try_from(process).ok().and_then(Pid::from_raw);
-    Ok(kill_process(process.ok_or(io::ErrorKind::NotFound)?, signal)?)
-}
-
-/// Ends a process: Windows has no signal that asks for it.
-#[cfg(not(unix))]
-pub fn end(process: u32, _: bool) -> io::Result<()> {
-    let status =
-        std::process::Command::new("taskkill").args(["/F", "/T", "/PID", &process.to_string()]).status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other("taskkill refuses")) }
 }
 
 #[cfg(all(test, unix))]

@@ -9,11 +9,12 @@
 //! | [`recipe`] | a recipe as it is written: its keys, what is wrong, files, what can be put into it |
 //! | [`look`] | short commands, whose words are shown: `--dry-run`, `--fit`, `sft data …`, `sft doctor` |
 //! | [`jobs`] | commands that outlive the page: `sft train`, `predict`, `export`, `serve` |
-//! | [`runs`] | the ledger and the folders of runs |
+//! | [`runs`], [`entry`] | the ledger and the folders of runs, and which job worked on which |
 //! | [`further`] | the recipe of a run → one to talk to what it trained, to let it answer, or to merge it |
 //! | [`chat`] | what a model that is served says, under this server's own address |
 
 mod chat;
+mod entry;
 mod further;
 mod jobs;
 mod key;
@@ -28,7 +29,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use jobs::Jobs;
+use sft_runs::RunError;
 use thiserror::Error;
+use tokio::sync::Semaphore;
 
 pub use key::kept_key;
 
@@ -54,12 +57,15 @@ pub enum WebuiError {
     #[error("the server cannot run: {0}")]
     Io(#[from] std::io::Error),
     /// The folder of what was started cannot be used.
-    #[error("{}: the folder of what is started here cannot be used: {source}\nhelp: `--jobs` names another", .path.display())]
-    Jobs {
+    #[error("the folder of what is started here cannot be used: {0}\nhelp: `--jobs` names another")]
+    Jobs(RunError),
+    /// Another server uses it.
+    #[error("{}: a page uses this folder already{holder}\nhelp: open that one's address, or name another folder with `--jobs`", .folder.display())]
+    InUse {
         /// The folder.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
+        folder: PathBuf,
+        /// Who, in words.
+        holder: String,
     },
 }
 
@@ -78,7 +84,12 @@ pub struct Closer(Arc<Shared>);
 struct Shared {
     options: Options,
     jobs: Jobs,
+    /// How many more commands may be looked at.
+    looks: Semaphore,
 }
+
+/// Commands that are looked at at a time: each may read all data.
+const LOOKS: usize = 2;
 
 impl Webui {
     /// Looks at what was started before.
@@ -86,9 +97,18 @@ impl Webui {
     /// # Errors
     /// A folder of jobs that cannot be used.
     pub fn new(options: Options) -> Result<Self, WebuiError> {
-        let jobs = Jobs::open(&options.jobs, &options.program, options.ledger.as_deref())
-            .map_err(|source| WebuiError::Jobs { path: options.jobs.clone(), source })?;
-        Ok(Self { shared: Arc::new(Shared { options, jobs }) })
+        let jobs = Jobs::open(&options.jobs, &options.program, options.ledger.as_deref());
+        let jobs = jobs.map_err(|error| match error {
+            RunError::FolderInUse { folder, holder } => WebuiError::InUse { folder, holder },
+            error => WebuiError::Jobs(error),
+        })?;
+        let looks = Semaphore::new(LOOKS);
+        Ok(Self { shared: Arc::new(Shared { options, jobs, looks }) })
+    }
+
+    /// Jobs that an earlier server let wait: they begin now, one after the other.
+    pub fn waiting(&self) -> usize {
+        self.shared.jobs.all().iter().filter(|(state, _)| *state == jobs::State::Waiting).count()
     }
 
     /// What ends a model that is talked to; runs go on.
@@ -115,6 +135,7 @@ impl Webui {
 impl Closer {
     /// Ends the models that are talked to.
     pub fn close(&self) {
-        self.0.jobs.end_chats();
+        // One that does not end is told nobody: this program ends.
+        let _ = self.0.jobs.unload();
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::Shared;
-use crate::refusal::Refusal;
+use crate::refusal::{Body, Refusal};
 
 /// Characters that are shown of one stream: the rest is said to be left out.
 const MOST: usize = 1 << 20;
@@ -49,9 +49,11 @@ const ROWS: u32 = 5;
 /// Runs a command to its end, or until nobody waits for it any more: what it says, and whether all was well.
 pub async fn look(
     State(shared): State<Arc<Shared>>,
-    Json(asked): Json<Asked>,
+    Body(asked): Body<Asked>,
 ) -> Result<Json<Value>, Refusal> {
     let failed = |error: std::io::Error| Refusal::failed("the command cannot be run", error);
+    let turn = shared.looks.acquire().await;
+    let _turn = turn.map_err(|error| Refusal::failed("the command cannot be run", error))?;
     let folder = tempfile::tempdir().map_err(failed)?;
     let recipe = folder.path().join("recipe.yaml");
     std::fs::write(&recipe, &asked.text).map_err(failed)?;
@@ -69,21 +71,39 @@ pub async fn look(
     let command = command.current_dir(&shared.options.folder).stdin(Stdio::null()).kill_on_drop(true);
     let output = command.output().await.map_err(failed)?;
     let said = |bytes: &[u8]| shown(bytes, folder.path());
-    let mut said = (said(&output.stdout), said(&output.stderr));
-    if asked.what == What::Plan {
-        said.0 = without_keys(&said.0);
+    let (mut all, errors) = (said(&output.stdout), said(&output.stderr));
+    let mut rows = None;
+    match asked.what {
+        What::Plan => all = without_keys(&all),
+        What::Rows => rows = Some(examples(&std::mem::take(&mut all))),
+        _ => {}
     }
-    Ok(Json(json!({"done": output.status.success(), "said": said.0, "errors": said.1})))
+    let (all, errors) = (cut(all), cut(errors));
+    Ok(Json(json!({"done": output.status.success(), "said": all, "rows": rows, "errors": errors})))
 }
 
 /// What a command says, in which the recipe is called by its name alone.
 fn shown(bytes: &[u8], folder: &Path) -> String {
     let folder = format!("{}{}", folder.display(), std::path::MAIN_SEPARATOR);
-    let text = String::from_utf8_lossy(bytes).replace(&folder, "");
+    String::from_utf8_lossy(bytes).replace(&folder, "")
+}
+
+/// A text that is not too long for a page.
+fn cut(text: String) -> String {
     match text.char_indices().nth(MOST) {
         Some((end, _)) => format!("{}\n… and more", &text[..end]),
         None => text,
     }
+}
+
+/// The rows that `sft data show --json` writes: what is shown of each, without its ids.
+fn examples(lines: &str) -> Vec<Value> {
+    let rows = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let shown = |row: Value| {
+        let tokens = row["input_ids"].as_array().map_or(0, Vec::len);
+        json!({"dataset": row["dataset"], "row": row["row"], "place": row["place"], "tokens": tokens, "spans": row["spans"]})
+    };
+    rows.map(shown).collect()
 }
 
 /// What `--dry-run` says behind the resolved keys: an empty line ends them.

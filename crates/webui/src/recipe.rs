@@ -6,18 +6,17 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Query, State};
-use axum::http::StatusCode;
+use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use sft_config::{Draft, Language, Place, Problem};
+use sft_config::{Draft, Language, NoEffect, Place, Problem};
 use sft_data::dataset_info;
 use sft_data::template::named;
 use sft_runs::atomic;
 
 use crate::Shared;
 use crate::jobs::Command;
-use crate::refusal::Refusal;
+use crate::refusal::{Body, Params, Refusal, beside};
 
 /// What a recipe is called in messages.
 pub const NAME: &str = "recipe.yaml";
@@ -67,7 +66,7 @@ pub struct Form {
 }
 
 /// Every key, and which of them are shown at once.
-pub async fn form(Query(asked): Query<Form>) -> Json<Value> {
+pub async fn form(Params(asked): Params<Form>) -> Json<Value> {
     let language = if asked.language == "zh" { Language::Chinese } else { Language::English };
     let essentials: Vec<Value> =
         ESSENTIALS.iter().map(|(about, keys)| json!({"about": about, "keys": keys})).collect();
@@ -84,7 +83,14 @@ pub struct Asked {
 }
 
 /// The text, changed if asked for, what it gives, and what is wrong with it.
-pub async fn draft(Json(asked): Json<Asked>) -> Json<Value> {
+pub async fn draft(
+    State(shared): State<Arc<Shared>>,
+    Body(asked): Body<Asked>,
+) -> Result<Json<Value>, Refusal> {
+    beside(shared, |_| Ok(Json(drafted(asked)))).await
+}
+
+fn drafted(asked: Asked) -> Value {
     let (mut text, mut refused) = (asked.text, Vec::new());
     if let Some((key, value)) = &asked.set {
         match sft_config::with_value(&text, key, value.as_deref()) {
@@ -93,20 +99,23 @@ pub async fn draft(Json(asked): Json<Asked>) -> Json<Value> {
         }
     }
     let draft = Draft::read(&text, NAME, &asked.command.overrides(), asked.command.purpose());
-    let (no_effect, problems) = match draft.config {
-        Ok(config) => (config.no_effect, refused),
-        Err(problems) => (Vec::new(), [refused, problems].concat()),
+    let no_effect = match draft.config {
+        Ok(config) => config.no_effect,
+        Err(errors) => {
+            // A text that cannot be read is told once.
+            refused.retain(|problem| errors.problems.iter().all(|other| other.error != problem.error));
+            refused.extend(errors.problems);
+            Vec::new()
+        }
     };
-    let notes = no_effect
-        .iter()
-        .map(|note| json!({"key": note.key, "line": line(&note.place), "reason": note.reason}));
+    let note = |note: &NoEffect| json!({"key": note.key, "line": line(&note.place), "reason": note.reason});
     let given: Map<String, Value> = draft.given.into_iter().map(|(key, value)| (key, value.into())).collect();
-    Json(json!({
+    json!({
         "text": text,
         "given": given,
-        "problems": problems.iter().map(told).collect::<Vec<_>>(),
-        "notes": notes.collect::<Vec<_>>(),
-    }))
+        "problems": refused.iter().map(told).collect::<Vec<_>>(),
+        "notes": no_effect.iter().map(note).collect::<Vec<_>>(),
+    })
 }
 
 /// A problem of a recipe.
@@ -138,33 +147,43 @@ pub struct Saved {
 /// The text of a recipe's file.
 pub async fn read(
     State(shared): State<Arc<Shared>>,
-    Query(asked): Query<Named>,
+    Params(asked): Params<Named>,
 ) -> Result<Json<Value>, Refusal> {
-    let path = within(&shared.options.folder, &asked.path)?;
-    let failed = |error| Refusal::failed(&asked.path, error);
-    if fs::metadata(&path).map_err(failed)?.len() > MOST_BYTES {
-        return Err(Refusal::bad(format!("{}: too large for a recipe", asked.path)));
-    }
-    Ok(Json(json!({"text": fs::read_to_string(&path).map_err(failed)?})))
+    beside(shared, move |shared| {
+        let path = within(&shared.options.folder, &asked.path)?;
+        let refused = |error| Refusal::of_file(&asked.path, &error);
+        let found = fs::metadata(&path).map_err(refused)?;
+        if !found.is_file() || found.len() > MOST_BYTES {
+            return Err(Refusal::bad(format!("{}: no file of at most {} MiB", asked.path, MOST_BYTES >> 20)));
+        }
+        Ok(Json(json!({"text": fs::read_to_string(&path).map_err(refused)?})))
+    })
+    .await
 }
 
 /// Writes a recipe's file, whole or not at all.
 pub async fn write(
     State(shared): State<Arc<Shared>>,
-    Json(asked): Json<Saved>,
+    Body(asked): Body<Saved>,
 ) -> Result<Json<Value>, Refusal> {
-    let path = within(&shared.options.folder, &asked.path)?;
-    if path.exists() && !asked.replace {
-        return Err(Refusal(StatusCode::CONFLICT, format!("{}: there is such a file", asked.path)));
-    }
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(|error| Refusal::failed(&asked.path, error))?;
-    }
-    atomic::write(&path, asked.text.as_bytes()).map_err(|error| Refusal::failed(&asked.path, error))?;
-    Ok(Json(json!({})))
+    beside(shared, move |shared| {
+        let path = within(&shared.options.folder, &asked.path)?;
+        if asked.text.len() as u64 > MOST_BYTES {
+            return Err(Refusal::bad(format!("a recipe has {} MiB at most", MOST_BYTES >> 20)));
+        }
+        if path.exists() && !asked.replace {
+            return Err(Refusal::not_now(format!("{}: there is such a file", asked.path)));
+        }
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(|error| Refusal::of_file(&asked.path, &error))?;
+        }
+        atomic::write(&path, asked.text.as_bytes()).map_err(|error| Refusal::failed("the recipe", error))?;
+        Ok(Json(json!({})))
+    })
+    .await
 }
 
-/// The path of a recipe in the working folder: nothing else is read or written by its name.
+/// The path of a recipe in the working folder, which links may lead out of.
 fn within(folder: &Path, path: &str) -> Result<PathBuf, Refusal> {
     let relative = Path::new(path);
     let plain = relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
@@ -184,7 +203,10 @@ pub struct DatasetDir {
 }
 
 /// What lies in the working folder that a recipe can name, and the templates that there are.
-pub async fn suggestions(State(shared): State<Arc<Shared>>, Query(asked): Query<DatasetDir>) -> Json<Value> {
+pub async fn suggestions(
+    State(shared): State<Arc<Shared>>,
+    Params(asked): Params<DatasetDir>,
+) -> Json<Value> {
     let folder = shared.options.folder.clone();
     let found = tokio::task::spawn_blocking(move || {
         let dataset_dir = if asked.dataset_dir.is_empty() { "data" } else { &asked.dataset_dir };
@@ -213,39 +235,45 @@ struct Found {
 }
 
 impl Found {
+    /// What lies there, the upper folders first: where there is too much, what lies deep is left out.
     fn below(folder: &Path) -> Self {
         let (mut found, mut left) = (Self::default(), MOST_ENTRIES);
-        found.look_into(folder, "", DEPTH, &mut left);
+        let mut folders = vec![(folder.to_path_buf(), String::new())];
+        for _ in 0..=DEPTH {
+            let mut deeper = Vec::new();
+            for (folder, name) in folders {
+                for entry in fs::read_dir(&folder).into_iter().flatten().flatten().take(left) {
+                    left -= 1;
+                    let Ok(file) = entry.file_name().into_string() else { continue };
+                    let path = if name.is_empty() { file.clone() } else { format!("{name}/{file}") };
+                    match file.as_str() {
+                        file if file.starts_with('.') || PASSED_BY.contains(&file) => {}
+                        // Links that lead in circles end at the depth.
+                        _ if entry.path().is_dir() => deeper.push((entry.path(), path)),
+                        file => found.take(file, &name, path),
+                    }
+                }
+            }
+            folders = deeper;
+        }
         found
     }
 
-    fn look_into(&mut self, folder: &Path, name: &str, depth: usize, left: &mut usize) {
-        let mut folders = Vec::new();
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            if *left == 0 {
-                return;
-            }
-            *left -= 1;
-            let Ok(file) = entry.file_name().into_string() else { continue };
-            let path = if name.is_empty() { file.clone() } else { format!("{name}/{file}") };
-            let is_folder = entry.path().is_dir();
-            match file.as_str() {
-                file if file.starts_with('.') || ["target", "node_modules", "venv"].contains(&file) => {}
-                // Links that lead in circles end at the depth.
-                _ if is_folder => folders.push((entry.path(), path)),
-                "config.json" if !name.is_empty() => drop(self.models.insert(name.to_owned())),
-                "adapter_config.json" if !name.is_empty() => drop(self.adapters.insert(name.to_owned())),
-                // Of a run, which has its own page.
-                "training_args.yaml" => {}
-                file if file.ends_with(".yaml") || file.ends_with(".yml") => drop(self.recipes.insert(path)),
-                _ => {}
-            }
-        }
-        for (folder, name) in folders.into_iter().filter(|_| depth > 0) {
-            self.look_into(&folder, &name, depth - 1, left);
+    /// Takes a file of a folder.
+    fn take(&mut self, file: &str, folder: &str, path: String) {
+        match file {
+            "config.json" if !folder.is_empty() => drop(self.models.insert(folder.to_owned())),
+            "adapter_config.json" if !folder.is_empty() => drop(self.adapters.insert(folder.to_owned())),
+            // Of a run, which has its own page.
+            "training_args.yaml" => {}
+            file if file.ends_with(".yaml") || file.ends_with(".yml") => drop(self.recipes.insert(path)),
+            _ => {}
         }
     }
 }
+
+/// Folders that hold programs and what they are made of.
+const PASSED_BY: [&str; 4] = ["target", "node_modules", "venv", "site-packages"];
 
 #[cfg(test)]
 mod tests {

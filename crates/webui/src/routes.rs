@@ -13,11 +13,12 @@ use crate::refusal::Refusal;
 use crate::{Shared, chat, key, look, recipe, runs};
 
 /// The page's files.
-const FILES: [(&str, &str, &str); 8] = [
+const FILES: [(&str, &str, &str); 9] = [
     ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("/style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
     ("/page.js", SCRIPT, include_str!("page/page.js")),
-    ("/train.js", SCRIPT, include_str!("page/train.js")),
+    ("/recipe.js", SCRIPT, include_str!("page/recipe.js")),
+    ("/form.js", SCRIPT, include_str!("page/form.js")),
     ("/runs.js", SCRIPT, include_str!("page/runs.js")),
     ("/chat.js", SCRIPT, include_str!("page/chat.js")),
     ("/plot.js", SCRIPT, include_str!("page/plot.js")),
@@ -55,7 +56,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
         ];
         router.route(path, get(move || async move { (headers, text) }))
     });
-    page.route("/chat/{key}/", any(chat::page))
+    page.route("/chat/{key}/", any(chat::pass_on))
         .route("/chat/{key}/{*path}", any(chat::pass_on))
         .merge(api)
         .fallback(unknown)

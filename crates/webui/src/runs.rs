@@ -1,274 +1,106 @@
-//! Runs: those of the ledger, in whatever way they were started, and what was started here and is none, or none yet.
+//! Requests about runs: lists, one of them, several beside each other; starting, stopping, going on.
 
-use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::extract::{Path, State};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sft_config::Draft;
-use sft_runs::ledger::comparison;
 use sft_runs::ledger::diff::RunDiff;
-use sft_runs::ledger::{KeptRun, Ledger};
-use sft_runs::results::PREDICTIONS;
-use sft_runs::run_record::RunRecord;
+use sft_runs::ledger::{CurvesOfRun, KeptRun, comparison, points_of};
+use sft_runs::results::{HELD_OUT_ANSWERS, PREDICTIONS};
+use sft_runs::run_record;
 use sft_runs::trainer_log::{self, TRAINER_LOG};
-use sft_runs::{LogLine, lock};
 
 use crate::Shared;
+use crate::entry::{self, Entry, find};
 use crate::further;
 use crate::jobs::{self, Command, Job};
 use crate::recipe::NAME;
-use crate::refusal::Refusal;
+use crate::refusal::{Body, Params, Refusal, beside};
 
-/// Runs that are listed, the last ones.
-const MOST: usize = 100;
 /// Answers of a run that are shown.
 const MOST_ANSWERS: usize = 200;
-/// The answers before and after a run, in its folder.
-const HELD_OUT: &str = "held_out_answers.jsonl";
 /// The recipe of a run, in its folder.
 const TRAINING_ARGS: &str = "training_args.yaml";
-
-/// A line of the list: a run, the last job that worked on it, or both.
-#[derive(Debug, Clone)]
-struct Entry {
-    run: Option<KeptRun>,
-    job: Option<Job>,
-    state: Option<jobs::State>,
-}
-
-/// What may take a while is done beside what others ask.
-async fn beside<T: Send + 'static>(
-    shared: Arc<Shared>,
-    work: impl FnOnce(&Shared) -> Result<T, Refusal> + Send + 'static,
-) -> Result<T, Refusal> {
-    let done = tokio::task::spawn_blocking(move || work(&shared)).await;
-    done.unwrap_or_else(|error| Err(Refusal::failed("the request could not be done", error)))
-}
 
 /// The last runs and jobs, the newest first.
 pub async fn list(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, Refusal> {
     beside(shared, |shared| {
-        let entries = entries(shared)?;
-        Ok(Json(entries.iter().map(Entry::line).collect()))
+        let (entries, wrong) = entry::all(shared);
+        let lines: Vec<Value> = entries.iter().map(Entry::line).collect();
+        Ok(Json(json!({"runs": lines, "wrong": wrong})))
     })
     .await
 }
 
-fn ledger(shared: &Shared) -> Result<Option<Ledger>, Refusal> {
-    let place = shared.options.ledger.as_deref().filter(|place| place.is_file());
-    place
-        .map(Ledger::read)
-        .transpose()
-        .map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
-}
-
-/// All entries, the newest first.
-fn entries(shared: &Shared) -> Result<Vec<Entry>, Refusal> {
-    let kept = ledger(shared)?.map(|ledger| ledger.last(MOST)).transpose();
-    let runs = kept.map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    let jobs = shared.jobs.all().into_iter().filter(|job| job.command != Command::Chat);
-    let with_state = jobs.map(|job| (shared.jobs.state(&job), job)).collect();
-    Ok(joined(runs.unwrap_or_default(), with_state))
-}
-
-/// Puts the last job that worked on a run beside it; what is no run stands by itself.
-fn joined(mut runs: Vec<KeptRun>, jobs: Vec<(jobs::State, Job)>) -> Vec<Entry> {
-    // Where no ledger is kept, the folder has the run.
-    for (_, job) in jobs.iter().filter(|(_, job)| job.command == Command::Train) {
-        let Some(folder) = &job.output_dir else { continue };
-        let Ok(record) = RunRecord::load(folder) else { continue };
-        if touched(&record) >= job.created_at && !runs.iter().any(|run| run.record.uid == record.uid) {
-            runs.push(KeptRun::of_folder(folder));
-        }
-    }
-    let (mut taken, mut entries) = (HashSet::new(), Vec::new());
-    for (state, job) in jobs {
-        let of_it = |run: &&KeptRun| {
-            let is_there = Some(&run.record.output_dir) == job.output_dir.as_ref();
-            job.command == Command::Train && is_there && touched(&run.record) >= job.created_at
-        };
-        // Later ones began anew in the same folder.
-        match runs.iter().filter(of_it).min_by_key(|run| touched(&run.record)) {
-            Some(run) if !taken.insert(run.record.uid.clone()) => {}
-            run => entries.push(Entry { run: run.cloned(), job: Some(job), state: Some(state) }),
-        }
-    }
-    let others = runs.into_iter().filter(|run| !taken.contains(&run.record.uid));
-    entries.extend(others.map(|run| Entry { run: Some(run), job: None, state: None }));
-    entries.sort_by_key(|entry| std::cmp::Reverse(entry.began()));
-    entries
-}
-
-/// When a run was at work last.
-fn touched(record: &RunRecord) -> u64 {
-    match &record.end {
-        _ if lock::is_held(&record.output_dir) => u64::MAX,
-        Some(end) => end.at,
-        None => record.started_at,
-    }
-}
-
-impl Entry {
-    fn began(&self) -> u64 {
-        let job = self.job.as_ref().map_or(0, |job| job.created_at);
-        self.run.as_ref().map_or(0, |run| run.record.started_at).max(job)
-    }
-
-    /// What the page calls it: the run's number, or the job's name.
-    fn name(&self) -> String {
-        let number = self.run.as_ref().and_then(|run| run.number).map(|number| number.to_string());
-        number.or_else(|| self.job.as_ref().map(|job| job.id.clone())).unwrap_or_default()
-    }
-
-    fn is_called(&self, name: &str) -> bool {
-        self.name() == name || self.job.as_ref().is_some_and(|job| job.id == name)
-    }
-
-    /// In a word: what the run says, or what its process does.
-    fn status(&self) -> &'static str {
-        let run = self.run.as_ref().map(KeptRun::status);
-        match (self.state, run) {
-            (_, Some("running")) => "running",
-            (Some(jobs::State::Waiting), _) => "waiting",
-            (Some(jobs::State::Running), _) if self.is_training() => "starting",
-            (Some(jobs::State::Running), _) => "running",
-            (_, Some(run)) => run,
-            (_, None) => match self.job.as_ref().and_then(|job| job.ended.as_ref()).map(|ended| ended.status)
-            {
-                Some(Some(0)) => "done",
-                Some(Some(INTERRUPTED)) => "interrupted",
-                Some(Some(_)) => "failed",
-                Some(None) if self.job.as_ref().is_some_and(|job| job.process.is_none()) => "taken back",
-                _ => "ended without a word",
-            },
-        }
-    }
-
-    fn is_training(&self) -> bool {
-        self.job.as_ref().is_none_or(|job| job.command == Command::Train)
-    }
-
-    fn output_dir(&self) -> Option<&FilePath> {
-        let of_run = self.run.as_ref().map(|run| run.record.output_dir.as_path());
-        of_run.or_else(|| self.job.as_ref()?.output_dir.as_deref())
-    }
-
-    /// The last line of its log, if the folder still is that of the run.
-    fn progress(&self) -> Option<LogLine> {
-        let run = self.run.as_ref().filter(|run| is_in_its_folder(run))?;
-        trainer_log::read(&run.record.output_dir.join(TRAINER_LOG)).ok()?.pop()
-    }
-
-    /// What the list says of it.
-    fn line(&self) -> Value {
-        let status = self.status();
-        let run = self.run.as_ref();
-        let progress = if status == "running" { self.progress() } else { None };
-        let key = |key: &str| run.and_then(|run| run.record.config.get(key)).cloned();
-        let model = key("model_name_or_path").or_else(|| Some(self.job.as_ref()?.model.clone().into()));
-        let end = run.and_then(|run| run.record.end.as_ref());
-        let last = |curve: &str| run.and_then(|run| run.last(curve));
-        let seen = run.and_then(|run| run.curves.get("loss")?.last()).map(|point| point.0);
-        let steps = progress.as_ref().map(|line| line.current_steps).or(end.map(|end| end.steps)).or(seen);
-        json!({
-            "name": self.name(),
-            "number": run.and_then(|run| run.number),
-            "job": self.job.as_ref().map(|job| &job.id),
-            "command": self.job.as_ref().map_or("train", |job| job.command.word()),
-            "status": status,
-            "output_dir": self.output_dir(),
-            "model": model,
-            "method": key("finetuning_type"),
-            "steps": steps,
-            "total_steps": run.map(|run| run.record.total_steps),
-            "loss": last("loss"),
-            "eval_loss": last("eval_loss"),
-            "began": self.began(),
-            "remaining": progress.as_ref().map(|line| &line.remaining_time),
-        })
-    }
-}
-
-/// The exit status of a command that was asked to end.
-const INTERRUPTED: i32 = 130;
-
-/// Whether the folder of a run is still its own.
-fn is_in_its_folder(run: &KeptRun) -> bool {
-    RunRecord::load(&run.record.output_dir).is_ok_and(|record| record.uid == run.record.uid)
-}
-
-/// An entry by its name, with all points of its curves.
-fn find(shared: &Shared, name: &str) -> Result<Entry, Refusal> {
-    let none = || Refusal::none(format!("run `{name}`"));
-    let found = entries(shared)?.into_iter().find(|entry| entry.is_called(name));
-    let mut entry = match found {
-        Some(entry) => entry,
-        // An old one, which is not listed any more.
-        None => {
-            let run = ledger(shared)?.and_then(|ledger| ledger.find(name).ok().flatten());
-            Entry { run: Some(run.ok_or_else(none)?), job: None, state: None }
-        }
-    };
-    if let Some(run) = &mut entry.run {
-        let number = run.number;
-        if is_in_its_folder(run) {
-            *run = KeptRun { number, ..KeptRun::of_folder(&run.record.output_dir) };
-        } else if let Some(number) = number
-            && let Some(whole) =
-                ledger(shared)?.and_then(|ledger| ledger.find(&number.to_string()).ok().flatten())
-        {
-            *run = whole;
-        }
-    }
-    Ok(entry)
-}
-
-#[derive(Debug, Deserialize)]
+/// What the page has of a run already.
+#[derive(Debug, Default, Deserialize)]
 pub struct Seen {
-    /// Points of the curves that are there already.
-    points: Option<usize>,
+    /// Which run it was, in which session.
+    #[serde(default)]
+    session: String,
+    /// Bytes of its log.
+    #[serde(default)]
+    log: u64,
     /// Where what its process says goes on.
     from: Option<u64>,
 }
 
-/// A run: what the list says, its curves if they have grown, what its process has said since.
+/// A run: what the list says, what has come to its curves, and what its process has said since.
 pub async fn show(
     State(shared): State<Arc<Shared>>,
     Path(name): Path<String>,
-    Query(seen): Query<Seen>,
+    Params(seen): Params<Seen>,
 ) -> Result<Json<Value>, Refusal> {
     beside(shared, move |shared| {
         let entry = find(shared, &name)?;
         let mut shown = entry.line();
         if let Some(run) = &entry.run {
-            let points = run.curves.values().map(Vec::len).sum::<usize>();
-            shown["points"] = points.into();
-            if seen.points != Some(points) {
-                shown["curves"] = json!(run.curves);
-            }
             let record = &run.record;
-            shown["record"] = json!({
-                "uid": record.uid, "started_at": record.started_at, "machine": record.machine, "program": record.program,
-                "end": record.end, "files": record.files, "config": sft_config::changed(&record.config),
-            });
+            let (session, log, curves) = news(shared, &entry, run, &seen);
+            (shown["anew"], shown["session"]) = ((session != seen.session).into(), session.into());
+            (shown["log"], shown["curves"]) = (log.into(), json!(curves));
             shown["progress"] = json!(entry.progress());
+            shown["record"] = json!({
+                "started_at": record.started_at, "machine": record.machine, "program": record.program, "end": record.end,
+                "files": record.files, "config": sft_config::changed(&record.config),
+            });
         }
         if let Some(job) = &entry.job {
-            let failed = |error| Refusal::failed("what it said", error);
-            let (output, next) = shared.jobs.output(job, seen.from).map_err(failed)?;
-            (shown["output"], shown["next"]) = (output.into(), next.into());
+            let output = shared.jobs.output(job, seen.from).map_err(|error| Refusal::failed("what it said", error))?;
+            shown["output"] = json!({"text": output.text, "next": output.next, "more": output.more});
         }
-        shown["can_resume"] = can_resume(&entry).into();
+        shown["can_resume"] = entry.can_resume().into();
         Ok(Json(shown))
     })
     .await
+}
+
+/// The points that have come to the curves of a run: since `seen`, if that was the same session and its log has only grown.
+fn news(shared: &Shared, entry: &Entry, run: &KeptRun, seen: &Seen) -> (String, u64, CurvesOfRun) {
+    let log = entry.run_in_its_folder().map(|run| run.record.output_dir.join(TRAINER_LOG));
+    let length = log.as_ref().and_then(|log| fs::metadata(log).ok()).map_or(0, |found| found.len());
+    let kind = if log.is_some() { "folder" } else { "ledger" };
+    let session = format!("{}-{}-{kind}", run.record.uid, run.record.processes.len());
+    let is_same = session == seen.session && length >= seen.log;
+    let Some(log) = log else {
+        // Of a folder that is gone or another run's by now, the ledger has all.
+        let whole = || entry::find_whole(shared, run).map(|run| run.curves).unwrap_or_default();
+        return (session, 0, if is_same { CurvesOfRun::new() } else { whole() });
+    };
+    let (lines, end) = trainer_log::read_from(&log, if is_same { seen.log } else { 0 }).unwrap_or_default();
+    let mut curves = CurvesOfRun::new();
+    for (curve, step, value) in lines.iter().flat_map(points_of) {
+        curves.entry(curve).or_default().push((step, value));
+    }
+    // A log that was cut back is told anew.
+    let session = if length < seen.log { format!("{session}-{length}") } else { session };
+    (session, end, curves)
 }
 
 #[derive(Debug, Deserialize)]
@@ -283,25 +115,36 @@ pub struct Start {
 /// Starts a command with a recipe that nothing is wrong with.
 pub async fn start(
     State(shared): State<Arc<Shared>>,
-    Json(asked): Json<Start>,
+    Body(asked): Body<Start>,
 ) -> Result<Json<Value>, Refusal> {
     beside(shared, move |shared| {
-        let command = asked.command;
-        let draft = Draft::read(&asked.text, NAME, &command.overrides(), command.purpose());
-        let config = draft.config.map_err(|problems| {
-            let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            Refusal::bad(lines.join("\n"))
-        })?;
-        if command == Command::Chat {
-            // One at a time: a model is large.
-            shared.jobs.end_chats();
-        }
         let folder = shared.options.folder.clone();
-        let job = shared.jobs.start(command, &asked.text, &config, folder, asked.waits);
-        let job = job.map_err(|error| Refusal::failed("it cannot be started", error))?;
-        Ok(Json(json!({"name": job.id})))
+        begin(shared, asked.command, &asked.text, NAME, folder, asked.waits)
     })
     .await
+}
+
+fn begin(
+    shared: &Shared,
+    command: Command,
+    text: &str,
+    name: &str,
+    folder: PathBuf,
+    waits: bool,
+) -> Result<Json<Value>, Refusal> {
+    let draft = Draft::read(text, name, &command.overrides(), command.purpose());
+    let config = draft.config.map_err(Refusal::bad)?;
+    if command == Command::Chat {
+        // A slip of the pen does not cost the model that is loaded.
+        let paths = [&config.model_name_or_path].into_iter().chain(&config.adapter_name_or_path);
+        let is_path = |name: &&String| FilePath::new(name).is_absolute() || name.starts_with('.');
+        if let Some(missing) = paths.filter(is_path).find(|name| !folder.join(name).is_dir()) {
+            return Err(Refusal::bad(format!("{missing}: there is no such folder")));
+        }
+    }
+    let job = shared.jobs.start(jobs::Start { command, text, config: &config, folder, waits });
+    let job = job.map_err(|error| Refusal::failed("it cannot be started", error))?;
+    Ok(Json(json!({"name": job.id})))
 }
 
 #[derive(Debug, Deserialize)]
@@ -311,37 +154,33 @@ pub struct Stop {
     now: bool,
 }
 
-/// Asks a run to end, wherever it was started.
+/// Asks a run to end, wherever on this machine it was started.
 pub async fn stop(
     State(shared): State<Arc<Shared>>,
     Path(name): Path<String>,
-    Json(asked): Json<Stop>,
+    Body(asked): Body<Stop>,
 ) -> Result<Json<Value>, Refusal> {
     beside(shared, move |shared| {
-        let chat = shared.jobs.chat().filter(|job| job.id == name);
-        let entry = match chat {
-            Some(job) => Entry { run: None, state: Some(shared.jobs.state(&job)), job: Some(job) },
-            None => find(shared, &name)?,
-        };
+        let entry = find(shared, &name)?;
+        let is_here = |host: &str| host == run_record::host();
         let stopped = match (&entry.job, entry.state) {
             (Some(job), Some(jobs::State::Running | jobs::State::Waiting)) => {
-                shared.jobs.stop(job, asked.now)
+                shared.jobs.stop(&job.id, asked.now)
             }
-            _ => match entry.output_dir().and_then(lock::holder_of) {
-                Some(process) => jobs::end(process, asked.now),
-                None => return Err(Refusal(StatusCode::CONFLICT, "it has ended already".into())),
+            _ => match entry.holder() {
+                Some((process, host)) if is_here(&host) => jobs::end(process, asked.now),
+                Some((process, host)) => {
+                    return Err(Refusal::not_now(format!(
+                        "it runs on another machine: process {process} on {host}\nhelp: end it there"
+                    )));
+                }
+                None => return Err(Refusal::not_now("it has ended already")),
             },
         };
         stopped.map_err(|error| Refusal::failed("it cannot be stopped", error))?;
         Ok(Json(json!({})))
     })
     .await
-}
-
-/// Whether a run has ended before its last step, and can go on.
-fn can_resume(entry: &Entry) -> bool {
-    let at_work = matches!(entry.status(), "running" | "starting" | "waiting" | "done");
-    entry.is_training() && !at_work && entry.run.as_ref().is_some_and(is_in_its_folder)
 }
 
 /// Lets a run go on from its last checkpoint, as a job.
@@ -351,29 +190,24 @@ pub async fn resume(
 ) -> Result<Json<Value>, Refusal> {
     beside(shared, move |shared| {
         let entry = find(shared, &name)?;
-        let run = entry.run.as_ref().filter(|_| can_resume(&entry));
-        let run = run.ok_or_else(|| {
-            Refusal(StatusCode::CONFLICT, "it cannot go on: it has not been broken off".into())
-        })?;
-        let path = run.record.output_dir.join(TRAINING_ARGS);
-        let mut text =
-            fs::read_to_string(&path).map_err(|error| Refusal::failed(&path.display().to_string(), error))?;
-        let again = run.record.config.get("overwrite_output_dir").is_some_and(|value| value == true);
-        // As it is, the recipe would begin anew.
-        let keys =
-            [("resume_from_checkpoint", "true"), ("output_dir", &run.record.output_dir.to_string_lossy())];
-        for (key, value) in &keys[if again { 0 } else { 1 }..] {
-            text = sft_config::with_value(&text, key, Some(value)).map_err(Refusal::bad)?;
+        let run = entry.run.as_ref().filter(|_| entry.can_resume());
+        let run =
+            run.ok_or_else(|| Refusal::not_now("it cannot go on: it works, is done, or has no checkpoint"))?;
+        let is_there = |(state, job): &(jobs::State, Job)| {
+            *state != jobs::State::Ended && job.output_dir.as_ref() == Some(&run.record.output_dir)
+        };
+        if shared.jobs.all().iter().any(is_there) {
+            return Err(Refusal::not_now("it goes on already"));
         }
-        let config = Draft::read(&text, TRAINING_ARGS, &[], Command::Train.purpose()).config;
-        let config = config.map_err(|problems| {
-            Refusal::bad(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-        })?;
-        let folder =
-            entry.job.as_ref().map_or_else(|| shared.options.folder.clone(), |job| job.folder.clone());
-        let job = shared.jobs.start(Command::Train, &text, &config, folder, false);
-        let job = job.map_err(|error| Refusal::failed("it cannot be started", error))?;
-        Ok(Json(json!({"name": job.id})))
+        let path = run.record.output_dir.join(TRAINING_ARGS);
+        let text = fs::read_to_string(&path)
+            .map_err(|error| Refusal::of_file(&path.display().to_string(), &error))?;
+        let text = further::resumed(&text, &run.record).map_err(Refusal::bad)?;
+        let folder = match run.record.folder.is_dir() {
+            true => run.record.folder.clone(),
+            false => shared.options.folder.clone(),
+        };
+        begin(shared, Command::Train, &text, TRAINING_ARGS, folder, false)
     })
     .await
 }
@@ -389,17 +223,22 @@ pub struct Further {
 pub async fn recipe(
     State(shared): State<Arc<Shared>>,
     Path(name): Path<String>,
-    Query(asked): Query<Further>,
+    Params(asked): Params<Further>,
 ) -> Result<Json<Value>, Refusal> {
     beside(shared, move |shared| {
         let entry = find(shared, &name)?;
-        if let (Some(command), Some(run)) = (asked.command, &entry.run) {
-            let text = further::recipe(&run.record.config, &run.record.output_dir, command);
-            return Ok(Json(json!({"text": text.map_err(Refusal::bad)?})));
-        }
-        let written = entry.job.as_ref().and_then(|job| shared.jobs.recipe(job).ok());
-        let text = written.or_else(|| Some(sft_config::changed(&entry.run.as_ref()?.record.config)));
-        Ok(Json(json!({"text": text.unwrap_or_default()})))
+        let here = &shared.options.folder;
+        let text = match (asked.command, &entry.run, &entry.job) {
+            (Some(command), Some(run), _) => {
+                further::recipe(&run.record, here, command).map_err(Refusal::bad)?
+            }
+            (_, _, Some(job)) if job.folder == *here || entry.run.is_none() => {
+                shared.jobs.recipe(job).map_err(|error| Refusal::failed("its recipe", error))?
+            }
+            (_, Some(run), _) => further::again(&run.record, here).map_err(Refusal::bad)?,
+            _ => String::new(),
+        };
+        Ok(Json(json!({"text": text})))
     })
     .await
 }
@@ -411,11 +250,10 @@ pub async fn answers(
 ) -> Result<Json<Value>, Refusal> {
     beside(shared, move |shared| {
         let entry = find(shared, &name)?;
-        let of = |file: &str| match entry.output_dir() {
-            Some(folder) if entry.run.as_ref().is_none_or(is_in_its_folder) => lines(&folder.join(file)),
-            _ => Vec::new(),
-        };
-        Ok(Json(json!({"held_out": of(HELD_OUT), "predictions": of(PREDICTIONS)})))
+        let is_there = entry.run.is_none() || entry.run_in_its_folder().is_some();
+        let folder = entry.output_dir().filter(|_| is_there);
+        let of = |file: &str| folder.map_or_else(Vec::new, |folder| lines(&folder.join(file)));
+        Ok(Json(json!({"held_out": of(HELD_OUT_ANSWERS), "predictions": of(PREDICTIONS)})))
     })
     .await
 }
@@ -423,8 +261,8 @@ pub async fn answers(
 /// The first lines of a file of JSON; those that are none are left out.
 fn lines(path: &FilePath) -> Vec<Value> {
     let Ok(file) = fs::File::open(path) else { return Vec::new() };
-    let lines = BufReader::new(file).lines().map_while(Result::ok);
-    lines.filter_map(|line| serde_json::from_str(&line).ok()).take(MOST_ANSWERS).collect()
+    let lines = BufReader::new(file).lines().map_while(Result::ok).take(MOST_ANSWERS);
+    lines.filter_map(|line| serde_json::from_str(&line).ok()).collect()
 }
 
 #[derive(Debug, Deserialize)]
@@ -436,17 +274,21 @@ pub struct Compared {
 /// Several runs: their curves, a table of their figures, and of two how they differ.
 pub async fn compare(
     State(shared): State<Arc<Shared>>,
-    Query(asked): Query<Compared>,
+    Params(asked): Params<Compared>,
 ) -> Result<Json<Value>, Refusal> {
     beside(shared, move |shared| {
         let names = asked.runs.split(',').filter(|name| !name.is_empty());
         let entries = names.map(|name| find(shared, name)).collect::<Result<Vec<_>, _>>()?;
-        let runs: Vec<KeptRun> = entries.into_iter().filter_map(|entry| entry.run).collect();
+        let whole = |entry: &Entry| entry.run.as_ref().and_then(|run| entry::find_whole(shared, run));
+        let runs: Vec<KeptRun> = entries.iter().filter_map(whole).collect();
         let differ = match runs.as_slice() {
             [a, b] => RunDiff::of(a, b).to_string(),
             _ => String::new(),
         };
-        let curves = runs.iter().map(|run| json!({"name": run.name(), "curves": run.curves}));
+        let curves = runs.iter().map(|run| {
+            let folder = run.record.output_dir.file_name().unwrap_or_default().to_string_lossy();
+            json!({"name": format!("{} {folder}", run.name()), "curves": run.curves})
+        });
         Ok(Json(
             json!({"runs": curves.collect::<Vec<_>>(), "table": comparison::table(&runs), "differ": differ}),
         ))
@@ -461,13 +303,14 @@ pub async fn forget(
 ) -> Result<Json<Value>, Refusal> {
     beside(shared, move |shared| {
         let entry = find(shared, &name)?;
-        match (&entry.job, &entry.run) {
-            (Some(job), None) => {
-                shared.jobs.forget(job).map_err(|error| Refusal::failed("it cannot be forgotten", error))?
-            }
-            _ => return Err(Refusal(StatusCode::CONFLICT, "a run stays in the ledger".into())),
+        let Some(job) = entry.job.as_ref().filter(|_| entry.run.is_none()) else {
+            return Err(Refusal::not_now("a run stays in the ledger"));
+        };
+        match shared.jobs.forget(&job.id) {
+            Ok(true) => Ok(Json(json!({}))),
+            Ok(false) => Err(Refusal::not_now("it has not ended\nhelp: stop it first")),
+            Err(error) => Err(Refusal::failed("it cannot be forgotten", error)),
         }
-        Ok(Json(json!({})))
     })
     .await
 }

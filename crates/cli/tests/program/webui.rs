@@ -2,31 +2,35 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::place::{Place, text};
+use crate::place::{Place, QUICKSTART, text};
 
-/// The page's server.
+/// The page's server, and what it is to leave nothing behind of.
 struct Webui {
     child: Child,
     address: String,
     key: String,
+    jobs: PathBuf,
 }
 
 impl Webui {
     /// Waits until it listens.
     fn start(place: &Place) -> Self {
         let mut command = place.sft(&["webui", "--port", "0", "--jobs", "jobs"]);
-        command.env_remove("GRADIO_SERVER_NAME").env_remove("GRADIO_SERVER_PORT");
+        for name in ["GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "SFT_WEBUI_KEY"] {
+            command.env_remove(name);
+        }
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
         let line = lines.find(|line| line.starts_with("page ")).expect("it has ended");
         let address = line.split("http://").nth(1).unwrap();
         let (address, key) = address.split_once("/#key=").unwrap();
-        Self { child, address: address.to_owned(), key: key.to_owned() }
+        Self { child, address: address.to_owned(), key: key.to_owned(), jobs: place.path("jobs") }
     }
 
     /// Status and text of an answer.
@@ -65,6 +69,11 @@ impl Webui {
         started["name"].as_str().unwrap().to_owned()
     }
 
+    /// The list.
+    fn runs(&self) -> Vec<Value> {
+        self.get("api/runs")["runs"].as_array().unwrap().clone()
+    }
+
     /// Waits for a run to be so.
     fn until(&self, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let begun = Instant::now();
@@ -87,8 +96,18 @@ impl Webui {
 
 impl Drop for Webui {
     fn drop(&mut self) {
-        // A test that failed leaves nothing behind.
+        // Of a test that failed neither the server nor what it began goes on.
+        if !std::thread::panicking() {
+            return;
+        }
         let _ = self.child.kill();
+        for job in std::fs::read_dir(&self.jobs).into_iter().flatten().flatten() {
+            let text = std::fs::read_to_string(job.path().join("job.json")).unwrap_or_default();
+            let job: Value = serde_json::from_str(&text).unwrap_or_default();
+            if let Some(process) = job["process"].as_u64().filter(|_| job["ended"].is_null()) {
+                let _ = Command::new("kill").args(["-KILL", &process.to_string()]).status();
+            }
+        }
     }
 }
 
@@ -111,14 +130,14 @@ fn a_run_goes_on_without_the_page_is_found_again_and_stopped_and_goes_on_from_th
     assert_eq!((&found["status"], &found["job"]), (&json!("running"), &json!(name)));
     webui.post("api/runs/1/stop", &json!({}));
     let stopped = webui.until("1", |run| run["status"] == "interrupted");
-    assert!(stopped["output"].as_str().unwrap().contains("interrupted after step"), "{stopped:#}");
+    assert!(stopped["output"]["text"].as_str().unwrap().contains("interrupted after step"), "{stopped:#}");
     assert_eq!(stopped["can_resume"], true);
 
     let again = webui.post("api/runs/1/resume", &json!({}));
     let again = again["name"].as_str().unwrap();
     let steps = stopped["record"]["end"]["steps"].as_u64();
     webui.until(again, |run| run["status"] == "running" && run["steps"].as_u64() > steps);
-    assert_eq!(webui.get("api/runs").as_array().unwrap().len(), 1, "it is the same run");
+    assert_eq!(webui.runs().len(), 1, "it is the same run");
     webui.post("api/runs/1/stop", &json!({}));
     webui.until("1", |run| run["status"] == "interrupted");
     webui.end();
@@ -130,7 +149,7 @@ fn a_run_that_a_terminal_started_is_watched_and_stopped() {
     let webui = Webui::start(&place);
     let mut run = place.start("elsewhere", &["max_steps=20000"]);
     let begun = Instant::now();
-    while webui.get("api/runs").as_array().unwrap().is_empty() {
+    while webui.runs().is_empty() {
         assert!(begun.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -146,21 +165,156 @@ fn a_run_that_a_terminal_started_is_watched_and_stopped() {
 
 #[test]
 fn nothing_is_told_or_started_without_the_key() {
-    let place = Place::new("");
+    let place = Place::new("output_dir: out\n");
     let webui = Webui::start(&place);
-    let body = json!({"command": "train", "text": "seed: 1"});
-    for (method, path, body) in [
-        ("GET", "api/runs", None),
-        ("GET", "api/form", None),
-        ("GET", "api/file?path=config.yaml", None),
-        ("POST", "api/runs", Some(&body)),
-        ("POST", "api/look", Some(&body)),
+    let text = std::fs::read_to_string(place.path("config.yaml")).unwrap();
+    let body = json!({"command": "train", "text": text, "what": "plan", "path": "new.yaml"});
+    for (method, path) in [
+        ("GET", "api/runs"),
+        ("POST", "api/runs"),
+        ("GET", "api/runs/1"),
+        ("DELETE", "api/runs/1"),
+        ("POST", "api/runs/1/stop"),
+        ("POST", "api/runs/1/resume"),
+        ("GET", "api/runs/1/recipe"),
+        ("GET", "api/runs/1/answers"),
+        ("GET", "api/compare?runs=1"),
+        ("GET", "api/form"),
+        ("GET", "api/suggestions"),
+        ("GET", "api/file?path=config.yaml"),
+        ("PUT", "api/file"),
+        ("POST", "api/recipe"),
+        ("POST", "api/look"),
+        ("GET", "api/chat"),
     ] {
-        assert_eq!(webui.request(method, path, "another", body).0, 401, "{path}");
+        for key in ["another", ""] {
+            assert_eq!(webui.request(method, path, key, Some(&body)).0, 401, "{method} {path}");
+        }
+        assert_ne!(webui.request(method, path, &webui.key, None).0, 401, "{method} {path}");
     }
+    assert!(webui.runs().is_empty() && !place.path("new.yaml").exists(), "nothing was begun or written");
     // The page itself says nothing.
     assert_eq!(webui.request("GET", "", "", None).0, 200);
     assert_eq!(webui.request("GET", "api/nothing", &webui.key, None).0, 404);
+    webui.end();
+}
+
+#[test]
+fn what_is_not_understood_is_refused_in_words() {
+    let place = Place::new("");
+    let webui = Webui::start(&place);
+    for (method, path, body, status, expected) in [
+        ("POST", "api/runs", json!({"command": "fly", "text": ""}), 400, "unknown variant `fly`"),
+        ("POST", "api/look", json!([]), 400, "not understood"),
+        ("GET", "api/file", json!({}), 400, "path"),
+        ("GET", "api/file?path=none.yaml", json!({}), 404, "there is no file none.yaml"),
+        ("GET", "api/runs/7", json!({}), 404, "there is no run"),
+        ("POST", "api/runs/7/stop", json!({}), 404, "there is no run"),
+        (
+            "POST",
+            "api/runs",
+            json!({"command": "chat", "text": "model_name_or_path: /no/such\n"}),
+            400,
+            "no such folder",
+        ),
+    ] {
+        let (found, said) = webui.request(method, path, &webui.key, Some(&body));
+        let said: Value = serde_json::from_str(&said).unwrap();
+        assert!(
+            found == status && said["error"].as_str().unwrap().contains(expected),
+            "{path}: {found} {said}"
+        );
+    }
+    webui.end();
+}
+
+#[test]
+fn a_job_that_finds_its_folder_in_use_takes_nothing_from_the_run_there() {
+    let place = Place::new("");
+    let webui = Webui::start(&place);
+    let first = webui.train(&place, LONG);
+    webui.until(&first, |run| run["status"] == "running");
+    let second = webui.train(&place, LONG);
+    let refused = webui.until(&second, |run| run["status"] == "failed");
+    assert!(
+        refused["number"].is_null() && refused["output"]["text"].as_str().unwrap().contains("in use"),
+        "{refused:#}"
+    );
+    let run = webui.get(&format!("api/runs/{first}"));
+    assert_eq!((&run["number"], &run["job"], &run["status"]), (&json!(1), &json!(first), &json!("running")));
+    webui.post(&format!("api/runs/{first}/stop"), &json!({"now": true}));
+    webui.until(&first, |run| run["status"] == "stopped");
+    assert_eq!(webui.get("api/runs/1")["can_resume"], false, "there is no checkpoint to go on from");
+    assert_eq!(webui.request("POST", "api/runs/1/resume", &webui.key, None).0, 409);
+    webui.end();
+}
+
+#[test]
+fn a_run_of_another_folder_goes_on_there() {
+    let place = Place::new("");
+    std::fs::create_dir(place.path("elsewhere")).unwrap();
+    let base = std::path::Path::new(QUICKSTART).join("base").canonicalize().unwrap();
+    std::os::unix::fs::symlink(base, place.path("elsewhere/base")).unwrap();
+    let keys = ["model_name_or_path=base", "max_steps=20000", "output_dir=out"];
+    let mut run = place.sft(&[&["train", "../config.yaml"], &keys[..]].concat());
+    run.current_dir(place.path("elsewhere")).env("SFT_LEDGER", place.path("runs.sqlite"));
+    let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let webui = Webui::start(&place);
+    let begun = Instant::now();
+    while webui.runs().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    webui.until("1", |run| run["steps"].as_u64() > Some(1));
+    webui.post("api/runs/1/stop", &json!({}));
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    let steps = webui.get("api/runs/1")["steps"].as_u64();
+    webui.post("api/runs/1/resume", &json!({}));
+    webui.until("1", |run| run["status"] == "running" && run["steps"].as_u64() > steps);
+    let again = webui.get("api/runs/1/recipe?command=chat")["text"].as_str().unwrap().to_owned();
+    assert!(again.contains(&*place.path("elsewhere/out").to_string_lossy()), "{again}");
+    webui.post("api/runs/1/stop", &json!({}));
+    webui.until("1", |run| run["status"] == "interrupted");
+    webui.end();
+}
+
+#[test]
+fn curves_and_words_come_as_they_grow() {
+    let place = Place::new("");
+    let webui = Webui::start(&place);
+    let name = webui.train(&place, "output_dir: out\nmax_steps: 6\n");
+    let whole = webui.until(&name, |run| run["status"] == "done");
+    assert_eq!(whole["curves"]["loss"].as_array().unwrap().len(), 6);
+    assert_eq!(whole["anew"], true);
+    let seen = |log: &Value, from: &Value| {
+        let session = whole["session"].as_str().unwrap();
+        webui.get(&format!("api/runs/{name}?session={session}&log={log}&from={from}"))
+    };
+    let nothing = seen(&whole["log"], &whole["output"]["next"]);
+    assert_eq!(
+        (&nothing["curves"], &nothing["output"]["text"], &nothing["anew"]),
+        (&json!({}), &json!(""), &json!(false))
+    );
+    let all = seen(&json!(0), &json!(0));
+    assert_eq!((&all["curves"], &all["output"]), (&whole["curves"], &whole["output"]));
+    let compared = webui.get("api/compare?runs=1,1");
+    assert_eq!(compared["runs"][0]["curves"], whole["curves"]);
+    assert!(compared["differ"].as_str().unwrap().contains("data: the same"), "{compared:#}");
+    webui.end();
+}
+
+#[test]
+fn a_damaged_ledger_takes_no_job_away() {
+    let place = Place::new("");
+    let webui = Webui::start(&place);
+    let name = webui.train(&place, LONG);
+    webui.until(&name, |run| run["status"] == "running");
+    std::fs::write(place.path("runs.sqlite"), "no ledger").unwrap();
+    let told = webui.get("api/runs");
+    assert!(told["wrong"].as_str().unwrap().contains("runs.sqlite"), "{told:#}");
+    assert_eq!(told["runs"][0]["job"], name);
+    webui.post(&format!("api/runs/{name}/stop"), &json!({}));
+    webui.until(&name, |run| run["status"] == "interrupted");
     webui.end();
 }
 
@@ -182,9 +336,9 @@ fn a_recipe_is_refused_with_all_that_is_wrong_and_one_that_fails_later_says_why(
 
     let name = webui.train(&place, "output_dir: fails\neval_dataset: none\n");
     let failed = webui.until(&name, |run| run["status"] == "failed");
-    assert!(failed["output"].as_str().unwrap().contains("error: "), "{failed:#}");
+    assert!(failed["output"]["text"].as_str().unwrap().contains("error: "), "{failed:#}");
     assert_eq!(webui.request("DELETE", &format!("api/runs/{name}"), &webui.key, None).0, 200);
-    assert_eq!(webui.get("api/runs"), json!([]));
+    assert!(webui.runs().is_empty());
     webui.end();
 }
 
@@ -198,7 +352,7 @@ fn a_recipe_is_looked_at_before_it_is_run_and_kept_in_a_file() {
     let said = plan["said"].as_str().unwrap();
     assert!(plan["done"] == true && said.starts_with("device: ") && said.contains("memory for"), "{said}");
     let rows = look("rows");
-    let row: Value = serde_json::from_str(rows["said"].as_str().unwrap().lines().next().unwrap()).unwrap();
+    let row = &rows["rows"][0];
     assert_eq!(row["row"], 1);
     let trained = row["spans"].as_array().unwrap().iter().find(|span| span["trained"] == true).unwrap();
     assert_eq!(trained["reason"], "answer");
@@ -244,7 +398,7 @@ fn what_was_trained_is_talked_to_until_the_server_ends() {
     assert_eq!(webui.request("GET", "chat/another/v1/models", "", None).0, 404);
     webui.end();
     let webui = Webui::start(&place);
-    assert_eq!(webui.get("api/chat")["state"], "ended");
+    assert_eq!(webui.get("api/chat")["state"], "none");
     webui.end();
 }
 
@@ -255,8 +409,10 @@ fn what_keeps_the_page_from_being_opened_is_told() {
     let port = webui.address.rsplit(':').next().unwrap();
     for (words, expected) in [
         (vec!["--port", port, "--jobs", "others"], "cannot be listened on"),
-        (vec!["--port", "0", "--jobs", "jobs"], "in use"),
+        (vec!["--port", "0", "--jobs", "jobs"], "a page uses this folder already"),
         (vec!["--port", "0", "--key", "ä", "--jobs", "others"], "letters, digits and marks"),
+        (vec!["--port", "0", "--key", "short", "--jobs", "others"], "8 or more letters"),
+        (vec!["--port", "0", "--key", "50%50%50%", "--jobs", "others"], "8 or more letters"),
         (vec!["--port", "0", "--jobs", "config.yaml/jobs"], "help: `--jobs`"),
     ] {
         let output = place.sft(&[&["webui"], words.as_slice()].concat()).output().unwrap();

@@ -265,11 +265,40 @@ impl Tokenizer {
     /// The text that a token stands for inside a text: spaces kept, special tokens as they are
     /// spelled, bytes that are no character by themselves as U+FFFD.
     pub fn text_of(&self, id: u32) -> String {
-        // Decoded after another token, so that nothing at the beginning of a text is stripped.
-        let twice = self.decode(&[id, id], false);
-        match twice.len().is_multiple_of(2) && twice[..twice.len() / 2] == twice[twice.len() / 2..] {
-            true => twice[twice.len() / 2..].to_owned(),
-            false => twice.strip_prefix(&self.decode(&[id], false)).unwrap_or(&twice).to_owned(),
+        self.text_within(&[id])
+    }
+
+    /// The texts that tokens stand for inside a text, as [`Tokenizer::text_of`]; a character of which each has some bytes is
+    /// the last one's.
+    pub fn texts_of(&self, ids: &[u32]) -> Vec<String> {
+        /// Bytes of a character at most.
+        const MOST: usize = 4;
+        let is_broken = |text: &String| text.contains(char::REPLACEMENT_CHARACTER);
+        let mut texts: Vec<String> = ids.iter().map(|&id| self.text_of(id)).collect();
+        let mut next = 0;
+        while next < ids.len() {
+            let parts = texts[next..].iter().take(MOST).take_while(|text| is_broken(text)).count();
+            let whole = |count: &usize| Some((*count, self.text_within(&ids[next..next + count])));
+            let joined = (2..=parts).filter_map(|count| whole(&count)).find(|(_, text)| !is_broken(text));
+            next += match joined {
+                Some((count, text)) => {
+                    texts[next..next + count].fill(String::new());
+                    texts[next + count - 1] = text;
+                    count
+                }
+                None => 1,
+            };
+        }
+        texts
+    }
+
+    fn text_within(&self, ids: &[u32]) -> String {
+        // Decoded after the same tokens, so that nothing at the beginning of a text is stripped.
+        let twice = self.decode(&[ids, ids].concat(), false);
+        let (half, is_even) = (twice.len() / 2, twice.len().is_multiple_of(2));
+        match is_even && twice.is_char_boundary(half) && twice[..half] == twice[half..] {
+            true => twice[half..].to_owned(),
+            false => twice.strip_prefix(&self.decode(ids, false)).unwrap_or(&twice).to_owned(),
         }
     }
 

@@ -1,7 +1,8 @@
 // Curves over steps, drawn as SVG.
 import { make } from './page.js';
 
-const colours = ['#2f6fde', '#e07b00', '#2a9d4a', '#c93a9c', '#7a4fd0', '#0e9aa7', '#c8383a', '#8a6d3b'];
+// Those of the pictures in a run's folder: told apart by who does not see red or green, too.
+const colours = ['#1f77b4', '#d55e00', '#009e73', '#cc79a7', '#c89600', '#56b4e9', '#888888', '#7a4fd0'];
 export const colour = index => colours[index % colours.length];
 
 const svg = (tag, attributes, text) => {
@@ -24,9 +25,8 @@ export function short(value) {
 function ticks(low, high, count) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map(n => n * power).find(n => n >= rough);
-  const found = [];
-  for (let tick = Math.ceil(low / step) * step; tick <= high + step * 1e-9; tick += step) found.push(Math.abs(tick) < step * 1e-9 ? 0 : tick);
-  return found;
+  const first = Math.ceil(low / step), last = Math.floor(high / step + 1e-9);
+  return Array.from({ length: Math.min(Math.max(last - first + 1, 0), 20) }, (_, i) => (first + i) * step);
 }
 
 // An exponential average, with the weight that LLaMA-Factory's pictures have.
@@ -75,7 +75,9 @@ export function plot(title, { smooth = false } = {}) {
     const least = (list) => list.reduce((a, b) => Math.min(a, b)), most = (list) => list.reduce((a, b) => Math.max(a, b));
     const [first, last] = [least(steps), Math.max(most(steps), least(steps) + 1)];
     let [low, high] = [least(values), most(values)];
-    const room = (high - low || Math.abs(high) || 1) * 0.06;
+    // Values that differ in their last digits alone are one value.
+    const size = Math.max(Math.abs(low), Math.abs(high)), isFlat = high - low <= size * 1e-9;
+    const room = isFlat ? size * 0.06 || 1 : (high - low) * 0.06;
     [low, high] = [low >= 0 && low < room ? 0 : low - room, high + room];
     const x = step => left + (step - first) / (last - first) * (width - left - right);
     const y = value => top + (high - value) / (high - low) * (height - top - bottom);

@@ -1,7 +1,8 @@
 // Runs: the list, one of them, several beside each other.
 import { ask, go, make, repeat } from './page.js';
 import { colour, plot, short } from './plot.js';
-import { keep } from './train.js';
+import * as chat from './chat.js';
+import { keep } from './recipe.js';
 import { say } from './words.js';
 
 const when = seconds => new Date(seconds * 1000).toLocaleString();
@@ -18,172 +19,209 @@ function list(main) {
   const body = make('tbody'), marked = new Set();
   const compare = make('button', { disabled: true, onclick: () => go(`#compare/${[...marked].join(',')}`) }, say('Compare'));
   const none = make('p', { className: 'quiet', hidden: true }, say('No run is kept yet. Write a recipe and start one.'));
-  const heads = ['', 'status', 'run', 'model', 'method', 'steps', 'loss', 'eval loss', 'began'];
-  const table = make('table', {}, make('thead', {}, make('tr', {}, heads.map(head => make('th', {}, head && say(head))))), body);
+  const wrong = make('pre', { className: 'wrong', role: 'alert' });
+  const heads = ['', say('status'), say('run'), say('model'), say('method'), say('steps'), say('loss'), say('eval loss'), say('began')];
+  const table = make('table', {}, make('thead', {}, make('tr', {}, heads.map(head => make('th', {}, head)))), body);
   main.replaceChildren(make('section', { className: 'card' },
-    make('div', { className: 'row' }, make('h2', { className: 'grow' }, say('Runs')), compare), none, make('div', { className: 'scroll' }, table)));
+    make('div', { className: 'row' }, make('h2', { className: 'grow' }, say('Runs')), compare), wrong, none, make('div', { className: 'scroll' }, table)));
 
   function row(run) {
     const mark = make('input', { type: 'checkbox', checked: marked.has(run.name), disabled: run.number === null, 'aria-label': `${say('Compare')} ${run.name}`, onchange: () => {
       if (mark.checked) marked.add(run.name); else marked.delete(run.name);
       compare.disabled = marked.size < 2;
     } });
-    const title = run.number === null ? `${say(`sft ${run.command}`)}` : `${run.number}`;
-    const steps = run.total_steps ? [make('progress', { max: run.total_steps, value: run.steps ?? 0 }), ` ${run.steps ?? 0}/${run.total_steps}`, run.remaining && make('div', { className: 'small quiet' }, `${say('left')} ${run.remaining}`)] : '';
+    const title = run.number === null ? say(`sft ${run.command}`) : `${run.number}`;
+    const steps = run.total_steps ? [make('progress', { max: run.total_steps, value: run.steps ?? 0, 'aria-label': say('steps') }), ` ${run.steps ?? 0}/${run.total_steps}`, run.remaining && make('div', { className: 'small quiet' }, `${say('left')} ${run.remaining}`)] : '';
     return make('tr', {},
       make('td', {}, mark), make('td', {}, badge(run.status)),
       make('td', { className: 'name' }, make('a', { href: `#runs/${run.name}` }, title), ' ', make('span', { title: run.output_dir ?? '' }, name(run.output_dir))),
-      make('td', { className: 'name' }, name(run.model)), make('td', {}, run.method ?? ''),
+      make('td', { className: 'name' }, make('span', { title: run.model ?? '' }, name(run.model))), make('td', {}, run.method ?? ''),
       make('td', { className: 'number' }, steps), make('td', { className: 'number' }, short(run.loss)),
       make('td', { className: 'number' }, short(run.eval_loss)), make('td', { className: 'number small' }, when(run.began)));
   }
 
   let last = '';
   return repeat(async () => {
-    const runs = await ask('runs');
+    const told = await ask('runs');
     // A table that is the same is left alone: something in it may have the focus.
-    if (JSON.stringify(runs) === last) return;
-    last = JSON.stringify(runs);
-    none.hidden = runs.length > 0;
-    table.hidden = runs.length === 0;
-    body.replaceChildren(...runs.map(row));
+    if (JSON.stringify(told) === last) return;
+    last = JSON.stringify(told);
+    wrong.textContent = told.wrong ?? '';
+    none.hidden = told.runs.length > 0 || told.wrong !== null;
+    table.hidden = told.runs.length === 0;
+    body.replaceChildren(...told.runs.map(row));
   }, 2000);
 }
 
-const CURVES = [['loss', 'training loss'], ['learning_rate', 'learning rate'], ['grad_norm', 'gradient norm']];
+/** Pictures of curves by their names, drawn as points come. */
+function makePlots() {
+  const root = make('div', { className: 'plots' }), pictures = new Map();
+  const known = { loss: say('training loss'), learning_rate: say('learning rate'), grad_norm: say('gradient norm'), eval_loss: say('evaluation loss'), eval_accuracy: say('evaluation accuracy') };
+  const order = Object.keys(known);
+  const place = curve => (order.includes(curve) ? order.indexOf(curve) : order.length);
+  function draw(curve, series) {
+    if (!pictures.has(curve)) {
+      pictures.set(curve, plot(known[curve] ?? curve.replaceAll('_', ' '), { smooth: curve === 'loss' }));
+      const sorted = [...pictures].sort(([a], [b]) => place(a) - place(b) || a.localeCompare(b));
+      root.replaceChildren(...sorted.map(([, picture]) => picture.card));
+    }
+    pictures.get(curve).draw(series);
+  }
+  return { root, draw };
+}
+
+/** What a process says, of which the page keeps the last part. */
+function makeOutput() {
+  const most = 400000;
+  const text = make('pre', { className: 'output', tabIndex: 0, 'aria-label': say('Output') });
+  const root = make('section', { className: 'card', hidden: true }, make('h3', {}, say('Output')), text);
+  let length = 0;
+  function add(piece) {
+    root.hidden = false;
+    if (!piece) return;
+    const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
+    text.append(piece);
+    length += piece.length;
+    if (length > 2 * most) {
+      const rest = text.textContent.slice(-most);
+      text.textContent = `…\n${rest}`;
+      length = rest.length;
+    }
+    if (atEnd) text.scrollTop = text.scrollHeight;
+  }
+  return { root, add };
+}
+
+function answersOf({ held_out: heldOut, predictions }) {
+  const table = (heads, rows) => make('div', { className: 'scroll answers', tabIndex: 0 }, make('table', {}, make('thead', {}, make('tr', {}, heads.map(head => make('th', {}, head)))),
+    make('tbody', {}, rows.map(cells => make('tr', {}, cells.map(cell => make('td', {}, cell ?? '')))))));
+  const right = row => (row.after?.trim() === row.expected?.trim() ? '✓ ' : '✗ ');
+  return [make('h3', {}, say('Answers')),
+    heldOut.length ? table([say('question'), say('expected'), say('before'), say('after')], heldOut.map(row => [row.prompt, row.expected, row.before, right(row) + (row.after ?? '')])) : '',
+    predictions.length ? table([say('prompt'), say('expected'), say('answer')], predictions.map(row => [row.prompt, row.label, row.predict])) : ''];
+}
+
+// What a run was made of.
+function origins({ config, machine, program, files, end }) {
+  const rows = [
+    [say('machine'), [machine.host, machine.device, machine.system].filter(Boolean).join(' · ')],
+    [say('program'), `sft ${program.version} ${program.sha256.slice(0, 16)}`],
+    [say('digest of the trained weights'), end?.digest],
+    ...files.map(file => [file.kind === 'data' ? say('data') : say('model'), `${file.path} · ${file.bytes} B · ${file.sha256.slice(0, 16)}`]),
+    ...Object.entries(end?.results ?? {}).map(([key, value]) => [key, String(value)]),
+  ];
+  const table = make('table', {}, make('tbody', {}, rows.filter(([, value]) => value).map(([label, value]) => make('tr', {}, make('th', {}, label), make('td', { className: 'name' }, value)))));
+  return [make('h3', {}, say('What it was made of')), make('pre', {}, config), make('details', {}, make('summary', {}, say('Machine, files, results')), make('div', { className: 'scroll' }, table))];
+}
+
+function figures(run) {
+  const progress = run.progress ?? {}, results = run.record?.end?.results ?? {};
+  return [
+    [say('step'), run.total_steps ? `${run.steps ?? 0} / ${run.total_steps}` : null], [say('epoch'), progress.epoch ?? results.epoch],
+    [say('loss'), run.loss ?? results.train_loss], [say('eval loss'), run.eval_loss],
+    [say('learning rate'), progress.lr], [say('gradient norm'), progress.grad_norm], [say('tokens/s'), progress.throughput ?? results.tokens_per_s],
+    [say('elapsed'), progress.elapsed_time], [say('left'), isAtWork(run.status) ? progress.remaining_time : null],
+    [say('GPU memory'), progress.vram_allocated ? `${progress.vram_allocated} GiB` : null],
+    [say('peak memory'), results.peak_bytes ? `${(results.peak_bytes / 2 ** 30).toFixed(2)} GiB` : null],
+  ].filter(([, value]) => value !== null && value !== undefined);
+}
 
 function one(main, chosen) {
   const at = `runs/${encodeURIComponent(chosen)}`;
-  const title = make('h2', { className: 'grow' }), status = make('span'), buttons = make('div', { className: 'row' });
-  const bar = make('progress', { max: 100, value: 0 }), facts = make('dl', { className: 'facts' });
-  const wrong = make('pre', { className: 'wrong' }), where = make('p', { className: 'small quiet' });
-  const plots = make('div', { className: 'plots' }), drawn = new Map();
-  const output = make('pre', { className: 'output', tabIndex: 0, 'aria-label': say('Output') });
-  const outputCard = make('section', { className: 'card', hidden: true }, make('h3', {}, say('Output')), output);
-  const answers = make('section', { className: 'card', hidden: true });
-  const made = make('section', { className: 'card', hidden: true });
-  main.replaceChildren(make('section', { className: 'card' }, make('div', { className: 'row' }, title, status), where, bar, facts, wrong, buttons), plots, answers, outputCard, made);
-  let points, from, was = '', stopping = false, shownAnswers = '';
+  const title = make('h2', { className: 'grow' }), status = make('span', { role: 'status' }), buttons = make('div', { className: 'row' });
+  const bar = make('progress', { max: 100, value: 0, 'aria-label': say('steps') }), facts = make('dl', { className: 'facts' });
+  const wrong = make('pre', { className: 'wrong' }), refused = make('pre', { className: 'wrong', role: 'alert' }), where = make('p', { className: 'small quiet' });
+  const plots = makePlots(), output = makeOutput();
+  const answers = make('section', { className: 'card', hidden: true }), made = make('section', { className: 'card', hidden: true });
+  main.replaceChildren(make('section', { className: 'card' }, make('div', { className: 'row' }, title, status), where, bar, facts, wrong, refused, buttons), plots.root, answers, output.root, made);
+  let session = '', log = 0, from, was = '', stopping = false, answered = '', curves = {};
 
-  const act = work => async event => {
-    event.target.disabled = true;
-    wrong.textContent = '';
-    try {
-      await work();
-    } catch (error) {
-      wrong.textContent = error.message;
-    }
-    event.target.disabled = false;
-  };
-  const stop = now => act(async () => {
+  // A button that does something, and says so if it is refused.
+  function button(label, work, isMain = false) {
+    const made = make('button', { className: isMain ? 'main' : '', onclick: async () => {
+      made.disabled = true;
+      refused.textContent = '';
+      try {
+        await work();
+      } catch (error) {
+        refused.textContent = error.message;
+      }
+      made.disabled = false;
+    } }, label);
+    return made;
+  }
+  const stop = now => async () => {
     await ask(`${at}/stop`, { method: 'POST', body: { now } });
     stopping = true;
     was = '';
-  });
-  const resume = act(async () => go(`#runs/${(await ask(`${at}/resume`, { method: 'POST' })).name}`));
-  const further = (command, place) => act(async () => {
-    keep((await ask(`${at}/recipe${command ? `?command=${command}` : ''}`)).text, command ?? 'train');
-    go(place);
-  });
-  const forget = act(async () => {
-    await ask(at, { method: 'DELETE' });
-    go('#runs');
-  });
+  };
+  const recipe = async command => (await ask(`${at}/recipe${command ? `?command=${command}` : ''}`)).text;
+  const write = async (text, command) => {
+    keep(text, command);
+    go('#recipe');
+  };
 
   function offer(run) {
     const atWork = isAtWork(run.status), trained = run.status === 'done' && run.command === 'train';
-    const button = (label, onclick, main) => make('button', { onclick, className: main ? 'main' : '' }, say(label));
     buttons.replaceChildren(...[
-      atWork && !stopping && button(run.status === 'waiting' ? 'Take back' : 'Stop', stop(false)),
-      atWork && stopping && make('span', { className: 'small quiet' }, say('It saves a checkpoint and ends.')),
-      atWork && stopping && button('Stop at once', stop(true)),
-      run.can_resume && button('Go on', resume, true),
-      trained && button('Talk to it', further('chat', '#chat'), true),
-      trained && button('Let it answer', further('predict', '#recipe')),
-      trained && button('Merge', further('export', '#recipe')),
-      button('Use its recipe', async event => {
-        const command = run.command === 'serve' ? 'train' : run.command;
-        keep((await ask(`${at}/recipe`)).text, command);
-        go('#recipe');
+      atWork && !stopping && button(run.status === 'waiting' ? say('Take back') : say('Stop'), stop(false)),
+      atWork && stopping && make('span', { className: 'small quiet' }, run.command === 'train' ? say('It saves a checkpoint and ends.') : say('It ends.')),
+      atWork && stopping && button(say('Stop at once'), stop(true)),
+      run.can_resume && button(say('Go on'), async () => go(`#runs/${(await ask(`${at}/resume`, { method: 'POST' })).name}`), true),
+      trained && button(say('Talk to it'), async () => {
+        chat.keep(await recipe('chat'));
+        go('#chat');
+      }, true),
+      trained && button(say('Let it answer'), async () => write(await recipe('predict'), 'predict')),
+      trained && button(say('Merge'), async () => write(await recipe('export'), 'export')),
+      button(say('Use its recipe'), async () => write(await recipe(), run.command)),
+      !run.record && !atWork && button(say('Forget'), async () => {
+        await ask(at, { method: 'DELETE' });
+        go('#runs');
       }),
-      run.number === null && !run.record && !atWork && button('Forget', forget),
     ].filter(Boolean));
   }
 
   function tell(run) {
-    const progress = run.progress ?? {}, end = run.record?.end;
     title.textContent = run.number === null ? say(`sft ${run.command}`) : `${say('run')} ${run.number}`;
     if (run.output_dir) title.textContent += ` · ${name(run.output_dir)}`;
-    status.replaceChildren(badge(run.status));
+    if (status.textContent !== say(run.status)) status.replaceChildren(badge(run.status));
     where.textContent = [run.model, run.output_dir].filter(Boolean).join(' → ');
     const steps = run.steps ?? 0, total = run.total_steps;
     bar.hidden = !total;
     if (total) [bar.max, bar.value] = [total, steps];
-    const results = end?.results ?? {};
-    const figures = [
-      ['step', total ? `${steps} / ${total}` : null], ['epoch', progress.epoch ?? results.epoch], ['loss', run.loss ?? results.train_loss], ['eval loss', run.eval_loss],
-      ['learning rate', progress.lr], ['gradient norm', progress.grad_norm], ['tokens/s', progress.throughput ?? results.tokens_per_s],
-      ['elapsed', progress.elapsed_time], ['left', isAtWork(run.status) ? progress.remaining_time : null],
-      ['GPU memory', progress.vram_allocated ? `${progress.vram_allocated} GiB` : null],
-      ['peak memory', results.peak_bytes ? `${(results.peak_bytes / 2 ** 30).toFixed(2)} GiB` : null],
-    ];
-    facts.replaceChildren(...figures.filter(([, value]) => value !== null && value !== undefined).map(([label, value]) =>
-      make('div', {}, make('dt', {}, say(label)), make('dd', {}, typeof value === 'number' ? short(value) : value))));
-    if (end?.error) wrong.textContent = end.error;
-    if (progress.warning) wrong.textContent = progress.warning;
-    const state = `${run.status} ${run.can_resume}`;
-    if (state !== was) {
-      was = state;
-      if (!isAtWork(run.status)) stopping = false;
-      offer(run);
-      describe(run);
-    }
-  }
-
-  function draw(curves) {
-    const evaluated = Object.keys(curves).filter(curve => curve.startsWith('eval_')).sort();
-    for (const [curve, label] of [...CURVES, ...evaluated.map(curve => [curve, curve.replaceAll('_', ' ')])]) {
-      if (!curves[curve]) continue;
-      if (!drawn.has(curve)) {
-        drawn.set(curve, plot(say(label), { smooth: curve === 'loss' }));
-        plots.append(drawn.get(curve).card);
-      }
-      drawn.get(curve).draw([{ name: curve, points: curves[curve], colour: colour(0) }]);
-    }
-  }
-
-  // What it was made of, which does not change while it goes on.
-  function describe(run) {
+    document.title = total && isAtWork(run.status) ? `${Math.floor(steps / total * 100)} % · ${title.textContent}` : title.textContent;
+    facts.replaceChildren(...figures(run).map(([label, value]) => make('div', {}, make('dt', {}, label), make('dd', {}, typeof value === 'number' ? short(value) : value))));
+    wrong.textContent = run.record?.end?.error ?? run.progress?.warning ?? '';
+    const state = `${run.status} ${run.can_resume} ${Boolean(run.record)} ${run.record?.files.length}`;
+    if (state === was) return;
+    was = state;
+    if (!isAtWork(run.status)) stopping = false;
+    offer(run);
     made.hidden = !run.record;
-    if (!run.record) return;
-    const { config, machine, program, files, end } = run.record;
-    const rows = [
-      ['machine', [machine.host, machine.device, machine.system].filter(Boolean).join(' · ')],
-      ['program', `sft ${program.version} ${program.sha256.slice(0, 16)}`],
-      ['digest of the trained weights', end?.digest],
-      ...files.map(file => [file.kind, `${file.path} · ${file.bytes} B · ${file.sha256.slice(0, 16)}`]),
-      ...Object.entries(end?.results ?? {}).map(([key, value]) => [key, String(value)]),
-    ];
-    const table = make('table', {}, make('tbody', {}, rows.filter(([, value]) => value).map(([label, value]) => make('tr', {}, make('th', {}, say(label)), make('td', { className: 'name' }, value)))));
-    made.replaceChildren(make('h3', {}, say('What it was made of')), make('pre', {}, config), make('details', {}, make('summary', {}, say('Machine, files, results')), make('div', { className: 'scroll' }, table)));
+    if (run.record) made.replaceChildren(...origins(run.record));
+  }
+
+  function grow(run) {
+    if (run.anew) curves = {};
+    [session, log] = [run.session, run.log];
+    for (const [curve, points] of Object.entries(run.curves)) {
+      curves[curve] = (curves[curve] ?? []).concat(points);
+      plots.draw(curve, [{ name: curve.replaceAll('_', ' '), points: curves[curve], colour: colour(0) }]);
+    }
   }
 
   async function showAnswers(run) {
-    const state = `${run.status} ${run.points}`;
-    if (isAtWork(run.status) || state === shownAnswers) return;
-    shownAnswers = state;
+    const state = `${run.status} ${run.session} ${run.log}`;
+    if (isAtWork(run.status) || state === answered) return;
     const told = await ask(`${at}/answers`);
-    const table = (heads, rows) => make('div', { className: 'scroll answers' }, make('table', {}, make('thead', {}, make('tr', {}, heads.map(head => make('th', {}, say(head))))),
-      make('tbody', {}, rows.map(cells => make('tr', {}, cells.map(cell => make('td', {}, cell)))))));
-    const right = row => row.after?.trim() === row.expected?.trim() ? '✓ ' : '✗ ';
-    answers.replaceChildren(make('h3', {}, say('Answers')),
-      told.held_out.length ? table(['question', 'expected', 'before', 'after'], told.held_out.map(row => [row.prompt, row.expected, row.before, right(row) + (row.after ?? '')])) : '',
-      told.predictions.length ? table(['question', 'expected', 'answer'], told.predictions.map(row => [row.prompt, row.label, row.predict])) : '');
+    answered = state;
     answers.hidden = told.held_out.length + told.predictions.length === 0;
+    answers.replaceChildren(...answersOf(told));
   }
 
   return repeat(async () => {
-    const seen = [points !== undefined && `points=${points}`, from !== undefined && `from=${from}`].filter(Boolean).join('&');
+    const seen = new URLSearchParams({ session, log, ...(from === undefined ? {} : { from }) });
     let run;
     try {
       run = await ask(`${at}?${seen}`);
@@ -191,38 +229,29 @@ function one(main, chosen) {
       if (error.status === 404) title.textContent = error.message;
       throw error;
     }
-    if (run.curves) draw(run.curves);
-    points = run.points;
-    if (run.output !== undefined) {
-      const atEnd = output.scrollHeight - output.scrollTop - output.clientHeight < 40;
-      outputCard.hidden = false;
-      output.append(run.output);
-      if (atEnd) output.scrollTop = output.scrollHeight;
-      from = run.next;
+    if (run.curves) grow(run);
+    if (run.output) {
+      output.add(run.output.text);
+      from = run.output.next;
     }
     tell(run);
     await showAnswers(run);
+    return run.output?.more === true;
   }, 1000);
 }
 
 /** Several runs: their curves in the same pictures, and what differs. */
 export function compare(main, [names]) {
-  const plots = make('div', { className: 'plots' }), texts = make('section', { className: 'card' });
-  main.replaceChildren(make('h2', {}, say('Compare')), plots, texts);
-  const pictures = new Map();
+  const plots = makePlots(), texts = make('section', { className: 'card' });
+  main.replaceChildren(make('h2', {}, say('Compare')), plots.root, texts);
   let last = '';
   return repeat(async () => {
     const told = await ask(`compare?runs=${encodeURIComponent(names ?? '')}`);
     if (JSON.stringify(told) === last) return;
     last = JSON.stringify(told);
-    const curves = [...new Set(told.runs.flatMap(run => Object.keys(run.curves)))].sort((a, b) => (b === 'loss') - (a === 'loss') || a.localeCompare(b));
-    for (const curve of curves) {
-      if (!pictures.has(curve)) {
-        pictures.set(curve, plot(curve.replaceAll('_', ' '), { smooth: curve === 'loss' }));
-        plots.append(pictures.get(curve).card);
-      }
-      pictures.get(curve).draw(told.runs.map((run, i) => ({ name: run.name, points: run.curves[curve] ?? [], colour: colour(i) })));
+    for (const curve of new Set(told.runs.flatMap(run => Object.keys(run.curves)))) {
+      plots.draw(curve, told.runs.map((run, i) => ({ name: run.name, points: run.curves[curve] ?? [], colour: colour(i) })));
     }
-    texts.replaceChildren(make('pre', { className: 'wide' }, told.table), told.differ ? make('pre', { className: 'wide' }, `\n${told.differ}`) : '');
+    texts.replaceChildren(make('div', { className: 'scroll' }, make('pre', { className: 'wide' }, told.table), told.differ ? make('pre', { className: 'wide' }, `\n${told.differ}`) : ''));
   }, 3000);
 }
