@@ -40,6 +40,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let given = key(args.key)?;
     let folder = std::env::current_dir().context("the working folder cannot be used")?;
+    // A job may work in another folder.
+    let jobs = folder.join(jobs);
     let program = std::env::current_exe().context("this program cannot be found again")?;
     // The port first: another one on it is told before that of the same folder.
     let listener = serve::listen(&args.host, args.port)?;

@@ -114,11 +114,12 @@ function origins({ config, machine, program, files, end }) {
   return [make('h3', {}, say('What it was made of')), make('pre', {}, config), make('details', {}, make('summary', {}, say('Machine, files, results')), make('div', { className: 'scroll' }, table))];
 }
 
-function figures(run) {
+function figures(run, curves) {
+  const last = curve => curves[curve]?.at(-1)[1];
   const progress = run.progress ?? {}, results = run.record?.end?.results ?? {};
   return [
     [say('step'), run.total_steps ? `${run.steps ?? 0} / ${run.total_steps}` : null], [say('epoch'), progress.epoch ?? results.epoch],
-    [say('loss'), run.loss ?? results.train_loss], [say('eval loss'), run.eval_loss],
+    [say('loss'), last('loss') ?? results.train_loss], [say('eval loss'), last('eval_loss')],
     [say('learning rate'), progress.lr], [say('gradient norm'), progress.grad_norm], [say('tokens/s'), progress.throughput ?? results.tokens_per_s],
     [say('elapsed'), progress.elapsed_time], [say('left'), isAtWork(run.status) ? progress.remaining_time : null],
     [say('GPU memory'), progress.vram_allocated ? `${progress.vram_allocated} GiB` : null],
@@ -191,7 +192,7 @@ function one(main, chosen) {
     bar.hidden = !total;
     if (total) [bar.max, bar.value] = [total, steps];
     document.title = total && isAtWork(run.status) ? `${Math.floor(steps / total * 100)} % · ${title.textContent}` : title.textContent;
-    facts.replaceChildren(...figures(run).map(([label, value]) => make('div', {}, make('dt', {}, label), make('dd', {}, typeof value === 'number' ? short(value) : value))));
+    facts.replaceChildren(...figures(run, curves).map(([label, value]) => make('div', {}, make('dt', {}, label), make('dd', {}, typeof value === 'number' ? short(value) : value))));
     wrong.textContent = run.record?.end?.error ?? run.progress?.warning ?? '';
     const state = `${run.status} ${run.can_resume} ${Boolean(run.record)} ${run.record?.files.length}`;
     if (state === was) return;
