@@ -1,5 +1,6 @@
 // A recipe: a form beside its text, which is what is run. What is wrong with it is told while it is written.
 import { makeForm } from './form.js';
+import { makeLooks } from './look.js';
 import { ask, go, make } from './page.js';
 import { language, say } from './words.js';
 
@@ -34,8 +35,6 @@ save_steps: 100
 plot_loss: true
 `;
 const STARTS = { train: 'Start training', predict: 'Start answering', export: 'Start merging' };
-const LOOKS = { plan: 'Data, steps, memory', rows: 'What is trained of the rows', check: 'Check the data', fit: 'What fits' };
-const ROWS = 5;
 
 // Each tab has its own; a new one begins with the last.
 const kept = name => sessionStorage.getItem(name) ?? localStorage.getItem(name);
@@ -56,11 +55,11 @@ export function show(main) {
     Object.keys(STARTS).map(name => make('option', { value: name, selected: name === kept('sft.command') }, say(`sft ${name}`))));
   const start = make('button', { className: 'main', disabled: true, onclick: begin }, say(STARTS[which.value]));
   const waits = make('input', { type: 'checkbox', id: 'waits' });
-  const result = make('section', { className: 'card', hidden: true, 'aria-live': 'polite' });
+  const looks = makeLooks(settled);
   const path = make('input', { className: 'grow', placeholder: 'recipes/first.yaml', value: kept('sft.path') ?? '', list: 'list-recipes', 'aria-label': say('File') });
   const undo = make('button', { disabled: true, onclick: back, title: say('Take the last change of the form, Open or New back') }, say('Undo'));
   const side = make('div', { className: 'side' });
-  let form = null, given = {}, timer = 0, looking = null, suggestedFor = null;
+  let form = null, given = {}, timer = 0, suggestedFor = null;
   // Texts that were replaced by something else than typing: a browser's own undo ends at those.
   const replaced = [];
 
@@ -153,33 +152,6 @@ export function show(main) {
 
   const refused = error => problems.replaceChildren(make('li', {}, make('pre', {}, error.message)));
 
-  async function look(what, from = 0) {
-    looking?.abort();
-    const control = looking = new AbortController();
-    const cancel = make('button', { onclick: () => control.abort() }, say('Cancel')), title = say(LOOKS[what]);
-    result.hidden = false;
-    result.replaceChildren(make('p', { className: 'row' }, make('span', { className: 'quiet grow' }, `${title} …`), cancel));
-    try {
-      const told = await ask('look', { method: 'POST', body: { what, text: await settled(), from }, signal: control.signal });
-      const errors = told.errors.trim() && make('pre', { className: told.done ? 'quiet' : 'wrong' }, told.errors.trim());
-      result.replaceChildren(make('h3', {}, title), ...(told.rows ? examples(told.rows, from) : [make('pre', {}, told.said)]), errors || '');
-    } catch (error) {
-      if (looking !== control) return;
-      result.replaceChildren(make('p', { className: error.name === 'AbortError' ? 'quiet' : 'wrong' }, error.name === 'AbortError' ? say('Cancelled') : error.message));
-    }
-  }
-
-  function examples(rows, from) {
-    const shown = rows.map(row => {
-      const trained = row.spans.filter(span => span.trained).reduce((sum, span) => sum + span.tokens, 0);
-      const spans = row.spans.map(({ reason, tokens, weight, text, trained: isTrained }) => make('p', { className: isTrained ? 'trained' : '' },
-        make('small', {}, `${isTrained ? '+' : '−'} ${reason} (${tokens}${weight === 1 ? '' : ` × ${weight}`})`), text));
-      return make('div', { className: 'example' }, make('div', { className: 'small' }, `${row.dataset} ${row.row} · ${row.place} · ${row.tokens} ${say('tokens')}, ${trained} ${say('trained')}`), spans);
-    });
-    const turn = (label, to, isThere) => make('button', { onclick: () => look('rows', to), disabled: !isThere }, label);
-    return [...shown, make('div', { className: 'row' }, turn('←', from - ROWS, from > 0), turn('→', from + ROWS, rows.length === ROWS), make('span', { className: 'small quiet' }, say('Green is trained; above each part stands why, or why not.')))];
-  }
-
   async function begin() {
     start.disabled = true;
     try {
@@ -206,8 +178,7 @@ export function show(main) {
     try {
       await ask('file', { method: 'PUT', body: { path: path.value, text: await settled(), replace: replaces } });
       store('sft.path', path.value);
-      result.hidden = false;
-      result.replaceChildren(make('p', { className: 'quiet' }, `${say('Saved')}: ${path.value}`));
+      looks.show(make('p', { className: 'quiet' }, `${say('Saved')}: ${path.value}`));
       suggestedFor = null;
       suggest();
     } catch (error) {
@@ -221,9 +192,9 @@ export function show(main) {
       make('div', { className: 'row' }, path, make('button', { onclick: open }, say('Open')), make('button', { onclick: () => save() }, say('Save')),
         make('button', { onclick: () => { replace(FIRST); draft(); } }, say('New')), undo),
       make('p', { className: 'row' }, which), area, problems,
-      make('p', { className: 'row' }, Object.entries(LOOKS).map(([what, label]) => make('button', { onclick: () => look(what) }, say(label)))),
+      make('p', { className: 'row' }, looks.buttons),
       make('div', { className: 'row' }, start, make('label', { className: 'small', for: 'waits' }, waits, ` ${say('wait until nothing else is at work')}`))),
-    result);
+    looks.root);
   const place = make('div', {}, make('p', { className: 'quiet' }, '…'));
   main.replaceChildren(make('div', { className: 'recipe' }, place, side));
   const before = sessionStorage.getItem('sft.before');
@@ -241,6 +212,6 @@ export function show(main) {
   draft();
   return () => {
     clearTimeout(timer);
-    looking?.abort();
+    looks.end();
   };
 }
