@@ -287,9 +287,16 @@ impl KeptRun {
     pub fn status(&self) -> &'static str {
         match &self.record.end {
             Some(end) => end.status.word(),
-            None if lock::is_held(&self.record.output_dir) => Status::Running.word(),
+            None if lock::is_held(&self.record.output_dir) && self.is_in_its_folder() => {
+                Status::Running.word()
+            }
             None => "ended without a word",
         }
+    }
+
+    /// Whether its folder is still its own: another run may have begun there.
+    pub fn is_in_its_folder(&self) -> bool {
+        RunRecord::load(&self.record.output_dir).is_ok_and(|record| record.uid == self.record.uid)
     }
 
     /// The last value of a curve.

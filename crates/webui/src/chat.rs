@@ -82,9 +82,10 @@ pub async fn pass_on(
 ) -> Result<Response, Refusal> {
     let key = parts.first().map_or("", |(_, key)| key.as_str());
     // Where the process has ended, its port may be anybody's.
-    let running = shared.jobs.chat().filter(|(state, _)| *state == jobs::State::Running);
+    let found = beside(Arc::clone(&shared), |shared| Ok(shared.jobs.chat())).await?;
+    let running = found.filter(|(state, _)| *state == jobs::State::Running);
     let served = running.and_then(|(_, job)| job.served).filter(|served| is_same(&served.key, key));
-    let served = served.ok_or_else(|| Refusal::none("such model"))?;
+    let Some(served) = served else { return Ok(with_policy(Refusal::none("such model").into_response())) };
     if request.method() == Method::OPTIONS {
         // Its page is of no origin, and asks before it sends JSON.
         return Ok(with_policy(StatusCode::NO_CONTENT.into_response()));
@@ -93,7 +94,7 @@ pub async fn pass_on(
     let path = request.uri().path_and_query().map_or("", |path| path.as_str());
     let path = path.split_once(key).map_or("/", |(_, rest)| rest);
     *request.uri_mut() = Uri::try_from(path).map_err(Refusal::bad)?;
-    ask(&served, request).await.map(with_policy)
+    Ok(with_policy(ask(&served, request).await.unwrap_or_else(IntoResponse::into_response)))
 }
 
 /// Lets the page from there ask there, and do nothing else.

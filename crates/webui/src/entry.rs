@@ -55,13 +55,16 @@ fn with_ledger<T>(
 
 /// Puts the last job that worked on a run beside it; what is no run stands by itself.
 fn joined(mut runs: Vec<KeptRun>, jobs: Vec<(State, Job)>) -> Vec<Entry> {
-    // Where no ledger is kept, the folder has the run.
-    for folder in jobs.iter().filter_map(|(_, job)| job.output_dir.as_deref()) {
-        if let Ok(record) = RunRecord::load(folder)
-            && !runs.iter().any(|run| run.record.uid == record.uid)
-            && jobs.iter().any(|(_, job)| is_of(&record, job))
-        {
-            runs.push(KeptRun::of_folder(folder));
+    // A ledger may be missing, or behind the folder.
+    let mut folders: Vec<&Path> = jobs.iter().filter_map(|(_, job)| job.output_dir.as_deref()).collect();
+    folders.sort_unstable();
+    folders.dedup();
+    for folder in folders {
+        let Ok(record) = RunRecord::load(folder) else { continue };
+        match runs.iter_mut().find(|run| run.record.uid == record.uid) {
+            Some(run) => run.record = RunRecord { output_dir: folder.to_path_buf(), ..record },
+            None if jobs.iter().any(|(_, job)| is_of(&record, job)) => runs.push(KeptRun::of_folder(folder)),
+            None => {}
         }
     }
     let (mut taken, mut entries) = (HashSet::new(), Vec::new());
@@ -171,10 +174,7 @@ impl Entry {
 
     /// The run, if its folder is still its own.
     pub fn run_in_its_folder(&self) -> Option<&KeptRun> {
-        let is_there = |run: &&KeptRun| {
-            RunRecord::load(&run.record.output_dir).is_ok_and(|record| record.uid == run.record.uid)
-        };
-        self.run.as_ref().filter(is_there)
+        self.run.as_ref().filter(|run| run.is_in_its_folder())
     }
 
     /// The last line of its log.
@@ -192,9 +192,15 @@ impl Entry {
         ended && self.run_in_its_folder().is_some_and(|run| has_checkpoint(&run.record.output_dir))
     }
 
-    /// The process that works on it and the machine that it runs on, of one that was started elsewhere.
+    /// The process that works on the run and the machine that it runs on, wherever it was started.
     pub fn holder(&self) -> Option<(u32, String)> {
-        self.output_dir().and_then(lock::holder_of)
+        let run = self.run_in_its_folder()?;
+        lock::holder_of(&run.record.output_dir).filter(|(process, _)| run.record.processes.contains(process))
+    }
+
+    /// Whether a process of it lives: a run that is done may still be asked what it has learnt.
+    fn is_alive(&self) -> bool {
+        self.state == Some(State::Running) || (self.state.is_none() && self.holder().is_some())
     }
 
     /// What the list says of it.
@@ -214,6 +220,7 @@ impl Entry {
             "job": self.job.as_ref().map(|job| &job.id),
             "command": self.job.as_ref().map_or("train", |job| job.command.word()),
             "status": status,
+            "alive": self.is_alive(),
             "output_dir": self.output_dir(),
             "model": model,
             "method": key("finetuning_type"),
@@ -251,12 +258,14 @@ mod tests {
     fn job(id: &str, process: Option<u32>, status: Option<i32>) -> Job {
         let ended = status.map(|status| Ended { at: 9, status: Some(status), seen: true });
         let command = Command::Train;
+        let host = String::new();
         let (folder, output_dir) = (PathBuf::from("/"), Some(PathBuf::from("/no/such/folder")));
         let (model, id) = (String::new(), id.to_owned());
         Job {
             id,
             command,
             created_at: 1,
+            host,
             folder,
             output_dir,
             model,

@@ -115,11 +115,8 @@ pub fn again(record: &RunRecord, here: &Path) -> Result<String, Problem> {
 /// As [`recipe`].
 pub fn resumed(text: &str, record: &RunRecord) -> Result<String, Problem> {
     let text = with_value(text, "output_dir", Some(&quoted(&record.output_dir.to_string_lossy())))?;
-    // With it, the same recipe would begin anew.
-    match record.config.get("overwrite_output_dir") {
-        Some(Value::Bool(true)) => with_value(&text, "resume_from_checkpoint", Some("true")),
-        _ => Ok(text),
-    }
+    // Whatever was said of it then: the same recipe could begin anew, or where it began the last time.
+    with_value(&text, "resume_from_checkpoint", Some("true"))
 }
 
 /// The keys of a run, with paths that are found from `here`.
@@ -171,7 +168,7 @@ fn quoted(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use sft_config::{Draft, RunConfig};
+    use sft_config::{Draft, Resume, RunConfig};
 
     use super::*;
 
@@ -247,10 +244,16 @@ mod tests {
 
     #[test]
     fn a_run_that_goes_on_does_not_begin_anew() {
-        let keys = json!({"overwrite_output_dir": true});
-        let text = "model_name_or_path: base\ndataset: a\noutput_dir: run\noverwrite_output_dir: true\n";
-        let config = read(&resumed(text, &record(keys, Path::new("/"))).unwrap(), Command::Train);
-        assert_eq!(config.output_dir, Path::new("/saves/run 1"));
-        assert_ne!(config.resume_from_checkpoint, RunConfig::default().resume_from_checkpoint);
+        let text = "model_name_or_path: base\ndataset: a\noutput_dir: run\n";
+        for said in [
+            "overwrite_output_dir: true\n",
+            "resume_from_checkpoint: false\n",
+            "resume_from_checkpoint: old\n",
+        ] {
+            let text = resumed(&format!("{text}{said}"), &record(json!({}), Path::new("/"))).unwrap();
+            let config = read(&text, Command::Train);
+            assert_eq!(config.output_dir, Path::new("/saves/run 1"));
+            assert_eq!(config.resume_from_checkpoint, Resume::Newest, "{said}");
+        }
     }
 }

@@ -39,6 +39,8 @@ const OUTPUT: &str = "output.txt";
 const PIECE: u64 = 1 << 18;
 /// How often processes are looked at.
 const TURN: Duration = Duration::from_millis(100);
+/// How often the ledger is asked whether a run is at work, while a job waits.
+const ASKS: Duration = Duration::from_secs(1);
 /// How long a model that is to be unloaded may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Runs of the ledger, the last ones, that may be at work.
@@ -103,7 +105,7 @@ impl Jobs {
     /// # Errors
     /// The system's; another server that uses the folder.
     pub fn open(folder: &Path, program: &Path, ledger: Option<&Path>) -> Result<Self, RunError> {
-        let made = private_folder(folder);
+        let made = key::private_folder(folder);
         made.map_err(|source| RunError::at(folder, "make the folder")(source))?;
         let lock = FolderLock::acquire(folder)?;
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -157,6 +159,7 @@ impl Jobs {
                 format!("the folder it was started in is not there any more: {}", start.folder.display());
             return Err(io::Error::new(io::ErrorKind::NotFound, reason));
         }
+        let elsewhere = start.waits && is_run_at_work(self.ledger.as_deref());
         let mut held = self.held();
         let mut order = (run_record::now(), self.number.fetch_add(1, Ordering::Relaxed));
         while held.contains_key(&order) {
@@ -174,6 +177,7 @@ impl Jobs {
             created_at: order.0,
             output_dir: start.command.output_dir(start.config).map(absolute),
             model: start.config.model_name_or_path.clone(),
+            host: run_record::host(),
             folder: start.folder,
             process: None,
             stopped: false,
@@ -181,10 +185,11 @@ impl Jobs {
             served,
         };
         let folder = self.folder.join(&job.id);
-        private_folder(&folder)?;
+        key::private_folder(&folder)?;
         key::private(&folder.join(RECIPE))?.write_all(start.text.as_bytes())?;
-        let waits =
-            start.waits && (is_any_at_work(&held, &self.folder) || is_run_at_work(self.ledger.as_deref()));
+        let is_waiting = |held: &Held| held.state(&self.folder) == State::Waiting;
+        let waits = start.waits
+            && (elsewhere || is_any_at_work(&held, &self.folder) || held.values().any(is_waiting));
         let watched = Watched {
             folder: self.folder.clone(),
             program: self.program.clone(),
@@ -262,23 +267,27 @@ impl Jobs {
         let Some(Held { job, .. }) = found.filter(|held| held.state(&self.folder) != State::Ended) else {
             return Ok(());
         };
-        job.stopped = true;
+        if job.host != run_record::host() {
+            return Err(io::Error::other(format!("it runs on another machine, {}: end it there", job.host)));
+        }
         match job.process {
             // Its number is nobody else's: a child is reaped under this lock, and any other one holds its own.
             Some(process) => end(process, now)?,
             None => job.ended = Some(Ended::now(None)),
         }
+        job.stopped = true;
         save(&self.folder, job)
     }
 
-    /// Forgets a job that has ended: its folder here, and nothing that it wrote. Whether it had ended.
+    /// Forgets a job that has ended: its folder here, and nothing that it wrote. Whether it is gone.
     ///
     /// # Errors
     /// The system's.
     pub fn forget(&self, id: &str) -> io::Result<bool> {
         let mut held = self.held();
         let order = order(id).unwrap_or_default();
-        let has_ended = held.get(&order).is_some_and(|held| held.state(&self.folder) == State::Ended);
+        let Some(found) = held.get(&order) else { return Ok(true) };
+        let has_ended = found.state(&self.folder) == State::Ended;
         if has_ended {
             fs::remove_dir_all(self.folder.join(id))?;
             held.remove(&order);
@@ -293,11 +302,19 @@ impl Jobs {
         Some((last.state(&self.folder), last.job.clone()))
     }
 
+    /// Ends models that are talked to; none is loaded any more.
+    pub fn close(&self) {
+        // Kept, not let go of: this process ends.
+        std::mem::forget(self.loading.lock());
+        // One that does not end is told nobody.
+        let _ = self.unload();
+    }
+
     /// Ends models that are talked to, and forgets those of earlier.
     ///
     /// # Errors
     /// One that does not end.
-    pub fn unload(&self) -> io::Result<()> {
+    fn unload(&self) -> io::Result<()> {
         let begun = Instant::now();
         let is_chat = |(_, job): &(State, Job)| job.command == Command::Chat;
         for (state, job) in self.all().into_iter().filter(is_chat) {
@@ -329,14 +346,21 @@ struct Watched {
 
 /// Keeps how processes end and begins what waits, until nobody has the jobs any more.
 fn watch(jobs: &Weak<Mutex<BTreeMap<Order, Held>>>, watched: &Watched) {
+    let (mut asked, mut elsewhere) = (None::<Instant>, false);
     while let Some(held) = jobs.upgrade() {
+        let is_waiting = |held: &Held| held.state(&watched.folder) == State::Waiting;
+        // The ledger is another program's, too, and takes its time.
+        let waits = held.lock().unwrap_or_else(PoisonError::into_inner).values().any(is_waiting);
+        if waits && asked.is_none_or(|asked| asked.elapsed() > ASKS) {
+            (elsewhere, asked) = (is_run_at_work(watched.ledger.as_deref()), Some(Instant::now()));
+        }
         let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
         for one in held.values_mut() {
             one.reap(&watched.folder);
         }
         let is_free = !is_any_at_work(&held, &watched.folder);
-        let next = held.values_mut().find(|held| held.state(&watched.folder) == State::Waiting);
-        if let Some(next) = next.filter(|_| is_free && !is_run_at_work(watched.ledger.as_deref())) {
+        let next = held.values_mut().find(|held| is_waiting(held));
+        if let Some(next) = next.filter(|_| is_free && !elsewhere && asked.is_some()) {
             match watched.begin(&mut next.job) {
                 Ok(child) => next.child = child,
                 // It is not tried again and again where nothing can be written.
@@ -391,6 +415,8 @@ impl Held {
     fn reap(&mut self, folder: &Path) {
         self.job.ended = match self.child.as_mut().map(Child::try_wait) {
             Some(Ok(Some(status))) => Some(Ended::now(status.code())),
+            // Somebody else has waited for it: its lock tells the rest.
+            Some(Err(_)) => None,
             // One that an earlier server began, and that ended while there was none.
             None if self.job.ended.is_none()
                 && self.job.process.is_some()
@@ -439,20 +465,6 @@ fn begun(bytes: &[u8]) -> usize {
         _ => 1,
     };
     if last < whole { last } else { 0 }
-}
-
-/// A folder that others cannot look into; one that is there stays as it is.
-fn private_folder(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    let mut builder = fs::DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path)
 }
 
 /// A port that nobody listens on now.

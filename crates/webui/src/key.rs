@@ -18,10 +18,25 @@ pub fn kept_key(folder: &Path) -> io::Result<String> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    fs::create_dir_all(folder)?;
+    private_folder(folder)?;
     let key = new_key()?;
     private(&path)?.write_all(key.as_bytes())?;
     Ok(key)
+}
+
+/// A folder that others cannot look into; one that is there stays as it is.
+pub fn private_folder(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    #[cfg_attr(not(unix), allow(unused_mut))]
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
 }
 
 /// 32 hexadecimal digits that nobody can guess.
@@ -71,6 +86,7 @@ mod tests {
         {
             use std::os::unix::fs::PermissionsExt;
             assert_eq!(fs::metadata(within.join("key")).unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(fs::metadata(&within).unwrap().permissions().mode() & 0o777, 0o700);
         }
     }
 }

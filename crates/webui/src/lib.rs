@@ -135,7 +135,6 @@ impl Webui {
 impl Closer {
     /// Ends the models that are talked to.
     pub fn close(&self) {
-        // One that does not end is told nobody: this program ends.
-        let _ = self.0.jobs.unload();
+        self.0.jobs.close();
     }
 }

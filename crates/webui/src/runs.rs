@@ -93,7 +93,9 @@ fn news(shared: &Shared, entry: &Entry, run: &KeptRun, seen: &Seen) -> (String, 
         let whole = || entry::find_whole(shared, run).map(|run| run.curves).unwrap_or_default();
         return (session, 0, if is_same { CurvesOfRun::new() } else { whole() });
     };
-    let (lines, end) = trainer_log::read_from(&log, if is_same { seen.log } else { 0 }).unwrap_or_default();
+    let from = if is_same { seen.log } else { 0 };
+    // What cannot be read now is read the next time.
+    let (lines, end) = trainer_log::read_from(&log, from).unwrap_or((Vec::new(), from));
     let mut curves = CurvesOfRun::new();
     for (curve, step, value) in lines.iter().flat_map(points_of) {
         curves.entry(curve).or_default().push((step, value));
@@ -250,7 +252,11 @@ pub async fn answers(
 ) -> Result<Json<Value>, Refusal> {
     beside(shared, move |shared| {
         let entry = find(shared, &name)?;
-        let is_there = entry.run.is_none() || entry.run_in_its_folder().is_some();
+        // A job that was refused has none: those there are another run's.
+        let is_there = match &entry.run {
+            Some(run) => run.is_in_its_folder(),
+            None => entry.job.as_ref().is_some_and(|job| job.command == Command::Predict),
+        };
         let folder = entry.output_dir().filter(|_| is_there);
         let of = |file: &str| folder.map_or_else(Vec::new, |folder| lines(&folder.join(file)));
         Ok(Json(json!({"held_out": of(HELD_OUT_ANSWERS), "predictions": of(PREDICTIONS)})))

@@ -87,6 +87,11 @@ impl Webui {
         }
     }
 
+    /// Waits for a run to come to this, and for its process to be gone.
+    fn ended(&self, name: &str, status: &str) -> Value {
+        self.until(name, |run| run["status"] == status && run["alive"] == false)
+    }
+
     /// Ends it by SIGTERM.
     fn end(mut self) {
         let asked = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
@@ -112,7 +117,7 @@ impl Drop for Webui {
 }
 
 /// Many steps: it is still at work when it is looked at.
-const LONG: &str = "output_dir: long\nmax_steps: 20000\n";
+const LONG: &str = "output_dir: long\nmax_steps: 20000\nsave_steps: 100000\n";
 
 #[test]
 fn a_run_goes_on_without_the_page_is_found_again_and_stopped_and_goes_on_from_there() {
@@ -129,7 +134,7 @@ fn a_run_goes_on_without_the_page_is_found_again_and_stopped_and_goes_on_from_th
     let found = webui.until("1", |run| run["steps"].as_u64() > at_work["steps"].as_u64());
     assert_eq!((&found["status"], &found["job"]), (&json!("running"), &json!(name)));
     webui.post("api/runs/1/stop", &json!({}));
-    let stopped = webui.until("1", |run| run["status"] == "interrupted");
+    let stopped = webui.ended("1", "interrupted");
     assert!(stopped["output"]["text"].as_str().unwrap().contains("interrupted after step"), "{stopped:#}");
     assert_eq!(stopped["can_resume"], true);
 
@@ -139,7 +144,7 @@ fn a_run_goes_on_without_the_page_is_found_again_and_stopped_and_goes_on_from_th
     webui.until(again, |run| run["status"] == "running" && run["steps"].as_u64() > steps);
     assert_eq!(webui.runs().len(), 1, "it is the same run");
     webui.post("api/runs/1/stop", &json!({}));
-    webui.until("1", |run| run["status"] == "interrupted");
+    webui.ended("1", "interrupted");
     webui.end();
 }
 
@@ -243,7 +248,7 @@ fn a_job_that_finds_its_folder_in_use_takes_nothing_from_the_run_there() {
     let run = webui.get(&format!("api/runs/{first}"));
     assert_eq!((&run["number"], &run["job"], &run["status"]), (&json!(1), &json!(first), &json!("running")));
     webui.post(&format!("api/runs/{first}/stop"), &json!({"now": true}));
-    webui.until(&first, |run| run["status"] == "stopped");
+    webui.ended(&first, "stopped");
     assert_eq!(webui.get("api/runs/1")["can_resume"], false, "there is no checkpoint to go on from");
     assert_eq!(webui.request("POST", "api/runs/1/resume", &webui.key, None).0, 409);
     webui.end();
@@ -274,7 +279,7 @@ fn a_run_of_another_folder_goes_on_there() {
     let again = webui.get("api/runs/1/recipe?command=chat")["text"].as_str().unwrap().to_owned();
     assert!(again.contains(&*place.path("elsewhere/out").to_string_lossy()), "{again}");
     webui.post("api/runs/1/stop", &json!({}));
-    webui.until("1", |run| run["status"] == "interrupted");
+    webui.ended("1", "interrupted");
     webui.end();
 }
 
@@ -283,7 +288,7 @@ fn curves_and_words_come_as_they_grow() {
     let place = Place::new("");
     let webui = Webui::start(&place);
     let name = webui.train(&place, "output_dir: out\nmax_steps: 6\n");
-    let whole = webui.until(&name, |run| run["status"] == "done");
+    let whole = webui.ended(&name, "done");
     assert_eq!(whole["curves"]["loss"].as_array().unwrap().len(), 6);
     assert_eq!(whole["anew"], true);
     let seen = |log: &Value, from: &Value| {
@@ -308,13 +313,13 @@ fn a_damaged_ledger_takes_no_job_away() {
     let place = Place::new("");
     let webui = Webui::start(&place);
     let name = webui.train(&place, LONG);
-    webui.until(&name, |run| run["status"] == "running");
+    webui.until(&name, |run| run["status"] == "running" && run["steps"].as_u64() > Some(1));
     std::fs::write(place.path("runs.sqlite"), "no ledger").unwrap();
     let told = webui.get("api/runs");
     assert!(told["wrong"].as_str().unwrap().contains("runs.sqlite"), "{told:#}");
     assert_eq!(told["runs"][0]["job"], name);
     webui.post(&format!("api/runs/{name}/stop"), &json!({}));
-    webui.until(&name, |run| run["status"] == "interrupted");
+    webui.ended(&name, "interrupted");
     webui.end();
 }
 

@@ -42,7 +42,7 @@ fn two_runs_never_share_a_folder() {
     let first = open(folder.path(), false, ResumeFrom::Automatic).unwrap();
     let error = open(folder.path(), true, ResumeFrom::Automatic).unwrap_err().to_string();
     assert!(error.contains(&folder.path().display().to_string()), "{error}");
-    assert!(error.contains(&format!("(process {})", std::process::id())), "{error}");
+    assert!(error.contains(&format!("(process {} on ", std::process::id())), "{error}");
     assert!(error.contains("help:"), "{error}");
     drop(first);
     open(folder.path(), false, ResumeFrom::Automatic).unwrap();

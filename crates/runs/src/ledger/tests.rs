@@ -99,8 +99,13 @@ fn its_place_is_the_key_or_the_variable_or_the_users_data_folder() {
 fn a_run_that_was_killed_is_told_from_one_that_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let run = KeptRun { number: Some(1), record: record("a", folder.path()), curves: CurvesOfRun::new() };
+    run.record.save(folder.path()).unwrap();
     let lock = FolderLock::acquire(folder.path()).unwrap();
     assert_eq!(run.status(), "running");
+    // Another run has begun there.
+    record("b", folder.path()).save(folder.path()).unwrap();
+    assert_eq!(run.status(), "ended without a word");
+    run.record.save(folder.path()).unwrap();
     drop(lock);
     assert_eq!(run.status(), "ended without a word");
 }

@@ -67,6 +67,8 @@ pub struct Job {
     pub command: Command,
     /// Seconds since 1970.
     pub created_at: u64,
+    /// The machine that it was started on.
+    pub host: String,
     /// What its paths are relative to.
     pub folder: PathBuf,
     /// Where its results go, absolute.

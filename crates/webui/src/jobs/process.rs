@@ -28,21 +28,20 @@ pub fn spawn(watched: &Watched, job: &Job, folder: &Path) -> io::Result<Child> {
     if let Some(Served { port, key }) = &job.served {
         command.args(["--host", "127.0.0.1", "--port", &port.to_string()]).env("API_KEY", key);
     }
-    if let Some(ledger) = &watched.ledger {
-        command.env("SFT_LEDGER", ledger);
-    }
+    command.env("SFT_LEDGER", watched.ledger.as_deref().unwrap_or(Path::new("off")));
     command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     #[cfg(windows)]
-    std::os::windows::process::CommandExt::creation_flags(&mut command, CREATE_NEW_PROCESS_GROUP);
+    std::os::windows::process::CommandExt::creation_flags(&mut command, OF_NO_WINDOW);
     command.spawn()
 }
 
+/// `CREATE_NEW_PROCESS_GROUP` and `CREATE_NO_WINDOW`: a window that is closed ends it as little as Ctrl-C there.
 #[cfg(windows)]
-const CREATE_NEW_PROCESS_GROUP: u32 = 0x200;
+const OF_NO_WINDOW: u32 = 0x200 | 0x0800_0000;
 
-/// Whether a process holds the lock on what it writes.
+/// Whether a process holds the lock on what it writes; on Windows nobody knows.
 pub fn is_alive(output: &Path) -> bool {
     let file = File::open(output);
     file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))

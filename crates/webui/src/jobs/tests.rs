@@ -234,6 +234,7 @@ fn a_job_that_cannot_be_kept_is_not_begun_again_and_again() {
     let file = place.path("jobs").join(&waiting.id).join(JOB);
     fs::remove_file(&file).unwrap();
     fs::create_dir_all(file.join("in the way")).unwrap();
+    until("the first begins", || place.path("begun").exists());
     jobs.stop(&first.id, true).unwrap();
     until("it has been tried", || state(&jobs, &waiting) == State::Ended);
     std::thread::sleep(5 * TURN);

@@ -39,8 +39,9 @@ export function show(main) {
     if (id) await ask(`runs/${id}/stop`, { method: 'POST', body: { now: true } }).catch(error => { wrong.textContent = error.message; });
   }
 
-  const leave = repeat(async () => {
+  const leave = repeat(async hasLeft => {
     const told = await ask('chat');
+    if (hasLeft()) return;
     id = told.id;
     const isRunning = told.state === 'ready' || told.state === 'loading';
     // One that is slow for a moment is still there.

@@ -65,13 +65,14 @@ function askForKey(why) {
     make('p', {}, why), make('div', { className: 'row' }, input, make('button', { className: 'main' }, say('Open')))));
 }
 
-/** Calls `work` now and then again, while the view is shown and the page can be seen; at once if it says there is more. */
+/** Calls `work` now and then again, while the view is shown and the page can be seen; at once if it says there is more. It is
+ * given what says whether the view has been left meanwhile. */
 export function repeat(work, every) {
   let timer = 0, ended = false;
   const round = async () => {
     let more = false;
     try {
-      if (!document.hidden) more = await work();
+      if (!document.hidden) more = await work(() => ended);
     } catch (error) {
       if (!ended) lost(error.message);
     }

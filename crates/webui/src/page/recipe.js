@@ -47,6 +47,10 @@ export function keep(text, command) {
   store('sft.command', command);
 }
 
+// One request after the other, each with the text as it is then: nothing that is typed or chosen meanwhile is lost, also where
+// the view is left and shown again.
+let last = Promise.resolve();
+
 /** The view. */
 export function show(main) {
   const area = make('textarea', { className: 'text', spellcheck: false, 'aria-label': say('Recipe'), value: kept('sft.recipe') ?? FIRST, oninput: typed });
@@ -59,9 +63,10 @@ export function show(main) {
   const path = make('input', { className: 'grow', placeholder: 'recipes/first.yaml', value: kept('sft.path') ?? '', list: 'list-recipes', 'aria-label': say('File') });
   const undo = make('button', { disabled: true, onclick: back, title: say('Take the last change of the form, Open or New back') }, say('Undo'));
   const side = make('div', { className: 'side' });
-  let form = null, given = {}, timer = 0, suggestedFor = null;
+  const redo = make('button', { disabled: true, onclick: forth }, say('Redo'));
+  let form = null, given = {}, timer = 0, suggestedFor = null, beginning = false;
   // Texts that were replaced by something else than typing: a browser's own undo ends at those.
-  const replaced = [];
+  const replaced = [], takenBack = [];
 
   function typed() {
     store('sft.recipe', area.value);
@@ -69,23 +74,32 @@ export function show(main) {
     timer = setTimeout(draft, 250);
   }
 
+  function put(text) {
+    area.value = text;
+    store('sft.recipe', text);
+    undo.disabled = replaced.length === 0;
+    redo.disabled = takenBack.length === 0;
+  }
+
   function replace(by) {
     if (area.value === by) return;
     replaced.push(area.value);
-    undo.disabled = false;
-    area.value = by;
-    store('sft.recipe', by);
+    takenBack.length = 0;
+    put(by);
   }
 
   function back() {
-    area.value = replaced.pop() ?? area.value;
-    undo.disabled = replaced.length === 0;
-    store('sft.recipe', area.value);
+    takenBack.push(area.value);
+    put(replaced.pop());
     draft();
   }
 
-  // One request after the other, each with the text as it is then: nothing that is typed or chosen meanwhile is lost.
-  let last = Promise.resolve();
+  function forth() {
+    replaced.push(area.value);
+    put(takenBack.pop());
+    draft();
+  }
+
   function draft(set = null) {
     last = last.then(() => send(set));
     return last;
@@ -124,7 +138,7 @@ export function show(main) {
     problems.replaceChildren(
       ...told.problems.map(problem => make('li', {}, jump(problem.line), problem.reason, problem.help && make('small', {}, problem.help))),
       ...told.notes.map(note => make('li', { className: 'note' }, jump(note.line), `${note.key} ${say('has no effect')}`, make('small', {}, note.reason))));
-    start.disabled = told.problems.length > 0;
+    start.disabled = beginning || told.problems.length > 0;
     start.textContent = say(STARTS[command]);
   }
 
@@ -153,15 +167,16 @@ export function show(main) {
   const refused = error => problems.replaceChildren(make('li', {}, make('pre', {}, error.message)));
 
   async function begin() {
-    start.disabled = true;
+    start.disabled = beginning = true;
     try {
       const text = await settled();
       const told = await ask('runs', { method: 'POST', body: { command: which.value, text, waits: waits.checked } });
-      go(`#runs/${told.name}`);
+      if (area.isConnected) go(`#runs/${told.name}`);
     } catch (error) {
       refused(error);
       start.disabled = false;
     }
+    beginning = false;
   }
 
   async function open() {
@@ -190,7 +205,7 @@ export function show(main) {
   side.append(
     make('section', { className: 'card' },
       make('div', { className: 'row' }, path, make('button', { onclick: open }, say('Open')), make('button', { onclick: () => save() }, say('Save')),
-        make('button', { onclick: () => { replace(FIRST); draft(); } }, say('New')), undo),
+        make('button', { onclick: () => { replace(FIRST); draft(); } }, say('New')), undo, redo),
       make('p', { className: 'row' }, which), area, problems,
       make('p', { className: 'row' }, looks.buttons),
       make('div', { className: 'row' }, start, make('label', { className: 'small', for: 'waits' }, waits, ` ${say('wait until nothing else is at work')}`))),
@@ -209,6 +224,10 @@ export function show(main) {
     form.fill(given);
     suggest();
   }).catch(error => place.replaceChildren(make('p', { className: 'wrong' }, error.message)));
+  const shown = area.value;
+  last = last.then(() => {
+    if (area.value === shown) area.value = kept('sft.recipe') ?? shown;
+  });
   draft();
   return () => {
     clearTimeout(timer);

@@ -67,7 +67,7 @@ function makePlots() {
     }
     pictures.get(curve).draw(series);
   }
-  return { root, draw };
+  return { root, draw, clear: () => pictures.forEach(picture => picture.draw([])) };
 }
 
 /** What a process says, of which the page keeps the last part. */
@@ -204,7 +204,10 @@ function one(main, chosen) {
   }
 
   function grow(run) {
-    if (run.anew) curves = {};
+    if (run.anew) {
+      curves = {};
+      plots.clear();
+    }
     [session, log] = [run.session, run.log];
     for (const [curve, points] of Object.entries(run.curves)) {
       curves[curve] = (curves[curve] ?? []).concat(points);
@@ -213,15 +216,16 @@ function one(main, chosen) {
   }
 
   async function showAnswers(run) {
+    // They are written when a run is done.
     const state = `${run.status} ${run.session} ${run.log}`;
-    if (isAtWork(run.status) || state === answered) return;
+    if (isAtWork(run.status) || run.alive || state === answered) return;
     const told = await ask(`${at}/answers`);
     answered = state;
     answers.hidden = told.held_out.length + told.predictions.length === 0;
     answers.replaceChildren(...answersOf(told));
   }
 
-  return repeat(async () => {
+  return repeat(async hasLeft => {
     const seen = new URLSearchParams({ session, log, ...(from === undefined ? {} : { from }) });
     let run;
     try {
@@ -230,6 +234,7 @@ function one(main, chosen) {
       if (error.status === 404) title.textContent = error.message;
       throw error;
     }
+    if (hasLeft()) return;
     if (run.curves) grow(run);
     if (run.output) {
       output.add(run.output.text);

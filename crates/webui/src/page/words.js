@@ -9,6 +9,7 @@ const chinese = {
   'Saved': '已保存',
   'New': '新建',
   'Undo': '撤销',
+  'Redo': '重做',
   'Take the last change of the form, Open or New back': '撤销表单、打开或新建所作的最后一次改动',
   'File': '文件',
   'Command': '命令',
