@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long, env = "API_HOST", default_value = "127.0.0.1", hide_env_values = true)]
     host: String,
     /// Port to listen on; 0 takes one that is free
-    #[arg(long, env = "API_PORT", default_value = "8000", value_parser = port, hide_env_values = true)]
+    #[arg(long, env = "API_PORT", default_value = "8000", value_parser = port::<8000>, hide_env_values = true)]
     port: u16,
     /// Answers in work at a time, which share each reading of the weights
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -118,8 +118,8 @@ fn context(spec: &DecoderSpec, asked: Option<u32>) -> anyhow::Result<Context> {
 }
 
 /// A port; a variable that is set to nothing says nothing.
-fn port(text: &str) -> Result<u16, std::num::ParseIntError> {
-    if text.is_empty() { Ok(8000) } else { text.parse() }
+pub fn port<const DEFAULT: u16>(text: &str) -> Result<u16, std::num::ParseIntError> {
+    if text.is_empty() { Ok(DEFAULT) } else { text.parse() }
 }
 
 /// A key that a header can hold.

@@ -18,7 +18,7 @@ pub struct Args {
     #[arg(long, env = "GRADIO_SERVER_NAME", default_value = "127.0.0.1", hide_env_values = true)]
     host: String,
     /// Port to listen on; 0 takes one that is free
-    #[arg(long, env = "GRADIO_SERVER_PORT", default_value = "7860", value_parser = port, hide_env_values = true)]
+    #[arg(long, env = "GRADIO_SERVER_PORT", default_value = "7860", value_parser = serve::port::<7860>, hide_env_values = true)]
     port: u16,
     /// Key that the page has to show [default: one that is made, kept, and printed as part of the address]
     #[arg(long, env = "SFT_WEBUI_KEY", hide_env_values = true)]
@@ -92,9 +92,4 @@ fn key(asked: Option<String>) -> anyhow::Result<Option<String>> {
         );
     }
     Ok(Some(key))
-}
-
-/// A port; a variable that is set to nothing says nothing.
-fn port(text: &str) -> Result<u16, std::num::ParseIntError> {
-    if text.is_empty() { Ok(7860) } else { text.parse() }
 }

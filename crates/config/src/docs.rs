@@ -86,7 +86,7 @@ fn page(opening: &str, mut say: impl FnMut(&str) -> String) -> String {
             takes = takes.replace(" of at least 0", "");
             takes.push_str(&format!("; {}", key.range));
         }
-        let mut doc = say(&key.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" "));
+        let mut doc = say(&key.text());
         if !key.required.is_empty() {
             let purposes: Vec<_> = key.required.iter().map(|p| p.as_str()).collect();
             doc.push_str(&say(&format!(" Needed for {}.", purposes.join(", "))));
@@ -130,7 +130,7 @@ pub fn form(language: Language) -> Json {
         json!({
             "name": key.name,
             "group": say(key.group),
-            "doc": say(&key.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")),
+            "doc": say(&key.text()),
             "default": say(match default_text(key, &defaults).as_str() {
                 "`null`" => "none",
                 text => text,
@@ -160,7 +160,7 @@ pub fn json_schema() -> Json {
     let defaults = RunConfig::default();
     let mut properties = Map::new();
     for key in KEYS {
-        let doc = key.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
+        let doc = key.text();
         let mut schema = (key.schema)();
         for (keyword, bound) in key.range.keywords() {
             let number = number_schema(&mut schema);

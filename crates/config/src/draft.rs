@@ -43,6 +43,9 @@ impl Draft {
 /// A text that is no configuration or has a key twice, a value that is none, or a key that cannot be changed by itself, as in a
 /// mapping in braces or where another value refers to it.
 pub fn with_value(text: &str, key: &str, value: Option<&str>) -> Result<String, Problem> {
+    if let Some(rest) = text.strip_prefix('\u{feff}') {
+        return Ok(format!("\u{feff}{}", with_value(rest, key, value)?));
+    }
     let (entries, problems) = read_text(text, Path::new(NAME));
     let is_empty = |problem: &Problem| matches!(*problem.error, ConfigError::Empty);
     if let Some(problem) = problems.into_iter().find(|problem| !is_empty(problem)) {
@@ -66,8 +69,10 @@ pub fn with_value(text: &str, key: &str, value: Option<&str>) -> Result<String, 
     if lines.last().is_some_and(String::is_empty) {
         lines.pop();
     }
-    // A carriage return alone is an end of a line to YAML and none here.
-    if lines.iter().any(|line| line.contains('\r')) {
+    // What ends a line to YAML and not here, as a carriage return alone does.
+    if lines.iter().any(|line| line.contains('\r'))
+        || entries.iter().any(|entry| line_of(entry) >= lines.len())
+    {
         return Err(alone());
     }
     let indent = entries.first().map_or("", |entry| indent_of(&lines[line_of(entry)])).to_owned();
@@ -134,7 +139,7 @@ fn line_of(entry: &Entry) -> usize {
 }
 
 fn indent_of(line: &str) -> &str {
-    &line[..line.len() - line.trim_start_matches([' ', '\u{feff}']).len()]
+    &line[..line.len() - line.trim_start_matches(' ').len()]
 }
 
 /// The lines of an entry: up to the next one, without what stands before that, comments and empty lines.
@@ -286,6 +291,38 @@ mod tests {
             "  seed: 1\n  bf16: true\n  lora_rank: 4\n"
         );
         assert_eq!(set("seed: 1\n...\n", "lora_rank", Some("4")), "seed: 1\nlora_rank: 4\n...\n");
+        assert_eq!(set("\u{feff}seed: 1\n", "seed", Some("2")), "\u{feff}seed: 2\n");
+        assert_eq!(set("\u{feff}seed: 1\n", "lora_rank", Some("4")), "\u{feff}seed: 1\nlora_rank: 4\n");
+    }
+
+    #[test]
+    fn whatever_ends_a_line_a_change_is_right_or_refused() {
+        let pieces =
+            ["seed: 1", "bf16: true # c", "run_name: |\n  a\n  # b", "lora_target:\n- a\n- b", "# c", ""];
+        for end in ["\n", "\r\n", "\r", "\u{85}", "\u{2028}", "\u{2029}", "\x0b", "\x0c", "\n\n", "\n---\n"] {
+            for first in pieces {
+                for second in pieces {
+                    let text = format!("{first}{end}{second}{end}");
+                    for (key, value) in [
+                        ("seed", Some("2")),
+                        ("lora_rank", Some("4")),
+                        ("bf16", None),
+                        ("lora_target", Some("x")),
+                    ] {
+                        let before = Draft::read(&text, NAME, &[], Purpose::Data).given;
+                        let Ok(changed) = with_value(&text, key, value) else { continue };
+                        let mut after = Draft::read(&changed, NAME, &[], Purpose::Data).given;
+                        let others = |given: &[(String, String)]| -> Vec<_> {
+                            given.iter().filter(|(name, _)| name != key).cloned().collect()
+                        };
+                        assert_eq!(others(&after), others(&before), "{text:?} → {changed:?}");
+                        after.retain(|(name, _)| name == key);
+                        let found = after.first().map(|(_, value)| value.as_str());
+                        assert_eq!(found, value, "{text:?} → {changed:?}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

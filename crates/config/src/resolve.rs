@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use crate::check;
-use crate::keys::{KEYS, Key, RENAMED, Refusal, RunConfig, all_names, no_effect_reason, not_yet};
+use crate::keys::{KEYS, RENAMED, Refusal, RunConfig, all_names, no_effect_reason, not_yet};
 use crate::nearest::nearest;
 use crate::problem::{ConfigError, ConfigErrors, NoEffect, Place, Problem, shared_path};
 use crate::source::{Content, Entry, MAX_BYTES, Node, read_override, read_text};
@@ -206,7 +206,7 @@ impl Resolver {
             if empty && !refused {
                 let error = ConfigError::Missing { key: row.name, purpose: self.purpose.as_str() };
                 let place = self.given.get(row.name).map_or(&self.home, |(place, _)| place);
-                let (doc, name) = (doc_of(row), row.name);
+                let (doc, name) = (row.text(), row.name);
                 let help = format!("{doc} Add `{name}: …` or {name}=… on the command line.");
                 self.problems.push(Problem::new(place, error).help(help));
             }
@@ -295,16 +295,12 @@ pub fn is_switch(name: &str) -> bool {
     KEYS.iter().any(|key| key.name == name && (key.schema)()["type"] == "boolean")
 }
 
-fn doc_of(row: &Key) -> String {
-    row.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
-}
-
 /// The first sentence of a key's documentation, with its default.
 fn documented(key: &str) -> String {
     let Some(row) = KEYS.iter().find(|row| row.name == key) else {
         return "`sft config` lists every key".to_string();
     };
-    let doc = doc_of(row);
+    let doc = row.text();
     let default = crate::docs::default_text(row, &RunConfig::default());
     format!("{doc} Default: {}.", default.replace('`', ""))
 }

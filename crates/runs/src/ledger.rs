@@ -233,7 +233,17 @@ impl Ledger {
         // A record that does not read back is an empty one: the list must not end at it.
         let record: RunRecord = serde_json::from_str(text).unwrap_or_default();
         let statement = match ends_alone {
-            true => "SELECT curve, MAX(step), value FROM points WHERE number = ?1 GROUP BY curve",
+            // From one curve to the next by the index: a long run has as few of them as a short one.
+            true => {
+                "WITH RECURSIVE names (curve) AS (
+                     SELECT MIN(curve) FROM points WHERE number = ?1
+                     UNION ALL
+                     SELECT (SELECT MIN(curve) FROM points WHERE number = ?1 AND curve > names.curve)
+                     FROM names WHERE names.curve IS NOT NULL)
+                 SELECT p.curve, p.step, p.value FROM names JOIN points p
+                 ON p.number = ?1 AND p.curve = names.curve
+                 AND p.step = (SELECT MAX(step) FROM points WHERE number = ?1 AND curve = names.curve)"
+            }
             false => "SELECT curve, step, value FROM points WHERE number = ?1 ORDER BY curve, step",
         };
         let mut statement = self.connection.prepare(statement).map_err(self.at())?;

@@ -47,12 +47,7 @@ const NOT_PASSED_ON: [HeaderName; 14] = [
 
 /// The model that is talked to: whether it can be, and where.
 pub async fn state(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, Refusal> {
-    let (found, output) = beside(Arc::clone(&shared), |shared| {
-        let found = shared.jobs.chat();
-        let output = found.as_ref().map(|(_, job)| shared.jobs.output(job, None)).transpose();
-        Ok((found, output.map_err(|error| Refusal::failed("what it said", error))?))
-    })
-    .await?;
+    let found = beside(Arc::clone(&shared), |shared| Ok(shared.jobs.chat())).await?;
     let Some((state, job)) = found else { return Ok(Json(json!({"state": "none"}))) };
     let is_running = state == jobs::State::Running;
     let state = match &job.served {
@@ -63,8 +58,14 @@ pub async fn state(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, Ref
         _ => "ended",
     };
     let path = job.served.as_ref().map(|served| format!("chat/{}/", served.key));
-    let output = output.filter(|_| state != "ready").map(|output| output.text);
-    Ok(Json(json!({"state": state, "id": job.id, "model": job.model, "path": path, "output": output})))
+    let mut told = json!({"state": state, "id": job.id, "model": job.model, "path": path});
+    if state != "ready" {
+        let output = beside(shared, move |shared| {
+            shared.jobs.output(&job, None).map_err(|error| Refusal::failed("what it said", error))
+        });
+        told["output"] = output.await?.text.into();
+    }
+    Ok(Json(told))
 }
 
 /// Whether the process answers.

@@ -111,8 +111,7 @@ pub fn find(shared: &Shared, name: &str) -> Result<Entry, Refusal> {
 
 /// A run with all points of its curves.
 pub fn find_whole(shared: &Shared, run: &KeptRun) -> Option<KeptRun> {
-    let entry = Entry { run: Some(run.clone()), job: None, state: None };
-    if entry.run_in_its_folder().is_some() {
+    if run.is_in_its_folder() {
         return Some(KeptRun { number: run.number, ..KeptRun::of_folder(&run.record.output_dir) });
     }
     with_ledger(shared, |ledger| ledger.find(&run.number.unwrap_or_default().to_string())).ok()??
@@ -194,8 +193,8 @@ impl Entry {
 
     /// The process that works on the run and the machine that it runs on, wherever it was started.
     pub fn holder(&self) -> Option<(u32, String)> {
-        let run = self.run_in_its_folder()?;
-        lock::holder_of(&run.record.output_dir).filter(|(process, _)| run.record.processes.contains(process))
+        let record = &self.run.as_ref()?.record;
+        lock::holder_of(&record.output_dir).filter(|(process, _)| record.processes.contains(process))
     }
 
     /// Whether a process of it lives: a run that is done may still be asked what it has learnt.

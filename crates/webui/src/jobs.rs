@@ -75,10 +75,7 @@ pub struct Output {
 /// The jobs of a folder.
 #[derive(Debug, Clone)]
 pub struct Jobs {
-    folder: PathBuf,
-    program: PathBuf,
-    /// Where runs are kept that are started here.
-    ledger: Option<PathBuf>,
+    place: Arc<Place>,
     /// All of them by their order, and one change at a time.
     held: Arc<Mutex<BTreeMap<Order, Held>>>,
     /// Jobs that were made so far: a name is never given twice.
@@ -87,6 +84,17 @@ pub struct Jobs {
     loading: Arc<Mutex<()>>,
     /// No other server may begin what waits here.
     _lock: Arc<FolderLock>,
+}
+
+/// What is needed to begin a job.
+#[derive(Debug)]
+struct Place {
+    /// Where jobs are kept.
+    folder: PathBuf,
+    /// What is started.
+    program: PathBuf,
+    /// Where runs are kept that are started here.
+    ledger: Option<PathBuf>,
 }
 
 /// When a job was made, and which one of its server it is.
@@ -114,21 +122,18 @@ impl Jobs {
             Some((order(&job.id)?, Held { job, child: None }))
         });
         let jobs = Self {
-            folder: folder.to_path_buf(),
-            program: program.to_path_buf(),
-            ledger: ledger.map(Path::to_path_buf),
+            place: Arc::new(Place {
+                folder: folder.to_path_buf(),
+                program: program.to_path_buf(),
+                ledger: ledger.map(Path::to_path_buf),
+            }),
             held: Arc::new(Mutex::new(jobs.collect())),
             number: Arc::default(),
             loading: Arc::default(),
             _lock: Arc::new(lock),
         };
-        let still = Arc::downgrade(&jobs.held);
-        let watched = Watched {
-            folder: jobs.folder.clone(),
-            program: jobs.program.clone(),
-            ledger: jobs.ledger.clone(),
-        };
-        let watch = move || watch(&still, &watched);
+        let (still, place) = (Arc::downgrade(&jobs.held), Arc::clone(&jobs.place));
+        let watch = move || watch(&still, &place);
         std::thread::Builder::new()
             .name("jobs".into())
             .spawn(watch)
@@ -159,7 +164,7 @@ impl Jobs {
                 format!("the folder it was started in is not there any more: {}", start.folder.display());
             return Err(io::Error::new(io::ErrorKind::NotFound, reason));
         }
-        let elsewhere = start.waits && is_run_at_work(self.ledger.as_deref());
+        let elsewhere = start.waits && is_run_at_work(self.place.ledger.as_deref());
         let mut held = self.held();
         let mut order = (run_record::now(), self.number.fetch_add(1, Ordering::Relaxed));
         while held.contains_key(&order) {
@@ -184,31 +189,24 @@ impl Jobs {
             ended: None,
             served,
         };
-        let folder = self.folder.join(&job.id);
-        key::private_folder(&folder)?;
-        key::private(&folder.join(RECIPE))?.write_all(start.text.as_bytes())?;
-        let is_waiting = |held: &Held| held.state(&self.folder) == State::Waiting;
+        let is_waiting = |held: &Held| held.state(&self.place.folder) == State::Waiting;
         let waits = start.waits
-            && (elsewhere || is_any_at_work(&held, &self.folder) || held.values().any(is_waiting));
-        let watched = Watched {
-            folder: self.folder.clone(),
-            program: self.program.clone(),
-            ledger: self.ledger.clone(),
+            && (elsewhere || is_any_at_work(&held, &self.place.folder) || held.values().any(is_waiting));
+        let folder = self.place.folder.join(&job.id);
+        let mut make = || {
+            key::private_folder(&folder)?;
+            key::private(&folder.join(RECIPE))?.write_all(start.text.as_bytes())?;
+            if waits { self.place.save(&job).map(|()| None) } else { self.place.begin(&mut job) }
         };
-        let child = match waits {
-            true => {
-                watched.save(&job)?;
-                None
-            }
-            false => watched.begin(&mut job)?,
-        };
+        // Of one that cannot be kept nothing stays.
+        let child = make().inspect_err(|_| drop(fs::remove_dir_all(&folder)))?;
         held.insert(order, Held { job: job.clone(), child });
         Ok(job)
     }
 
     /// All jobs and what they are doing, the newest first.
     pub fn all(&self) -> Vec<(State, Job)> {
-        let state = |held: &Held| (held.state(&self.folder), held.job.clone());
+        let state = |held: &Held| (held.state(&self.place.folder), held.job.clone());
         self.held().values().rev().map(state).collect()
     }
 
@@ -216,7 +214,7 @@ impl Jobs {
     pub fn find(&self, id: &str) -> Option<(State, Job)> {
         let held = self.held();
         let found = held.get(&order(id)?).filter(|held| held.job.id == id)?;
-        Some((found.state(&self.folder), found.job.clone()))
+        Some((found.state(&self.place.folder), found.job.clone()))
     }
 
     /// The recipe that a job was started with.
@@ -224,7 +222,7 @@ impl Jobs {
     /// # Errors
     /// The system's.
     pub fn recipe(&self, job: &Job) -> io::Result<String> {
-        fs::read_to_string(self.folder.join(&job.id).join(RECIPE))
+        fs::read_to_string(self.place.folder.join(&job.id).join(RECIPE))
     }
 
     /// What a job has said from byte `from` on; without one the last of it, from the beginning of a line.
@@ -232,7 +230,7 @@ impl Jobs {
     /// # Errors
     /// The system's.
     pub fn output(&self, job: &Job, from: Option<u64>) -> io::Result<Output> {
-        let mut file = match File::open(self.folder.join(&job.id).join(OUTPUT)) {
+        let mut file = match File::open(self.place.folder.join(&job.id).join(OUTPUT)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Output { text: String::new(), next: 0, more: false });
@@ -264,7 +262,8 @@ impl Jobs {
     pub fn stop(&self, id: &str, now: bool) -> io::Result<()> {
         let mut held = self.held();
         let found = order(id).and_then(|order| held.get_mut(&order));
-        let Some(Held { job, .. }) = found.filter(|held| held.state(&self.folder) != State::Ended) else {
+        let Some(Held { job, .. }) = found.filter(|held| held.state(&self.place.folder) != State::Ended)
+        else {
             return Ok(());
         };
         if job.host != run_record::host() {
@@ -276,7 +275,7 @@ impl Jobs {
             None => job.ended = Some(Ended::now(None)),
         }
         job.stopped = true;
-        save(&self.folder, job)
+        self.place.save(job)
     }
 
     /// Forgets a job that has ended: its folder here, and nothing that it wrote. Whether it is gone.
@@ -287,9 +286,9 @@ impl Jobs {
         let mut held = self.held();
         let order = order(id).unwrap_or_default();
         let Some(found) = held.get(&order) else { return Ok(true) };
-        let has_ended = found.state(&self.folder) == State::Ended;
+        let has_ended = found.state(&self.place.folder) == State::Ended;
         if has_ended {
-            fs::remove_dir_all(self.folder.join(id))?;
+            fs::remove_dir_all(self.place.folder.join(id))?;
             held.remove(&order);
         }
         Ok(has_ended)
@@ -299,7 +298,7 @@ impl Jobs {
     pub fn chat(&self) -> Option<(State, Job)> {
         let held = self.held();
         let last = held.values().rev().find(|held| held.job.command == Command::Chat)?;
-        Some((last.state(&self.folder), last.job.clone()))
+        Some((last.state(&self.place.folder), last.job.clone()))
     }
 
     /// Ends models that are talked to; none is loaded any more.
@@ -336,32 +335,24 @@ impl Jobs {
     }
 }
 
-/// What is needed to begin a job.
-#[derive(Debug)]
-struct Watched {
-    folder: PathBuf,
-    program: PathBuf,
-    ledger: Option<PathBuf>,
-}
-
 /// Keeps how processes end and begins what waits, until nobody has the jobs any more.
-fn watch(jobs: &Weak<Mutex<BTreeMap<Order, Held>>>, watched: &Watched) {
+fn watch(jobs: &Weak<Mutex<BTreeMap<Order, Held>>>, place: &Place) {
     let (mut asked, mut elsewhere) = (None::<Instant>, false);
     while let Some(held) = jobs.upgrade() {
-        let is_waiting = |held: &Held| held.state(&watched.folder) == State::Waiting;
+        let is_waiting = |held: &Held| held.state(&place.folder) == State::Waiting;
         // The ledger is another program's, too, and takes its time.
         let waits = held.lock().unwrap_or_else(PoisonError::into_inner).values().any(is_waiting);
         if waits && asked.is_none_or(|asked| asked.elapsed() > ASKS) {
-            (elsewhere, asked) = (is_run_at_work(watched.ledger.as_deref()), Some(Instant::now()));
+            (elsewhere, asked) = (is_run_at_work(place.ledger.as_deref()), Some(Instant::now()));
         }
         let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
         for one in held.values_mut() {
-            one.reap(&watched.folder);
+            one.reap(place);
         }
-        let is_free = !is_any_at_work(&held, &watched.folder);
+        let is_free = !is_any_at_work(&held, &place.folder);
         let next = held.values_mut().find(|held| is_waiting(held));
         if let Some(next) = next.filter(|_| is_free && !elsewhere && asked.is_some()) {
-            match watched.begin(&mut next.job) {
+            match place.begin(&mut next.job) {
                 Ok(child) => next.child = child,
                 // It is not tried again and again where nothing can be written.
                 Err(_) => next.job.ended = Some(Ended::now(None)),
@@ -372,7 +363,7 @@ fn watch(jobs: &Weak<Mutex<BTreeMap<Order, Held>>>, watched: &Watched) {
     }
 }
 
-impl Watched {
+impl Place {
     /// Lets a job begin: its process lives as long as it likes. What cannot be started has ended, and says why.
     fn begin(&self, job: &mut Job) -> io::Result<Option<Child>> {
         let folder = self.folder.join(&job.id);
@@ -395,7 +386,7 @@ impl Watched {
     }
 
     fn save(&self, job: &Job) -> io::Result<()> {
-        save(&self.folder, job)
+        atomic::write_json(&self.folder.join(&job.id).join(JOB), job, 2).map_err(io::Error::other)
     }
 }
 
@@ -412,7 +403,7 @@ impl Held {
     }
 
     /// Keeps how the process ended, if it has.
-    fn reap(&mut self, folder: &Path) {
+    fn reap(&mut self, place: &Place) {
         self.job.ended = match self.child.as_mut().map(Child::try_wait) {
             Some(Ok(Some(status))) => Some(Ended::now(status.code())),
             // Somebody else has waited for it: its lock tells the rest.
@@ -420,7 +411,7 @@ impl Held {
             // One that an earlier server began, and that ended while there was none.
             None if self.job.ended.is_none()
                 && self.job.process.is_some()
-                && self.state(folder) == State::Ended =>
+                && self.state(&place.folder) == State::Ended =>
             {
                 Some(Ended { seen: false, ..Ended::now(None) })
             }
@@ -428,12 +419,8 @@ impl Held {
         };
         self.child = None;
         // Who reads the job later sees that its process is gone, if not how.
-        let _ = save(folder, &self.job);
+        let _ = place.save(&self.job);
     }
-}
-
-fn save(folder: &Path, job: &Job) -> io::Result<()> {
-    atomic::write_json(&folder.join(&job.id).join(JOB), job, 2).map_err(io::Error::other)
 }
 
 /// Whether something that trains, answers or exports is at work.

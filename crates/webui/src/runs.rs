@@ -1,7 +1,7 @@
 //! Requests about runs: lists, one of them, several beside each other; starting, stopping, going on.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
@@ -145,7 +145,14 @@ fn begin(
         }
     }
     let job = shared.jobs.start(jobs::Start { command, text, config: &config, folder, waits });
-    let job = job.map_err(|error| Refusal::failed("it cannot be started", error))?;
+    let job = job.map_err(|error| match error.kind() {
+        ErrorKind::StorageFull => {
+            let jobs = shared.options.jobs.display();
+            let help = format!("help: make room in {jobs}, or name another folder with `--jobs`");
+            Refusal::failed("it cannot be started", format!("{error}\n{help}"))
+        }
+        _ => Refusal::failed("it cannot be started", error),
+    })?;
     Ok(Json(json!({"name": job.id})))
 }
 

@@ -74,6 +74,15 @@ impl Webui {
         self.get("api/runs")["runs"].as_array().unwrap().clone()
     }
 
+    /// Waits for a run to be listed.
+    fn until_listed(&self) {
+        let begun = Instant::now();
+        while self.runs().is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Waits for a run to be so.
     fn until(&self, name: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let begun = Instant::now();
@@ -153,11 +162,7 @@ fn a_run_that_a_terminal_started_is_watched_and_stopped() {
     let place = Place::new("");
     let webui = Webui::start(&place);
     let mut run = place.start("elsewhere", &["max_steps=20000"]);
-    let begun = Instant::now();
-    while webui.runs().is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(60));
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    webui.until_listed();
     let seen = webui.until("1", |run| run["steps"].as_u64() > Some(1));
     assert!(
         seen["curves"]["loss"].as_array().is_some_and(|points| points.len() > 1) && seen["job"].is_null()
@@ -265,11 +270,7 @@ fn a_run_of_another_folder_goes_on_there() {
     run.current_dir(place.path("elsewhere")).env("SFT_LEDGER", place.path("runs.sqlite"));
     let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let webui = Webui::start(&place);
-    let begun = Instant::now();
-    while webui.runs().is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(60));
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    webui.until_listed();
     webui.until("1", |run| run["steps"].as_u64() > Some(1));
     webui.post("api/runs/1/stop", &json!({}));
     assert_eq!(run.wait().unwrap().code(), Some(130));

@@ -50,6 +50,13 @@ pub(crate) struct Key {
     pub schema: fn() -> Json,
 }
 
+impl Key {
+    /// Its documentation in one line.
+    pub fn text(&self) -> String {
+        self.doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
+    }
+}
+
 /// Keys that are accepted and change nothing, with the one reason they share.
 pub(crate) type NoEffectKeys = (&'static [&'static str], &'static str);
 

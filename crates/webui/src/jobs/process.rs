@@ -5,13 +5,13 @@ use std::io;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use super::{Job, OUTPUT, RECIPE, Served, Watched};
+use super::{Job, OUTPUT, Place, RECIPE, Served};
 
 /// Starts it, with a lock on what it writes that is its own as soon as this process closes the file.
 ///
 /// # Errors
 /// The system's; a process that lives already.
-pub fn spawn(watched: &Watched, job: &Job, folder: &Path) -> io::Result<Child> {
+pub fn spawn(place: &Place, job: &Job, folder: &Path) -> io::Result<Child> {
     let output = OpenOptions::new().create(true).read(true).append(true).open(folder.join(OUTPUT))?;
     // On Windows a lock would keep the process from writing.
     if cfg!(unix) {
@@ -23,12 +23,12 @@ pub fn spawn(watched: &Watched, job: &Job, folder: &Path) -> io::Result<Child> {
             _ => {}
         }
     }
-    let mut command = Command::new(&watched.program);
+    let mut command = Command::new(&place.program);
     command.arg(job.command.word()).arg(folder.join(RECIPE)).current_dir(&job.folder);
     if let Some(Served { port, key }) = &job.served {
         command.args(["--host", "127.0.0.1", "--port", &port.to_string()]).env("API_KEY", key);
     }
-    command.env("SFT_LEDGER", watched.ledger.as_deref().unwrap_or(Path::new("off")));
+    command.env("SFT_LEDGER", place.ledger.as_deref().unwrap_or(Path::new("off")));
     command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);

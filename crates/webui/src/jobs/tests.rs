@@ -243,6 +243,25 @@ fn a_job_that_cannot_be_kept_is_not_begun_again_and_again() {
 }
 
 #[test]
+fn of_a_job_that_cannot_be_started_nothing_stays() {
+    let place = Place::new("");
+    let jobs = place.jobs();
+    // A file where its folder would be.
+    fs::remove_dir_all(place.path("jobs")).unwrap();
+    fs::write(place.path("jobs"), "").unwrap();
+    let config = RunConfig::default();
+    let start =
+        Start { command: Command::Train, text: "", config: &config, folder: place.path(""), waits: false };
+    assert!(jobs.start(start).is_err());
+    assert!(jobs.all().is_empty());
+    fs::remove_file(place.path("jobs")).unwrap();
+    fs::create_dir(place.path("jobs")).unwrap();
+    let job = place.start(&jobs, Command::Train, false);
+    assert_eq!(ended(&jobs, &job).status, Some(0));
+    assert_eq!(fs::read_dir(place.path("jobs")).unwrap().count(), 1);
+}
+
+#[test]
 fn a_second_server_does_not_take_the_jobs_of_the_first() {
     let place = Place::new("");
     let _first = place.jobs();
