@@ -28,7 +28,7 @@ impl MicroKernel for Avx512Bf16 {
     const MR: usize = MR;
     const NR: usize = 2 * LANES;
     const PASS: usize = 1024;
-    const DEPTH: usize = 4096;
+    const DEPTH: usize = 1024;
     const A_PANELS: usize = 8;
     const B_PANELS: usize = 4;
 

@@ -342,6 +342,9 @@ impl<K: MicroKernel> Part<'_, K> {
                     let share = (at, cols.panels.len() * rows.len());
                     self.b.prefetch::<K>(panels.start * K::NR..panels.end * K::NR, units.clone(), share);
                 }
+                if ends {
+                    c.prefetch(i * K::MR..(i + 1) * K::MR, j * K::NR..(j + 1) * K::NR);
+                }
                 self.tile(tile, (i, j), units.clone(), b, add);
                 if ends {
                     self.store(c, tile, i, j);

@@ -1,10 +1,15 @@
 //! Where sums end: scaled, added to what is in `C` and to the bias, rounded once.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use half::bf16;
 
+use super::vector::prefetch;
 use crate::{DType, Element, View, ViewMut};
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// `C` as several threads write it, each its own elements.
 pub(super) struct Output<'a, E> {
@@ -74,6 +79,20 @@ impl<'a, E: Element> Output<'a, E> {
     /// Columns of `C`.
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// Asks for what storing these rows and columns will read of `C`.
+    #[inline(always)]
+    pub fn prefetch(&self, rows: Range<usize>, cols: Range<usize>) {
+        if !self.finish.accumulate {
+            return;
+        }
+        for row in rows.start..rows.end.min(self.rows) {
+            let at = |col: usize| self.start.wrapping_add(row * self.cols + col);
+            for col in cols.clone().step_by(LINE / size_of::<E>()) {
+                prefetch(at(col));
+            }
+        }
     }
 
     /// Stores sums of a row from column `col` on.

@@ -302,6 +302,10 @@ impl<S: Element> Source for Values<'_, S> {
     ) {
         let of = |row: usize| &self.values[row * self.columns + first..][..to.len()];
         let (low, high) = (of(row), pairs.then(|| of(row + 1)));
+        // What the next `ROWS` units are made of: strips of rows are not what the CPU foresees itself.
+        for row in row..=row + usize::from(pairs) {
+            prefetch(self.values.as_ptr().wrapping_add((row + ROWS * K::UNIT) * self.columns + first));
+        }
         // SAFETY: this is compiled for `K::ISA` and runs because the device has it.
         unsafe { K::unit::<S, ROUND>(low, high, to) };
     }
@@ -392,7 +396,8 @@ impl<K: MicroKernel, S: Source> Pack<'_, K, S> {
                 for group in (0..width).step_by(16) {
                     let wanted = first + group..(first + width.min(group + 16)).min(lanes);
                     let group_lanes = 16.min(width - group);
-                    let rows = self.rows::<ROUND>(wanted, k0..k1, &mut staged);
+                    let mut rows = [ZEROS.as_ptr(); 16];
+                    self.rows::<ROUND>(wanted, k0..k1, &mut staged, &mut rows);
                     // SAFETY: this is compiled for `K::ISA` and runs because the device has it; `rows` are good for
                     // sixteen units, and whatever is written to holds sixteen units of its stride.
                     unsafe {
@@ -412,19 +417,19 @@ impl<K: MicroKernel, S: Source> Pack<'_, K, S> {
     }
 
     /// Where sixteen units of up to sixteen lanes are read: where they are stored if they are whole and need no
-    /// conversion, otherwise in `staged`, zero beyond the matrix.
+    /// conversion, otherwise in `staged`, zero beyond the matrix. Lanes beyond it keep what `rows` has. (Returned, the
+    /// array would be copied by registers that wait for each of its pointers to be stored.)
     #[inline(always)]
     fn rows<const ROUND: bool>(
         &self,
         lanes: Range<usize>,
         k: Range<usize>,
         staged: &mut Block,
-    ) -> [*const Unit; 16] {
-        let mut rows = [ZEROS.as_ptr(); 16];
-        for ((lane, to), row) in lanes.zip(&mut staged.0).zip(&mut rows) {
+        rows: &mut [*const Unit; 16],
+    ) {
+        for ((lane, to), row) in lanes.zip(&mut staged.0).zip(rows) {
             *row = self.source.units::<K, ROUND>(lane, k.clone(), to);
         }
-        rows
     }
 
     /// Lanes lie side by side in each row `k`: copies, with the rows of a unit interleaved.
@@ -458,7 +463,8 @@ impl<K: MicroKernel, S: Source> Pack<'_, K, S> {
                 let k1 = self.part.slice.k.1.min(k0 + 16 * K::UNIT);
                 for (group, out) in out.chunks_mut(16 * 16).enumerate() {
                     let wanted = first + group * 16..(first + group * 16 + out.len() / 16).min(lanes);
-                    let rows = self.rows::<ROUND>(wanted, k0..k1, &mut staged);
+                    let mut rows = [ZEROS.as_ptr(); 16];
+                    self.rows::<ROUND>(wanted, k0..k1, &mut staged, &mut rows);
                     for (row, out) in rows.iter().zip(out.chunks_exact_mut(16)) {
                         // SAFETY: rows are good for sixteen units, which need no alignment.
                         let row = unsafe { row.cast::<[Unit; 16]>().read_unaligned() };
