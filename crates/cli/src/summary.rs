@@ -119,8 +119,9 @@ fn steps(job: &Job) {
         Some(steps) => format!("{steps} an epoch, {} epochs", (job.epochs * 100.0).round() / 100.0),
         None => format!("of a stream, mixed by a buffer of {} rows", c.buffer_size),
     };
+    let joined = if job.is_joined() { ", as many at a time as fit" } else { "" };
     println!(
-        "steps: {} ({epochs}), {} × {} rows{fill}",
+        "steps: {} ({epochs}), {} × {} rows{fill}{joined}",
         job.total_steps, c.gradient_accumulation_steps, c.per_device_train_batch_size
     );
 }

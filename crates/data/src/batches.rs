@@ -13,7 +13,7 @@ use crate::dataset::{DatasetReport, ProblemLimit};
 use crate::encoder::Encoder;
 use crate::error::DataError;
 use crate::labels::Example;
-use crate::loader::{Cursor, Loader, LoaderOptions, StepBatch};
+use crate::loader::{Cursor, Loader, LoaderOptions, StepBatch, joined};
 use crate::pack::{self, PackedBatch};
 use crate::pipeline::EncodeReport;
 use crate::rows::RowProblem;
@@ -82,6 +82,14 @@ impl Batches {
         }
     }
 
+    /// As [`Loader::set_room`].
+    pub fn set_room(&mut self, tokens: usize) {
+        match self {
+            Self::Kept(loader) => loader.set_room(tokens),
+            Self::Streamed(stream) => stream.room = tokens,
+        }
+    }
+
     /// Part of the packed bins that holds tokens, 0 to 1; of a stream, so far. `None` without packing.
     pub fn fill(&self) -> Option<f64> {
         match self {
@@ -119,6 +127,8 @@ pub struct StreamLoader {
     problems: Vec<RowProblem>,
     rows_read: u64,
     bins: u64,
+    /// Tokens up to which micro-batches are joined.
+    room: usize,
 }
 
 impl StreamLoader {
@@ -146,6 +156,7 @@ impl StreamLoader {
             problems: Vec::new(),
             rows_read: 0,
             bins: 0,
+            room: 0,
         };
         loader.fill_to(1)?;
         match loader.items.is_empty() {
@@ -186,9 +197,10 @@ impl StreamLoader {
         let at = self.cursor;
         self.given.clear();
         let mut micro_batches = Vec::new();
-        for items in items.chunks(self.options.batch_size) {
+        let tokens = items.iter().map(|item| item.iter().map(Example::len).sum());
+        for part in joined(tokens, self.options.batch_size, self.room) {
             let first = self.given.len();
-            let examples: Vec<Example> = items.iter().flatten().cloned().collect();
+            let examples: Vec<Example> = items[part].iter().flatten().cloned().collect();
             let mut batch = PackedBatch::new(&examples, 0..examples.len());
             let checked = batch.check(&examples);
             assert!(checked.is_ok(), "a batch is its rows end to end: {checked:?}");

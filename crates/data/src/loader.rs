@@ -4,6 +4,7 @@
 //! the epoch and nothing else. The [`Cursor`] names the next step; a loader made from the same
 //! examples and options continues from it exactly.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -42,7 +43,8 @@ pub struct Cursor {
 pub struct StepBatch {
     /// Which step this is.
     pub at: Cursor,
-    /// One to `accumulation` micro-batches; only an epoch's last step has fewer than that.
+    /// One to `accumulation` micro-batches: fewer in an epoch's last step, and where some are joined
+    /// ([`Loader::set_room`]).
     pub micro_batches: Vec<PackedBatch>,
 }
 
@@ -73,6 +75,8 @@ pub struct Loader {
     cursor: Cursor,
     /// Order of `items` in the cursor's epoch.
     order: Vec<usize>,
+    /// Tokens up to which micro-batches are joined.
+    room: usize,
 }
 
 impl Loader {
@@ -103,7 +107,8 @@ impl Loader {
             }
             None => (0..examples.len()).map(|row| vec![row]).collect(),
         };
-        let mut loader = Self { examples, options, items, cursor: Cursor::default(), order: Vec::new() };
+        let (cursor, order) = (Cursor::default(), Vec::new());
+        let mut loader = Self { examples, options, items, cursor, order, room: 0 };
         loader.order = loader.epoch_order(0);
         Ok(loader)
     }
@@ -111,7 +116,14 @@ impl Loader {
     /// One without rows, for an evaluation alone: it has no step.
     pub fn empty(options: LoaderOptions) -> Self {
         let (examples, items, order) = (Vec::new().into(), Vec::new(), Vec::new());
-        Self { examples, options, items, cursor: Cursor::default(), order }
+        Self { examples, options, items, cursor: Cursor::default(), order, room: 0 }
+    }
+
+    /// Micro-batches of a step, or of a pass, that follow each other are one from now on while they hold at most `tokens`
+    /// together; 0 joins none. Rows never see each other and the loss is a mean over the tokens of a step, so that only
+    /// rounding tells, and dropout's masks.
+    pub fn set_room(&mut self, tokens: usize) {
+        self.room = tokens;
     }
 
     /// The examples, in the order of the data.
@@ -166,8 +178,7 @@ impl Loader {
         let per_step = self.options.batch_size * self.options.accumulation;
         let from = at.step_in_epoch as usize * per_step;
         let to = (from + per_step).min(self.order.len());
-        let micro_batches =
-            self.order[from..to].chunks(self.options.batch_size).map(|items| self.batch(items)).collect();
+        let micro_batches = self.micro_batches(&self.order[from..to]).collect();
         self.cursor.step_in_epoch += 1;
         if self.cursor.step_in_epoch == self.steps_per_epoch() {
             self.cursor = Cursor { epoch: at.epoch + 1, step_in_epoch: 0 };
@@ -178,12 +189,15 @@ impl Loader {
 
     /// Every example once, in the order of the data: a pass of evaluation. The cursor stays.
     pub fn pass(&self) -> impl Iterator<Item = PackedBatch> + '_ {
-        let items: Vec<usize> = (0..self.items.len()).collect();
-        let batch_size = self.options.batch_size;
-        (0..items.len()).step_by(batch_size).map(move |from| {
-            let to = items.len().min(from + batch_size);
-            self.batch(&items[from..to])
-        })
+        self.micro_batches(&(0..self.items.len()).collect::<Vec<_>>())
+    }
+
+    fn micro_batches(&self, items: &[usize]) -> impl Iterator<Item = PackedBatch> + use<'_> {
+        let rows = |item: &usize| self.items[*item].iter().copied();
+        let tokens = |item| rows(item).map(|row| self.examples[row].len()).sum();
+        let parts = joined(items.iter().map(tokens), self.options.batch_size, self.room);
+        let items = items.to_vec();
+        parts.into_iter().map(move |part| self.batch(&items[part]))
     }
 
     fn batch(&self, items: &[usize]) -> PackedBatch {
@@ -203,10 +217,64 @@ impl Loader {
     }
 }
 
+/// Where the micro-batches of items of so many tokens are: `batch_size` items each, or several times as many while they
+/// hold at most `room` tokens.
+pub(crate) fn joined(
+    tokens: impl IntoIterator<Item = usize>,
+    batch_size: usize,
+    room: usize,
+) -> Vec<Range<usize>> {
+    let tokens: Vec<usize> = tokens.into_iter().collect();
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    let mut held = 0;
+    for (i, batch) in tokens.chunks(batch_size).enumerate() {
+        let (own, start) = (batch.iter().sum::<usize>(), i * batch_size);
+        match parts.last_mut() {
+            Some(last) if held + own <= room => (last.end, held) = (start + batch.len(), held + own),
+            _ => {
+                parts.push(start..start + batch.len());
+                held = own;
+            }
+        }
+    }
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::labels::tests::example;
+
+    #[test]
+    fn micro_batches_are_joined_while_they_fit_in_their_order() {
+        assert_eq!(joined([3, 3, 3, 9, 1, 1], 1, 0), [0..1, 1..2, 2..3, 3..4, 4..5, 5..6]);
+        assert_eq!(joined([3, 3, 3, 9, 1, 1], 1, 6), [0..2, 2..3, 3..4, 4..6]);
+        assert_eq!(joined([3, 3, 3, 9, 1, 1, 2], 2, 10), [0..2, 2..4, 4..7]);
+        assert!(joined([], 2, 10).is_empty());
+    }
+
+    #[test]
+    fn joined_micro_batches_hold_the_same_rows_in_the_same_steps() {
+        let rows: Vec<Example> = rows(11);
+        let options = LoaderOptions { batch_size: 1, accumulation: 4, ..options() };
+        let mut apart = Loader::new(rows.clone(), options.clone()).unwrap();
+        let mut joined = Loader::new(rows, options).unwrap();
+        joined.set_room(1 << 20);
+        for _ in 0..6 {
+            let (apart, joined) = (apart.next_step(), joined.next_step());
+            assert_eq!(joined.micro_batches.len(), 1);
+            let of = |step: &StepBatch| -> Vec<usize> {
+                step.micro_batches.iter().flat_map(|batch| batch.rows.clone()).collect()
+            };
+            assert_eq!((apart.at, of(&apart)), (joined.at, of(&joined)));
+            assert_eq!(
+                (apart.tokens(), apart.supervised(), apart.weight()),
+                (joined.tokens(), joined.supervised(), joined.weight())
+            );
+        }
+        assert_eq!(apart.epochs_after(2), joined.epochs_after(2));
+        assert_eq!(joined.pass().count(), 1);
+    }
 
     fn options() -> LoaderOptions {
         LoaderOptions { batch_size: 2, accumulation: 2, pack_to: None, in_order: false, seed: 42 }

@@ -56,6 +56,9 @@ pub struct TrainingState {
     pub health: Health,
     /// The next step in the data.
     pub cursor: Cursor,
+    /// Tokens up to which micro-batches are joined.
+    #[serde(default)]
+    pub room: usize,
     /// Seed of order and dropout.
     pub seed: u64,
     /// Steps of an epoch, which change when data or batch size do.

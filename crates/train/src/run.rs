@@ -108,7 +108,7 @@ struct Running<'a> {
     /// Digest of the training rows, where they are all kept.
     rows: Option<String>,
     /// What a resume says of keys that have other values than before.
-    changed: Option<String>,
+    changed: Vec<String>,
     /// Fingerprint of the model, where frozen weights of it stay as they are.
     base: Option<String>,
     /// Checkpoint of the current step, if it is written already.
@@ -159,7 +159,7 @@ impl<'a> Running<'a> {
             data_files,
             rows,
             base,
-            changed: None,
+            changed: Vec::new(),
             owes_evaluation: false,
         };
         if let Some((state, changed)) = resumed {
@@ -167,7 +167,7 @@ impl<'a> Running<'a> {
             running.owes_evaluation = state.owes_evaluation;
             (running.step, running.skipped, running.health) = (state.step, state.skipped, state.health);
             running.resumed_at = state.step;
-            running.changed = changed;
+            running.changed = changed.into_iter().chain(running.join_as_before(state.room)).collect();
         }
         if running.job.config.do_train {
             let yaml = running.job.config.resolved_yaml();
@@ -175,6 +175,20 @@ impl<'a> Running<'a> {
             running.write_proof()?;
         }
         Ok(running)
+    }
+
+    /// Joins micro-batches up to as many tokens as before, so that a run goes on to the bit; what to say where they no
+    /// longer fit.
+    fn join_as_before(&mut self, before: usize) -> Option<String> {
+        if before > self.job.plan.max_tokens {
+            let now = self.job.room;
+            return Some(format!(
+                "micro-batches were joined up to {before} tokens and are up to {now} now, for want of memory or by other \
+                 batch sizes: what follows can differ in rounding"
+            ));
+        }
+        self.job.set_room(before);
+        None
     }
 
     /// What was found to hold for the rows; of a stream, so far.
@@ -206,7 +220,7 @@ impl<'a> Running<'a> {
     fn complete(mut self, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
         let mut notes = self.folder.notes().to_vec();
         notes.extend(self.trainer.note.take());
-        notes.extend(self.changed.take());
+        notes.append(&mut self.changed);
         observer.on(&Event::Ready { resumed_at: self.step, notes: &notes });
         let mut interrupted = false;
         if self.job.config.do_train {
@@ -658,6 +672,7 @@ fn beginning(
         rows: rows.clone(),
         health: Health::default(),
         cursor: job.train.cursor(),
+        room: job.room,
         seed: job.config.seed,
         // Of a stream nobody knows; more steps than before are no other run.
         steps_per_epoch: job.train.steps_per_epoch().unwrap_or(0),

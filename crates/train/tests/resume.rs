@@ -76,6 +76,15 @@ fn an_evaluation_at_the_end_that_is_broken_off_is_made_by_the_resume() {
     assert!(second.results.get("eval_loss").is_some());
 }
 
+/// A model with weights, as a key.
+fn base_in(folder: &Path) -> String {
+    let base = folder.join("base");
+    let scratch = format!("model_name_or_path={QUICKSTART}/base");
+    let begin = [scratch.as_str(), "finetuning_type=full", "train_from_scratch=true", "max_steps=1"];
+    train(&base, &begin, &mut Silent);
+    format!("model_name_or_path={}", base.display())
+}
+
 /// Trains adapters of a model with weights both ways.
 fn both_ways_of_lora(keys: &[&str]) {
     both_ways_of_adapters(&[&["finetuning_type=lora"], keys].concat());
@@ -83,11 +92,7 @@ fn both_ways_of_lora(keys: &[&str]) {
 
 fn both_ways_of_adapters(keys: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
-    let base = folder.path().join("base");
-    let scratch = format!("model_name_or_path={QUICKSTART}/base");
-    let begin = [scratch.as_str(), "finetuning_type=full", "train_from_scratch=true", "max_steps=1"];
-    train(&base, &begin, &mut Silent);
-    let base = format!("model_name_or_path={}", base.display());
+    let base = base_in(folder.path());
     let keys = [&[base.as_str()], keys].concat();
     let (whole, parts) = both_ways(&keys);
     assert_eq!(whole, parts, "{keys:?}");
@@ -96,6 +101,26 @@ fn both_ways_of_adapters(keys: &[&str]) {
 #[test]
 fn four_steps_and_five_more_equal_nine_of_lora_with_dropout() {
     both_ways_of_lora(&["lora_dropout=0.1", "packing=true"]);
+}
+
+/// Dropout's masks show which micro-batches are one.
+#[test]
+fn a_run_goes_on_with_micro_batches_joined_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base_in(folder.path());
+    let keys = [&base, "finetuning_type=lora", "lora_dropout=0.5", "per_device_train_batch_size=1"];
+    let apart = |output: &str| {
+        let mut job = job(&folder.path().join(output), &keys);
+        assert!(job.room > 0);
+        job.set_room(0);
+        job
+    };
+    let joined = train(&folder.path().join("joined"), &keys, &mut Silent);
+    let whole = run(apart("whole"), &mut Silent).unwrap();
+    assert_ne!(whole.digest, joined.digest, "masks that are the same show nothing");
+    run(apart("parts"), &mut After(4, 0)).unwrap();
+    let parts = train(&folder.path().join("parts"), &keys, &mut Silent);
+    assert_eq!((parts.resumed_at, parts.digest), (4, whole.digest));
 }
 
 #[test]

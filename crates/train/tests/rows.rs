@@ -73,20 +73,27 @@ impl sft_train::events::Observer for First {
     }
 }
 
+/// The steps of a run that changes nothing, its micro-batches joined up to so many tokens.
+fn steps_of(keys: &[&str], room: usize) -> Vec<(f64, f64, usize)> {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = [keys, &["disable_shuffling=true", "learning_rate=0"]].concat();
+    let (mut seen, mut job) = (First::default(), Job::prepare(config(folder.path(), &keys)).unwrap());
+    job.set_room(job.plan.max_tokens.min(room));
+    run(job, &mut seen).unwrap();
+    seen.0
+}
+
 /// A mean of means, which other trainers took for it, is another number.
 #[test]
 fn many_micro_batches_are_one_batch_and_not_a_mean_of_their_means() {
-    let steps = |keys: &[&str]| {
-        let folder = tempfile::tempdir().unwrap();
-        let keys = [keys, &["disable_shuffling=true", "learning_rate=0"]].concat();
-        let mut seen = First::default();
-        run(Job::prepare(config(folder.path(), &keys)).unwrap(), &mut seen).unwrap();
-        seen.0
-    };
+    let steps = |keys: &[&str]| steps_of(keys, 0);
+    let joined = |keys: &[&str]| steps_of(keys, 512);
     let whole = steps(&["per_device_train_batch_size=8", "max_steps=1"])[0];
-    let parts = steps(&["per_device_train_batch_size=1", "gradient_accumulation_steps=8", "max_steps=1"])[0];
-    assert_eq!(whole.2, parts.2);
-    assert!((whole.0 - parts.0).abs() < 1e-6 && (whole.1 - parts.1).abs() < 1e-5, "{whole:?} {parts:?}");
+    let parts = ["per_device_train_batch_size=1", "gradient_accumulation_steps=8", "max_steps=1"];
+    for parts in [steps(&parts)[0], joined(&parts)[0]] {
+        assert_eq!(whole.2, parts.2);
+        assert!((whole.0 - parts.0).abs() < 1e-6 && (whole.1 - parts.1).abs() < 1e-5, "{whole:?} {parts:?}");
+    }
     let rows = steps(&["per_device_train_batch_size=1", "max_steps=8"]);
     let tokens: usize = rows.iter().map(|row| row.2).sum();
     let weighted = rows.iter().map(|row| row.0 * row.2 as f64).sum::<f64>() / tokens as f64;
@@ -109,18 +116,13 @@ fn weights_of_rows_are_normalised_once_in_a_step() {
     let rows: String = (0..8).map(|at| format!("{}\n", row(at))).collect();
     std::fs::write(data.path().join("rows.jsonl"), rows).unwrap();
     let dataset = format!("dataset={}", data.path().join("rows.jsonl").display());
-    let steps = |keys: &[&str]| {
-        let folder = tempfile::tempdir().unwrap();
-        let keys =
-            [keys, &[&dataset, "disable_shuffling=true", "learning_rate=0", "cutoff_len=128"]].concat();
-        let mut seen = First::default();
-        run(Job::prepare(config(folder.path(), &keys)).unwrap(), &mut seen).unwrap();
-        seen.0
-    };
+    let of = |keys: &[&str], room| steps_of(&[keys, &[&dataset, "cutoff_len=128"]].concat(), room);
+    let steps = |keys: &[&str]| of(keys, 0);
     let whole = steps(&["per_device_train_batch_size=8", "max_steps=1"])[0];
     let packed = steps(&["per_device_train_batch_size=8", "packing=true", "max_steps=1"])[0];
-    let parts = steps(&["per_device_train_batch_size=1", "gradient_accumulation_steps=8", "max_steps=1"])[0];
-    for other in [packed, parts] {
+    let parts = ["per_device_train_batch_size=1", "gradient_accumulation_steps=8", "max_steps=1"];
+    let joined = of(&parts, 512)[0];
+    for other in [packed, steps(&parts)[0], joined] {
         assert_eq!(whole.2, other.2);
         assert!((whole.0 - other.0).abs() < 1e-6 && (whole.1 - other.1).abs() < 1e-5, "{whole:?} {other:?}");
     }
@@ -132,4 +134,46 @@ fn weights_of_rows_are_normalised_once_in_a_step() {
     assert!((whole.0 - mean).abs() < 1e-6, "{whole:?} {mean}");
     let unweighted = rows.iter().map(|row| row.0 * row.2 as f64).sum::<f64>() / whole.2 as f64;
     assert!((whole.0 - unweighted).abs() > 1e-5, "weights that change nothing show nothing");
+}
+
+/// What rows of `cutoff_len` would take is asked for anyway; what is there for more is not.
+#[test]
+fn short_micro_batches_of_a_step_are_joined_where_memory_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = ["per_device_train_batch_size=1", "gradient_accumulation_steps=8"];
+    let mut job = Job::prepare(config(folder.path(), &keys)).unwrap();
+    let micro_batches = |job: &mut Job| job.train.next_step().unwrap().micro_batches;
+    let joined = micro_batches(&mut job);
+    assert!(job.is_joined() && joined.len() < 8 && job.room <= 64, "{} of {}", joined.len(), job.room);
+    assert!(joined.iter().all(|batch| batch.tokens() <= job.plan.max_tokens));
+    // As much memory as the largest one needs by itself.
+    let longest = joined.iter().map(|batch| batch.longest_row()).max().unwrap();
+    job.available = Some(job.plan_of(longest).unwrap().total() as u64);
+    job.join().unwrap();
+    let apart = micro_batches(&mut job);
+    assert!(!job.is_joined() && apart.len() > joined.len(), "{} of {}", apart.len(), job.room);
+    assert!(apart.iter().all(|batch| batch.tokens() <= longest));
+}
+
+/// Its slopes are those of a micro-batch, as transformers computes them.
+#[test]
+fn micro_batches_whose_experts_are_balanced_are_not_joined() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("base");
+    std::fs::create_dir(&base).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(format!("{QUICKSTART}/base/{file}"), base.join(file)).unwrap();
+    }
+    let mixture = serde_json::json!({"model_type": "qwen3_moe", "vocab_size": 1536, "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+        "norm_topk_prob": true, "torch_dtype": "float32"});
+    std::fs::write(base.join("config.json"), mixture.to_string()).unwrap();
+    let model = format!("model_name_or_path={}", base.display());
+    let joined = |balance: &str| {
+        let keys = [&model, balance, "per_device_train_batch_size=1", "gradient_accumulation_steps=8"];
+        Job::prepare(config(folder.path(), &keys)).unwrap().train.next_step().unwrap().micro_batches.len()
+    };
+    assert_eq!(joined("moe_aux_loss_coef=0.01"), 8);
+    assert!(joined("moe_aux_loss_coef=0") < 8);
 }
