@@ -119,7 +119,10 @@ fn steps(job: &Job) {
         Some(steps) => format!("{steps} an epoch, {} epochs", (job.epochs * 100.0).round() / 100.0),
         None => format!("of a stream, mixed by a buffer of {} rows", c.buffer_size),
     };
-    let joined = if job.is_joined() { ", as many at a time as fit" } else { "" };
+    let joined = match job.room {
+        room if room > 0 && c.gradient_accumulation_steps > 1 => format!(", up to {room} tokens at a time"),
+        _ => String::new(),
+    };
     println!(
         "steps: {} ({epochs}), {} × {} rows{fill}{joined}",
         job.total_steps, c.gradient_accumulation_steps, c.per_device_train_batch_size

@@ -89,6 +89,21 @@ fn a_saved_cursor_continues_a_stream_exactly() {
 }
 
 #[test]
+fn joined_micro_batches_of_a_stream_hold_the_same_rows_and_know_where_they_are_from() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), 11, 0);
+    let fresh = || Batches::Streamed(Box::new(batches(folder.path(), None, ProblemLimit::Rows(0)).unwrap()));
+    let (mut apart, mut joined) = (fresh(), fresh());
+    joined.set_room(1 << 20);
+    for _ in 0..6 {
+        let (two, one) = (apart.next_step().unwrap(), joined.next_step().unwrap());
+        assert_eq!((one.micro_batches.len(), one.at), (1, two.at));
+        assert_eq!(texts(&one), texts(&two));
+        assert_eq!(joined.origins(&one), apart.origins(&two));
+    }
+}
+
+#[test]
 fn malformed_rows_of_a_stream_stop_the_run_above_the_limit() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), 10, 2);

@@ -186,16 +186,27 @@ pub fn read_trained(folder: &Path, decoder: &mut Decoder) -> Result<(), TrainErr
     }
 }
 
+fn state_of(folder: &Path) -> Result<TrainingState, TrainError> {
+    let path: PathBuf = folder.join(STATE);
+    let text = fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
+    Ok(serde_json::from_str(&text).map_err(|source| ModelError::Json { path, source })?)
+}
+
+/// Tokens up to which the run of a checkpoint joined micro-batches.
+///
+/// # Errors
+/// A file that is missing or cannot be read.
+pub(crate) fn room_of(folder: &Path) -> Result<usize, TrainError> {
+    Ok(state_of(folder)?.room)
+}
+
 /// Where a checkpoint was, if it belongs to this run.
 ///
 /// # Errors
 /// A missing file; a checkpoint of other data or of another method.
 pub fn read_state(folder: &Path, expected: &TrainingState) -> Result<TrainingState, TrainError> {
     let refuse = |reason| refused(folder, reason);
-    let path: PathBuf = folder.join(STATE);
-    let text = fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
-    let state: TrainingState =
-        serde_json::from_str(&text).map_err(|source| ModelError::Json { path: path.clone(), source })?;
+    let state = state_of(folder)?;
     let same = [
         ("seed", state.seed, expected.seed),
         ("steps of an epoch", state.steps_per_epoch, expected.steps_per_epoch),

@@ -76,7 +76,7 @@ pub struct Job {
     pub plan: MemoryPlan,
     /// What the plan was free to choose.
     pub choices: PlanChoices,
-    /// Tokens up to which micro-batches are joined (see [`Loader::set_room`]); 0 where none are.
+    /// Tokens up to which micro-batches are joined ([`Job::join`]); 0 where none are.
     pub room: usize,
     /// Bytes that were free when it was planned.
     pub available: Option<u64>,
@@ -101,8 +101,10 @@ pub struct PlanChoices {
 struct Sizes {
     /// Of the largest micro-batch.
     largest_batch: usize,
-    /// Of the largest one of micro-batches that are joined.
-    joined: usize,
+    /// Of the largest micro-batch of training.
+    trained: usize,
+    /// What micro-batches of training are joined up to, if there is memory; 0 where none are.
+    room: usize,
     /// Of the largest micro-batch of an evaluation.
     evaluated: usize,
     /// Of the longest row.
@@ -132,7 +134,7 @@ impl Sizes {
             true => at_a_time.min(questions.len()),
             false => questions.piece().max(at_a_time.min(questions.len())),
         });
-        let largest_train = match config.streaming {
+        let trained = match config.streaming {
             _ if !config.do_train => 0,
             // A stream has no largest row that is known: any may be as long as rows may be.
             true => config.cutoff_len * config.per_device_train_batch_size,
@@ -147,32 +149,31 @@ impl Sizes {
         };
         // An id and a label of four bytes.
         let bytes = all_examples(rows).map(|example| example.len() * 8).sum();
-        let largest_batch = largest_train.max(evaluated);
-        let joined = largest_batch.max(Self::joined(config, rows, spec));
-        Self { largest_batch, joined, evaluated, longest, bytes, answers }
+        let largest_batch = trained.max(evaluated);
+        let room = Self::room(config, rows).max(trained);
+        let room = if joins(config, spec) { room } else { 0 };
+        Self { largest_batch, trained, room, evaluated, longest, bytes, answers }
     }
 
-    /// What joining micro-batches can make of them: all of a step, or of an evaluation alone, but no more than as many rows of
-    /// `cutoff_len` as a micro-batch has, which is what a recipe asks to have memory for.
-    fn joined(config: &RunConfig, rows: &Tokenised, spec: &DecoderSpec) -> usize {
+    /// What joining can make of the micro-batches of a step: all of it, but no more than as many rows of `cutoff_len` as a
+    /// micro-batch has, which is what a recipe asks to have memory for, and than is of use.
+    fn room(config: &RunConfig, rows: &Tokenised) -> usize {
         let (batch, steps) = (config.per_device_train_batch_size, config.gradient_accumulation_steps);
-        match config.do_train {
-            _ if !joins(config, spec) => 0,
-            true if config.streaming => batch * config.cutoff_len,
-            true => largest_batch(&rows.train, batch * steps, pack_to(config)).min(batch * config.cutoff_len),
-            false => {
-                let sets = rows.eval.iter().filter(|_| has_losses(config));
-                let tokens = sets.map(|(_, examples)| examples.iter().map(Example::len).sum()).max();
-                tokens.unwrap_or(0).min(config.per_device_eval_batch_size * config.cutoff_len)
-            }
+        let asked = (batch * config.cutoff_len).min(JOINED_TOKENS);
+        match config.streaming {
+            true => asked,
+            false => largest_batch(&rows.train, batch * steps, pack_to(config)).min(asked),
         }
     }
 }
 
+/// Tokens from which on larger micro-batches gain nothing that could be told.
+const JOINED_TOKENS: usize = 4096;
+
 /// Whether micro-batches may be joined: all that a token has of the others of its micro-batch is the loss of balance among
 /// experts.
 fn joins(config: &RunConfig, spec: &DecoderSpec) -> bool {
-    !config.do_train || spec.moe_aux_loss_coef == 0.0
+    config.do_train && spec.moe_aux_loss_coef == 0.0
 }
 
 impl PlanChoices {
@@ -302,36 +303,29 @@ impl Job {
             random_weights: false,
             config,
         };
-        job.join()?;
+        job.join(sizes.room)?;
         Ok(job)
     }
 
-    /// Joins the micro-batches of a step, which are short mostly, up to what rows of `cutoff_len` take: weights are then read
-    /// and packed less often. Where that would not fit, or only if more were computed again or fewer weights packed, they are
-    /// joined within the memory of the largest one.
+    /// Plans anew, for micro-batches of a step that are joined up to `room` tokens: weights are read and packed less often
+    /// then. What they are joined to follows from the recipe and the rows, so that a run ends with the same bits whatever memory
+    /// is free; where it would not fit even with all blocks computed again, they are joined within the memory of the
+    /// largest one.
     ///
     /// # Errors
     /// As [`Job::plan_of`].
-    pub fn join(&mut self) -> Result<(), TrainError> {
-        let Sizes { largest_batch, joined, .. } = self.choices.sizes;
-        let (apart, joined) = (self.plan_of(largest_batch)?, self.plan_of(joined)?);
-        let same = (joined.recomputed, joined.pack) == (apart.recomputed, apart.pack);
-        let fits = self.available.is_none_or(|available| joined.total() as u64 <= available);
-        self.plan = if same && fits { joined } else { apart };
-        self.set_room(if joins(&self.config, &self.spec) { self.plan.max_tokens } else { 0 });
+    pub fn join(&mut self, room: usize) -> Result<(), TrainError> {
+        let Sizes { largest_batch, trained, .. } = self.choices.sizes;
+        let mut room = if joins(&self.config, &self.spec) { room } else { 0 };
+        self.plan = self.plan_of(room.max(largest_batch))?;
+        let fits = self.available.is_none_or(|available| self.plan.total() as u64 <= available);
+        if room > largest_batch && !fits {
+            self.plan = self.plan_of(largest_batch)?;
+            room = trained;
+        }
+        self.room = room;
+        self.train.set_room(room);
         Ok(())
-    }
-
-    /// Whether micro-batches are joined to larger ones than any is by itself.
-    pub fn is_joined(&self) -> bool {
-        self.room > self.choices.sizes.largest_batch
-    }
-
-    /// Joins micro-batches of up to so many tokens from now on: as a run that goes on did.
-    pub fn set_room(&mut self, tokens: usize) {
-        self.room = tokens;
-        self.train.set_room(tokens);
-        self.eval.iter_mut().for_each(|set| set.rows.set_room(tokens));
     }
 
     /// Steps of an epoch; of a stream all of the run, as transformers counts them where a length is not known.

@@ -242,7 +242,7 @@ fn purpose(trains: bool, recomputed: Recomputed) -> Purpose {
 }
 
 /// Bytes of the sums that ops keep on a CPU. The deepest products are the gradient through the head, and those of
-/// weights.
+/// weights; the widest of those as deep as the hidden size is into a feed-forward layer.
 fn sums(inputs: &PlanInputs<'_>) -> usize {
     let (spec, tokens) = (inputs.spec, inputs.max_tokens);
     let of = |product| matmul::kept_bytes(inputs.isa, inputs.precision.compute == DType::F32, product);
@@ -250,7 +250,10 @@ fn sums(inputs: &PlanInputs<'_>) -> usize {
         [.., out, inputs] => of([out, inputs, tokens]),
         _ => 0,
     });
-    let products = of_weights.fold(of([tokens, spec.hidden_size, spec.vocab_size]), usize::max);
+    let into_mlps = spec.layers.iter().filter_map(|layer| layer.dense());
+    let into_mlps = into_mlps.map(|mlp| of([tokens, mlp.intermediate_size, spec.hidden_size]));
+    let products =
+        of_weights.chain(into_mlps).fold(of([tokens, spec.hidden_size, spec.vocab_size]), usize::max);
     match inputs.trains {
         true => products + attention_bytes(spec, tokens, inputs.longest, inputs.threads),
         false => products,

@@ -122,7 +122,12 @@ struct Running<'a> {
 }
 
 impl<'a> Running<'a> {
-    fn begin(dev: &'a Device, job: Job, folder: &'a RunFolder) -> Result<Self, TrainError> {
+    fn begin(dev: &'a Device, mut job: Job, folder: &'a RunFolder) -> Result<Self, TrainError> {
+        if let Start::Resume(from) = folder.start() {
+            // As before, so that the run goes on to the bit; other memory may be free.
+            job.join(checkpoint::room_of(&from.path)?)?;
+            job.check_memory()?;
+        }
         let mut trainer = Trainer::new(dev, &job)?;
         let data_files = DataFiles::new(job.datasets.iter().flat_map(|set| &set.files));
         let rows = match &job.train {
@@ -167,7 +172,7 @@ impl<'a> Running<'a> {
             running.owes_evaluation = state.owes_evaluation;
             (running.step, running.skipped, running.health) = (state.step, state.skipped, state.health);
             running.resumed_at = state.step;
-            running.changed = changed.into_iter().chain(running.join_as_before(state.room)).collect();
+            running.changed = changed.into_iter().chain(joined_otherwise(&running.job, state.room)).collect();
         }
         if running.job.config.do_train {
             let yaml = running.job.config.resolved_yaml();
@@ -175,20 +180,6 @@ impl<'a> Running<'a> {
             running.write_proof()?;
         }
         Ok(running)
-    }
-
-    /// Joins micro-batches up to as many tokens as before, so that a run goes on to the bit; what to say where they no
-    /// longer fit.
-    fn join_as_before(&mut self, before: usize) -> Option<String> {
-        if before > self.job.plan.max_tokens {
-            let now = self.job.room;
-            return Some(format!(
-                "micro-batches were joined up to {before} tokens and are up to {now} now, for want of memory or by other \
-                 batch sizes: what follows can differ in rounding"
-            ));
-        }
-        self.job.set_room(before);
-        None
     }
 
     /// What was found to hold for the rows; of a stream, so far.
@@ -680,6 +671,17 @@ fn beginning(
         base: base.clone(),
         decided: job.config.decided(),
     }
+}
+
+/// What to say of micro-batches that are not joined as before.
+fn joined_otherwise(job: &Job, before: usize) -> Option<String> {
+    (job.room != before).then(|| {
+        format!(
+            "micro-batches were joined up to {before} tokens and are up to {} now, for want of memory or for the balance of \
+             experts: what follows differs in rounding and in the masks of dropout",
+            job.room
+        )
+    })
 }
 
 fn recorder_options(job: &Job) -> RecorderOptions {

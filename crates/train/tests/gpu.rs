@@ -64,10 +64,10 @@ fn job(keys: &[&str]) -> Job {
     );
     let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
     let mut job = Job::prepare(load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap()).unwrap();
+    // Several micro-batches, whose gradients add up.
+    job.join(0).unwrap();
     // It is a choice of the CPU's plan.
     job.plan.pack = false;
-    // Several micro-batches, whose gradients add up.
-    job.set_room(0);
     job
 }
 

@@ -35,6 +35,7 @@ fn steps_take_no_memory_of_the_gpu() {
         let keys = [&[format!("finetuning_type={method}")], more].concat();
         let config = load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap();
         let mut job = Job::prepare(config).unwrap();
+        job.join(0).unwrap();
         let taken: Vec<usize> = gpu.install(|| {
             let mut trainer = Trainer::new(&gpu, &job).unwrap();
             let steps = 0..job.total_steps;

@@ -20,7 +20,9 @@ fn job(model: &Path, output: &Path, keys: &[&str]) -> Job {
         output.display()
     );
     let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
-    Job::prepare(load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap()).unwrap()
+    let mut job = Job::prepare(load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap()).unwrap();
+    job.join(0).unwrap();
+    job
 }
 
 /// Hears warnings, and interrupts after a number of steps.

@@ -112,7 +112,7 @@ fn a_run_goes_on_with_micro_batches_joined_as_they_were() {
     let apart = |output: &str| {
         let mut job = job(&folder.path().join(output), &keys);
         assert!(job.room > 0);
-        job.set_room(0);
+        job.join(0).unwrap();
         job
     };
     let joined = train(&folder.path().join("joined"), &keys, &mut Silent);

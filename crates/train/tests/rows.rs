@@ -78,7 +78,7 @@ fn steps_of(keys: &[&str], room: usize) -> Vec<(f64, f64, usize)> {
     let folder = tempfile::tempdir().unwrap();
     let keys = [keys, &["disable_shuffling=true", "learning_rate=0"]].concat();
     let (mut seen, mut job) = (First::default(), Job::prepare(config(folder.path(), &keys)).unwrap());
-    job.set_room(job.plan.max_tokens.min(room));
+    job.join(room).unwrap();
     run(job, &mut seen).unwrap();
     seen.0
 }
@@ -136,23 +136,31 @@ fn weights_of_rows_are_normalised_once_in_a_step() {
     assert!((whole.0 - unweighted).abs() > 1e-5, "weights that change nothing show nothing");
 }
 
-/// What rows of `cutoff_len` would take is asked for anyway; what is there for more is not.
 #[test]
-fn short_micro_batches_of_a_step_are_joined_where_memory_is_there() {
+fn short_micro_batches_of_a_step_are_joined_whatever_memory_is_free_unless_nothing_else_fits() {
     let folder = tempfile::tempdir().unwrap();
     let keys = ["per_device_train_batch_size=1", "gradient_accumulation_steps=8"];
-    let mut job = Job::prepare(config(folder.path(), &keys)).unwrap();
-    let micro_batches = |job: &mut Job| job.train.next_step().unwrap().micro_batches;
-    let joined = micro_batches(&mut job);
-    assert!(job.is_joined() && joined.len() < 8 && job.room <= 64, "{} of {}", joined.len(), job.room);
-    assert!(joined.iter().all(|batch| batch.tokens() <= job.plan.max_tokens));
-    // As much memory as the largest one needs by itself.
+    let of = |keys: &[&str], free_of: Option<usize>| {
+        let mut job = Job::prepare(config(folder.path(), keys)).unwrap();
+        let room = job.room;
+        if let Some(tokens) = free_of {
+            job.available = Some(job.plan_of(tokens).unwrap().total() as u64);
+            job.join(room).unwrap();
+        }
+        assert!(room <= 64 && job.check_memory().is_ok(), "{room}");
+        (job.train.next_step().unwrap().micro_batches, job.plan)
+    };
+    let (joined, plan) = of(&keys, None);
+    assert!(joined.len() < 8 && joined.iter().all(|batch| batch.tokens() <= plan.max_tokens));
+    // As much memory as the largest micro-batch needs by itself: blocks are computed again.
     let longest = joined.iter().map(|batch| batch.longest_row()).max().unwrap();
-    job.available = Some(job.plan_of(longest).unwrap().total() as u64);
-    job.join().unwrap();
-    let apart = micro_batches(&mut job);
-    assert!(!job.is_joined() && apart.len() > joined.len(), "{} of {}", apart.len(), job.room);
-    assert!(apart.iter().all(|batch| batch.tokens() <= longest));
+    let (again, tight) = of(&keys, Some(longest));
+    assert_eq!(again, joined);
+    assert!(tight.recomputed.blocks() > plan.recomputed.blocks());
+    // Or may not be.
+    let (apart, tight) = of(&[&keys[..], &["disable_gradient_checkpointing=true"]].concat(), Some(longest));
+    assert!(apart.len() > joined.len() && apart.iter().all(|batch| batch.tokens() <= longest));
+    assert_eq!(tight.max_tokens, longest);
 }
 
 /// Its slopes are those of a micro-batch, as transformers computes them.

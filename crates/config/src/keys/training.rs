@@ -28,7 +28,7 @@ macro_rules! training_keys {
         /// Rows in a micro-batch of an evaluation, and rows that are answered at a time.
         per_device_eval_batch_size: usize { default: 8, range: Range::at_least(1.0), read_by: "train::eval" }
         /// Micro-batches in a step. The loss is normalised over all supervised tokens of the step, so short ones are computed
-        /// together, where memory for rows of `cutoff_len` is free.
+        /// together: up to the tokens of a micro-batch of rows of `cutoff_len`, and to 4096.
         gradient_accumulation_steps: usize { default: 1, range: Range::at_least(1.0), read_by: "train::step" }
         /// Passes over the data; may be a fraction.
         num_train_epochs: f64 { default: 3.0, range: Range::above_to(0.0, 1e6), read_by: "train::run" }

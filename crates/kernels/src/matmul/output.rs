@@ -5,11 +5,9 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::pack::LINE;
 use super::vector::prefetch;
 use crate::{DType, Element, View, ViewMut};
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// `C` as several threads write it, each its own elements.
 pub(super) struct Output<'a, E> {
@@ -89,7 +87,7 @@ impl<'a, E: Element> Output<'a, E> {
         }
         for row in rows.start..rows.end.min(self.rows) {
             let at = |col: usize| self.start.wrapping_add(row * self.cols + col);
-            for col in cols.clone().step_by(LINE / size_of::<E>()) {
+            for col in (cols.start..cols.end.min(self.cols)).step_by(LINE / size_of::<E>()) {
                 prefetch(at(col));
             }
         }

@@ -103,6 +103,8 @@ impl<'a> Slice<'a> {
     }
 }
 
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
 /// Bytes after which addresses fall into the same lines of the first-level cache.
 const PAGE: usize = 4096;
 /// A task of at least so many bytes hides what it costs to hand it to a thread.
@@ -304,7 +306,10 @@ impl<S: Element> Source for Values<'_, S> {
         let (low, high) = (of(row), pairs.then(|| of(row + 1)));
         // What the next `ROWS` units are made of: strips of rows are not what the CPU foresees itself.
         for row in row..=row + usize::from(pairs) {
-            prefetch(self.values.as_ptr().wrapping_add((row + ROWS * K::UNIT) * self.columns + first));
+            let strip = (row + ROWS * K::UNIT) * self.columns + first;
+            for value in (strip..strip + to.len()).step_by(LINE / size_of::<S>()) {
+                prefetch(self.values.as_ptr().wrapping_add(value));
+            }
         }
         // SAFETY: this is compiled for `K::ISA` and runs because the device has it.
         unsafe { K::unit::<S, ROUND>(low, high, to) };
