@@ -73,6 +73,27 @@ pub struct TrainingState {
     pub decided: Map<String, Value>,
 }
 
+impl TrainingState {
+    /// The state of a run before its first step, with what must be the same in a checkpoint that it goes on from.
+    pub fn beginning(job: &Job, trained_elements: u64, rows: &Option<String>, base: &Option<String>) -> Self {
+        Self {
+            step: 0,
+            skipped: 0,
+            owes_evaluation: false,
+            rows: rows.clone(),
+            health: Health::default(),
+            cursor: job.train.cursor(),
+            room: job.room,
+            seed: job.config.seed,
+            // Of a stream nobody knows; more steps than before are no other run.
+            steps_per_epoch: job.train.steps_per_epoch().unwrap_or(0),
+            trained_elements,
+            base: base.clone(),
+            decided: job.config.decided(),
+        }
+    }
+}
+
 /// The model that was trained further.
 #[derive(Debug, Clone, Copy)]
 pub struct Base<'a> {

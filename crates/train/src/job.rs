@@ -328,6 +328,23 @@ impl Job {
         Ok(())
     }
 
+    /// Joins micro-batches as a run did that goes on now, to the bit, though other memory may be free; what to say where
+    /// that cannot be.
+    ///
+    /// # Errors
+    /// As [`Job::join`] and [`Job::check_memory`].
+    pub fn join_as(&mut self, before: usize) -> Result<Option<String>, TrainError> {
+        self.join(before)?;
+        self.check_memory()?;
+        Ok((self.room != before).then(|| {
+            format!(
+                "micro-batches were joined up to {before} tokens and are up to {} now, for want of memory or for the balance \
+                 of experts: what follows differs in rounding and in the masks of dropout",
+                self.room
+            )
+        }))
+    }
+
     /// Steps of an epoch; of a stream all of the run, as transformers counts them where a length is not known.
     pub fn steps_per_epoch(&self) -> u64 {
         self.train.steps_per_epoch().unwrap_or(self.total_steps).max(1)

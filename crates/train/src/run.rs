@@ -123,11 +123,10 @@ struct Running<'a> {
 
 impl<'a> Running<'a> {
     fn begin(dev: &'a Device, mut job: Job, folder: &'a RunFolder) -> Result<Self, TrainError> {
-        if let Start::Resume(from) = folder.start() {
-            // As before, so that the run goes on to the bit; other memory may be free.
-            job.join(checkpoint::room_of(&from.path)?)?;
-            job.check_memory()?;
-        }
+        let otherwise = match folder.start() {
+            Start::Resume(from) => job.join_as(checkpoint::room_of(&from.path)?)?,
+            Start::Fresh | Start::Beside => None,
+        };
         let mut trainer = Trainer::new(dev, &job)?;
         let data_files = DataFiles::new(job.datasets.iter().flat_map(|set| &set.files));
         let rows = match &job.train {
@@ -137,7 +136,7 @@ impl<'a> Running<'a> {
         let base = checkpoint::base_fingerprint(&job)?;
         let resumed = match folder.start() {
             Start::Resume(from) => {
-                let expected = beginning(&job, &trainer, &rows, &base);
+                let expected = TrainingState::beginning(&job, trainer.trained_elements, &rows, &base);
                 Some((
                     trainer.restore(&from.path, &job.method, &expected)?,
                     checkpoint::changed_keys(&from.path, &job.config),
@@ -172,7 +171,7 @@ impl<'a> Running<'a> {
             running.owes_evaluation = state.owes_evaluation;
             (running.step, running.skipped, running.health) = (state.step, state.skipped, state.health);
             running.resumed_at = state.step;
-            running.changed = changed.into_iter().chain(joined_otherwise(&running.job, state.room)).collect();
+            running.changed = changed.into_iter().chain(otherwise).collect();
         }
         if running.job.config.do_train {
             let yaml = running.job.config.resolved_yaml();
@@ -200,7 +199,7 @@ impl<'a> Running<'a> {
             skipped: self.skipped,
             owes_evaluation: self.owes_evaluation,
             health: self.health.clone(),
-            ..beginning(&self.job, &self.trainer, &self.rows, &self.base)
+            ..TrainingState::beginning(&self.job, self.trainer.trained_elements, &self.rows, &self.base)
         }
     }
 
@@ -647,41 +646,6 @@ impl<'a> Running<'a> {
         let last = sft_runs::checkpoint::last_good(self.folder.path()).ok().and_then(|(last, _)| last);
         Ok(last.map_or_else(|| self.folder.path().to_owned(), |last| last.path))
     }
-}
-
-/// The state of a run before its first step, with what must be the same in a checkpoint that it goes on from.
-fn beginning(
-    job: &Job,
-    trainer: &Trainer<'_>,
-    rows: &Option<String>,
-    base: &Option<String>,
-) -> TrainingState {
-    TrainingState {
-        step: 0,
-        skipped: 0,
-        owes_evaluation: false,
-        rows: rows.clone(),
-        health: Health::default(),
-        cursor: job.train.cursor(),
-        room: job.room,
-        seed: job.config.seed,
-        // Of a stream nobody knows; more steps than before are no other run.
-        steps_per_epoch: job.train.steps_per_epoch().unwrap_or(0),
-        trained_elements: trainer.trained_elements,
-        base: base.clone(),
-        decided: job.config.decided(),
-    }
-}
-
-/// What to say of micro-batches that are not joined as before.
-fn joined_otherwise(job: &Job, before: usize) -> Option<String> {
-    (job.room != before).then(|| {
-        format!(
-            "micro-batches were joined up to {before} tokens and are up to {} now, for want of memory or for the balance of \
-             experts: what follows differs in rounding and in the masks of dropout",
-            job.room
-        )
-    })
 }
 
 fn recorder_options(job: &Job) -> RecorderOptions {
