@@ -50,6 +50,7 @@ def parse_arguments():
     p.add_argument("--text", help="with --model: take the ids from this text file, by the model's tokenizer")
     p.add_argument("--rows", type=int, default=2)
     p.add_argument("--tokens", type=int, default=17, help="tokens a row")
+    p.add_argument("--alike", type=int, default=0, help="so many tokens that all rows begin with, and half as many again from the second row on")
     p.add_argument("--steps", type=int, default=6, help="AdamW steps of the two training curves")
     p.add_argument("--lora-rank", type=int, default=4)
     p.add_argument("--no-adapter", action="store_true", help="for models that PEFT cannot put an adapter on")
@@ -249,6 +250,10 @@ def draw_batch(args, model, generator):
         labels[row, : tokens * (2 + row % 2) // 6] = IGNORE_INDEX
         if row % 2:
             labels[row, tokens - tokens // 6 :] = IGNORE_INDEX
+    # What several rows begin with is supervised in the first of them alone.
+    for row, alike in enumerate([0, args.alike] + [args.alike + args.alike // 2] * (rows - 2)):
+        input_ids[row, :alike] = input_ids[row - 1, :alike]
+        labels[row, :alike] = IGNORE_INDEX
     return input_ids, labels
 
 

@@ -119,12 +119,16 @@ fn steps(job: &Job) {
         Some(steps) => format!("{steps} an epoch, {} epochs", (job.epochs * 100.0).round() / 100.0),
         None => format!("of a stream, mixed by a buffer of {} rows", c.buffer_size),
     };
-    let joined = match job.room {
+    let joined = match job.joining.room {
         room if room > 0 && c.gradient_accumulation_steps > 1 => format!(", up to {room} tokens at a time"),
         _ => String::new(),
     };
+    let shared = match job.joining.shares_prefixes {
+        true => ", what they begin with in common computed once",
+        false => "",
+    };
     println!(
-        "steps: {} ({epochs}), {} × {} rows{fill}{joined}",
+        "steps: {} ({epochs}), {} × {} rows{fill}{joined}{shared}",
         job.total_steps, c.gradient_accumulation_steps, c.per_device_train_batch_size
     );
 }

@@ -13,8 +13,8 @@ use crate::dataset::{DatasetReport, ProblemLimit};
 use crate::encoder::Encoder;
 use crate::error::DataError;
 use crate::labels::Example;
-use crate::loader::{Cursor, Loader, LoaderOptions, StepBatch, joined};
-use crate::pack::{self, PackedBatch};
+use crate::loader::{Cursor, Loader, LoaderOptions, StepBatch};
+use crate::pack::{self, Joining};
 use crate::pipeline::EncodeReport;
 use crate::rows::RowProblem;
 
@@ -82,11 +82,11 @@ impl Batches {
         }
     }
 
-    /// As [`Loader::set_room`].
-    pub fn set_room(&mut self, tokens: usize) {
+    /// As [`Loader::set_joining`].
+    pub fn set_joining(&mut self, joining: Joining) {
         match self {
-            Self::Kept(loader) => loader.set_room(tokens),
-            Self::Streamed(stream) => stream.room = tokens,
+            Self::Kept(loader) => loader.set_joining(joining),
+            Self::Streamed(stream) => stream.joining = joining,
         }
     }
 
@@ -127,8 +127,7 @@ pub struct StreamLoader {
     problems: Vec<RowProblem>,
     rows_read: u64,
     bins: u64,
-    /// Tokens up to which micro-batches are joined.
-    room: usize,
+    joining: Joining,
 }
 
 impl StreamLoader {
@@ -156,7 +155,7 @@ impl StreamLoader {
             problems: Vec::new(),
             rows_read: 0,
             bins: 0,
-            room: 0,
+            joining: Joining::default(),
         };
         loader.fill_to(1)?;
         match loader.items.is_empty() {
@@ -195,19 +194,18 @@ impl StreamLoader {
     fn next_step(&mut self) -> Result<StepBatch, DataError> {
         let items = self.take_items()?;
         let at = self.cursor;
-        self.given.clear();
-        let mut micro_batches = Vec::new();
-        let tokens = items.iter().map(|item| item.iter().map(Example::len).sum());
-        for part in joined(tokens, self.options.batch_size, self.room) {
-            let first = self.given.len();
-            let examples: Vec<Example> = items[part].iter().flatten().cloned().collect();
-            let mut batch = PackedBatch::new(&examples, 0..examples.len());
-            let checked = batch.check(&examples);
-            assert!(checked.is_ok(), "a batch is its rows end to end: {checked:?}");
-            batch.rows.iter_mut().for_each(|row| *row += first);
-            self.given.extend(examples.into_iter().map(|example| example.origin));
-            micro_batches.push(batch);
-        }
+        let mut first = 0;
+        let rows: Vec<Vec<usize>> = items
+            .iter()
+            .map(|item| {
+                first += item.len();
+                (first - item.len()..first).collect()
+            })
+            .collect();
+        let rows: Vec<&[usize]> = rows.iter().map(|rows| &rows[..]).collect();
+        let examples: Vec<Example> = items.into_iter().flatten().collect();
+        let micro_batches = pack::micro_batches(&examples, &rows, self.options.batch_size, self.joining);
+        self.given = examples.into_iter().map(|example| example.origin).collect();
         self.advance()?;
         Ok(StepBatch { at, micro_batches })
     }

@@ -14,6 +14,7 @@ pub mod lint;
 pub mod loader;
 pub mod pack;
 pub mod pipeline;
+pub mod prefixes;
 pub mod pretrain;
 pub mod proof;
 pub mod rows;

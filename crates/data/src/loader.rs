@@ -4,14 +4,13 @@
 //! the epoch and nothing else. The [`Cursor`] names the next step; a loader made from the same
 //! examples and options continues from it exactly.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
 use crate::labels::Example;
-use crate::pack::{self, PackedBatch};
+use crate::pack::{self, Joining, PackedBatch};
 use crate::shuffle;
 
 /// How examples become steps.
@@ -44,14 +43,14 @@ pub struct StepBatch {
     /// Which step this is.
     pub at: Cursor,
     /// One to `accumulation` micro-batches: fewer in an epoch's last step, and where some are joined
-    /// ([`Loader::set_room`]).
+    /// ([`Loader::set_joining`]).
     pub micro_batches: Vec<PackedBatch>,
 }
 
 impl StepBatch {
-    /// Tokens of all micro-batches.
+    /// Tokens of all rows, each counted for itself.
     pub fn tokens(&self) -> usize {
-        self.micro_batches.iter().map(PackedBatch::tokens).sum()
+        self.micro_batches.iter().map(PackedBatch::row_tokens).sum()
     }
 
     /// Tokens that count in the loss of this step.
@@ -75,8 +74,7 @@ pub struct Loader {
     cursor: Cursor,
     /// Order of `items` in the cursor's epoch.
     order: Vec<usize>,
-    /// Tokens up to which micro-batches are joined.
-    room: usize,
+    joining: Joining,
 }
 
 impl Loader {
@@ -108,7 +106,7 @@ impl Loader {
             None => (0..examples.len()).map(|row| vec![row]).collect(),
         };
         let (cursor, order) = (Cursor::default(), Vec::new());
-        let mut loader = Self { examples, options, items, cursor, order, room: 0 };
+        let mut loader = Self { examples, options, items, cursor, order, joining: Joining::default() };
         loader.order = loader.epoch_order(0);
         Ok(loader)
     }
@@ -116,14 +114,13 @@ impl Loader {
     /// One without rows, for an evaluation alone: it has no step.
     pub fn empty(options: LoaderOptions) -> Self {
         let (examples, items, order) = (Vec::new().into(), Vec::new(), Vec::new());
-        Self { examples, options, items, cursor: Cursor::default(), order, room: 0 }
+        Self { examples, options, items, cursor: Cursor::default(), order, joining: Joining::default() }
     }
 
-    /// Micro-batches of a step that follow each other are one from now on while they hold at most `tokens` together; 0 joins
-    /// none. Rows never see each other and the loss is a mean over the tokens of a step, so that only rounding tells, and
-    /// what is drawn at random: masks of dropout, NEFTune's noise.
-    pub fn set_room(&mut self, tokens: usize) {
-        self.room = tokens;
+    /// How rows are computed together from now on. Rows never see each other and the loss is a mean over the tokens of a
+    /// step, so that only rounding tells, and what is drawn at random: masks of dropout, NEFTune's noise.
+    pub fn set_joining(&mut self, joining: Joining) {
+        self.joining = joining;
     }
 
     /// The examples, in the order of the data.
@@ -178,11 +175,9 @@ impl Loader {
         let per_step = self.options.batch_size * self.options.accumulation;
         let from = at.step_in_epoch as usize * per_step;
         let to = (from + per_step).min(self.order.len());
-        let items = &self.order[from..to];
-        let rows = |item: &usize| self.items[*item].iter();
-        let tokens = items.iter().map(|item| rows(item).map(|row| self.examples[*row].len()).sum());
-        let parts = joined(tokens, self.options.batch_size, self.room);
-        let micro_batches = parts.into_iter().map(|part| self.batch(&items[part])).collect();
+        let items: Vec<&[usize]> = self.order[from..to].iter().map(|item| &self.items[*item][..]).collect();
+        let micro_batches =
+            pack::micro_batches(&self.examples, &items, self.options.batch_size, self.joining);
         self.cursor.step_in_epoch += 1;
         if self.cursor.step_in_epoch == self.steps_per_epoch() {
             self.cursor = Cursor { epoch: at.epoch + 1, step_in_epoch: 0 };
@@ -191,22 +186,14 @@ impl Loader {
         StepBatch { at, micro_batches }
     }
 
-    /// Every example once, in the order of the data: a pass of evaluation. The cursor stays.
+    /// Every example once, in the order of the data: a pass of evaluation, whose micro-batches are not joined. The cursor
+    /// stays.
     pub fn pass(&self) -> impl Iterator<Item = PackedBatch> + '_ {
-        let items: Vec<usize> = (0..self.items.len()).collect();
-        let batch_size = self.options.batch_size;
-        (0..items.len()).step_by(batch_size).map(move |from| {
-            let to = items.len().min(from + batch_size);
-            self.batch(&items[from..to])
+        let (batch_size, joining) = (self.options.batch_size, Joining { room: 0, ..self.joining });
+        self.items.chunks(batch_size).flat_map(move |items| {
+            let items: Vec<&[usize]> = items.iter().map(|rows| &rows[..]).collect();
+            pack::micro_batches(&self.examples, &items, batch_size, joining)
         })
-    }
-
-    fn batch(&self, items: &[usize]) -> PackedBatch {
-        let rows = items.iter().flat_map(|&item| self.items[item].iter().copied());
-        let batch = PackedBatch::new(&self.examples, rows);
-        let checked = batch.check(&self.examples);
-        assert!(checked.is_ok(), "a batch is its rows end to end: {checked:?}");
-        batch
     }
 
     fn epoch_order(&self, epoch: u64) -> Vec<usize> {
@@ -218,41 +205,10 @@ impl Loader {
     }
 }
 
-/// Where the micro-batches of items of so many tokens are: `batch_size` items each, or several times as many while they
-/// hold at most `room` tokens.
-pub(crate) fn joined(
-    tokens: impl IntoIterator<Item = usize>,
-    batch_size: usize,
-    room: usize,
-) -> Vec<Range<usize>> {
-    let tokens: Vec<usize> = tokens.into_iter().collect();
-    let mut parts: Vec<Range<usize>> = Vec::new();
-    let mut held = 0;
-    for (i, batch) in tokens.chunks(batch_size).enumerate() {
-        let (own, start) = (batch.iter().sum::<usize>(), i * batch_size);
-        match parts.last_mut() {
-            Some(last) if held + own <= room => (last.end, held) = (start + batch.len(), held + own),
-            _ => {
-                parts.push(start..start + batch.len());
-                held = own;
-            }
-        }
-    }
-    parts
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::labels::tests::example;
-
-    #[test]
-    fn micro_batches_are_joined_while_they_fit_in_their_order() {
-        assert_eq!(joined([3, 3, 3, 9, 1, 1], 1, 0), [0..1, 1..2, 2..3, 3..4, 4..5, 5..6]);
-        assert_eq!(joined([3, 3, 3, 9, 1, 1], 1, 6), [0..2, 2..3, 3..4, 4..6]);
-        assert_eq!(joined([3, 3, 3, 9, 1, 1, 2], 2, 10), [0..2, 2..4, 4..7]);
-        assert!(joined([], 2, 10).is_empty());
-    }
 
     #[test]
     fn joined_micro_batches_hold_the_same_rows_in_the_same_steps() {
@@ -260,7 +216,7 @@ mod tests {
         let options = LoaderOptions { batch_size: 1, accumulation: 4, ..options() };
         let mut apart = Loader::new(rows.clone(), options.clone()).unwrap();
         let mut joined = Loader::new(rows, options).unwrap();
-        joined.set_room(1 << 20);
+        joined.set_joining(Joining { room: 1 << 20, ..Joining::default() });
         for _ in 0..6 {
             let (apart, joined) = (apart.next_step(), joined.next_step());
             assert_eq!(joined.micro_batches.len(), 1);

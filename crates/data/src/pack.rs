@@ -2,64 +2,112 @@
 //!
 //! Rows are laid end to end. `cu_seqlens` marks where each begins, positions restart at 0, and
 //! nothing else separates them: attention must be causal and block-diagonal by `cu_seqlens`, so rows
-//! never see each other. This is also the one place that shifts labels by one token: a row's last
-//! token has no next token and therefore no target.
+//! never see each other. Rows that begin alike may share what they begin with ([`crate::prefixes`]).
+//! Labels are shifted by one token: a row's last token has no next token and therefore no target.
 
 use std::collections::BTreeSet;
 
 use crate::labels::{Example, IGNORE_INDEX};
+use crate::prefixes::Tree;
 
 /// Rows that are packed against each other: large enough for a good fill, small enough that rows
 /// stay near their place in the data set.
 pub const WINDOW: usize = 8192;
 
-/// A micro-batch without padding; N is the number of its tokens, B of its rows.
+/// Keys that the pieces of joined micro-batches see at most, for each token that may be computed: each piece's are copied
+/// side by side.
+pub const SEEN_PER_TOKEN: usize = 4;
+
+/// How the rows of a step are computed together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Joining {
+    /// Micro-batches that follow each other are one while so many tokens are computed of it at most; 0 joins none.
+    pub room: usize,
+    /// Whether what rows of a micro-batch begin with in common is computed once.
+    pub shares_prefixes: bool,
+}
+
+/// A micro-batch without padding; N is the number of its tokens, B of its rows, P of its pieces: each row is one, unless
+/// rows share what they begin with.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PackedBatch {
     /// Token ids, `[N]`.
     pub input_ids: Vec<u32>,
     /// What each token is to predict, `[N]`: the label of the next token of the same row, or
-    /// [`IGNORE_INDEX`] (always so at a row's last token).
+    /// [`IGNORE_INDEX`] (always so at a row's last token). Of a token of several rows, that of the one which has one.
     pub targets: Vec<i32>,
     /// How much each position with a target counts in the loss, 1 at the others, `[N]`; empty where all count the same, 1.
     pub weights: Vec<f32>,
     /// Place of each token in its row, `[N]`.
     pub position_ids: Vec<u32>,
-    /// Where each row begins, and N: `[B + 1]`, from 0, strictly increasing.
+    /// Where each piece begins, and N: `[P + 1]`, from 0, strictly increasing.
     pub cu_seqlens: Vec<u32>,
     /// Index of each row in the loader's examples, `[B]`.
     pub rows: Vec<usize>,
+    /// What rows share; `None` where each row is a piece.
+    pub shared: Option<Shared>,
+}
+
+/// Of a micro-batch whose rows share pieces: the tokens that each piece sees.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shared {
+    starts: Vec<u32>,
+    seen: Vec<u32>,
+    copy_starts: Vec<u32>,
+    copies: Vec<u32>,
+    last_pieces: Vec<usize>,
+}
+
+impl Shared {
+    /// Of pieces that see the tokens `seen[starts[p]..starts[p + 1]]` of a batch of `tokens`, and rows that end with
+    /// `last_pieces`.
+    pub(crate) fn new(starts: Vec<u32>, seen: Vec<u32>, last_pieces: Vec<usize>, tokens: usize) -> Self {
+        let mut copy_starts = vec![0; tokens + 1];
+        for token in &seen {
+            copy_starts[*token as usize + 1] += 1;
+        }
+        for i in 0..tokens {
+            copy_starts[i + 1] += copy_starts[i];
+        }
+        let (mut next, mut copies) = (copy_starts.clone(), vec![0; seen.len()]);
+        for (copy, token) in seen.iter().enumerate() {
+            copies[next[*token as usize] as usize] = copy as u32;
+            next[*token as usize] += 1;
+        }
+        Self { starts, seen, copy_starts, copies, last_pieces }
+    }
+
+    /// Where what each piece sees begins in [`Shared::seen`], and its length: `[P + 1]`.
+    pub fn starts(&self) -> &[u32] {
+        &self.starts
+    }
+
+    /// Tokens in the order of their rows: the pieces before a piece, then its own.
+    pub fn seen(&self) -> &[u32] {
+        &self.seen
+    }
+
+    /// The other way round: token i is at the places `copies[starts[i]..starts[i + 1]]` of [`Shared::seen`], in ascending
+    /// order; (starts `[N + 1]`, copies).
+    pub fn copies(&self) -> (&[u32], &[u32]) {
+        (&self.copy_starts, &self.copies)
+    }
 }
 
 impl PackedBatch {
     /// Lays the given rows end to end; rows without tokens are left out.
     pub fn new(examples: &[Example], rows: impl IntoIterator<Item = usize>) -> Self {
-        let mut batch = Self { cu_seqlens: vec![0], ..Self::default() };
-        for row in rows {
-            let example = &examples[row];
-            if example.input_ids.is_empty() {
-                continue;
-            }
-            batch.input_ids.extend_from_slice(&example.input_ids);
-            batch.targets.extend_from_slice(&example.labels[1..]);
-            batch.targets.push(IGNORE_INDEX);
-            batch.add_weights(example);
-            batch.position_ids.extend(0..example.input_ids.len() as u32);
-            batch.cu_seqlens.push(batch.input_ids.len() as u32);
-            batch.rows.push(row);
-        }
-        batch
+        Self::of(Tree::new(false), examples, rows)
     }
 
-    /// Adds the weights of the row whose targets were added last, shifted like them.
-    fn add_weights(&mut self, example: &Example) {
-        if self.weights.is_empty() && example.weights.is_empty() {
-            return;
-        }
-        let from = self.targets.len() - example.len();
-        self.weights.resize(from, 1.0);
-        self.weights.extend(example.weights.iter().skip(1));
-        self.weights.resize(self.targets.len(), 1.0);
+    /// The same, where rows share what they begin with.
+    pub fn sharing(examples: &[Example], rows: impl IntoIterator<Item = usize>) -> Self {
+        Self::of(Tree::new(true), examples, rows)
+    }
+
+    fn of<'a>(mut tree: Tree<'a>, examples: &'a [Example], rows: impl IntoIterator<Item = usize>) -> Self {
+        rows.into_iter().for_each(|row| tree.insert(row, &examples[row]));
+        tree.lay_out()
     }
 
     /// What of the batch is not as the examples have it: rows that see each other, positions that run on, targets that
@@ -68,43 +116,88 @@ impl PackedBatch {
     /// # Errors
     /// The first fault, in words.
     pub fn check(&self, examples: &[Example]) -> Result<(), String> {
-        let tokens = self.input_ids.len();
+        let (tokens, pieces) = (self.input_ids.len(), self.cu_seqlens.len().saturating_sub(1));
+        let rows_have_pieces = match &self.shared {
+            None => pieces == self.rows.len(),
+            Some(shared) => shared.last_pieces.len() == self.rows.len() && shared.starts.len() == pieces + 1,
+        };
         if self.cu_seqlens.first() != Some(&0)
             || self.cu_seqlens.last() != Some(&(tokens as u32))
-            || self.cu_seqlens.len() != self.rows.len() + 1
+            || !rows_have_pieces
             || self.targets.len() != tokens
             || self.position_ids.len() != tokens
             || ![0, tokens].contains(&self.weights.len())
         {
             return Err("its parts have different lengths".to_owned());
         }
-        for (bounds, row) in self.cu_seqlens.windows(2).zip(&self.rows) {
+        let mut labels = 0;
+        for (i, row) in self.rows.iter().enumerate() {
             let Some(example) = examples.get(*row) else { return Err(format!("there is no row {row}")) };
-            let range = bounds[0] as usize..bounds[1] as usize;
-            if self.input_ids.get(range.clone()) != Some(&example.input_ids[..]) {
-                return Err(format!("row {row} does not stand where it is said to"));
+            self.check_row(i, *row, example)?;
+            labels += example.labels.iter().skip(1).filter(|label| **label != IGNORE_INDEX).count();
+        }
+        let targets = self.supervised();
+        match targets == labels {
+            true => Ok(()),
+            false => {
+                Err(format!("{targets} positions have a target, and {labels} labels of its rows are one"))
             }
-            if !self.position_ids[range.clone()].iter().copied().eq(0..range.len() as u32) {
-                return Err(format!("the positions of row {row} do not begin at 0"));
-            }
-            let targets = &self.targets[range.clone()];
-            let (last, inner) = targets.split_last().ok_or_else(|| format!("row {row} is empty"))?;
-            if *last != IGNORE_INDEX || inner != &example.labels[1..] {
-                return Err(format!("the targets of row {row} are not its next labels"));
-            }
-            let weights = self.weights.get(range.clone()).unwrap_or_default();
-            let or_one = |weights: &[f32], at: usize| weights.get(at).copied().unwrap_or(1.0);
-            let is_next = |at| or_one(weights, at) == or_one(&example.weights, at + 1);
-            // Comparing one by one is for the few batches that have weights.
-            let has_weights = !weights.is_empty() || !example.weights.is_empty();
-            if has_weights && !(0..inner.len()).all(is_next) {
-                return Err(format!("the weights of row {row} are not those of its next labels"));
-            }
+        }
+    }
+
+    /// The same of its i-th row.
+    fn check_row(&self, i: usize, row: usize, example: &Example) -> Result<(), String> {
+        let places = || self.row_places(i).map(|place| place as usize);
+        let ids = places().map(|place| self.input_ids.get(place));
+        if !ids.eq(example.input_ids.iter().map(Some)) {
+            return Err(format!("row {row} does not stand where it is said to"));
+        }
+        if !places().map(|place| self.position_ids[place]).eq(0..example.len() as u32) {
+            return Err(format!("the positions of row {row} do not begin at 0"));
+        }
+        // A target of another row that goes through the place is counted by the caller.
+        let is_shared = self.shared.is_some();
+        let next = example.labels.iter().skip(1).copied().chain([IGNORE_INDEX]);
+        if !places()
+            .zip(next)
+            .all(|(place, label)| self.targets[place] == label || is_shared && label == IGNORE_INDEX)
+        {
+            return Err(format!("the targets of row {row} are not its next labels"));
+        }
+        let weight = |weights: &[f32], at: usize| weights.get(at).copied().unwrap_or(1.0);
+        let counts = |at: usize| example.labels.get(at + 1).is_some_and(|label| *label != IGNORE_INDEX);
+        let is_next = |(at, place)| weight(&self.weights, place) == weight(&example.weights, at + 1);
+        // Comparing one by one is for the few batches that have weights.
+        let has_weights = !self.weights.is_empty() || !example.weights.is_empty();
+        if has_weights && !places().enumerate().filter(|(at, _)| counts(*at)).all(is_next) {
+            return Err(format!("the weights of row {row} are not those of its next labels"));
         }
         Ok(())
     }
 
-    /// Number of tokens, N.
+    /// Where the tokens of its i-th row stand, in their order.
+    pub fn row_places(&self, i: usize) -> impl Iterator<Item = u32> + '_ {
+        let (alone, seen) = match &self.shared {
+            None => (self.cu_seqlens[i]..self.cu_seqlens[i + 1], &[][..]),
+            Some(shared) => {
+                let last = shared.last_pieces[i];
+                (0..0, &shared.seen[shared.starts[last] as usize..shared.starts[last + 1] as usize])
+            }
+        };
+        alone.chain(seen.iter().copied())
+    }
+
+    /// Tokens of its rows, each row counted for itself: what other trainers count.
+    pub fn row_tokens(&self) -> usize {
+        (0..self.rows.len()).map(|row| self.row_places(row).count()).sum()
+    }
+
+    /// Keys that its pieces see, each for itself.
+    pub fn seen_keys(&self) -> usize {
+        self.shared.as_ref().map_or(self.tokens(), |shared| shared.seen.len())
+    }
+
+    /// Number of tokens that are computed, N.
     pub fn tokens(&self) -> usize {
         self.input_ids.len()
     }
@@ -130,9 +223,41 @@ impl PackedBatch {
 
     /// Tokens of the longest row.
     pub fn longest_row(&self) -> usize {
-        let rows = self.cu_seqlens.windows(2);
-        rows.map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0)
+        (0..self.rows.len()).map(|row| self.row_places(row).count()).max().unwrap_or(0)
     }
+}
+
+/// The micro-batches of items, each of so many rows: `batch_size` items each, or several times as many where they are
+/// joined.
+///
+/// # Panics
+/// If a batch is not what its rows say: a fault of this program.
+pub(crate) fn micro_batches<'a>(
+    examples: &'a [Example],
+    items: &[&[usize]],
+    batch_size: usize,
+    joining: Joining,
+) -> Vec<PackedBatch> {
+    let mut trees: Vec<Tree<'a>> = Vec::new();
+    for rows in items.chunks(batch_size) {
+        let with = |mut tree: Tree<'a>| {
+            rows.iter().copied().flatten().for_each(|row| tree.insert(*row, &examples[*row]));
+            tree
+        };
+        let fits =
+            |tree: &Tree<'a>| tree.tokens() <= joining.room && tree.seen() <= SEEN_PER_TOKEN * joining.room;
+        match trees.last().map(|last| with(last.clone())).filter(fits) {
+            Some(joined) => *trees.last_mut().expect("joined to the last one") = joined,
+            None => trees.push(with(Tree::new(joining.shares_prefixes))),
+        }
+    }
+    let batches = trees.iter().map(|tree| {
+        let batch = tree.lay_out();
+        let checked = batch.check(examples);
+        assert!(checked.is_ok(), "a batch is its rows: {checked:?}");
+        batch
+    });
+    batches.collect()
 }
 
 /// Groups rows into bins of at most `capacity` tokens: best fit decreasing inside windows of

@@ -11,6 +11,7 @@ use sft_data::dataset::{DatasetOptions, Mix, ProblemLimit, Stage};
 use sft_data::encoder::Encoder;
 use sft_data::error::DataError;
 use sft_data::loader::{LoaderOptions, StepBatch};
+use sft_data::pack::Joining;
 use sft_data::pretrain::Pretrain;
 
 /// A file of `rows` texts, the first of them malformed.
@@ -94,7 +95,7 @@ fn joined_micro_batches_of_a_stream_hold_the_same_rows_and_know_where_they_are_f
     write(folder.path(), 11, 0);
     let fresh = || Batches::Streamed(Box::new(batches(folder.path(), None, ProblemLimit::Rows(0)).unwrap()));
     let (mut apart, mut joined) = (fresh(), fresh());
-    joined.set_room(1 << 20);
+    joined.set_joining(Joining { room: 1 << 20, ..Joining::default() });
     for _ in 0..6 {
         let (two, one) = (apart.next_step().unwrap(), joined.next_step().unwrap());
         assert_eq!((one.micro_batches.len(), one.at), (1, two.at));

@@ -60,6 +60,7 @@ fn logits(dev: &Device, model: &Path, ids: &str, out: &Path, rest: &[&str]) -> O
         input_ids: &ids,
         position_ids: &position_ids,
         cu_seqlens: &[0, n],
+        shared: None,
         targets: &[],
         weights: &[],
     };

@@ -56,6 +56,7 @@ fn logits(dev: &Device, decoder: &Decoder, ids: &[u32]) -> Result<Vec<f32>, Expo
         input_ids: ids,
         position_ids: &position_ids,
         cu_seqlens: &[0, n],
+        shared: None,
         targets: &[],
         weights: &[],
     };

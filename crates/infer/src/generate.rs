@@ -205,7 +205,7 @@ impl<'a> Generator<'a> {
         on_progress: &mut impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Option<Vec<f32>>, InferError> {
         let total = prompt_ids.len();
-        let mut piece = self.work.max_tokens();
+        let mut piece = self.work.capacity().tokens;
         if !has_one_rotation(&self.decoder.spec, total) && total > piece {
             let (spec, adapters) = (&self.decoder.spec, self.decoder.adapters());
             self.work =

@@ -73,7 +73,7 @@ impl<'a> Slots<'a> {
         work: &'a mut Workspace,
         (rows, longest): (usize, usize),
     ) -> Self {
-        let rows = rows.clamp(1, work.max_tokens().max(1));
+        let rows = rows.clamp(1, work.capacity().tokens.max(1));
         let caches = KvCache::several(dev, &decoder.spec, decoder.compute, longest, rows);
         let held = caches.iter().map(|_| Held::default()).collect();
         Self { dev, decoder, work, caches, held, rows: Vec::new(), ready: 0, keeps_prompts: false, begun: 0 }
@@ -187,7 +187,7 @@ impl<'a> Slots<'a> {
 
     /// The next piece of the first prompt that is not read.
     fn read_piece(&mut self, told: &mut impl FnMut(u64, Told)) -> Result<(), InferError> {
-        let (at, size) = (self.ready, PROMPT_PIECE.min(self.work.max_tokens()));
+        let (at, size) = (self.ready, PROMPT_PIECE.min(self.work.capacity().tokens));
         let (prompt, held) = (&self.rows[at].prompt, &mut self.held[at]);
         let piece = &prompt[held.ids.len()..prompt.len().min(held.ids.len() + size)];
         let cache = std::slice::from_mut(&mut self.caches[at]);

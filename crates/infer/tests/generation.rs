@@ -25,8 +25,14 @@ fn whole_row(dev: &Device, decoder: &Decoder, ids: &[u32]) -> Vec<Vec<f32>> {
     let mut work = Workspace::new(dev, spec, decoder.adapters(), DType::F32, ids.len(), Purpose::Forward);
     let positions: Vec<u32> = (0..ids.len() as u32).collect();
     let row = [0, ids.len() as u32];
-    let batch =
-        Batch { input_ids: ids, position_ids: &positions, cu_seqlens: &row, targets: &[], weights: &[] };
+    let batch = Batch {
+        input_ids: ids,
+        position_ids: &positions,
+        cu_seqlens: &row,
+        shared: None,
+        targets: &[],
+        weights: &[],
+    };
     let logits = decoder.logits(dev, batch, &mut work).unwrap().to_f32_vec();
     logits.chunks(spec.vocab_size).map(<[f32]>::to_vec).collect()
 }

@@ -28,6 +28,7 @@ pub mod attention;
 pub mod columns;
 pub mod conv1d;
 pub mod convert;
+pub mod copies;
 pub mod cross_entropy;
 pub mod cuda;
 pub mod decay;

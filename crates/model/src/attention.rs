@@ -5,10 +5,12 @@
 //!
 //! Saved for backward: q and k as attention saw them, v, its output and lse; before their norms q and k too; a gate, which
 //! backward overwrites by its gradient.
+//!
+//! Of rows that share what they begin with, attention reads copies of k and v in the order in which pieces see them.
 
-use sft_kernels::attention::{self, AttentionParams, RowOffsets};
+use sft_kernels::attention::{self, AttentionParams};
 use sft_kernels::gated::{self, Activation};
-use sft_kernels::{DType, Device, Tensor, View, ViewMut, columns, rows};
+use sft_kernels::{DType, Device, Tensor, View, ViewMut, columns, copies, rows};
 use sft_kernels::{rope, sinks};
 
 use crate::arena::Arena;
@@ -20,7 +22,7 @@ use crate::method::LayerAdapters;
 use crate::mixer::PartsMut;
 use crate::norm::Norm;
 use crate::parameter::Parameter;
-use crate::pass::Pass;
+use crate::pass::{Pass, Shared};
 use crate::spec::{AttentionSpec, DecoderSpec, LayerSpec, NormSpec, QkScope};
 
 /// An attention layer.
@@ -104,9 +106,13 @@ impl Saved {
 }
 
 /// Workspace that all attention layers share, each taking what it needs: gradients of q, k and v, before and after
-/// their norms.
+/// their norms, and what pieces see.
 #[derive(Debug)]
 pub struct Scratch {
+    /// Copies of k and v.
+    seen: [Tensor; 2],
+    /// Their gradients.
+    dseen: [Tensor; 2],
     dout: Tensor,
     dq: Tensor,
     dk: Tensor,
@@ -118,18 +124,27 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Room for `tokens` tokens of the widest layer.
-    pub fn new(arena: &mut Arena<'_>, dtype: DType, tokens: usize, spec: &DecoderSpec) -> Self {
-        let widest = |width: fn(&AttentionSpec) -> usize| {
-            tokens * spec.layers.iter().filter_map(LayerSpec::attends).map(width).max().unwrap_or(0)
+    /// Room for `tokens` tokens of the widest layer in backward, 0 where none follows, and for `seen` keys of pieces.
+    pub fn new(
+        arena: &mut Arena<'_>,
+        dtype: DType,
+        (tokens, seen): (usize, usize),
+        spec: &DecoderSpec,
+    ) -> Self {
+        let width = |width: fn(&AttentionSpec) -> usize| {
+            spec.layers.iter().filter_map(LayerSpec::attends).map(width).max().unwrap_or(0)
         };
+        let widest = |of: fn(&AttentionSpec) -> usize| tokens * width(of);
         let any =
             |has: fn(&AttentionSpec) -> bool| spec.layers.iter().filter_map(LayerSpec::attends).any(has);
         let (q, k) = (widest(|a| a.heads * a.head_dim), widest(|a| a.kv_heads * a.head_dim));
         let qk_norm = any(|a| a.qk_norm.is_some());
         let delta = arena.tensor(DType::F32, &[widest(|a| a.heads)]);
         let mut buffer = |len: usize| arena.tensor(dtype, &[len]);
+        let seen = seen * width(|a| a.kv_heads * a.head_dim);
         Self {
+            seen: [buffer(seen), buffer(seen)],
+            dseen: [(); 2].map(|()| buffer(if tokens > 0 { seen } else { 0 })),
             dout: buffer(q),
             dq: buffer(q),
             dk: buffer(k),
@@ -161,6 +176,22 @@ fn flat(x: View<'_>) -> View<'_> {
 fn flat_mut(x: ViewMut<'_>) -> ViewMut<'_> {
     let shape = [x.dim(0), x.dim(1) * x.dim(2)];
     x.reshape(&shape)
+}
+
+/// Copies of k and v [N, K, D] as pieces see them, [M, K, D] each.
+fn spread<'a>(
+    dev: &Device,
+    shared: Shared<'_>,
+    kv: [View<'_>; 2],
+    buffers: &'a mut [Tensor; 2],
+) -> [View<'a>; 2] {
+    let [k, v] = buffers;
+    let [k_from, v_from] = kv;
+    [(k_from, k), (v_from, v)].map(|(from, to)| {
+        let shape = [shared.seen.len(), from.dim(1), from.dim(2)];
+        copies::spread(dev, flat(from), shared.seen, flat_mut(shaped_mut(to, shape)));
+        shaped(to, shape)
+    })
 }
 
 /// out·σ(gate) [N, H·D] in `buffer`.
@@ -217,7 +248,7 @@ impl Attention {
         x: View<'_>,
         mut y: ViewMut<'_>,
         saved: &mut Saved,
-        scratch: &mut inputs::Scratch,
+        (of_attention, scratch): (&mut Scratch, &mut inputs::Scratch),
         caches: Option<LayerCaches<'_>>,
     ) {
         let (n, dev, dropout) = (x.dim(0), pass.dev, pass.dropout);
@@ -258,8 +289,10 @@ impl Attention {
                 lse: Some(s.lse.view_mut().into_rows(tokens.clone())),
             };
             let Some(cache) = cache else {
-                let rows = RowOffsets::same(pass.rows_of(self.spec.chunk));
-                return attention::forward(dev, &self.spec.params(), rows, io);
+                if let Some(shared) = pass.shared {
+                    [io.k, io.v] = spread(dev, shared, [k, v], &mut of_attention.seen);
+                }
+                return attention::forward(dev, &self.spec.params(), pass.rows_of(self.spec.chunk), io);
             };
             let (k, v) = cache.append(k, v);
             let keys = k.dim(0);
@@ -294,7 +327,7 @@ impl Attention {
         let AttentionSpec { heads, kv_heads, head_dim, .. } = self.spec;
         let (of_q, of_k) = ([n, heads, head_dim], [n, kv_heads, head_dim]);
         self.backward_output(pass, dy, s, (scratch, inputs));
-        let io = attention::Backward {
+        let mut io = attention::Backward {
             q: s.q.head(n),
             k: s.k.head(n),
             v: s.v.head(n),
@@ -306,8 +339,19 @@ impl Attention {
             dk: shaped_mut(&mut scratch.dk, of_k),
             dv: shaped_mut(&mut scratch.dv, of_k),
         };
-        let rows = RowOffsets::same(pass.rows_of(self.spec.chunk));
+        let rows = pass.rows_of(self.spec.chunk);
+        let of_seen = |shared: Shared<'_>| [shared.seen.len(), kv_heads, head_dim];
+        if let Some(shared) = pass.shared {
+            [io.k, io.v] = spread(dev, shared, [io.k, io.v], &mut scratch.seen);
+            [io.dk, io.dv] = scratch.dseen.each_mut().map(|d| shaped_mut(d, of_seen(shared)));
+        }
         attention::backward(dev, &self.spec.params(), rows, io);
+        if let Some(shared) = pass.shared {
+            for (from, to) in scratch.dseen.iter().zip([&mut scratch.dk, &mut scratch.dv]) {
+                let (from, to) = (flat(shaped(from, of_seen(shared))), flat_mut(shaped_mut(to, of_k)));
+                copies::collect(dev, from, shared.places, to);
+            }
+        }
         if let Some(numbers) = &mut self.sinks {
             let delta = scratch.delta.head(n * heads).reshape(&[n, heads]);
             if let (numbers, Some(d)) = numbers.value_and_gradient() {

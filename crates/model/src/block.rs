@@ -26,6 +26,7 @@ use crate::parameter::Parameter;
 use crate::pass::Pass;
 use crate::per_layer::{self, PerLayer};
 use crate::spec::{DecoderSpec, InputNames, LayerSpec, MixerSpec, Part, Projection};
+use crate::workspace::Capacity;
 
 /// A block.
 #[derive(Debug)]
@@ -117,15 +118,15 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Room for `tokens` tokens; for `backward_tokens` (0 where none follows) in what backward alone needs.
+    /// Room for a workspace's tokens; for `backward_tokens` (0 where none follows) in what backward alone needs.
     pub fn new(
         arena: &mut Arena<'_>,
         dtype: DType,
-        (tokens, backward_tokens): (usize, usize),
+        (capacity, backward_tokens): (Capacity, usize),
         spec: &DecoderSpec,
         adapters: &Adapters,
     ) -> Self {
-        let c = spec.hidden_size;
+        let (tokens, c) = (capacity.tokens, spec.hidden_size);
         let dense = spec.layers.iter().filter_map(LayerSpec::dense);
         let widest = dense.map(|mlp| mlp.intermediate_size).max().unwrap_or(0);
         let attention = || spec.layers.iter().filter_map(LayerSpec::attends);
@@ -147,7 +148,7 @@ impl Scratch {
             inputs: inputs::Scratch::new(arena, dtype, tokens, widest_fused(spec), (linears, latent)),
             mlp: feed_forward::Scratch::new(arena, dtype, (tokens, backward_tokens), spec, adapters),
             per_layer: per_layer::Inputs::new(arena, dtype, tokens, spec, adapters),
-            mixer: mixer::Scratch::new(arena, dtype, (tokens, backward_tokens), spec),
+            mixer: mixer::Scratch::new(arena, dtype, (capacity, backward_tokens), spec),
         }
     }
 }

@@ -390,6 +390,7 @@ impl Decoder {
             input_ids: &ids,
             position_ids: &positions,
             cu_seqlens: &starts,
+            shared: None,
             targets: &[],
             weights: &[],
         };
@@ -515,9 +516,9 @@ fn finish_part(part: Vec<&mut Parameter>, update: &mut Update<'_>) {
 
 /// The pass of a micro-batch.
 fn pass_of<'a>(dev: &'a Device, rotary: &'a Rotaries, batch: Batch<'a>, dropout: Option<u64>) -> Pass<'a> {
-    let (tokens, rows) = (batch.input_ids.len(), batch.cu_seqlens);
+    let (tokens, rows, shared) = (batch.input_ids.len(), batch.cu_seqlens, batch.shared);
     let angles = |rope: &'a Option<Rotary>| rope.as_ref().map(|rope| rope.angles(tokens));
     let (rope, local_rope) = (angles(&rotary.rope), angles(&rotary.local_rope));
     let (query_scale, chunks) = (rotary.query_scale(tokens), rotary.chunks());
-    Pass { dev, rope, local_rope, query_scale, rows, chunks, dropout, watch: None }
+    Pass { dev, rope, local_rope, query_scale, rows, shared, chunks, dropout, watch: None }
 }

@@ -49,4 +49,4 @@ pub mod workspace;
 
 pub use decoder::Decoder;
 pub use error::ModelError;
-pub use pass::Batch;
+pub use pass::{Batch, Shared};

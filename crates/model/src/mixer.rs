@@ -14,6 +14,7 @@ use crate::pass::Pass;
 use crate::recurrent::{self, Recurrent};
 use crate::short_conv::{self, ShortConv};
 use crate::spec::{DecoderSpec, LayerSpec, MixerSpec};
+use crate::workspace::Capacity;
 
 /// A mixer.
 #[derive(Debug)]
@@ -78,11 +79,11 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Room for `tokens` tokens; for `backward_tokens` in what backward alone needs.
+    /// Room for a workspace's tokens; for `backward_tokens` in what backward alone needs.
     pub fn new(
         arena: &mut Arena<'_>,
         dtype: DType,
-        (tokens, backward_tokens): (usize, usize),
+        (Capacity { tokens, seen }, backward_tokens): (Capacity, usize),
         spec: &DecoderSpec,
     ) -> Self {
         let (c, all) = (spec.hidden_size, (tokens, backward_tokens));
@@ -90,7 +91,7 @@ impl Scratch {
         let has_conv = any(|mixer| matches!(mixer, MixerSpec::ShortConv(_)));
         let has_both = any(|mixer| matches!(mixer, MixerSpec::Both { .. }));
         Self {
-            attention: attention::Scratch::new(arena, dtype, backward_tokens, spec),
+            attention: attention::Scratch::new(arena, dtype, (backward_tokens, seen), spec),
             short_conv: has_conv.then(|| short_conv::Scratch::new(arena, dtype, all, c)),
             recurrent: recurrent::Scratch::new(arena, dtype, all, spec),
             both: has_both.then(|| [tokens, backward_tokens].map(|tokens| arena.tensor(dtype, &[tokens, c]))),
@@ -115,7 +116,8 @@ impl Mixer {
         let s = saved;
         match self {
             Self::Attention(attention) => {
-                attention.forward(pass, x, y, s.attention.as_mut().expect(MADE), inputs, caches);
+                let scratches = (&mut scratch.attention, inputs);
+                attention.forward(pass, x, y, s.attention.as_mut().expect(MADE), scratches, caches);
             }
             Self::ShortConv(conv) => {
                 let scratch = scratch.short_conv.as_mut().expect(MADE);
@@ -129,7 +131,8 @@ impl Mixer {
                 let (n, dev) = (x.dim(0), pass.dev);
                 let of_attention = s.attention.as_mut().expect(MADE);
                 let shared = caches.as_mut().map(LayerCaches::reborrow);
-                attention.forward(pass, x, y.reborrow(), of_attention, inputs, shared);
+                let scratches = (&mut scratch.attention, &mut *inputs);
+                attention.forward(pass, x, y.reborrow(), of_attention, scratches, shared);
                 scale(pass, *a, y.reborrow());
                 let [t, _] = scratch.both.as_mut().expect(MADE);
                 let scratches = (scratch.recurrent.as_mut().expect(MADE), inputs);

@@ -1,24 +1,39 @@
 //! What every layer needs to know of the micro-batch that passes through it.
 
+use sft_kernels::attention::RowOffsets;
+use sft_kernels::copies::Places;
 use sft_kernels::rope::RopeStyle;
 use sft_kernels::{Device, View};
 
 use crate::spec::LayerRope;
 use crate::watch::Watch;
 
-/// A micro-batch without padding, as the model sees it: rows laid end to end.
+/// A micro-batch without padding, as the model sees it: rows laid end to end, or the pieces of rows that begin alike.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
     /// Token ids, [N].
     pub input_ids: &'a [u32],
     /// Place of each token in its row, [N].
     pub position_ids: &'a [u32],
-    /// Where each row begins, and N.
+    /// Where each row, or piece, begins, and N.
     pub cu_seqlens: &'a [u32],
+    /// What pieces see beside themselves; `None` where each row is one.
+    pub shared: Option<Shared<'a>>,
     /// The token that each position is to predict, or a negative number if it is not supervised, [N].
     pub targets: &'a [i32],
     /// How much each position with a target counts in the loss, [N]; empty where all count the same, 1.
     pub weights: &'a [f32],
+}
+
+/// What the pieces of rows that begin alike see: their own tokens, and before them those of the pieces that they continue.
+#[derive(Debug, Clone, Copy)]
+pub struct Shared<'a> {
+    /// Where what each piece sees begins in `seen`, and its length, [P + 1].
+    pub starts: &'a [u32],
+    /// The tokens, [M].
+    pub seen: &'a [u32],
+    /// Where each token is in `seen`.
+    pub places: Places<'a>,
 }
 
 /// cos and sin of every token of a micro-batch.
@@ -43,8 +58,10 @@ pub struct Pass<'a> {
     pub local_rope: Option<Angles<'a>>,
     /// What each token's queries are multiplied by, f32 [N].
     pub query_scale: Option<View<'a>>,
-    /// Row boundaries.
+    /// Boundaries of rows, or of pieces.
     pub rows: &'a [u32],
+    /// What pieces see beside themselves.
+    pub shared: Option<Shared<'a>>,
     /// The same with those of chunks, for the layers that see their own chunk alone; not for rows in caches.
     pub chunks: Option<&'a [u32]>,
     /// Key of the dropout masks of this micro-batch; `None` when nothing is trained.
@@ -54,9 +71,12 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// Row boundaries for a layer with such chunks, or without.
-    pub fn rows_of(&self, chunk: Option<usize>) -> &'a [u32] {
-        chunk.and(self.chunks).unwrap_or(self.rows)
+    /// Boundaries of queries and of the keys that they see, for a layer with such chunks, or without.
+    pub fn rows_of(&self, chunk: Option<usize>) -> RowOffsets<'a> {
+        match self.shared {
+            Some(shared) => RowOffsets { q: self.rows, k: shared.starts },
+            None => RowOffsets::same(chunk.and(self.chunks).unwrap_or(self.rows)),
+        }
     }
 
     /// Shows what an op of the current block put out, [N, …], to whoever watches.

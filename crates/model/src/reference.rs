@@ -13,7 +13,7 @@ use crate::head::{self, LogitParams};
 use crate::method::Adapters;
 use crate::pass::Batch;
 use crate::spec::DecoderSpec;
-use crate::workspace::{Purpose, Workspace, WorkspaceBytes};
+use crate::workspace::{Capacity, Purpose, Workspace, WorkspaceBytes};
 
 /// A frozen model with its buffers.
 #[derive(Debug)]
@@ -23,17 +23,17 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Room for `max_tokens` tokens: as many as the workspace of the trained model has, whose chunks are its own then.
-    pub fn new(dev: &Device, decoder: Decoder, max_tokens: usize) -> Self {
+    /// Room for as much as the workspace of the trained model has, whose chunks are its own then.
+    pub fn new(dev: &Device, decoder: Decoder, capacity: Capacity) -> Self {
         let (adapters, compute) = (decoder.adapters(), decoder.compute);
-        let work = Workspace::new(dev, &decoder.spec, adapters, compute, max_tokens, Purpose::Forward);
+        let work = Workspace::new(dev, &decoder.spec, adapters, compute, capacity, Purpose::Forward);
         Self { decoder, work }
     }
 
     /// What the buffers of [`Reference::new`] would take on a GPU or on the CPU, nothing allocated.
-    pub fn plan(spec: &DecoderSpec, compute: DType, max_tokens: usize, on_card: bool) -> WorkspaceBytes {
+    pub fn plan(spec: &DecoderSpec, compute: DType, capacity: Capacity, on_card: bool) -> WorkspaceBytes {
         let adapters = Adapters::none(spec);
-        Workspace::plan(spec, &adapters, compute, max_tokens, Purpose::Forward, on_card)
+        Workspace::plan(spec, &adapters, compute, capacity, Purpose::Forward, on_card)
     }
 
     /// Computes all but the logits.

@@ -45,15 +45,31 @@ impl Recomputed {
     }
 }
 
-/// Bytes that attention takes beside a workspace in backward on a CPU, of `tokens` tokens in rows of `longest`.
-pub fn attention_bytes(spec: &DecoderSpec, tokens: usize, longest: usize, threads: usize) -> usize {
+/// Bytes that attention takes beside a workspace in backward on a CPU, of rows of `longest` tokens.
+pub fn attention_bytes(spec: &DecoderSpec, capacity: Capacity, longest: usize, threads: usize) -> usize {
+    let tokens = capacity.tokens.max(capacity.seen);
     let attention = spec.layers.iter().filter_map(LayerSpec::attends);
     let bytes = attention
         .map(|a| backward_scratch_bytes([a.heads, a.kv_heads, a.head_dim], tokens, longest, threads));
     bytes.max().unwrap_or(0)
 }
 
-/// The buffers of a pass of at most `max_tokens` tokens.
+/// What a workspace has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Tokens of a micro-batch.
+    pub tokens: usize,
+    /// Keys that the pieces of rows that begin alike see; 0 where rows never share what they begin with.
+    pub seen: usize,
+}
+
+impl From<usize> for Capacity {
+    fn from(tokens: usize) -> Self {
+        Self { tokens, seen: 0 }
+    }
+}
+
+/// The buffers of a pass.
 #[derive(Debug)]
 pub struct Workspace {
     /// h₀ … h_L in training; two in turn for forward alone.
@@ -70,7 +86,7 @@ pub struct Workspace {
     rotary: Option<Rotaries>,
     /// What a loss compares with.
     reference: Option<Box<Reference>>,
-    max_tokens: usize,
+    capacity: Capacity,
 }
 
 /// Of what makes h₀ and the blocks' own inputs.
@@ -101,10 +117,10 @@ impl Workspace {
         spec: &DecoderSpec,
         adapters: &Adapters,
         compute: DType,
-        max_tokens: usize,
+        capacity: impl Into<Capacity>,
         purpose: Purpose,
     ) -> Self {
-        Self::build(&mut Arena::allocating(dev), spec, adapters, compute, max_tokens, purpose).0
+        Self::build(&mut Arena::allocating(dev), spec, adapters, compute, capacity.into(), purpose).0
     }
 
     /// What [`Workspace::new`] would take on a GPU or on the CPU, nothing allocated.
@@ -112,13 +128,14 @@ impl Workspace {
         spec: &DecoderSpec,
         adapters: &Adapters,
         compute: DType,
-        max_tokens: usize,
+        capacity: impl Into<Capacity>,
         purpose: Purpose,
         on_card: bool,
     ) -> WorkspaceBytes {
+        let capacity = capacity.into();
         let mut bytes =
-            Self::build(&mut Arena::counting(on_card), spec, adapters, compute, max_tokens, purpose).1;
-        bytes.scratch += Rotaries::bytes(spec, max_tokens);
+            Self::build(&mut Arena::counting(on_card), spec, adapters, compute, capacity, purpose).1;
+        bytes.scratch += Rotaries::bytes(spec, capacity.tokens);
         bytes
     }
 
@@ -127,10 +144,10 @@ impl Workspace {
         spec: &DecoderSpec,
         adapters: &Adapters,
         compute: DType,
-        max_tokens: usize,
+        capacity: Capacity,
         purpose: Purpose,
     ) -> (Self, WorkspaceBytes) {
-        let (n, c, l) = (max_tokens, spec.hidden_size, spec.layers.len());
+        let (n, c, l) = (capacity.tokens, spec.hidden_size, spec.layers.len());
         let (hiddens, backward_tokens) = match purpose {
             Purpose::Training(_) => (l + 1, n),
             Purpose::Forward => (2, 0),
@@ -156,7 +173,7 @@ impl Workspace {
         };
         let saved = firsts.iter().map(|i| saved(arena, *i)).collect();
         let activations = arena.bytes();
-        let scratch = block::Scratch::new(arena, compute, (n, backward_tokens), spec, adapters);
+        let scratch = block::Scratch::new(arena, compute, (capacity, backward_tokens), spec, adapters);
         let entry = entry::Scratch::new(arena, compute, n, spec, adapters);
         let d = arena.tensor(compute, &[backward_tokens, c]);
         let rotary = arena.device().map(|dev| Rotaries::new(dev, spec, n));
@@ -165,7 +182,7 @@ impl Workspace {
         let head_bytes = arena.bytes() - activations - scratch_bytes;
         let bytes = WorkspaceBytes { activations, scratch: scratch_bytes, head: head_bytes };
         let work =
-            Self { hidden, saved, saved_of, scratch, entry, head, d, rotary, reference: None, max_tokens };
+            Self { hidden, saved, saved_of, scratch, entry, head, d, rotary, reference: None, capacity };
         (work, bytes)
     }
 
@@ -222,9 +239,9 @@ impl Workspace {
         self.head.sums(dev)
     }
 
-    /// Tokens that fit.
-    pub fn max_tokens(&self) -> usize {
-        self.max_tokens
+    /// What fits.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
     }
 
     /// Whether block l has to be computed again in backward: a later one has saved over it.
@@ -235,7 +252,12 @@ impl Workspace {
     /// cos and sin of a micro-batch, lent out for a pass.
     pub(crate) fn take_rotary(&mut self, dev: &Device, batch: Batch<'_>) -> Rotaries {
         let n = batch.input_ids.len();
-        assert!(n <= self.max_tokens, "{n} tokens in a workspace for {}", self.max_tokens);
+        let seen = batch.shared.map_or(0, |shared| shared.seen.len());
+        let Capacity { tokens, seen: most } = self.capacity;
+        assert!(
+            n <= tokens && seen <= most,
+            "{n} tokens that see {seen} keys in a workspace for {tokens} and {most}"
+        );
         let mut rotary = self.rotary.take().expect("given back after every pass");
         rotary.fill(dev, batch.position_ids, batch.cu_seqlens);
         rotary

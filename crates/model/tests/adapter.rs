@@ -68,6 +68,7 @@ fn logits(decoder: &Decoder) -> Vec<f32> {
         input_ids: &IDS,
         position_ids: &position_ids,
         cu_seqlens: &[0, n as u32],
+        shared: None,
         targets: &[-100; IDS.len()],
         weights: &[],
     };

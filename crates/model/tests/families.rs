@@ -127,6 +127,7 @@ fn a_row_beyond_the_learned_positions_is_an_error() {
             input_ids: ids,
             position_ids: &position_ids,
             cu_seqlens: &cu_seqlens,
+            shared: None,
             targets: &[],
             weights: &[],
         };
@@ -344,6 +345,7 @@ fn gradients_of_every_family_are_the_slopes_of_its_loss() {
             input_ids: &[3, 1, 4, 1, 5, 9, 2, 6],
             position_ids: &[0, 1, 2, 3, 4, 0, 1, 2],
             cu_seqlens: &[0, 5, 8],
+            shared: None,
             targets: &[1, -100, 1, 5, 9, 2, 6, 5],
             weights: &[0.5, 9.0, 2.0, 1.0, 0.25, 1.5, 1.0, 0.75],
         };
@@ -388,6 +390,7 @@ fn what_is_computed_again_gives_the_same_gradients() {
                 input_ids: &[3, 1, 4, 1, 5],
                 position_ids: &[0, 1, 2, 3, 4],
                 cu_seqlens: &[0, 5],
+                shared: None,
                 targets: &[1, -100, 1, 5, 9],
                 weights: &[],
             };
@@ -417,6 +420,7 @@ fn rows_that_lie_side_by_side_do_not_see_each_other() {
                 input_ids: &ids[range],
                 position_ids: &position_ids,
                 cu_seqlens,
+                shared: None,
                 targets: &[],
                 weights: &[],
             };
@@ -462,6 +466,7 @@ fn a_cache_gives_the_logits_of_the_whole_row() {
             input_ids: &ids,
             position_ids: &[0, 1, 2, 3, 4, 5, 6],
             cu_seqlens: &[0, 7],
+            shared: None,
             targets: &[],
             weights: &[],
         };

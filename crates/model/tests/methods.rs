@@ -64,6 +64,7 @@ fn step(
         input_ids: &[3, 1, 4, 1, 5, 9, 2, 6],
         position_ids: &[0, 1, 2, 3, 4, 0, 1, 2],
         cu_seqlens: &[0, 5, 8],
+        shared: None,
         targets: &[1, -100, 1, 5, 9, 2, 6, 5],
         weights: &[],
     };

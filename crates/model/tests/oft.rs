@@ -55,6 +55,7 @@ fn logits(decoder: &Decoder) -> Vec<f32> {
         input_ids: &IDS,
         position_ids: &position_ids,
         cu_seqlens: &cu_seqlens,
+        shared: None,
         targets: &targets,
         weights: &[],
     };

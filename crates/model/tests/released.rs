@@ -73,6 +73,7 @@ fn logits(folder: &Path) -> Vec<f32> {
         input_ids: &[3, 1, 4, 1, 5, 9, 2],
         position_ids: &[0, 1, 2, 3, 4, 5, 6],
         cu_seqlens: &[0, 7],
+        shared: None,
         targets: &[],
         weights: &[],
     };

@@ -28,6 +28,7 @@ fn gradients(targets: &[i32], weights: &[f32], scale: f32) -> (LossSums, Vec<(St
         input_ids: &IDS,
         position_ids: &[0, 1, 2, 3, 4, 0, 1, 2],
         cu_seqlens: &[0, 5, 8],
+        shared: None,
         targets,
         weights,
     };

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sft_config::RunConfig;
 use sft_data::loader::Cursor;
+use sft_data::pack::Joining;
 use sft_kernels::DType;
 use sft_model::adapter;
 use sft_model::method::{AdapterOptions, Method};
@@ -59,6 +60,9 @@ pub struct TrainingState {
     /// Tokens up to which micro-batches are joined.
     #[serde(default)]
     pub room: usize,
+    /// Whether rows share what they begin with.
+    #[serde(default)]
+    pub shares_prefixes: bool,
     /// Seed of order and dropout.
     pub seed: u64,
     /// Steps of an epoch, which change when data or batch size do.
@@ -83,7 +87,8 @@ impl TrainingState {
             rows: rows.clone(),
             health: Health::default(),
             cursor: job.train.cursor(),
-            room: job.room,
+            room: job.joining.room,
+            shares_prefixes: job.joining.shares_prefixes,
             seed: job.config.seed,
             // Of a stream nobody knows; more steps than before are no other run.
             steps_per_epoch: job.train.steps_per_epoch().unwrap_or(0),
@@ -217,8 +222,9 @@ fn state_of(folder: &Path) -> Result<TrainingState, TrainError> {
 ///
 /// # Errors
 /// A file that is missing or cannot be read.
-pub(crate) fn room_of(folder: &Path) -> Result<usize, TrainError> {
-    Ok(state_of(folder)?.room)
+pub(crate) fn joining_of(folder: &Path) -> Result<Joining, TrainError> {
+    let TrainingState { room, shares_prefixes, .. } = state_of(folder)?;
+    Ok(Joining { room, shares_prefixes })
 }
 
 /// Where a checkpoint was, if it belongs to this run.

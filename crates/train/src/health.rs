@@ -67,18 +67,20 @@ impl NonFiniteStep {
         clear(dev, &mut trainer.decoder, &mut trainer.work);
         for (i, packed) in batch.micro_batches.iter().enumerate() {
             let dropout = Some(random::key(key, &[i as u64]));
-            trainer.work.set_share(packed.tokens() as f32 / batch.tokens().max(1) as f32);
+            trainer.work.set_share(packed.row_tokens() as f32 / batch.tokens().max(1) as f32);
             let (decoder, work) = (&mut trainer.decoder, &mut trainer.work);
             let found = decoder.first_non_finite(dev, as_batch(packed), scale, dropout, work, by_parts)?;
             let Some(found) = found else { continue };
             let of = if found.is_gradient { "the gradient from " } else { "" };
             let mut rows: Vec<String> = rows(&batch.micro_batches[i..=i]);
-            let row = found.token.map(|token| {
-                packed.cu_seqlens.iter().skip(1).take_while(|end| **end as usize <= token).count()
-            });
-            // A gradient of one token comes from all later ones of its row, a value from all earlier ones.
-            if let Some(row) = row.filter(|row| *row < rows.len()) {
-                rows = vec![rows.swap_remove(row)];
+            // A gradient of one token comes from all later ones of its rows, a value from all earlier ones.
+            if let Some(token) = found.token.filter(|_| rows.len() == packed.rows.len()) {
+                let is_of = |row: usize| packed.row_places(row).any(|place| place as usize == token);
+                let mut row = 0;
+                rows.retain(|_| {
+                    row += 1;
+                    is_of(row - 1)
+                });
             }
             return Ok(Self { what, place: format!("{of}{}", found.op), rows });
         }

@@ -10,13 +10,16 @@ use sft_data::dataset::DatasetReport;
 use sft_data::dataset::stream::Stream;
 use sft_data::labels::Example;
 use sft_data::loader::{Loader, LoaderOptions};
+use sft_data::pack::Joining;
 use sft_data::pipeline::EncodeReport;
+use sft_data::prefixes;
 use sft_data::rows::RowProblem;
 use sft_data::template::saved::Told;
 use sft_infer::slots::Slots;
 use sft_infer::{GenerationOptions, Questions};
 use sft_kernels::matmul::PackedWeight;
 use sft_kernels::{DType, DeviceError, cuda, give_back_freed};
+use sft_model::ModelError;
 use sft_model::loading;
 use sft_model::method::Method;
 use sft_model::quantization::Precision;
@@ -76,8 +79,8 @@ pub struct Job {
     pub plan: MemoryPlan,
     /// What the plan was free to choose.
     pub choices: PlanChoices,
-    /// Tokens up to which micro-batches are joined ([`Job::join`]); 0 where none are.
-    pub room: usize,
+    /// How rows are computed together ([`Job::join`]).
+    pub joining: Joining,
     /// Bytes that were free when it was planned.
     pub available: Option<u64>,
     /// Whether weights are drawn at random, to time a job of a model that is not there.
@@ -107,6 +110,8 @@ struct Sizes {
     room: usize,
     /// Of the largest micro-batch of an evaluation.
     evaluated: usize,
+    /// Whether rows can share what they begin with, and do begin alike.
+    shares_prefixes: bool,
     /// Of the longest row.
     longest: usize,
     /// Bytes of all rows.
@@ -116,7 +121,12 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(config: &RunConfig, rows: &Tokenised, spec: &DecoderSpec, questions: Option<&Questions>) -> Self {
+    fn of(
+        config: &RunConfig,
+        rows: &Tokenised,
+        (spec, method): (&DecoderSpec, &Method),
+        questions: Option<&Questions>,
+    ) -> Result<Self, ModelError> {
         let at_a_time = config.per_device_eval_batch_size;
         let dtype = setup::compute_dtype(config);
         let on_card = setup::card(config).is_some();
@@ -152,7 +162,8 @@ impl Sizes {
         let largest_batch = trained.max(evaluated);
         let room = Self::room(config, rows).max(trained);
         let room = if joins(config, spec) { room } else { 0 };
-        Self { largest_batch, trained, room, evaluated, longest, bytes, answers }
+        let shares_prefixes = shares_prefixes(config, (spec, method))? && begin_alike(config, rows);
+        Ok(Self { largest_batch, trained, room, evaluated, shares_prefixes, longest, bytes, answers })
     }
 
     /// What joining can make of the micro-batches of a step: all of it, but no more than as many rows of `cutoff_len` as a
@@ -174,6 +185,22 @@ const JOINED_TOKENS: usize = 4096;
 /// experts.
 fn joins(config: &RunConfig, spec: &DecoderSpec) -> bool {
     config.do_train && spec.moe_aux_loss_coef == 0.0
+}
+
+/// Whether rows may share what they begin with: where a token is the same in each of them, whatever is drawn at random, and
+/// nothing looks at the tokens of a micro-batch as a whole.
+fn shares_prefixes(config: &RunConfig, (spec, method): (&DecoderSpec, &Method)) -> Result<bool, ModelError> {
+    let is_drawn = config.neftune_noise_alpha.is_some() || method.adapters(spec)?.has_dropout();
+    Ok(config.share_prefixes && spec.shares_prefixes() && spec.moe_aux_loss_coef == 0.0 && !is_drawn)
+}
+
+/// Part of the tokens in common from which on there is memory for it.
+const ALIKE: f64 = 0.01;
+
+/// Whether rows begin alike; of a stream nobody knows.
+fn begin_alike(config: &RunConfig, rows: &Tokenised) -> bool {
+    let mut sets = rows.eval.iter().map(|(_, examples)| examples).chain([&rows.train]);
+    config.streaming || sets.any(|examples| prefixes::in_common(examples) > ALIKE)
 }
 
 impl PlanChoices {
@@ -206,6 +233,7 @@ impl PlanChoices {
             precision,
             reference: config.do_train && setup::loss(config).needs_reference(),
             max_tokens,
+            shares_prefixes: self.sizes.shares_prefixes,
             longest: self.sizes.longest,
             threads: setup::threads(config),
             rows: self.sizes.bytes,
@@ -249,7 +277,7 @@ impl Job {
         give_back_freed();
         check_vocabulary(&base, &spec, all_examples(&tokenised))?;
         let questions = setup::questions(&config, &spec, &tokenised.eval_rows)?;
-        let sizes = Sizes::of(&config, &tokenised, &spec, questions.as_ref());
+        let sizes = Sizes::of(&config, &tokenised, (&spec, &method), questions.as_ref())?;
         let Tokenised { train: examples, eval: eval_sets, eval_rows, .. } = tokenised;
         let Tokenised { mut reports, mut problems, mut encoded, eval_encoded, .. } = tokenised;
         let train = batches(&config, examples)?;
@@ -299,7 +327,7 @@ impl Job {
             plan,
             available,
             choices,
-            room: 0,
+            joining: Joining::default(),
             random_weights: false,
             config,
         };
@@ -323,25 +351,34 @@ impl Job {
             self.plan = self.plan_of(largest_batch)?;
             room = trained;
         }
-        self.room = room;
-        self.train.set_room(room);
+        self.joining = Joining { room, shares_prefixes: self.choices.sizes.shares_prefixes };
+        self.train.set_joining(self.joining);
+        self.eval.iter_mut().for_each(|eval| eval.rows.set_joining(self.joining));
         Ok(())
     }
 
-    /// Joins micro-batches as a run did that goes on now, to the bit, though other memory may be free; what to say where
+    /// Computes rows together as a run did that goes on now, to the bit, though other memory may be free; what to say where
     /// that cannot be.
     ///
     /// # Errors
     /// As [`Job::join`] and [`Job::check_memory`].
-    pub fn join_as(&mut self, before: usize) -> Result<Option<String>, TrainError> {
-        self.join(before)?;
+    pub fn join_as(&mut self, before: Joining) -> Result<Option<String>, TrainError> {
+        let allowed = shares_prefixes(&self.config, (&self.spec, &self.method))?;
+        self.choices.sizes.shares_prefixes = before.shares_prefixes && allowed;
+        self.join(before.room)?;
         self.check_memory()?;
-        Ok((self.room != before).then(|| {
-            format!(
-                "micro-batches were joined up to {before} tokens and are up to {} now, for want of memory or for the balance \
+        let now = self.joining;
+        if now.room != before.room {
+            return Ok(Some(format!(
+                "micro-batches were joined up to {} tokens and are up to {} now, for want of memory or for the balance \
                  of experts: what follows differs in rounding and in the masks of dropout",
-                self.room
-            )
+                before.room, now.room
+            )));
+        }
+        Ok((now != before).then(|| {
+            "what rows begin with in common was computed once and is computed for each row now (`share_prefixes`): what \
+             follows differs in rounding"
+                .to_owned()
         }))
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Buffers are counted by the code that makes them ([`Workspace::plan`], [`loading::count`]).
 
+use sft_data::pack::SEEN_PER_TOKEN;
 use sft_kernels::matmul::{self, PackedWeight};
 use sft_kernels::{DType, Isa};
 use sft_model::ModelError;
@@ -11,7 +12,7 @@ use sft_model::parameter::Outline;
 use sft_model::quantization::Precision;
 use sft_model::reference::Reference;
 use sft_model::spec::DecoderSpec;
-use sft_model::workspace::{Purpose, Recomputed, Workspace, WorkspaceBytes, attention_bytes};
+use sft_model::workspace::{Capacity, Purpose, Recomputed, Workspace, WorkspaceBytes, attention_bytes};
 
 use crate::optim::Recipe;
 
@@ -58,6 +59,8 @@ pub struct MemoryPlan {
     pub answers: usize,
     /// Tokens of the largest micro-batch.
     pub max_tokens: usize,
+    /// Whether rows share what they begin with.
+    pub shares_prefixes: bool,
     /// What backward computes again.
     pub recomputed: Recomputed,
     /// Whether there are steps.
@@ -89,6 +92,8 @@ pub struct PlanInputs<'a> {
     pub reference: bool,
     /// Tokens of the largest micro-batch.
     pub max_tokens: usize,
+    /// Whether rows share what they begin with.
+    pub shares_prefixes: bool,
     /// Tokens of the longest row.
     pub longest: usize,
     /// Threads of the CPU.
@@ -159,12 +164,12 @@ impl MemoryPlan {
             }
             false => 0,
         };
+        let capacity = capacity(inputs.max_tokens, inputs.shares_prefixes);
         let f32_bytes = counts.trained * DType::F32.bytes();
         let reference = || -> Result<usize, ModelError> {
             let counts = loading::count(inputs.spec, &Method::Inference, quantization)?;
             let weights = counts.quantized_bytes + (counts.frozen - counts.quantized) * compute.bytes();
-            let (spec, tokens) = (inputs.spec, inputs.max_tokens);
-            Ok(weights + Reference::plan(spec, compute, tokens, inputs.on_card).total())
+            Ok(weights + Reference::plan(inputs.spec, compute, capacity, inputs.on_card).total())
         };
         Ok(Self {
             counts,
@@ -180,7 +185,7 @@ impl MemoryPlan {
                 inputs.spec,
                 adapters,
                 compute,
-                inputs.max_tokens,
+                capacity,
                 purpose(inputs.trains, recomputed),
                 inputs.on_card,
             ),
@@ -190,6 +195,7 @@ impl MemoryPlan {
             rows: inputs.rows,
             answers: inputs.answers,
             max_tokens: inputs.max_tokens,
+            shares_prefixes: inputs.shares_prefixes,
             recomputed,
             trains: inputs.trains,
             pack,
@@ -226,6 +232,11 @@ impl MemoryPlan {
         all
     }
 
+    /// What the workspace has room for.
+    pub fn capacity(&self) -> Capacity {
+        capacity(self.max_tokens, self.shares_prefixes)
+    }
+
     /// What the workspace is for.
     pub fn purpose(&self) -> Purpose {
         purpose(self.trains, self.recomputed)
@@ -239,6 +250,11 @@ impl MemoryPlan {
 
 fn purpose(trains: bool, recomputed: Recomputed) -> Purpose {
     if trains { Purpose::Training(recomputed) } else { Purpose::Forward }
+}
+
+/// The room that micro-batches need.
+fn capacity(tokens: usize, shares_prefixes: bool) -> Capacity {
+    Capacity { tokens, seen: if shares_prefixes { SEEN_PER_TOKEN * tokens } else { 0 } }
 }
 
 /// Bytes of the sums that ops keep on a CPU. The deepest products are the gradient through the head, and those of
@@ -255,7 +271,10 @@ fn sums(inputs: &PlanInputs<'_>) -> usize {
     let products =
         of_weights.chain(into_mlps).fold(of([tokens, spec.hidden_size, spec.vocab_size]), usize::max);
     match inputs.trains {
-        true => products + attention_bytes(spec, tokens, inputs.longest, inputs.threads),
+        true => {
+            let capacity = capacity(tokens, inputs.shares_prefixes);
+            products + attention_bytes(spec, capacity, inputs.longest, inputs.threads)
+        }
         false => products,
     }
 }

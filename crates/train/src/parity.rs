@@ -3,26 +3,29 @@
 //! A case holds a small model, a batch, and what transformers made of it: logits, loss, the gradient of every weight,
 //! the losses of six AdamW steps on all weights and on adapters. `tools/make_parity_case.py` makes one of any model,
 //! `tools/make_adapter_curves.py` adds adapters of other kinds.
-//! Everything is computed twice, with the rows packed into one micro-batch and with each row alone; the larger
-//! difference counts.
+//! Everything is computed twice, with the rows packed into one micro-batch, where those that begin alike share their
+//! beginning, and with each row alone; the larger difference counts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
-use sft_data::labels::IGNORE_INDEX;
+use sft_data::conversation::Origin;
+use sft_data::labels::Example;
 use sft_data::loader::{Cursor, StepBatch};
-use sft_data::pack::PackedBatch;
+use sft_data::pack::{PackedBatch, SEEN_PER_TOKEN};
 use sft_kernels::objective::Loss;
 use sft_kernels::{DType, Device};
 use sft_model::adapter::{self, PeftAdapter};
 use sft_model::method::{Adapters, Method};
 use sft_model::reference::Reference;
+use sft_model::spec::DecoderSpec;
 use sft_model::weights::WeightFiles;
-use sft_model::workspace::{Purpose, Recomputed, Workspace};
+use sft_model::workspace::{Capacity, Purpose, Recomputed, Workspace};
 use sft_model::{Decoder, ModelError, families, quantization};
 
 use crate::optim::{AdamWOptions, Bits, Decays, Groups, Optimizer, Recipe, Rule};
@@ -168,7 +171,7 @@ pub fn train(
         }
         let mut work = case.workspace(dev, &decoder);
         let mut optimizer = make(&mut decoder)?;
-        let (step, model) = (case.step(true), (&mut decoder, &mut work));
+        let (step, model) = (case.step(true, &decoder.spec), (&mut decoder, &mut work));
         let losses = take_steps(dev, model, &step, optimizer.as_mut(), learning_rates)?;
         optimizer.begin_evaluation(dev, &mut decoder.trained_mut());
         Ok((losses, decoder))
@@ -208,20 +211,33 @@ pub fn curve(dev: &Device, case: &Path, loss: Loss, steps: usize) -> Result<Vec<
         let mut work = case.workspace(dev, &decoder);
         let reference = || -> Result<Reference, ModelError> {
             let frozen = Decoder::read(dev, &case.folder, &Method::Inference, DType::F32, 0)?;
-            Ok(Reference::new(dev, frozen, work.max_tokens()))
+            Ok(Reference::new(dev, frozen, work.capacity()))
         };
         let reference = loss.needs_reference().then(reference).transpose()?;
         work.set_loss(loss, reference);
-        case.losses(dev, &mut decoder, &case.step(false), &mut work, steps)
+        {
+            let step = case.step(false, &decoder.spec);
+            case.losses(dev, &mut decoder, &step, &mut work, steps)
+        }
     })
+}
+
+/// A row of a case.
+fn example(row: usize, ids: Vec<i64>, labels: Vec<i64>) -> Example {
+    let (dataset, file) = ("parity".into(), Arc::new(PathBuf::from("case.safetensors")));
+    Example {
+        input_ids: ids.into_iter().map(|id| id as u32).collect(),
+        labels: labels.into_iter().map(|label| label as i32).collect(),
+        weights: Vec::new(),
+        origin: Origin { dataset, file, line: row as u64 + 1, row: row as u64 },
+    }
 }
 
 struct Case {
     folder: PathBuf,
     /// What it is computed in.
     dtype: DType,
-    rows: Vec<Vec<u32>>,
-    labels: Vec<Vec<i32>>,
+    rows: Vec<Example>,
     logits: Vec<f32>,
     loss: f64,
 }
@@ -255,15 +271,18 @@ impl Case {
         Ok(Self {
             folder: folder.to_owned(),
             dtype: DType::F32,
-            rows: rows.into_iter().map(|row| row.into_iter().map(|v| v as u32).collect()).collect(),
-            labels: labels.into_iter().map(|row| row.into_iter().map(|v| v as i32).collect()).collect(),
+            rows: rows
+                .into_iter()
+                .zip(labels)
+                .enumerate()
+                .map(|(i, (row, labels))| example(i, row, labels))
+                .collect(),
             logits: floats("logits")?,
             loss: floats("loss")?.first().map_or(f64::NAN, |loss| f64::from(*loss)),
         })
     }
 
     fn compare(&self, dev: &Device) -> Result<Parity, ModelError> {
-        let steps = [self.step(true), self.step(false)];
         let mut parity = Parity {
             logits: 0.0,
             loss: 0.0,
@@ -275,8 +294,9 @@ impl Case {
         let frozen =
             quantization::of_checkpoint(&families::text_config(&self.folder)?).is_ok_and(|s| s.is_some());
         let method = if frozen { Method::Inference } else { Method::Full };
-        for step in &steps {
+        for packed in [true, false] {
             let mut decoder = Decoder::read(dev, &self.folder, &method, self.dtype, 0)?;
+            let step = &self.step(packed, &decoder.spec);
             let mut work = self.workspace(dev, &decoder);
             self.compare_logits(dev, &mut decoder, step, &mut work, &mut parity)?;
             if !frozen {
@@ -336,32 +356,23 @@ impl Case {
 
     fn workspace(&self, dev: &Device, decoder: &Decoder) -> Workspace {
         let adapters: &Adapters = decoder.adapters();
-        let tokens = self.rows.iter().map(Vec::len).sum();
+        let tokens: usize = self.rows.iter().map(Example::len).sum();
+        let capacity = Capacity { tokens, seen: SEEN_PER_TOKEN * tokens };
         // As the plan has it where there is room enough.
         let recomputed = if dev.cuda().is_some() { Recomputed::Least } else { Recomputed::Blocks(0) };
-        Workspace::new(dev, &decoder.spec, adapters, self.dtype, tokens, Purpose::Training(recomputed))
+        Workspace::new(dev, &decoder.spec, adapters, self.dtype, capacity, Purpose::Training(recomputed))
     }
 
-    /// The rows as one optimizer step: in one micro-batch, or in one each.
-    fn step(&self, packed: bool) -> StepBatch {
-        let all: Vec<usize> = (0..self.rows.len()).collect();
-        let groups: Vec<Vec<usize>> =
-            if packed { vec![all] } else { all.into_iter().map(|row| vec![row]).collect() };
-        let micro_batches = groups.into_iter().map(|group| self.pack(&group)).collect();
+    /// The rows as one optimizer step: in one micro-batch, where they share what they begin with if the model can, or in one
+    /// each.
+    fn step(&self, packed: bool, spec: &DecoderSpec) -> StepBatch {
+        let all = 0..self.rows.len();
+        let micro_batches = match packed {
+            true if spec.shares_prefixes() => vec![PackedBatch::sharing(&self.rows, all)],
+            true => vec![PackedBatch::new(&self.rows, all)],
+            false => all.map(|row| PackedBatch::new(&self.rows, [row])).collect(),
+        };
         StepBatch { at: Cursor::default(), micro_batches }
-    }
-
-    fn pack(&self, group: &[usize]) -> PackedBatch {
-        let mut batch = PackedBatch { cu_seqlens: vec![0], rows: group.to_vec(), ..PackedBatch::default() };
-        for row in group {
-            let (ids, labels) = (&self.rows[*row], &self.labels[*row]);
-            batch.input_ids.extend(ids);
-            batch.targets.extend(labels.iter().skip(1));
-            batch.targets.push(IGNORE_INDEX);
-            batch.position_ids.extend(0..ids.len() as u32);
-            batch.cu_seqlens.push(batch.input_ids.len() as u32);
-        }
-        batch
     }
 
     /// Logits and loss; leaves the gradients of what is trained.
@@ -375,7 +386,10 @@ impl Case {
     ) -> Result<(), ModelError> {
         let mut logits = Vec::new();
         for batch in &step.micro_batches {
-            logits.extend(decoder.logits(dev, as_batch(batch), work)?.to_f32_vec());
+            let found = decoder.logits(dev, as_batch(batch), work)?.to_f32_vec();
+            let places = (0..batch.rows.len()).flat_map(|row| batch.row_places(row));
+            let vocabulary = decoder.spec.vocab_size;
+            places.for_each(|at| logits.extend_from_slice(&found[at as usize * vocabulary..][..vocabulary]));
         }
         let largest = self.logits.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         let differences = logits.iter().zip(&self.logits).map(|(a, b)| f64::from((a - b).abs() / largest));

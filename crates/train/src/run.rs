@@ -124,7 +124,7 @@ struct Running<'a> {
 impl<'a> Running<'a> {
     fn begin(dev: &'a Device, mut job: Job, folder: &'a RunFolder) -> Result<Self, TrainError> {
         let otherwise = match folder.start() {
-            Start::Resume(from) => job.join_as(checkpoint::room_of(&from.path)?)?,
+            Start::Resume(from) => job.join_as(checkpoint::joining_of(&from.path)?)?,
             Start::Fresh | Start::Beside => None,
         };
         let mut trainer = Trainer::new(dev, &job)?;

@@ -9,11 +9,12 @@
 
 use sft_data::loader::StepBatch;
 use sft_data::pack::PackedBatch;
+use sft_kernels::copies::Places;
 use sft_kernels::{Device, adamw, random};
 use sft_model::head::LossSums;
 use sft_model::parameter::Parameter;
 use sft_model::workspace::Workspace;
-use sft_model::{Batch, Decoder, ModelError};
+use sft_model::{Batch, Decoder, ModelError, Shared};
 
 use crate::optim::{ByParts, Optimizer};
 
@@ -43,6 +44,10 @@ pub fn as_batch(packed: &PackedBatch) -> Batch<'_> {
         input_ids: &packed.input_ids,
         position_ids: &packed.position_ids,
         cu_seqlens: &packed.cu_seqlens,
+        shared: packed.shared.as_ref().map(|shared| {
+            let (starts, places) = shared.copies();
+            Shared { starts: shared.starts(), seen: shared.seen(), places: Places { starts, places } }
+        }),
         targets: &packed.targets,
         weights: &packed.weights,
     }
@@ -70,7 +75,7 @@ pub fn gradients(
     let scale = scale_of(step);
     for (i, packed) in step.micro_batches.iter().enumerate() {
         let key = random::key(dropout, &[i as u64]);
-        work.set_share(packed.tokens() as f32 / step.tokens().max(1) as f32);
+        work.set_share(packed.row_tokens() as f32 / step.tokens().max(1) as f32);
         decoder.loss_and_gradients(dev, as_batch(packed), scale, Some(key), work)?;
     }
     let trained = decoder.trained_mut();

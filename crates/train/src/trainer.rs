@@ -62,7 +62,7 @@ impl<'a> Trainer<'a> {
             &job.spec,
             decoder.adapters(),
             job.precision.compute,
-            job.plan.max_tokens,
+            job.plan.capacity(),
             job.plan.purpose(),
         );
         // Evaluations report plain cross-entropy.
@@ -166,5 +166,5 @@ fn load_base(dev: &Device, job: &Job, method: &Method) -> Result<(Decoder, Optio
 fn load_reference(dev: &Device, job: &Job) -> Result<Reference, ModelError> {
     let (mut decoder, _) = load_base(dev, job, &Method::Inference)?;
     adapter::apply(dev, &mut decoder, &job.config.adapter_folders(), Last::Merged)?;
-    Ok(Reference::new(dev, decoder, job.plan.max_tokens))
+    Ok(Reference::new(dev, decoder, job.plan.capacity()))
 }

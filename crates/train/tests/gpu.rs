@@ -172,6 +172,7 @@ fn in_bf16(dev: &Device, folder: &Path, weights: &[f32]) -> (f64, Vec<(String, f
         input_ids: &input_ids,
         position_ids: &position_ids,
         cu_seqlens: &[0, 33, 40],
+        shared: None,
         targets: &targets,
         weights,
     };

@@ -220,6 +220,7 @@ fn gradients_of_parts_take_the_bytes_that_the_plan_counts() {
         input_ids: &input_ids,
         position_ids: &position_ids,
         cu_seqlens: &[0, 4],
+        shared: None,
         targets: &targets,
         weights: &[],
     };

@@ -11,9 +11,11 @@ use sft_train::parity::{Limits, Parity, compare};
 
 /// Whole models; PEFT cannot wrap a router that returns two things, and puts no adapter on Mamba's kind.
 const WITHOUT_ADAPTER: [&str; 3] = ["falcon_h1", "llama4_text", "mamba2"];
-const PLAIN: [&str; 16] = [
+const PLAIN: [&str; 19] = [
     "bloom",
+    "bloom__alike",
     "deepseek_v3",
+    "deepseek_v3__alike",
     "falcon_h1",
     "gpt2",
     "gpt_neox",
@@ -26,6 +28,7 @@ const PLAIN: [&str; 16] = [
     "qwen2",
     "qwen2_moe",
     "qwen3",
+    "qwen3__alike",
     "qwen3_5_text",
     "qwen3_next",
 ];

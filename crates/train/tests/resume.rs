@@ -23,6 +23,18 @@ impl Observer for After {
     }
 }
 
+/// What is said when a run begins.
+#[derive(Default)]
+struct Notes(Vec<String>);
+
+impl Observer for Notes {
+    fn on(&mut self, event: &Event<'_>) {
+        if let Event::Ready { notes, .. } = event {
+            self.0 = notes.to_vec();
+        }
+    }
+}
+
 fn job(output: &Path, keys: &[&str]) -> Job {
     let text = format!(
         "dataset_dir: {QUICKSTART}/data\ndataset: quickstart_train\nmax_samples: 24\ncutoff_len: 64\n\
@@ -111,7 +123,7 @@ fn a_run_goes_on_with_micro_batches_joined_as_they_were() {
     let keys = [&base, "finetuning_type=lora", "lora_dropout=0.5", "per_device_train_batch_size=1"];
     let apart = |output: &str| {
         let mut job = job(&folder.path().join(output), &keys);
-        assert!(job.room > 0);
+        assert!(job.joining.room > 0);
         job.join(0).unwrap();
         job
     };
@@ -121,6 +133,27 @@ fn a_run_goes_on_with_micro_batches_joined_as_they_were() {
     run(apart("parts"), &mut After(4, 0)).unwrap();
     let parts = train(&folder.path().join("parts"), &keys, &mut Silent);
     assert_eq!((parts.resumed_at, parts.digest), (4, whole.digest));
+}
+
+/// As a checkpoint of a program that knew of no sharing: what is rounded otherwise shows after some steps.
+#[test]
+fn a_run_goes_on_with_beginnings_computed_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base_in(folder.path());
+    let keys = [&base, "finetuning_type=lora", "per_device_train_batch_size=4", "learning_rate=0.01"];
+    let apart =
+        |output: &str| job(&folder.path().join(output), &[&keys[..], &["share_prefixes=false"]].concat());
+    let shared = train(&folder.path().join("shared"), &keys, &mut Silent);
+    let whole = run(apart("whole"), &mut Silent).unwrap();
+    assert_ne!(whole.digest, shared.digest, "sums that are rounded alike show nothing");
+    run(apart("parts"), &mut After(4, 0)).unwrap();
+    let parts = train(&folder.path().join("parts"), &keys, &mut Silent);
+    assert_eq!((parts.resumed_at, parts.digest), (4, whole.digest));
+    // The other way round it cannot be kept, and is said.
+    train(&folder.path().join("other"), &keys, &mut After(4, 0));
+    let mut notes = Notes::default();
+    run(apart("other"), &mut notes).unwrap();
+    assert!(notes.0.iter().any(|note| note.contains("is computed for each row now")), "{:?}", notes.0);
 }
 
 #[test]

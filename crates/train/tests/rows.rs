@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use sft_config::{Purpose, RunConfig, load_text};
+use sft_data::loader::StepBatch;
 use sft_train::Job;
 use sft_train::events::Silent;
 use sft_train::run::run;
@@ -18,6 +19,17 @@ fn config(output: &Path, keys: &[&str]) -> RunConfig {
     );
     let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
     load_text(&text, "test.yaml", &keys, Purpose::Train).unwrap()
+}
+
+/// How a model with the tokenizer of the quick start is named whose shape is that of `config`.
+fn base_of(folder: &Path, name: &str, config: &serde_json::Value) -> String {
+    let base = folder.join(name);
+    std::fs::create_dir(&base).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(format!("{QUICKSTART}/base/{file}"), base.join(file)).unwrap();
+    }
+    std::fs::write(base.join("config.json"), config.to_string()).unwrap();
+    format!("model_name_or_path={}", base.display())
 }
 
 #[test]
@@ -142,7 +154,7 @@ fn short_micro_batches_of_a_step_are_joined_whatever_memory_is_free_unless_nothi
     let keys = ["per_device_train_batch_size=1", "gradient_accumulation_steps=8"];
     let of = |keys: &[&str], free_of: Option<usize>| {
         let mut job = Job::prepare(config(folder.path(), keys)).unwrap();
-        let room = job.room;
+        let room = job.joining.room;
         if let Some(tokens) = free_of {
             job.available = Some(job.plan_of(tokens).unwrap().total() as u64);
             job.join(room).unwrap();
@@ -163,21 +175,105 @@ fn short_micro_batches_of_a_step_are_joined_whatever_memory_is_free_unless_nothi
     assert_eq!(tight.max_tokens, longest);
 }
 
+/// A folder with rows of one system prompt, and how rows are told to be from it.
+fn rows_with_a_system_prompt() -> (tempfile::TempDir, String) {
+    let data = tempfile::tempdir().unwrap();
+    let row = |row: usize| {
+        let answer = "so ".repeat(2 + 3 * (row % 4));
+        serde_json::json!({"messages": [
+            {"role": "system", "content": "You sell seeds, and you never promise a date."},
+            {"role": "user", "content": format!("what {row}?")}, {"role": "assistant", "content": answer}]})
+    };
+    let rows: String = (0..8).map(|at| format!("{}\n", row(at))).collect();
+    std::fs::write(data.path().join("rows.jsonl"), rows).unwrap();
+    let dataset = format!("dataset={}", data.path().join("rows.jsonl").display());
+    (data, dataset)
+}
+
+#[test]
+fn what_rows_begin_with_in_common_is_computed_once_and_changes_nothing_else() {
+    let (_data, dataset) = rows_with_a_system_prompt();
+    let rows = [&dataset, "cutoff_len=128", "max_steps=1"];
+    let of = |keys: &[&str]| steps_of(&[&rows, keys].concat(), 0)[0];
+    let whole = ["per_device_train_batch_size=8"];
+    let shared = of(&whole);
+    let parts = ["per_device_train_batch_size=2", "gradient_accumulation_steps=4"];
+    for keys in [&[whole[0], "share_prefixes=false"][..], &parts, &[whole[0], "packing=true"]] {
+        let other = of(keys);
+        assert_eq!(shared.2, other.2);
+        assert!(
+            (shared.0 - other.0).abs() < 1e-6 && (shared.1 - other.1).abs() < 1e-5,
+            "{shared:?} {other:?}"
+        );
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let step = |keys: &[&str]| {
+        Job::prepare(config(folder.path(), &[&rows, keys].concat())).unwrap().train.next_step().unwrap()
+    };
+    let (shared, apart) = (step(&whole), step(&[whole[0], "share_prefixes=false"]));
+    assert_eq!((shared.tokens(), shared.supervised()), (apart.tokens(), apart.supervised()));
+    let computed = |step: &StepBatch| step.micro_batches.iter().map(|batch| batch.tokens()).sum::<usize>();
+    assert_eq!(computed(&apart), apart.tokens());
+    assert!(computed(&shared) < apart.tokens() / 2, "{} of {}", computed(&shared), apart.tokens());
+}
+
+/// Room is counted in tokens that are computed, so that a long prompt before short questions lets more rows together.
+#[test]
+fn rows_that_share_much_are_joined_to_more_rows() {
+    let (_data, dataset) = rows_with_a_system_prompt();
+    let folder = tempfile::tempdir().unwrap();
+    let batches = |share: &str| {
+        let keys = [
+            &dataset,
+            share,
+            "cutoff_len=80",
+            "per_device_train_batch_size=1",
+            "gradient_accumulation_steps=8",
+        ];
+        let mut job = Job::prepare(config(folder.path(), &keys)).unwrap();
+        let batches = job.train.next_step().unwrap().micro_batches;
+        assert!(batches.iter().all(|batch| batch.tokens() <= job.joining.room));
+        assert!(
+            batches.iter().all(|batch| batch.seen_keys() <= job.plan.capacity().seen.max(batch.tokens()))
+        );
+        batches.len()
+    };
+    let (shared, apart) = (batches("share_prefixes=true"), batches("share_prefixes=false"));
+    assert!(shared < apart, "{shared} {apart}");
+}
+
+#[test]
+fn rows_share_nothing_where_their_tokens_differ_though_they_are_alike() {
+    let (_data, dataset) = rows_with_a_system_prompt();
+    let folder = tempfile::tempdir().unwrap();
+    let shares = |keys: &[&str]| {
+        let keys = [&[&dataset, "cutoff_len=128", "per_device_train_batch_size=8"], keys].concat();
+        let mut job = Job::prepare(config(folder.path(), &keys)).unwrap();
+        let step = job.train.next_step().unwrap();
+        assert_eq!(step.micro_batches[0].shared.is_some(), job.joining.shares_prefixes);
+        job.joining.shares_prefixes
+    };
+    assert!(shares(&[]));
+    assert!(shares(&["finetuning_type=lora", "train_from_scratch=false"]));
+    assert!(!shares(&["finetuning_type=lora", "train_from_scratch=false", "lora_dropout=0.1"]), "masks");
+    assert!(!shares(&["neftune_noise_alpha=5"]), "noise");
+    assert!(!shares(&["share_prefixes=false"]));
+    let convolution = serde_json::json!({"model_type": "lfm2", "vocab_size": 1536, "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "conv_L_cache": 3, "layer_types": ["conv", "full_attention"], "torch_dtype": "float32"});
+    let model = base_of(folder.path(), "lfm2", &convolution);
+    assert!(!shares(&[&model]), "a token of a convolution sees the tokens beside it");
+}
+
 /// Its slopes are those of a micro-batch, as transformers computes them.
 #[test]
 fn micro_batches_whose_experts_are_balanced_are_not_joined() {
     let folder = tempfile::tempdir().unwrap();
-    let base = folder.path().join("base");
-    std::fs::create_dir(&base).unwrap();
-    for file in ["tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(format!("{QUICKSTART}/base/{file}"), base.join(file)).unwrap();
-    }
     let mixture = serde_json::json!({"model_type": "qwen3_moe", "vocab_size": 1536, "hidden_size": 32,
         "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
         "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
         "norm_topk_prob": true, "torch_dtype": "float32"});
-    std::fs::write(base.join("config.json"), mixture.to_string()).unwrap();
-    let model = format!("model_name_or_path={}", base.display());
+    let model = base_of(folder.path(), "mixture", &mixture);
     let joined = |balance: &str| {
         let keys = [&model, balance, "per_device_train_batch_size=1", "gradient_accumulation_steps=8"];
         Job::prepare(config(folder.path(), &keys)).unwrap().train.next_step().unwrap().micro_batches.len()

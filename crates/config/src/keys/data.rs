@@ -41,6 +41,10 @@ macro_rules! data_keys {
         }
         /// The same as `packing`: here rows in a pack never see each other. Turns `packing` on.
         neat_packing: bool { read_by: "data::pack" }
+        /// Compute what the rows of a micro-batch begin with in common, such as a system prompt, once. Losses and gradients
+        /// are those of rows one by one, but for rounding. It is left where that would not be so: dropout, NEFTune, a
+        /// balance loss among experts, layers that are not attention over the whole row.
+        share_prefixes: bool { default: true, read_by: "data::prefixes" }
         /// System prompt of rows that have none; null leaves the template's own.
         default_system: Option<String> { read_by: "data::template" }
         /// Thinking models, where an answer has no thought: true trains an empty one, false and null put

@@ -79,12 +79,13 @@ impl Source {
 
 /// All files of kernels. One that is not listed here cannot be launched.
 pub fn all() -> Vec<&'static Source> {
-    let ops: [&Source; 29] = [
+    let ops: [&Source; 30] = [
         &crate::activation::SOURCE,
         &crate::adamw::SOURCE,
         &crate::columns::SOURCE,
         &crate::conv1d::SOURCE,
         &crate::convert::SOURCE,
+        &crate::copies::SOURCE,
         &crate::cross_entropy::SOURCE,
         &crate::decay::SOURCE,
         &crate::dora::SOURCE,

@@ -406,6 +406,16 @@ impl DecoderSpec {
         Ok(())
     }
 
+    /// Whether rows can share what they begin with: whether a token takes what it does from those before it through attention
+    /// over all of them alone, and does not depend on how long its row is.
+    pub fn shares_prefixes(&self) -> bool {
+        let sees_all = |layer: &LayerSpec| {
+            matches!(layer.mixer, MixerSpec::Attention) && layer.attention.chunk.is_none()
+        };
+        let mut ropes = self.rope.iter().chain(&self.local_rope);
+        self.layers.iter().all(sees_all) && !ropes.any(|rope| rope.scaling.depends_on_length())
+    }
+
     /// Makes room for rows of `length` tokens as LLaMA-Factory's `rope_scaling` does: where the model was made for
     /// fewer, positions are scaled by the next whole factor. Returns whether anything changed.
     pub fn enlarge(&mut self, length: usize, rule: fn(factor: f64, original: usize) -> RopeScaling) -> bool {
