@@ -92,7 +92,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let stop = stop_at_signals()?;
     let (tokens, purpose) = (Slots::tokens(rows, context.tokens), workspace::Purpose::Forward);
     let mut work = Workspace::new(&dev, &decoder.spec, decoder.adapters(), decoder.compute, tokens, purpose);
-    let rows = Slots::new(&dev, &decoder, &mut work, (rows, context.tokens)).keeping_prompts();
+    let rows = Slots::new(&dev, &decoder, &mut work, (rows, context.tokens)).keeping_conversations();
     sft_serve::serve(listener, service, rows, &stop, print)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -123,14 +123,15 @@ fn steps(job: &Job) {
         room if room > 0 && c.gradient_accumulation_steps > 1 => format!(", up to {room} tokens at a time"),
         _ => String::new(),
     };
-    let shared = match job.joining.shares_prefixes {
-        true => ", what they begin with in common computed once",
-        false => "",
-    };
     println!(
-        "steps: {} ({epochs}), {} × {} rows{fill}{joined}{shared}",
+        "steps: {} ({epochs}), {} × {} rows{fill}{joined}",
         job.total_steps, c.gradient_accumulation_steps, c.per_device_train_batch_size
     );
+    if job.joining.shares_prefixes {
+        let first = job.train.peek().map(|step| (step.computed_tokens(), step.tokens()));
+        let first = first.map(|(computed, all)| format!(": {computed} of the first step's {all} tokens"));
+        println!("  what rows begin with in common is computed once{}", first.unwrap_or_default());
+    }
 }
 
 fn memory(job: &Job) {

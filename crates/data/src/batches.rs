@@ -46,6 +46,14 @@ impl Batches {
         }
     }
 
+    /// The same, and the cursor stays; `None` of a stream, or without rows.
+    pub fn peek(&self) -> Option<StepBatch> {
+        match self {
+            Self::Kept(loader) => (!loader.examples().is_empty()).then(|| loader.clone().next_step()),
+            Self::Streamed(_) => None,
+        }
+    }
+
     /// Goes to a saved place.
     ///
     /// # Errors

@@ -53,6 +53,11 @@ impl StepBatch {
         self.micro_batches.iter().map(PackedBatch::row_tokens).sum()
     }
 
+    /// Tokens that are computed: what rows share counts once.
+    pub fn computed_tokens(&self) -> usize {
+        self.micro_batches.iter().map(PackedBatch::tokens).sum()
+    }
+
     /// Tokens that count in the loss of this step.
     pub fn supervised(&self) -> usize {
         self.micro_batches.iter().map(PackedBatch::supervised).sum()

@@ -14,9 +14,17 @@ use crate::prefixes::Tree;
 /// stay near their place in the data set.
 pub const WINDOW: usize = 8192;
 
-/// Keys that the pieces of joined micro-batches see at most, for each token that may be computed: each piece's are copied
+/// Keys that the pieces of joined micro-batches see at most, for each token of [`Joining::room`]: each piece's are copied
 /// side by side.
-pub const SEEN_PER_TOKEN: usize = 4;
+const SEEN_PER_TOKEN: usize = 4;
+
+/// Keys that the pieces of any micro-batch see at most, of rows of `tokens` tokens; where some are joined, `tokens` of room.
+///
+/// A row adds a piece of its own, which sees what it would alone, and at most one more by parting another one, which
+/// sees less: so they are no more than twice the tokens of the rows, unless rows are joined by what is computed of them.
+pub fn most_seen(tokens: usize, are_joined: bool) -> usize {
+    tokens * if are_joined { SEEN_PER_TOKEN } else { 2 }
+}
 
 /// How the rows of a step are computed together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -240,13 +248,16 @@ pub(crate) fn micro_batches<'a>(
 ) -> Vec<PackedBatch> {
     let mut trees: Vec<Tree<'a>> = Vec::new();
     for rows in items.chunks(batch_size) {
+        let own = || rows.iter().copied().flatten().map(|row| examples[*row].len()).sum::<usize>();
+        let may_fit = |tree: &&Tree<'a>| joining.shares_prefixes || tree.tokens() + own() <= joining.room;
+        let last = trees.last().filter(|_| joining.room > 0).filter(may_fit);
         let with = |mut tree: Tree<'a>| {
             rows.iter().copied().flatten().for_each(|row| tree.insert(*row, &examples[*row]));
             tree
         };
         let fits =
-            |tree: &Tree<'a>| tree.tokens() <= joining.room && tree.seen() <= SEEN_PER_TOKEN * joining.room;
-        match trees.last().map(|last| with(last.clone())).filter(fits) {
+            |tree: &Tree<'a>| tree.tokens() <= joining.room && tree.seen() <= most_seen(joining.room, true);
+        match last.map(|last| with(last.clone())).filter(fits) {
             Some(joined) => *trees.last_mut().expect("joined to the last one") = joined,
             None => trees.push(with(Tree::new(joining.shares_prefixes))),
         }
@@ -370,6 +381,58 @@ mod tests {
         let batch = PackedBatch::new(&rows, [0, 1]);
         assert_eq!(batch.cu_seqlens, [0, 1]);
         assert_eq!(batch.rows, [1]);
+    }
+
+    #[test]
+    fn micro_batches_are_joined_while_they_fit_in_their_order() {
+        let joined = |lengths: &[usize], batch_size, room| -> Vec<Vec<usize>> {
+            let row = |(i, length): (usize, &usize)| example(&vec![i as u32; *length], &vec![1; *length]);
+            let rows: Vec<Example> = lengths.iter().enumerate().map(row).collect();
+            let items: Vec<[usize; 1]> = (0..rows.len()).map(|row| [row]).collect();
+            let items: Vec<&[usize]> = items.iter().map(|item| &item[..]).collect();
+            [true, false]
+                .map(|shares_prefixes| {
+                    let joining = Joining { room, shares_prefixes };
+                    let batches = micro_batches(&rows, &items, batch_size, joining);
+                    batches.into_iter().map(|batch| batch.rows).collect::<Vec<_>>()
+                })
+                .into_iter()
+                .reduce(|a, b| {
+                    assert_eq!(a, b);
+                    a
+                })
+                .unwrap()
+        };
+        assert_eq!(joined(&[3, 3, 3, 9, 1, 1], 1, 0), [[0], [1], [2], [3], [4], [5]]);
+        assert_eq!(joined(&[3, 3, 3, 9, 1, 1], 1, 6), [vec![0, 1], vec![2], vec![3], vec![4, 5]]);
+        assert_eq!(joined(&[3, 3, 3, 9, 1, 1, 2], 2, 10), [vec![0, 1], vec![2, 3], vec![4, 5, 6]]);
+        assert!(joined(&[], 2, 10).is_empty());
+    }
+
+    #[test]
+    fn rows_that_share_are_joined_by_what_is_computed_and_by_the_keys_that_they_see() {
+        let row = |own: u32| {
+            let ids: Vec<u32> = (0..100).chain([1000 + own; 5]).collect();
+            example(&ids, &[vec![IGNORE_INDEX; 100], vec![7; 5]].concat())
+        };
+        let rows: Vec<Example> = (0..60).map(row).collect();
+        let items: Vec<[usize; 1]> = (0..60).map(|row| [row]).collect();
+        let items: Vec<&[usize]> = items.iter().map(|item| &item[..]).collect();
+        let of = |room| micro_batches(&rows, &items, 1, Joining { room, shares_prefixes: true });
+        // The last token of the prompt has a target in each row.
+        let few = &of(150)[0];
+        assert_eq!(
+            (few.rows.len(), few.tokens(), few.seen_keys()),
+            (4, 99 + 4 * 6, 99 + 4 * 105),
+            "600 keys at most"
+        );
+        let many = &of(1000)[0];
+        assert_eq!(
+            (many.rows.len(), many.tokens(), many.seen_keys()),
+            (37, 99 + 37 * 6, 99 + 37 * 105),
+            "4000 at most"
+        );
+        assert_eq!(of(100_000).len(), 1);
     }
 
     #[test]

@@ -14,19 +14,24 @@ use crate::pack::{PackedBatch, Shared};
 /// is less than a token costs in the layers around it.
 const LEAST: usize = 4;
 
-/// Rows that are looked at to know whether rows begin alike.
-const LOOKED_AT: usize = 512;
+/// Rows that are looked at to know whether rows begin alike: so many neighbours, in so many places, of so many tokens in all.
+const NEIGHBOURS: usize = 16;
+const PLACES: usize = 32;
+const LOOKED_AT: usize = 1 << 20;
 
 /// Part of the tokens of some rows, 0 to 1, that others of them have in common with them from the beginning on.
 pub fn in_common(examples: &[Example]) -> f64 {
-    let mut tree = Tree::new(true);
-    let rows = examples.iter().step_by(examples.len().div_ceil(LOOKED_AT).max(1));
-    let mut tokens = 0;
+    let (mut tree, mut tokens) = (Tree::new(true), 0);
+    let apart = examples.len().div_ceil(PLACES).max(NEIGHBOURS);
+    let rows = examples.chunks(apart).flat_map(|chunk| chunk.iter().take(NEIGHBOURS));
     for example in rows {
         tree.insert(0, example);
         tokens += example.len();
+        if tokens > LOOKED_AT {
+            break;
+        }
     }
-    1.0 - tree.tokens() as f64 / tokens.max(1) as f64
+    (tokens - tree.tokens()) as f64 / tokens.max(1) as f64
 }
 
 /// Rows as a tree of pieces.
@@ -211,7 +216,8 @@ impl<'a> Tree<'a> {
             batch.cu_seqlens.push(batch.input_ids.len() as u32);
         }
         batch.rows = self.rows.iter().map(|(row, _)| *row).collect();
-        if self.pieces.iter().any(|piece| piece.before.is_some()) {
+        let are_apart = self.pieces.len() == self.rows.len() && self.roots.len() == self.rows.len();
+        if !are_apart {
             batch.shared = Some(self.shared(&order, &places, &batch.cu_seqlens));
         }
         batch
@@ -286,6 +292,41 @@ mod tests {
         // Of the second branch one token is in common, which is too little.
         assert_eq!(batch.tokens(), 4 + 4 + 2 + 2 + 2 + 2);
         assert_eq!((batch.cu_seqlens.len() - 1, batch.rows), (6, vec![0, 1, 2, 3]));
+    }
+
+    #[test]
+    fn whatever_rows_there_are_nothing_is_lost_and_few_keys_are_seen() {
+        let mut state = 1u32;
+        let mut next = |below: u32| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) % below
+        };
+        for _ in 0..300 {
+            let mut rows: Vec<Example> = Vec::new();
+            for _ in 0..1 + next(12) {
+                // As an earlier row for a while, then otherwise.
+                let earlier = rows.get(next(12) as usize).map_or(&[][..], |row| &row.input_ids);
+                let mut ids = earlier[..next(earlier.len() as u32 + 1) as usize].to_vec();
+                ids.extend((0..1 + next(9)).map(|_| next(3)));
+                rows.push(row(&ids, next(ids.len() as u32 + 1) as usize));
+            }
+            let batch = tree_of(&rows);
+            assert!(batch.seen_keys() <= 2 * batch.row_tokens(), "{batch:?}");
+            assert!(batch.tokens() <= batch.row_tokens());
+        }
+    }
+
+    #[test]
+    fn rows_that_begin_alike_are_found_among_neighbours_and_far_apart() {
+        let own = |i: u32| (0..10).map(move |j| 1000 + 10 * i + j);
+        let all = |same: fn(u32) -> u32| -> Vec<Example> {
+            let ids = |i: u32| (0..30).map(|j| 100_000 * same(i) + j).chain(own(i)).collect::<Vec<u32>>();
+            (0..3000).map(|i| row(&ids(i), 35)).collect()
+        };
+        assert_eq!(in_common(&[]), 0.0);
+        assert!(in_common(&all(|_| 1)) > 0.7);
+        assert!(in_common(&all(|i| 1 + i / 2)) > 0.3, "turns of one conversation");
+        assert!(in_common(&all(|i| 1 + i)) < 0.01);
     }
 
     #[test]

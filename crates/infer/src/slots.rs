@@ -3,7 +3,7 @@
 //!
 //! A prompt is read in pieces as [`Generator`](crate::Generator) reads it, and may take turns with the tokens of the other
 //! rows. The caches of rows that have ended are kept until others take their place, so that a prompt that begins alike need
-//! not be read again.
+//! not be read again; what another row's cache holds of a prompt is copied.
 
 use sft_kernels::{DType, Device};
 use sft_model::Decoder;
@@ -41,14 +41,24 @@ pub struct Slots<'a> {
     rows: Vec<Row>,
     /// Rows that have read their prompts; they are the first.
     ready: usize,
-    keeps_prompts: bool,
+    kept: Kept,
     begun: u64,
+}
+
+/// What caches hold that other rows take over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    Nothing,
+    Prompts,
+    Conversations,
 }
 
 /// What a cache holds.
 #[derive(Debug, Default)]
 struct Held {
     ids: Vec<u32>,
+    /// So many of them were read as a prompt.
+    read: usize,
     /// When a row took it last: the smallest first.
     taken: u64,
 }
@@ -76,14 +86,19 @@ impl<'a> Slots<'a> {
         let rows = rows.clamp(1, work.capacity().tokens.max(1));
         let caches = KvCache::several(dev, &decoder.spec, decoder.compute, longest, rows);
         let held = caches.iter().map(|_| Held::default()).collect();
-        Self { dev, decoder, work, caches, held, rows: Vec::new(), ready: 0, keeps_prompts: false, begun: 0 }
+        Self { dev, decoder, work, caches, held, rows: Vec::new(), ready: 0, kept: Kept::Nothing, begun: 0 }
     }
 
-    /// The same, which does not read again what a cache holds of a prompt. Bits of a row may then depend on what was asked
-    /// before it.
-    pub fn keeping_prompts(mut self) -> Self {
-        self.keeps_prompts = true;
-        self
+    /// The same, which does not read again the pieces that another prompt begins with too: those that are whole in both, so that
+    /// a row's bits are what they would be.
+    pub fn keeping_prompts(self) -> Self {
+        Self { kept: Kept::Prompts, ..self }
+    }
+
+    /// The same, which does not read again what a cache holds of a prompt, answers included. Bits of a row may then depend on
+    /// what was asked before it.
+    pub fn keeping_conversations(self) -> Self {
+        Self { kept: Kept::Conversations, ..self }
     }
 
     /// Bytes that it takes for so many rows of up to `longest` tokens, beside weights and workspace.
@@ -120,23 +135,57 @@ impl<'a> Slots<'a> {
     pub fn begin(&mut self, key: u64, prompt: &[u32], continuation: Continuation) {
         let at = self.rows.len();
         let free = at..self.caches.len();
-        let common = |slot: usize| {
-            let alike = self.held[slot].ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-            // The logits of the last token are needed.
-            if self.keeps_prompts { alike.min(prompt.len() - 1) } else { 0 }
-        };
-        // Not one that would lose more than is gained: then the one that was taken longest ago.
-        let gain = |slot: usize| if 2 * common(slot) >= self.held[slot].ids.len() { common(slot) } else { 0 };
+        let common = |slot: usize| self.common(slot, prompt);
+        // The one whose conversation goes on or is asked again; else the one that was taken longest ago, which copies what
+        // others hold.
+        let gain = |slot: usize| if common(slot) + 1 >= self.held[slot].read { common(slot) } else { 0 };
         let best = free.max_by_key(|&slot| (gain(slot), u64::MAX - self.held[slot].taken));
         let slot = best.expect("callers ask whether there is room");
-        let kept = self.caches[slot].truncate(common(slot));
+        let common = common(slot);
+        let kept = self.caches[slot].truncate(common);
         assert!(continuation.end <= kept + self.caches[slot].room(), "a row that is longer than its cache");
         self.begun += 1;
-        self.held[slot].ids.truncate(kept);
-        self.held[slot].taken = self.begun;
+        let held = &mut self.held[slot];
+        held.ids.truncate(kept);
+        (held.read, held.taken) = (held.read.min(kept), self.begun);
         self.caches.swap(at, slot);
         self.held.swap(at, slot);
         self.rows.push(Row { key, prompt: prompt.to_vec(), continuation, reused: kept, next: 0 });
+    }
+
+    /// Tokens of a prompt that its row may take over from a slot.
+    fn common(&self, slot: usize, prompt: &[u32]) -> usize {
+        let Held { ids, read, .. } = &self.held[slot];
+        let alike = || ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        match self.kept {
+            Kept::Nothing => 0,
+            // The last piece is read even if it is whole: its last logits are needed.
+            Kept::Prompts => alike().min(*read).min(prompt.len() - 1) / self.piece() * self.piece(),
+            // The logits of the last token are needed.
+            Kept::Conversations => alike().min(prompt.len() - 1),
+        }
+    }
+
+    /// Tokens of a piece of a prompt.
+    fn piece(&self) -> usize {
+        PROMPT_PIECE.min(self.work.capacity().tokens)
+    }
+
+    /// Takes over what another slot holds of the prompt of a row in work.
+    fn copy_beginning(&mut self, at: usize) {
+        let prompt = &self.rows[at].prompt;
+        let others = (0..self.caches.len()).filter(|slot| *slot != at);
+        let Some((common, from)) = others.map(|slot| (self.common(slot, prompt), slot)).max() else { return };
+        if common <= self.held[at].ids.len() {
+            return;
+        }
+        let [to, from] = self.caches.get_disjoint_mut([at, from]).expect("two slots, both there");
+        let (held, row) = (&mut self.held[at], &mut self.rows[at]);
+        let before = held.ids.len();
+        let now = self.dev.install(|| to.copy_beginning(from, common));
+        held.ids.extend_from_slice(&row.prompt[before..now]);
+        held.read = now;
+        row.reused += now - before;
     }
 
     /// Forgets a row in work, if there is one of that key.
@@ -187,13 +236,17 @@ impl<'a> Slots<'a> {
 
     /// The next piece of the first prompt that is not read.
     fn read_piece(&mut self, told: &mut impl FnMut(u64, Told)) -> Result<(), InferError> {
-        let (at, size) = (self.ready, PROMPT_PIECE.min(self.work.capacity().tokens));
+        let (at, size) = (self.ready, self.piece());
+        self.copy_beginning(at);
         let (prompt, held) = (&self.rows[at].prompt, &mut self.held[at]);
-        let piece = &prompt[held.ids.len()..prompt.len().min(held.ids.len() + size)];
+        let read = held.ids.len();
+        // Pieces end where they would if the whole prompt were read.
+        let piece = &prompt[read..prompt.len().min((read / size + 1) * size)];
         let cache = std::slice::from_mut(&mut self.caches[at]);
         let Self { dev, decoder, work, .. } = self;
         let logits = dev.install(|| decoder.extend(dev, &[piece], cache, work))?;
         held.ids.extend_from_slice(piece);
+        held.read = held.ids.len();
         if held.ids.len() == prompt.len() {
             self.ready += 1;
             told(self.rows[at].key, Told::Read { reused: self.rows[at].reused });

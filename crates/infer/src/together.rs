@@ -1,5 +1,5 @@
-//! Many prompts → their answers, several rows at a time. A row that ends makes room for the next prompt, which is read whole
-//! before the others go on.
+//! Many prompts → their answers, several rows at a time. A row that ends makes room for the next prompt, which is read
+//! before the others go on, but for what an earlier one began with too.
 
 use std::ops::ControlFlow;
 
@@ -88,7 +88,7 @@ impl<'a> Together<'a> {
         }
         let longest = waiting.iter().map(|(_, row)| row.end).max().unwrap_or(0);
         let size = (waiting.len().min(self.rows), longest);
-        let mut rows = Slots::new(self.dev, self.decoder, self.work, size);
+        let mut rows = Slots::new(self.dev, self.decoder, self.work, size).keeping_prompts();
         let mut waiting = waiting.into_iter();
         let mut broken = None;
         loop {

@@ -50,7 +50,7 @@ fn what_a_slot_holds_of_a_conversation_is_not_read_again() {
     for (spec, kept) in [(tiny::spec(512), 37), (tiny::hybrid_spec(512), 37)] {
         let decoder = tiny::random_decoder(&dev, &spec);
         let mut work = work(&dev, &decoder);
-        let mut slots = Slots::new(&dev, &decoder, &mut work, (2, 100)).keeping_prompts();
+        let mut slots = Slots::new(&dev, &decoder, &mut work, (2, 100)).keeping_conversations();
         let first = prompt(1, 30);
         slots.begin(1, &first, continuation(&decoder, &first, TOKENS));
         let said = finish(&mut slots)[&1].ids.clone();
@@ -64,11 +64,30 @@ fn what_a_slot_holds_of_a_conversation_is_not_read_again() {
 }
 
 #[test]
+fn what_another_row_in_work_has_read_of_a_prompt_is_copied() {
+    let dev = tiny::device();
+    for (spec, copied) in [(tiny::spec(512), 40), (tiny::hybrid_spec(512), 0)] {
+        let decoder = tiny::random_decoder(&dev, &spec);
+        let mut work = work(&dev, &decoder);
+        let mut slots = Slots::new(&dev, &decoder, &mut work, (3, 100)).keeping_conversations();
+        let prompts = [1, 2, 3].map(|row| [&prompt(1, 40)[..], &prompt(row, 5)].concat());
+        for (key, prompt) in (0..).zip(&prompts) {
+            slots.begin(key, prompt, continuation(&decoder, prompt, TOKENS));
+        }
+        let ended = finish(&mut slots);
+        for (answer, prompt) in ended.values().zip(&prompts) {
+            assert_eq!(answer.ids, alone(&dev, &decoder, prompt, TOKENS));
+        }
+        assert_eq!(ended.values().map(|answer| answer.reused).collect::<Vec<_>>(), [0, copied, copied]);
+    }
+}
+
+#[test]
 fn a_recurrence_that_cannot_go_back_is_read_anew() {
     let dev = tiny::device();
     let decoder = tiny::random_decoder(&dev, &tiny::hybrid_spec(512));
     let mut work = work(&dev, &decoder);
-    let mut slots = Slots::new(&dev, &decoder, &mut work, (1, 100)).keeping_prompts();
+    let mut slots = Slots::new(&dev, &decoder, &mut work, (1, 100)).keeping_conversations();
     for key in 0..2 {
         let prompt = prompt(1, 30);
         slots.begin(key, &prompt, continuation(&decoder, &prompt, TOKENS));
@@ -82,19 +101,19 @@ fn another_conversation_takes_the_slot_that_was_taken_longest_ago() {
     let dev = tiny::device();
     let decoder = tiny::random_decoder(&dev, &tiny::spec(512));
     let mut work = work(&dev, &decoder);
-    let mut slots = Slots::new(&dev, &decoder, &mut work, (2, 100)).keeping_prompts();
+    let mut slots = Slots::new(&dev, &decoder, &mut work, (2, 100)).keeping_conversations();
     let mut reused = |key, prompt: &[u32]| {
         slots.begin(key, prompt, continuation(&decoder, prompt, 2));
         finish(&mut slots)[&key].reused
     };
-    // The second begins as the first does, which is less than the first would lose.
+    // The second begins as the first does: that is copied, and the first keeps its place.
     let (first, second) = (prompt(1, 30), [&prompt(1, 10)[..], &prompt(3, 20)].concat());
     assert_eq!(reused(1, &first), 0);
-    assert_eq!(reused(2, &second), 0);
+    assert_eq!(reused(2, &second), 10);
     assert_eq!(reused(3, &first), 29);
     assert_eq!(reused(4, &prompt(5, 30)), 0);
     assert_eq!(reused(5, &first), 29, "the second has gone");
-    assert_eq!(reused(6, &second), 0);
+    assert_eq!(reused(6, &second), 10);
 }
 
 #[test]

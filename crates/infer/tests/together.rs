@@ -72,6 +72,32 @@ fn rows_together_say_what_each_says_alone() {
     }
 }
 
+/// Whole pieces, of 16 tokens here, that were read of one prompt are not read of the next that begins alike.
+#[test]
+fn rows_that_begin_alike_say_what_each_says_alone() {
+    let dev = tiny::device();
+    let decoder = tiny::random_decoder(&dev, &tiny::spec(512));
+    let begin_alike = |own: &[Vec<u32>]| -> Vec<Vec<u32>> {
+        own.iter().map(|own| [&prompts(&[50])[0][..], own].concat()).collect()
+    };
+    let all = begin_alike(&prompts(&[9, 30, 1, 17, 5]));
+    let sampling = SamplingOptions { do_sample: true, seed: 5, ..SamplingOptions::GREEDY };
+    let options = GenerationOptions { sampling, ..GenerationOptions::greedy(12, &[]) };
+    let expected = alone(&dev, &decoder, &all, &options);
+    for rows in [1, 2, 5] {
+        let found = together(&dev, &decoder, &all, rows, &options);
+        let found: Vec<Generation> = found.into_iter().map(Result::unwrap).collect();
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!((&found.ids, found.reason), (&expected.ids, expected.reason), "{rows} at a time");
+        }
+        assert_eq!(
+            found.iter().map(|row| row.reused).collect::<Vec<_>>(),
+            [0, 48, 48, 48, 48],
+            "{rows} at a time"
+        );
+    }
+}
+
 #[test]
 fn rows_draw_with_seeds_of_their_own() {
     let dev = tiny::device();

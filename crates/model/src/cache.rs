@@ -145,6 +145,26 @@ impl KvCache {
         self.capacity - self.len()
     }
 
+    /// Takes over the first `len` tokens of another one, if it holds more of the same row and layers can go back to there.
+    /// Returns how many tokens are held.
+    ///
+    /// # Panics
+    /// If the two are of different models, or there is no room.
+    pub fn copy_beginning(&mut self, from: &Self, len: usize) -> usize {
+        let held = self.len();
+        if len > held && from.layers.iter().all(LayerCache::can_go_back) {
+            for (to, from) in self.layers.iter_mut().zip(&from.layers) {
+                let range = held..len;
+                if let (Some(to), Some(from)) = (&mut to.keys, &from.keys) {
+                    to.0.view_mut().into_rows(range.clone()).copy_from(from.0.view().rows(range.clone()));
+                    to.1.view_mut().into_rows(range.clone()).copy_from(from.1.view().rows(range));
+                }
+                to.len = len;
+            }
+        }
+        self.len()
+    }
+
     /// Counts tokens that have passed through all layers.
     pub(crate) fn advance(&mut self, tokens: usize) {
         self.layers.iter_mut().for_each(|layer| layer.len += tokens);

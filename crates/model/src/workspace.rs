@@ -1,6 +1,6 @@
 //! Every buffer that a pass needs, made once: activations, what forward saves, gradients of activations, scratch.
 
-use sft_kernels::attention::backward_scratch_bytes;
+use sft_kernels::attention::{backward_scratch_bytes, backward_scratch_bytes_on_gpu};
 use sft_kernels::objective::Loss;
 use sft_kernels::{DType, Device, Tensor, View, ViewMut};
 
@@ -45,12 +45,19 @@ impl Recomputed {
     }
 }
 
-/// Bytes that attention takes beside a workspace in backward on a CPU, of rows of `longest` tokens.
-pub fn attention_bytes(spec: &DecoderSpec, capacity: Capacity, longest: usize, threads: usize) -> usize {
-    let tokens = capacity.tokens.max(capacity.seen);
+/// Bytes that attention takes beside a workspace in backward: on a CPU of so many threads with rows of `longest` tokens, or
+/// on a GPU (`None`).
+pub fn attention_bytes(spec: &DecoderSpec, capacity: Capacity, on_cpu: Option<(usize, usize)>) -> usize {
+    let Capacity { tokens, seen } = capacity;
+    let keys = tokens.max(seen);
     let attention = spec.layers.iter().filter_map(LayerSpec::attends);
-    let bytes = attention
-        .map(|a| backward_scratch_bytes([a.heads, a.kv_heads, a.head_dim], tokens, longest, threads));
+    let bytes = attention.map(|a| {
+        let heads = [a.heads, a.kv_heads, a.head_dim];
+        match on_cpu {
+            Some((threads, longest)) => backward_scratch_bytes(heads, [tokens, keys], longest, threads),
+            None => backward_scratch_bytes_on_gpu(heads, keys),
+        }
+    });
     bytes.max().unwrap_or(0)
 }
 

@@ -35,7 +35,7 @@ fn with_server(
 ) -> Vec<Served> {
     let dev = tiny::device();
     let mut work = Workspace::new(&dev, &decoder.spec, decoder.adapters(), DType::F32, 16, Purpose::Forward);
-    let slots = Slots::new(&dev, decoder, &mut work, (ROWS, CONTEXT)).keeping_prompts();
+    let slots = Slots::new(&dev, decoder, &mut work, (ROWS, CONTEXT)).keeping_conversations();
     let service = Service {
         name: "tiny".to_owned(),
         pipeline: tiny::pipeline(),

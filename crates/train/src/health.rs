@@ -76,11 +76,7 @@ impl NonFiniteStep {
             // A gradient of one token comes from all later ones of its rows, a value from all earlier ones.
             if let Some(token) = found.token.filter(|_| rows.len() == packed.rows.len()) {
                 let is_of = |row: usize| packed.row_places(row).any(|place| place as usize == token);
-                let mut row = 0;
-                rows.retain(|_| {
-                    row += 1;
-                    is_of(row - 1)
-                });
+                rows = (0..).zip(rows).filter(|(row, _)| is_of(*row)).map(|(_, row)| row).collect();
             }
             return Ok(Self { what, place: format!("{of}{}", found.op), rows });
         }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use sft_config::{Amount, FinetuningType, IntervalStrategy, RunConfig};
+use sft_config::{Amount, FinetuningType, IntervalStrategy, RunConfig, Stage};
 use sft_data::batches::{Batches, StreamLoader};
 use sft_data::cache::Tokenised;
 use sft_data::conversation::Conversation;
@@ -10,7 +10,7 @@ use sft_data::dataset::DatasetReport;
 use sft_data::dataset::stream::Stream;
 use sft_data::labels::Example;
 use sft_data::loader::{Loader, LoaderOptions};
-use sft_data::pack::Joining;
+use sft_data::pack::{Joining, most_seen};
 use sft_data::pipeline::EncodeReport;
 use sft_data::prefixes;
 use sft_data::rows::RowProblem;
@@ -197,10 +197,11 @@ fn shares_prefixes(config: &RunConfig, (spec, method): (&DecoderSpec, &Method)) 
 /// Part of the tokens in common from which on there is memory for it.
 const ALIKE: f64 = 0.01;
 
-/// Whether rows begin alike; of a stream nobody knows.
+/// Whether rows begin alike. Of a stream nobody knows; but where all tokens are trained they share nothing.
 fn begin_alike(config: &RunConfig, rows: &Tokenised) -> bool {
     let mut sets = rows.eval.iter().map(|(_, examples)| examples).chain([&rows.train]);
-    config.streaming || sets.any(|examples| prefixes::in_common(examples) > ALIKE)
+    let trains_all = config.stage == Stage::Pt || config.train_on_prompt;
+    config.streaming && !trains_all || sets.any(|examples| prefixes::in_common(examples) > ALIKE)
 }
 
 impl PlanChoices {
@@ -224,6 +225,7 @@ impl PlanChoices {
         precision: Precision,
         (max_tokens, available): (usize, Option<u64>),
     ) -> PlanInputs<'a> {
+        let are_joined = config.do_train && config.gradient_accumulation_steps > 1;
         PlanInputs {
             spec,
             trains: config.do_train,
@@ -233,7 +235,7 @@ impl PlanChoices {
             precision,
             reference: config.do_train && setup::loss(config).needs_reference(),
             max_tokens,
-            shares_prefixes: self.sizes.shares_prefixes,
+            seen: if self.sizes.shares_prefixes { most_seen(max_tokens, are_joined) } else { 0 },
             longest: self.sizes.longest,
             threads: setup::threads(config),
             rows: self.sizes.bytes,
@@ -362,24 +364,36 @@ impl Job {
     ///
     /// # Errors
     /// As [`Job::join`] and [`Job::check_memory`].
-    pub fn join_as(&mut self, before: Joining) -> Result<Option<String>, TrainError> {
+    pub fn join_as(&mut self, before: Joining) -> Result<Vec<String>, TrainError> {
+        let anew = self.joining.shares_prefixes;
         let allowed = shares_prefixes(&self.config, (&self.spec, &self.method))?;
         self.choices.sizes.shares_prefixes = before.shares_prefixes && allowed;
         self.join(before.room)?;
         self.check_memory()?;
         let now = self.joining;
+        let mut notes = Vec::new();
         if now.room != before.room {
-            return Ok(Some(format!(
-                "micro-batches were joined up to {} tokens and are up to {} now, for want of memory or for the balance \
-                 of experts: what follows differs in rounding and in the masks of dropout",
+            notes.push(format!(
+                "micro-batches were joined up to {} tokens and are up to {} now, for want of memory or for the balance of \
+                 experts: what follows differs in rounding and in the masks of dropout",
                 before.room, now.room
-            )));
+            ));
         }
-        Ok((now != before).then(|| {
-            "what rows begin with in common was computed once and is computed for each row now (`share_prefixes`): what \
-             follows differs in rounding"
-                .to_owned()
-        }))
+        if now.shares_prefixes != before.shares_prefixes {
+            notes.push(
+                "what rows begin with in common was computed once and is computed for each row now, by `share_prefixes`, \
+                 dropout, noise or the balance of experts: what follows differs in rounding"
+                    .to_owned(),
+            );
+        } else if now.shares_prefixes != anew {
+            notes.push(match anew {
+                true => {
+                    "what rows begin with in common is computed for each row, as this run began".to_owned()
+                }
+                false => "what rows begin with in common is computed once, as this run began".to_owned(),
+            });
+        }
+        Ok(notes)
     }
 
     /// Steps of an epoch; of a stream all of the run, as transformers counts them where a length is not known.
@@ -452,6 +466,11 @@ impl Job {
         }
         if trains && self.plan.recomputed.blocks() < self.spec.layers.len() {
             advice.push("  disable_gradient_checkpointing: false (computes the blocks twice)".into());
+        }
+        if self.plan.seen > 0 {
+            advice.push(
+                "  share_prefixes: false (no copies of keys and values of rows that begin alike)".into(),
+            );
         }
         if self.plan.pack {
             advice.push("  pack_weights: false (packs frozen weights anew in every step)".into());

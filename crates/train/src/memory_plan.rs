@@ -2,7 +2,6 @@
 //!
 //! Buffers are counted by the code that makes them ([`Workspace::plan`], [`loading::count`]).
 
-use sft_data::pack::SEEN_PER_TOKEN;
 use sft_kernels::matmul::{self, PackedWeight};
 use sft_kernels::{DType, Isa};
 use sft_model::ModelError;
@@ -49,7 +48,7 @@ pub struct MemoryPlan {
     pub reference: usize,
     /// Activations and workspace.
     pub work: WorkspaceBytes,
-    /// Sums of attention's backward pass and of deep products on a CPU.
+    /// Sums of attention's backward pass, and on a CPU of deep products.
     pub sums: usize,
     /// The program and its threads.
     pub program: usize,
@@ -59,8 +58,8 @@ pub struct MemoryPlan {
     pub answers: usize,
     /// Tokens of the largest micro-batch.
     pub max_tokens: usize,
-    /// Whether rows share what they begin with.
-    pub shares_prefixes: bool,
+    /// Keys that the pieces of rows which begin alike see; 0 where rows share nothing.
+    pub seen: usize,
     /// What backward computes again.
     pub recomputed: Recomputed,
     /// Whether there are steps.
@@ -92,8 +91,8 @@ pub struct PlanInputs<'a> {
     pub reference: bool,
     /// Tokens of the largest micro-batch.
     pub max_tokens: usize,
-    /// Whether rows share what they begin with.
-    pub shares_prefixes: bool,
+    /// Keys that the pieces of rows which begin alike see; 0 where rows share nothing.
+    pub seen: usize,
     /// Tokens of the longest row.
     pub longest: usize,
     /// Threads of the CPU.
@@ -164,7 +163,7 @@ impl MemoryPlan {
             }
             false => 0,
         };
-        let capacity = capacity(inputs.max_tokens, inputs.shares_prefixes);
+        let capacity = inputs.capacity();
         let f32_bytes = counts.trained * DType::F32.bytes();
         let reference = || -> Result<usize, ModelError> {
             let counts = loading::count(inputs.spec, &Method::Inference, quantization)?;
@@ -189,13 +188,13 @@ impl MemoryPlan {
                 purpose(inputs.trains, recomputed),
                 inputs.on_card,
             ),
-            sums: if inputs.on_card { 0 } else { sums(inputs) },
+            sums: sums(inputs),
             program: program_bytes(inputs.threads, false)
                 + if inputs.answers > 0 { DICTIONARY_BYTES } else { 0 },
             rows: inputs.rows,
             answers: inputs.answers,
             max_tokens: inputs.max_tokens,
-            shares_prefixes: inputs.shares_prefixes,
+            seen: inputs.seen,
             recomputed,
             trains: inputs.trains,
             pack,
@@ -234,7 +233,7 @@ impl MemoryPlan {
 
     /// What the workspace has room for.
     pub fn capacity(&self) -> Capacity {
-        capacity(self.max_tokens, self.shares_prefixes)
+        Capacity { tokens: self.max_tokens, seen: self.seen }
     }
 
     /// What the workspace is for.
@@ -252,15 +251,21 @@ fn purpose(trains: bool, recomputed: Recomputed) -> Purpose {
     if trains { Purpose::Training(recomputed) } else { Purpose::Forward }
 }
 
-/// The room that micro-batches need.
-fn capacity(tokens: usize, shares_prefixes: bool) -> Capacity {
-    Capacity { tokens, seen: if shares_prefixes { SEEN_PER_TOKEN * tokens } else { 0 } }
+impl PlanInputs<'_> {
+    fn capacity(&self) -> Capacity {
+        Capacity { tokens: self.max_tokens, seen: self.seen }
+    }
 }
 
-/// Bytes of the sums that ops keep on a CPU. The deepest products are the gradient through the head, and those of
-/// weights; the widest of those as deep as the hidden size is into a feed-forward layer.
+/// Bytes of the sums that ops keep: of attention's backward pass, and on a CPU of deep products. The deepest are the gradient
+/// through the head, and those of weights; the widest of those as deep as the hidden size is into a feed-forward layer.
 fn sums(inputs: &PlanInputs<'_>) -> usize {
     let (spec, tokens) = (inputs.spec, inputs.max_tokens);
+    let on_cpu = (!inputs.on_card).then_some((inputs.threads, inputs.longest));
+    let attention = if inputs.trains { attention_bytes(spec, inputs.capacity(), on_cpu) } else { 0 };
+    if inputs.on_card {
+        return attention;
+    }
     let of = |product| matmul::kept_bytes(inputs.isa, inputs.precision.compute == DType::F32, product);
     let of_weights = inputs.trained.iter().map(|weight| match weight.shape[..] {
         [.., out, inputs] => of([out, inputs, tokens]),
@@ -270,11 +275,5 @@ fn sums(inputs: &PlanInputs<'_>) -> usize {
     let into_mlps = into_mlps.map(|mlp| of([tokens, mlp.intermediate_size, spec.hidden_size]));
     let products =
         of_weights.chain(into_mlps).fold(of([tokens, spec.hidden_size, spec.vocab_size]), usize::max);
-    match inputs.trains {
-        true => {
-            let capacity = capacity(tokens, inputs.shares_prefixes);
-            products + attention_bytes(spec, capacity, inputs.longest, inputs.threads)
-        }
-        false => products,
-    }
+    products + attention
 }

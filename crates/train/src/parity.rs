@@ -17,7 +17,7 @@ use serde::Deserialize;
 use sft_data::conversation::Origin;
 use sft_data::labels::Example;
 use sft_data::loader::{Cursor, StepBatch};
-use sft_data::pack::{PackedBatch, SEEN_PER_TOKEN};
+use sft_data::pack::{PackedBatch, most_seen};
 use sft_kernels::objective::Loss;
 use sft_kernels::{DType, Device};
 use sft_model::adapter::{self, PeftAdapter};
@@ -215,10 +215,8 @@ pub fn curve(dev: &Device, case: &Path, loss: Loss, steps: usize) -> Result<Vec<
         };
         let reference = loss.needs_reference().then(reference).transpose()?;
         work.set_loss(loss, reference);
-        {
-            let step = case.step(false, &decoder.spec);
-            case.losses(dev, &mut decoder, &step, &mut work, steps)
-        }
+        let step = case.step(false, &decoder.spec);
+        case.losses(dev, &mut decoder, &step, &mut work, steps)
     })
 }
 
@@ -357,7 +355,7 @@ impl Case {
     fn workspace(&self, dev: &Device, decoder: &Decoder) -> Workspace {
         let adapters: &Adapters = decoder.adapters();
         let tokens: usize = self.rows.iter().map(Example::len).sum();
-        let capacity = Capacity { tokens, seen: SEEN_PER_TOKEN * tokens };
+        let capacity = Capacity { tokens, seen: most_seen(tokens, false) };
         // As the plan has it where there is room enough.
         let recomputed = if dev.cuda().is_some() { Recomputed::Least } else { Recomputed::Blocks(0) };
         Workspace::new(dev, &decoder.spec, adapters, self.dtype, capacity, Purpose::Training(recomputed))

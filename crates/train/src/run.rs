@@ -125,7 +125,7 @@ impl<'a> Running<'a> {
     fn begin(dev: &'a Device, mut job: Job, folder: &'a RunFolder) -> Result<Self, TrainError> {
         let otherwise = match folder.start() {
             Start::Resume(from) => job.join_as(checkpoint::joining_of(&from.path)?)?,
-            Start::Fresh | Start::Beside => None,
+            Start::Fresh | Start::Beside => Vec::new(),
         };
         let mut trainer = Trainer::new(dev, &job)?;
         let data_files = DataFiles::new(job.datasets.iter().flat_map(|set| &set.files));

@@ -153,6 +153,7 @@ fn a_gpu_computes_models_as_transformers_and_peft_compute_them() {
         "qwen2",
         "qwen2_moe",
         "qwen3",
+        "qwen3__alike",
     ] {
         let found = compare(&gpu, &cases.join(case), DType::F32).unwrap();
         assert!(found.holds(&Limits::FLOAT32), "{case}: {found:?}");

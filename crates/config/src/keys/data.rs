@@ -42,8 +42,9 @@ macro_rules! data_keys {
         /// The same as `packing`: here rows in a pack never see each other. Turns `packing` on.
         neat_packing: bool { read_by: "data::pack" }
         /// Compute what the rows of a micro-batch begin with in common, such as a system prompt, once. Losses and gradients
-        /// are those of rows one by one, but for rounding. It is left where that would not be so: dropout, NEFTune, a
-        /// balance loss among experts, layers that are not attention over the whole row.
+        /// are those of rows one by one, but for rounding. Nothing is shared where that would not be so: dropout, NEFTune, a
+        /// balance loss among experts, layers that are not attention over the whole row. It takes memory for copies of keys and
+        /// values.
         share_prefixes: bool { default: true, read_by: "data::prefixes" }
         /// System prompt of rows that have none; null leaves the template's own.
         default_system: Option<String> { read_by: "data::template" }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::panels::{
     LANES, ROWS, Widths, dimension_words, lane_words, padded, row_words, step_words, transpose, write_values,
 };
-use super::parts::{Join, Part, Task, multiply, parts, tasks};
+use super::parts::{Join, Part, QUERIES_PER_PART, Task, multiply, parts, tasks};
 use super::softmax::{Block, Pairs, Statistics, cap, derivative, tilt};
 use super::tiling::{Heads, KEYS, Lanes, Row, Sight, key_rows};
 use super::{AttentionParams, RowOffsets, share_out};
@@ -72,11 +72,18 @@ fn slots(part: &Part) -> usize {
     1 + if part.is_chunked(CHUNK) { part.tiles.len() } else { 0 }
 }
 
-/// Bytes that sums take, in all threads, of `tokens` tokens in rows of `longest`.
-pub(super) fn scratch_bytes(heads: Heads, tokens: usize, longest: usize, threads: usize) -> usize {
+/// Bytes that sums take, in all threads, of so many queries and keys in rows of at most `longest` keys.
+pub(super) fn scratch_bytes(
+    heads: Heads,
+    [queries, keys]: [usize; 2],
+    longest: usize,
+    threads: usize,
+) -> usize {
     let (row_len, parts) = (padded(heads.width), parts(longest));
+    // Rows of several parts have more queries than one.
+    let keys = keys.min(queries / QUERIES_PER_PART * longest);
     // The keys of a part end with its last query: on the mean a part has half of them, and half a part's.
-    let dk_and_dv = if parts > 1 { heads.key * tokens * (parts + 1) * row_len } else { 0 };
+    let dk_and_dv = if parts > 1 { heads.key * keys * (parts + 1) * row_len } else { 0 };
     let tiles = (longest * heads.group()).div_ceil(LANES).div_ceil(parts);
     let dq = if longest > CHUNK { threads * (tiles + 1) * LANES * row_len } else { 0 };
     (dk_and_dv + dq) * size_of::<f32>()

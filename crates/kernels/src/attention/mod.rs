@@ -23,7 +23,7 @@
 //! bf16 storage p and ds may be rounded to bf16 before they are multiplied. Saved for backward: q, k, v, out, lse.
 //! Outputs are overwritten. A pair of a query and a key that it sees costs 4·D FLOP a head forward and 10·D
 //! backward; blocks of which no query sees a key cost nothing, and no array of scores larger than 64 × 64 exists.
-//! Backward sums in [`backward_scratch_bytes`] of memory of its own, on a GPU in registers.
+//! Backward sums in memory of its own, [`backward_scratch_bytes`] and [`backward_scratch_bytes_on_gpu`].
 //!
 //! A row's results depend on that row alone, to the last bit, whatever lies beside it and however many threads run.
 //!
@@ -240,10 +240,21 @@ per_isa! {
 /// Bytes that [`backward()`] keeps for its sums on a CPU, from the first call on: f32 dq where keys come in chunks, and dk
 /// and dv of each part of a long row.
 ///
-/// `heads` are H, K and D; the tokens are those of the largest micro-batch, in rows of `longest`.
-pub fn backward_scratch_bytes(heads: [usize; 3], tokens: usize, longest: usize, threads: usize) -> usize {
+/// `heads` are H, K and D; queries and keys are those of the largest micro-batch, in rows of `longest` keys.
+pub fn backward_scratch_bytes(
+    heads: [usize; 3],
+    queries_and_keys: [usize; 2],
+    longest: usize,
+    threads: usize,
+) -> usize {
     let [query, key, width] = heads;
-    backward::scratch_bytes(Heads { query, key, width }, tokens, longest, threads)
+    backward::scratch_bytes(Heads { query, key, width }, queries_and_keys, longest, threads)
+}
+
+/// The same on a GPU, of so many keys: dk and dv of each part of the query heads.
+pub fn backward_scratch_bytes_on_gpu(heads: [usize; 3], keys: usize) -> usize {
+    let [query, key, width] = heads;
+    on_cuda::backward_scratch_bytes(Heads { query, key, width }, keys)
 }
 
 /// Heads of q [Nq, H, D] and k [Nk, K, D], after a look at what every call must fulfil.

@@ -371,8 +371,7 @@ pub(super) fn backward(
         let key_tiles = key_tiles(params, rows, key_rows);
         let parts = parts(heads);
         let (dq_blocks, dkdv_blocks) = (query_tiles.len() * heads.query, key_tiles.len() * heads.key * parts);
-        let elements = keys * heads.key * heads.width;
-        let partial = cuda.scratch(if parts > 1 { 2 * parts * elements * DType::F32.bytes() } else { 0 });
+        let partial = cuda.scratch(backward_scratch_bytes(heads, keys));
         let tiled = TiledBackward {
             q,
             k,
@@ -417,7 +416,7 @@ pub(super) fn backward(
         };
         cuda.launch(source, "attention_dkdv", &[dtype], dkdv_grid, tiled);
         if parts > 1 {
-            let grid = Grid::new(elements.div_ceil(8 * 256), 256);
+            let grid = Grid::new((keys * heads.key * heads.width).div_ceil(8 * 256), 256);
             cuda.launch(kernels.source(params), "attention_sum_parts", &[dtype], grid, tiled);
         }
         cuda.launch(source, "attention_dq", &[dtype], dq_grid, tiled);
@@ -458,6 +457,12 @@ fn parts(heads: Heads) -> usize {
     /// With more key heads than this, theirs are enough.
     const FEW: usize = 4;
     if heads.key > FEW { 1 } else { (BLOCKS / heads.key).min(heads.query / heads.key) }
+}
+
+/// Bytes of the parts' sums of dk and dv.
+pub(super) fn backward_scratch_bytes(heads: Heads, keys: usize) -> usize {
+    let parts = parts(heads);
+    if parts > 1 { 2 * parts * keys * heads.key * heads.width * DType::F32.bytes() } else { 0 }
 }
 
 /// Entries of `plain.cu`: forward, dq, dk and dv.

@@ -14,7 +14,7 @@ use crate::scratch::{Borrowed, Disjoint, Pool};
 use crate::simd::{Job, Simd};
 
 /// Queries of a part at least, if there is another one.
-const QUERIES_PER_PART: usize = 512;
+pub(super) const QUERIES_PER_PART: usize = 512;
 /// Parts of a row at most: each has sums of its own.
 const MOST_PARTS: usize = 8;
 
