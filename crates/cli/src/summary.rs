@@ -129,8 +129,9 @@ fn steps(job: &Job) {
     );
     if job.joining.shares_prefixes {
         let first = job.train.peek().map(|step| (step.computed_tokens(), step.tokens()));
-        let first = first.map(|(computed, all)| format!(": {computed} of the first step's {all} tokens"));
-        println!("  what rows begin with in common is computed once{}", first.unwrap_or_default());
+        let first =
+            first.map(|(computed, all)| format!(": the first step computes {computed} for its {all} tokens"));
+        println!("  rows that begin alike share their beginning{}", first.unwrap_or_default());
     }
 }
 

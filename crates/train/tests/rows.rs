@@ -205,6 +205,17 @@ fn what_rows_begin_with_in_common_is_computed_once_and_changes_nothing_else() {
             "{shared:?} {other:?}"
         );
     }
+    // With the model before training beside it.
+    let [shared, apart] = ["true", "false"].map(|share| {
+        of(&[
+            whole[0],
+            &format!("share_prefixes={share}"),
+            "use_asft_loss=true",
+            "finetuning_type=lora",
+            "train_from_scratch=false",
+        ])
+    });
+    assert!((shared.0 - apart.0).abs() < 1e-6 && (shared.1 - apart.1).abs() < 1e-5, "{shared:?} {apart:?}");
     let folder = tempfile::tempdir().unwrap();
     let step = |keys: &[&str]| {
         Job::prepare(config(folder.path(), &[&rows, keys].concat())).unwrap().train.next_step().unwrap()
