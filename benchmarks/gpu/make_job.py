@@ -1,5 +1,5 @@
 """Writes what the GPU benchmarks need: folders with the published shapes (config.json and a tokenizer, no weights) and rows that
-fill 2,048 tokens each.
+fill 2,048 tokens each (`rows`), short ones (`short`), and short ones below one system prompt of 1,000 tokens (`system`).
 
 usage: make_job.py TOKENIZER_DIR OUT_DIR
 
@@ -50,8 +50,15 @@ def main():
                 os.symlink(os.path.abspath(os.path.join(tokenizer, file)), target)
     draw = random.Random(1)
     rows = [dict(instruction="Go on.", input="", output=" ".join(draw.choices(WORDS, k=2300))) for _ in range(256)]
-    json.dump(rows, open(os.path.join(out, "rows.json"), "w"))
-    json.dump({"rows": {"file_name": "rows.json"}}, open(os.path.join(out, "dataset_info.json"), "w"))
+    short = [dict(instruction=" ".join(draw.choices(WORDS, k=30)), input="", output=" ".join(draw.choices(WORDS, k=draw.randint(40, 200))))
+             for _ in range(512)]
+    prompt = " ".join(draw.choices(WORDS, k=1000))
+    sets = {"rows": rows, "short": short, "system": [dict(row, system=prompt) for row in short]}
+    for name, rows in sets.items():
+        json.dump(rows, open(os.path.join(out, f"{name}.json"), "w"))
+    info = {name: dict(file_name=f"{name}.json") for name in sets}
+    info["system"]["columns"] = dict(prompt="instruction", query="input", response="output", system="system")
+    json.dump(info, open(os.path.join(out, "dataset_info.json"), "w"))
 
 
 if __name__ == "__main__":

@@ -36,4 +36,9 @@ bench lora-qwen3-8b lora qwen3-8b --steps 6
 bench qlora-qwen3-8b lora qwen3-8b quantization_bit=4 --steps 3
 bench full-qwen2.5-7b full qwen2.5-7b --steps 4
 bench lora-qwen3-30b-a3b lora qwen3-30b-a3b --steps 2
+# Short rows, and rows that begin alike, with and without what that spares.
+bench short-qwen3-0.6b lora qwen3-0.6b dataset=short per_device_train_batch_size=1 gradient_accumulation_steps=32 --steps 6
+for share in true false; do
+    bench "system-qwen3-8b-$share" lora qwen3-8b dataset=system share_prefixes=$share gradient_accumulation_steps=8 --steps 3
+done
 [ $# = 0 ] || note parity "$sft" parity --device cuda "$@"

@@ -263,7 +263,10 @@ pub(crate) fn micro_batches<'a>(
         }
     }
     let batches = trees.iter().map(|tree| {
-        let batch = tree.lay_out();
+        let batch = match !tree.pays() && tree.row_tokens() <= joining.room {
+            true => PackedBatch::new(examples, tree.rows()),
+            false => tree.lay_out(),
+        };
         let checked = batch.check(examples);
         assert!(checked.is_ok(), "a batch is its rows: {checked:?}");
         batch
@@ -433,6 +436,17 @@ mod tests {
             "4000 at most"
         );
         assert_eq!(of(100_000).len(), 1);
+    }
+
+    #[test]
+    fn rows_with_little_in_common_share_nothing() {
+        let row = |own: u32| {
+            let ids: Vec<u32> = (0..6).chain([1000 + own; 300]).collect();
+            example(&ids, &[vec![IGNORE_INDEX; 7], vec![7; 299]].concat())
+        };
+        let rows: Vec<Example> = (0..2).map(row).collect();
+        let batches = micro_batches(&rows, &[&[0, 1]], 1, Joining { room: 1000, shares_prefixes: true });
+        assert_eq!(batches, [PackedBatch::new(&rows, [0, 1])]);
     }
 
     #[test]

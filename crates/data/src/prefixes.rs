@@ -14,24 +14,27 @@ use crate::pack::{PackedBatch, Shared};
 /// is less than a token costs in the layers around it.
 const LEAST: usize = 4;
 
+/// Part of the tokens of rows that must be in common for sharing to pay: copies of keys and values take up to as much where
+/// there is one for each query head.
+const LEAST_PART: f64 = 0.02;
+
 /// Rows that are looked at to know whether rows begin alike: so many neighbours, in so many places, of so many tokens in all.
 const NEIGHBOURS: usize = 16;
 const PLACES: usize = 32;
 const LOOKED_AT: usize = 1 << 20;
 
-/// Part of the tokens of some rows, 0 to 1, that others of them have in common with them from the beginning on.
-pub fn in_common(examples: &[Example]) -> f64 {
-    let (mut tree, mut tokens) = (Tree::new(true), 0);
+/// Whether rows begin alike, so that it pays to share.
+pub fn begin_alike(examples: &[Example]) -> bool {
+    let mut tree = Tree::new(true);
     let apart = examples.len().div_ceil(PLACES).max(NEIGHBOURS);
     let rows = examples.chunks(apart).flat_map(|chunk| chunk.iter().take(NEIGHBOURS));
     for example in rows {
         tree.insert(0, example);
-        tokens += example.len();
-        if tokens > LOOKED_AT {
+        if tree.row_tokens > LOOKED_AT {
             break;
         }
     }
-    (tokens - tree.tokens()) as f64 / tokens.max(1) as f64
+    tree.pays()
 }
 
 /// Rows as a tree of pieces.
@@ -42,6 +45,8 @@ pub(crate) struct Tree<'a> {
     roots: Vec<usize>,
     /// Each row and its last piece.
     rows: Vec<(usize, usize)>,
+    /// Tokens of the rows, each counted for itself.
+    row_tokens: usize,
     /// Whether rows share pieces.
     shares: bool,
     /// Whether a row has weights.
@@ -119,6 +124,7 @@ impl<'a> Tree<'a> {
             return;
         }
         self.weighted |= !example.weights.is_empty();
+        self.row_tokens += example.len();
         let mut own = Piece::of(example);
         let mut from = 0;
         while let Some((piece, common)) = self.longest_in_common(own.before, &own, from) {
@@ -191,6 +197,22 @@ impl<'a> Tree<'a> {
         self.pieces.iter().map(|piece| piece.ids.len()).sum()
     }
 
+    /// Tokens of its rows, each counted for itself.
+    pub fn row_tokens(&self) -> usize {
+        self.row_tokens
+    }
+
+    /// Its rows, in the order in which they came.
+    pub fn rows(&self) -> impl Iterator<Item = usize> + '_ {
+        self.rows.iter().map(|(row, _)| *row)
+    }
+
+    /// Whether enough is in common.
+    pub fn pays(&self) -> bool {
+        let in_common = self.row_tokens - self.tokens();
+        in_common as f64 > LEAST_PART * self.row_tokens as f64
+    }
+
     /// Keys that the pieces see, each for itself.
     pub fn seen(&self) -> usize {
         self.pieces.iter().map(Piece::end).sum()
@@ -215,7 +237,7 @@ impl<'a> Tree<'a> {
             batch.position_ids.extend(piece.first as u32..piece.end() as u32);
             batch.cu_seqlens.push(batch.input_ids.len() as u32);
         }
-        batch.rows = self.rows.iter().map(|(row, _)| *row).collect();
+        batch.rows = self.rows().collect();
         let are_apart = self.pieces.len() == self.rows.len() && self.roots.len() == self.rows.len();
         if !are_apart {
             batch.shared = Some(self.shared(&order, &places, &batch.cu_seqlens));
@@ -323,10 +345,10 @@ mod tests {
             let ids = |i: u32| (0..30).map(|j| 100_000 * same(i) + j).chain(own(i)).collect::<Vec<u32>>();
             (0..3000).map(|i| row(&ids(i), 35)).collect()
         };
-        assert_eq!(in_common(&[]), 0.0);
-        assert!(in_common(&all(|_| 1)) > 0.7);
-        assert!(in_common(&all(|i| 1 + i / 2)) > 0.3, "turns of one conversation");
-        assert!(in_common(&all(|i| 1 + i)) < 0.01);
+        assert!(!begin_alike(&[]));
+        assert!(begin_alike(&all(|_| 1)));
+        assert!(begin_alike(&all(|i| 1 + i / 2)), "turns of one conversation");
+        assert!(!begin_alike(&all(|i| 1 + i)));
     }
 
     #[test]

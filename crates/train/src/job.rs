@@ -194,14 +194,11 @@ fn shares_prefixes(config: &RunConfig, (spec, method): (&DecoderSpec, &Method)) 
     Ok(config.share_prefixes && spec.shares_prefixes() && spec.moe_aux_loss_coef == 0.0 && !is_drawn)
 }
 
-/// Part of the tokens in common from which on there is memory for it.
-const ALIKE: f64 = 0.01;
-
 /// Whether rows begin alike. Of a stream nobody knows; but where all tokens are trained they share nothing.
 fn begin_alike(config: &RunConfig, rows: &Tokenised) -> bool {
     let mut sets = rows.eval.iter().map(|(_, examples)| examples).chain([&rows.train]);
     let trains_all = config.stage == Stage::Pt || config.train_on_prompt;
-    config.streaming && !trains_all || sets.any(|examples| prefixes::in_common(examples) > ALIKE)
+    config.streaming && !trains_all || sets.any(|examples| prefixes::begin_alike(examples))
 }
 
 impl PlanChoices {
