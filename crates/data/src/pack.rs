@@ -246,11 +246,12 @@ pub(crate) fn micro_batches<'a>(
     batch_size: usize,
     joining: Joining,
 ) -> Vec<PackedBatch> {
-    let mut trees: Vec<Tree<'a>> = Vec::new();
+    // With whether several micro-batches are joined in it.
+    let mut trees: Vec<(Tree<'a>, bool)> = Vec::new();
     for rows in items.chunks(batch_size) {
         let own = || rows.iter().copied().flatten().map(|row| examples[*row].len()).sum::<usize>();
         let may_fit = |tree: &&Tree<'a>| joining.shares_prefixes || tree.tokens() + own() <= joining.room;
-        let last = trees.last().filter(|_| joining.room > 0).filter(may_fit);
+        let last = trees.last().map(|(tree, _)| tree).filter(|_| joining.room > 0).filter(may_fit);
         let with = |mut tree: Tree<'a>| {
             rows.iter().copied().flatten().for_each(|row| tree.insert(*row, &examples[*row]));
             tree
@@ -258,12 +259,13 @@ pub(crate) fn micro_batches<'a>(
         let fits =
             |tree: &Tree<'a>| tree.tokens() <= joining.room && tree.seen() <= most_seen(joining.room, true);
         match last.map(|last| with(last.clone())).filter(fits) {
-            Some(joined) => *trees.last_mut().expect("joined to the last one") = joined,
-            None => trees.push(with(Tree::new(joining.shares_prefixes))),
+            Some(joined) => *trees.last_mut().expect("joined to the last one") = (joined, true),
+            None => trees.push((with(Tree::new(joining.shares_prefixes)), false)),
         }
     }
-    let batches = trees.iter().map(|tree| {
-        let batch = match !tree.pays() && tree.row_tokens() <= joining.room {
+    let batches = trees.iter().map(|(tree, is_joined)| {
+        let fits_apart = !is_joined || tree.row_tokens() <= joining.room;
+        let batch = match joining.shares_prefixes && !tree.pays() && fits_apart {
             true => PackedBatch::new(examples, tree.rows()),
             false => tree.lay_out(),
         };

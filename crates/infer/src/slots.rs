@@ -53,6 +53,9 @@ enum Kept {
     Conversations,
 }
 
+/// Tokens at the end of a prompt that its next turn may not have: what opens an answer, or says that it has no thoughts.
+const LAST_WORDS: usize = 16;
+
 /// What a cache holds.
 #[derive(Debug, Default)]
 struct Held {
@@ -138,7 +141,10 @@ impl<'a> Slots<'a> {
         let common = |slot: usize| self.common(slot, prompt);
         // The one whose conversation goes on or is asked again; else the one that was taken longest ago, which copies what
         // others hold.
-        let gain = |slot: usize| if common(slot) + 1 >= self.held[slot].read { common(slot) } else { 0 };
+        let gain = |slot: usize| {
+            let kept = self.caches[slot].kept(common(slot));
+            if kept + LAST_WORDS >= self.held[slot].read { kept } else { 0 }
+        };
         let best = free.max_by_key(|&slot| (gain(slot), u64::MAX - self.held[slot].taken));
         let slot = best.expect("callers ask whether there is room");
         let common = common(slot);
@@ -240,8 +246,7 @@ impl<'a> Slots<'a> {
         self.copy_beginning(at);
         let (prompt, held) = (&self.rows[at].prompt, &mut self.held[at]);
         let read = held.ids.len();
-        // Pieces end where they would if the whole prompt were read.
-        let piece = &prompt[read..prompt.len().min((read / size + 1) * size)];
+        let piece = &prompt[read..prompt.len().min(read + size)];
         let cache = std::slice::from_mut(&mut self.caches[at]);
         let Self { dev, decoder, work, .. } = self;
         let logits = dev.install(|| decoder.extend(dev, &[piece], cache, work))?;

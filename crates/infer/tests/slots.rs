@@ -116,6 +116,24 @@ fn another_conversation_takes_the_slot_that_was_taken_longest_ago() {
     assert_eq!(reused(6, &second), 10);
 }
 
+/// As templates do that show an answer otherwise than they open it.
+#[test]
+fn a_conversation_goes_on_in_its_slot_though_the_end_of_its_prompt_is_not_there_any_more() {
+    let dev = tiny::device();
+    let decoder = tiny::random_decoder(&dev, &tiny::spec(512));
+    let mut work = work(&dev, &decoder);
+    let mut slots = Slots::new(&dev, &decoder, &mut work, (2, 100)).keeping_conversations();
+    let mut reused = |key, prompt: &[u32]| {
+        slots.begin(key, prompt, continuation(&decoder, prompt, 2));
+        finish(&mut slots)[&key].reused
+    };
+    let (other, first) = (prompt(7, 30), prompt(1, 30));
+    let second = [&first[..26], &prompt(2, 10)].concat();
+    let third = [&second[..32], &prompt(3, 10)].concat();
+    assert_eq!([reused(1, &other), reused(2, &first), reused(3, &second), reused(4, &third)], [0, 0, 26, 32]);
+    assert_eq!(reused(5, &other), 29, "the other conversation kept its place");
+}
+
 #[test]
 fn a_long_prompt_takes_turns_with_the_answers_of_others() {
     let dev = tiny::device();

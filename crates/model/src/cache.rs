@@ -149,9 +149,10 @@ impl KvCache {
     /// Returns how many tokens are held.
     ///
     /// # Panics
-    /// If the two are of different models, or there is no room.
+    /// If the two are of different models, the other one holds less, or there is no room.
     pub fn copy_beginning(&mut self, from: &Self, len: usize) -> usize {
         let held = self.len();
+        assert!(len <= from.len(), "{len} tokens of a cache of {}", from.len());
         if len > held && from.layers.iter().all(LayerCache::can_go_back) {
             for (to, from) in self.layers.iter_mut().zip(&from.layers) {
                 let range = held..len;
@@ -170,16 +171,23 @@ impl KvCache {
         self.layers.iter_mut().for_each(|layer| layer.len += tokens);
     }
 
+    /// How many tokens [`KvCache::truncate`] leaves.
+    pub fn kept(&self, len: usize) -> usize {
+        match len < self.len() {
+            true if self.layers.iter().all(LayerCache::can_go_back) => len,
+            true => 0,
+            false => self.len(),
+        }
+    }
+
     /// Forgets all tokens from the `len`-th on; where convolutions or recurrences cannot go back to it, all tokens.
     /// Returns how many are left.
     pub fn truncate(&mut self, len: usize) -> usize {
-        if len < self.len() {
-            let goes_back = self.layers.iter().all(LayerCache::can_go_back);
-            for layer in &mut self.layers {
-                if goes_back { layer.len = len } else { layer.clear() }
-            }
+        let kept = self.kept(len);
+        if kept < self.len() {
+            self.layers.iter_mut().for_each(|layer| if kept > 0 { layer.len = kept } else { layer.clear() });
         }
-        self.len()
+        kept
     }
 }
 

@@ -194,11 +194,15 @@ fn shares_prefixes(config: &RunConfig, (spec, method): (&DecoderSpec, &Method)) 
     Ok(config.share_prefixes && spec.shares_prefixes() && spec.moe_aux_loss_coef == 0.0 && !is_drawn)
 }
 
-/// Whether rows begin alike. Of a stream nobody knows; but where all tokens are trained they share nothing.
+/// Whether rows begin alike that are computed together. Of a stream nobody knows; but where all tokens are trained they share
+/// nothing.
 fn begin_alike(config: &RunConfig, rows: &Tokenised) -> bool {
     let mut sets = rows.eval.iter().map(|(_, examples)| examples).chain([&rows.train]);
     let trains_all = config.stage == Stage::Pt || config.train_on_prompt;
-    config.streaming && !trains_all || sets.any(|examples| prefixes::begin_alike(examples))
+    let are_together = config.per_device_train_batch_size * config.gradient_accumulation_steps > 1
+        || config.packing
+        || config.per_device_eval_batch_size > 1 && has_losses(config);
+    are_together && (config.streaming && !trains_all || sets.any(|examples| prefixes::begin_alike(examples)))
 }
 
 impl PlanChoices {
@@ -214,15 +218,18 @@ impl PlanChoices {
         }
     }
 
-    /// What a plan of micro-batches of so many tokens, with so many bytes free, depends on.
+    /// What a plan of training micro-batches of so many tokens, with so many bytes free, depends on.
     fn inputs<'a>(
         &self,
         config: &RunConfig,
         (spec, method, trained, optimizer): (&'a DecoderSpec, &'a Method, &'a [Outline], &'a Recipe),
         precision: Precision,
-        (max_tokens, available): (usize, Option<u64>),
+        (trained_tokens, available): (usize, Option<u64>),
     ) -> PlanInputs<'a> {
-        let are_joined = config.do_train && config.gradient_accumulation_steps > 1;
+        let evaluated = self.sizes.evaluated;
+        // Those of an evaluation are not joined.
+        let seen = most_seen(trained_tokens, config.gradient_accumulation_steps > 1)
+            .max(most_seen(evaluated, false));
         PlanInputs {
             spec,
             trains: config.do_train,
@@ -231,8 +238,8 @@ impl PlanChoices {
             optimizer,
             precision,
             reference: config.do_train && setup::loss(config).needs_reference(),
-            max_tokens,
-            seen: if self.sizes.shares_prefixes { most_seen(max_tokens, are_joined) } else { 0 },
+            max_tokens: trained_tokens.max(evaluated),
+            seen: if self.sizes.shares_prefixes { seen } else { 0 },
             longest: self.sizes.longest,
             threads: setup::threads(config),
             rows: self.sizes.bytes,
@@ -301,8 +308,7 @@ impl Job {
         }
         let available = available_bytes(&config)?;
         let model = (&spec, &method, &trained[..], &optimizer);
-        let plan =
-            MemoryPlan::new(&choices.inputs(&config, model, precision, (sizes.largest_batch, available)))?;
+        let plan = MemoryPlan::new(&choices.inputs(&config, model, precision, (sizes.trained, available)))?;
         let mut job = Self {
             base,
             spec,
@@ -344,10 +350,10 @@ impl Job {
     pub fn join(&mut self, room: usize) -> Result<(), TrainError> {
         let Sizes { largest_batch, trained, .. } = self.choices.sizes;
         let mut room = if joins(&self.config, &self.spec) { room } else { 0 };
-        self.plan = self.plan_of(room.max(largest_batch))?;
+        self.plan = self.plan_of(room.max(trained))?;
         let fits = self.available.is_none_or(|available| self.plan.total() as u64 <= available);
         if room > largest_batch && !fits {
-            self.plan = self.plan_of(largest_batch)?;
+            self.plan = self.plan_of(trained)?;
             room = trained;
         }
         self.joining = Joining { room, shares_prefixes: self.choices.sizes.shares_prefixes };
@@ -435,7 +441,6 @@ impl Job {
     /// `lora_target` or `oft_target` that fits nothing.
     pub fn plan_of(&self, max_tokens: usize) -> Result<MemoryPlan, TrainError> {
         let model = (&self.spec, &self.method, &self.trained[..], &self.optimizer);
-        let max_tokens = max_tokens.max(self.choices.sizes.evaluated);
         Ok(MemoryPlan::new(&self.choices.inputs(
             &self.config,
             model,
