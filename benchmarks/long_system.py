@@ -1,5 +1,5 @@
 """Rows with one long system prompt, as a shop's or a company's assistant has them: 200 of alpaca_en_demo, each below the same
-1,000 tokens of rules. Attention of a trainer that knows no better reads the rules anew in every row.
+900 tokens of rules. Attention of a trainer that knows no better reads the rules anew in every row.
 
 usage: long_system.py DATA OUT     DATA holds alpaca_en_demo.json; OUT receives shop.json and dataset_info.json
 

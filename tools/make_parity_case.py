@@ -251,7 +251,8 @@ def draw_batch(args, model, generator):
         if row % 2:
             labels[row, tokens - tokens // 6 :] = IGNORE_INDEX
     # What several rows begin with is supervised in the first of them alone.
-    for row, alike in enumerate([0, args.alike] + [args.alike + args.alike // 2] * (rows - 2)):
+    for row in range(1, rows):
+        alike = args.alike if row == 1 else args.alike + args.alike // 2
         input_ids[row, :alike] = input_ids[row - 1, :alike]
         labels[row, :alike] = IGNORE_INDEX
     return input_ids, labels

@@ -195,9 +195,17 @@ impl PackedBatch {
         alone.chain(seen.iter().copied())
     }
 
+    fn row_len(&self, i: usize) -> usize {
+        let (starts, piece) = match &self.shared {
+            None => (&self.cu_seqlens, i),
+            Some(shared) => (&shared.starts, shared.last_pieces[i]),
+        };
+        (starts[piece + 1] - starts[piece]) as usize
+    }
+
     /// Tokens of its rows, each row counted for itself: what other trainers count.
     pub fn row_tokens(&self) -> usize {
-        (0..self.rows.len()).map(|row| self.row_places(row).count()).sum()
+        (0..self.rows.len()).map(|row| self.row_len(row)).sum()
     }
 
     /// Keys that its pieces see, each for itself.
@@ -231,7 +239,7 @@ impl PackedBatch {
 
     /// Tokens of the longest row.
     pub fn longest_row(&self) -> usize {
-        (0..self.rows.len()).map(|row| self.row_places(row).count()).max().unwrap_or(0)
+        (0..self.rows.len()).map(|row| self.row_len(row)).max().unwrap_or(0)
     }
 }
 
@@ -388,25 +396,24 @@ mod tests {
         assert_eq!(batch.rows, [1]);
     }
 
+    /// The micro-batches of rows, each an item.
+    fn of_rows(rows: &[Example], batch_size: usize, joining: Joining) -> Vec<PackedBatch> {
+        let items: Vec<[usize; 1]> = (0..rows.len()).map(|row| [row]).collect();
+        let items: Vec<&[usize]> = items.iter().map(|item| &item[..]).collect();
+        micro_batches(rows, &items, batch_size, joining)
+    }
+
     #[test]
     fn micro_batches_are_joined_while_they_fit_in_their_order() {
         let joined = |lengths: &[usize], batch_size, room| -> Vec<Vec<usize>> {
             let row = |(i, length): (usize, &usize)| example(&vec![i as u32; *length], &vec![1; *length]);
             let rows: Vec<Example> = lengths.iter().enumerate().map(row).collect();
-            let items: Vec<[usize; 1]> = (0..rows.len()).map(|row| [row]).collect();
-            let items: Vec<&[usize]> = items.iter().map(|item| &item[..]).collect();
-            [true, false]
-                .map(|shares_prefixes| {
-                    let joining = Joining { room, shares_prefixes };
-                    let batches = micro_batches(&rows, &items, batch_size, joining);
-                    batches.into_iter().map(|batch| batch.rows).collect::<Vec<_>>()
-                })
-                .into_iter()
-                .reduce(|a, b| {
-                    assert_eq!(a, b);
-                    a
-                })
-                .unwrap()
+            let [shared, apart] = [true, false].map(|shares_prefixes| {
+                let batches = of_rows(&rows, batch_size, Joining { room, shares_prefixes });
+                batches.into_iter().map(|batch| batch.rows).collect::<Vec<_>>()
+            });
+            assert_eq!(shared, apart, "rows that have nothing in common");
+            apart
         };
         assert_eq!(joined(&[3, 3, 3, 9, 1, 1], 1, 0), [[0], [1], [2], [3], [4], [5]]);
         assert_eq!(joined(&[3, 3, 3, 9, 1, 1], 1, 6), [vec![0, 1], vec![2], vec![3], vec![4, 5]]);
@@ -421,9 +428,7 @@ mod tests {
             example(&ids, &[vec![IGNORE_INDEX; 100], vec![7; 5]].concat())
         };
         let rows: Vec<Example> = (0..60).map(row).collect();
-        let items: Vec<[usize; 1]> = (0..60).map(|row| [row]).collect();
-        let items: Vec<&[usize]> = items.iter().map(|item| &item[..]).collect();
-        let of = |room| micro_batches(&rows, &items, 1, Joining { room, shares_prefixes: true });
+        let of = |room| of_rows(&rows, 1, Joining { room, shares_prefixes: true });
         // The last token of the prompt has a target in each row.
         let few = &of(150)[0];
         assert_eq!(

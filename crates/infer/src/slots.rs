@@ -41,16 +41,8 @@ pub struct Slots<'a> {
     rows: Vec<Row>,
     /// Rows that have read their prompts; they are the first.
     ready: usize,
-    kept: Kept,
+    keeps_answers: bool,
     begun: u64,
-}
-
-/// What caches hold that other rows take over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kept {
-    Nothing,
-    Prompts,
-    Conversations,
 }
 
 /// Tokens at the end of a prompt that its next turn may not have: what opens an answer, or says that it has no thoughts.
@@ -79,7 +71,9 @@ struct Row {
 }
 
 impl<'a> Slots<'a> {
-    /// Up to `rows` rows at a time of up to `longest` tokens each; there are no more of them than `work` has tokens.
+    /// Up to `rows` rows at a time of up to `longest` tokens each; there are no more of them than `work` has tokens. Pieces that a
+    /// prompt begins with as another one does are not read again: those that are whole in both, so that a row's bits are what
+    /// they would be.
     pub fn new(
         dev: &'a Device,
         decoder: &'a Decoder,
@@ -89,19 +83,13 @@ impl<'a> Slots<'a> {
         let rows = rows.clamp(1, work.capacity().tokens.max(1));
         let caches = KvCache::several(dev, &decoder.spec, decoder.compute, longest, rows);
         let held = caches.iter().map(|_| Held::default()).collect();
-        Self { dev, decoder, work, caches, held, rows: Vec::new(), ready: 0, kept: Kept::Nothing, begun: 0 }
-    }
-
-    /// The same, which does not read again the pieces that another prompt begins with too: those that are whole in both, so that
-    /// a row's bits are what they would be.
-    pub fn keeping_prompts(self) -> Self {
-        Self { kept: Kept::Prompts, ..self }
+        Self { dev, decoder, work, caches, held, rows: Vec::new(), ready: 0, keeps_answers: false, begun: 0 }
     }
 
     /// The same, which does not read again what a cache holds of a prompt, answers included. Bits of a row may then depend on
     /// what was asked before it.
     pub fn keeping_conversations(self) -> Self {
-        Self { kept: Kept::Conversations, ..self }
+        Self { keeps_answers: true, ..self }
     }
 
     /// Bytes that it takes for so many rows of up to `longest` tokens, beside weights and workspace.
@@ -162,14 +150,10 @@ impl<'a> Slots<'a> {
     /// Tokens of a prompt that its row may take over from a slot.
     fn common(&self, slot: usize, prompt: &[u32]) -> usize {
         let Held { ids, read, .. } = &self.held[slot];
-        let alike = || ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        match self.kept {
-            Kept::Nothing => 0,
-            // The last piece is read even if it is whole: its last logits are needed.
-            Kept::Prompts => alike().min(*read).min(prompt.len() - 1) / self.piece() * self.piece(),
-            // The logits of the last token are needed.
-            Kept::Conversations => alike().min(prompt.len() - 1),
-        }
+        let alike = ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        // The logits of the last token are needed.
+        let common = alike.min(prompt.len() - 1);
+        if self.keeps_answers { common } else { common.min(*read) / self.piece() * self.piece() }
     }
 
     /// Tokens of a piece of a prompt.

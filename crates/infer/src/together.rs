@@ -88,7 +88,7 @@ impl<'a> Together<'a> {
         }
         let longest = waiting.iter().map(|(_, row)| row.end).max().unwrap_or(0);
         let size = (waiting.len().min(self.rows), longest);
-        let mut rows = Slots::new(self.dev, self.decoder, self.work, size).keeping_prompts();
+        let mut rows = Slots::new(self.dev, self.decoder, self.work, size);
         let mut waiting = waiting.into_iter();
         let mut broken = None;
         loop {

@@ -44,6 +44,12 @@ fn finish(slots: &mut Slots<'_>) -> BTreeMap<u64, Generation> {
     ended
 }
 
+/// Tokens of a prompt that were not read for its row.
+fn reused(slots: &mut Slots<'_>, decoder: &Decoder, key: u64, prompt: &[u32]) -> usize {
+    slots.begin(key, prompt, continuation(decoder, prompt, 2));
+    finish(slots)[&key].reused
+}
+
 #[test]
 fn what_a_slot_holds_of_a_conversation_is_not_read_again() {
     let dev = tiny::device();
@@ -102,10 +108,7 @@ fn another_conversation_takes_the_slot_that_was_taken_longest_ago() {
     let decoder = tiny::random_decoder(&dev, &tiny::spec(512));
     let mut work = work(&dev, &decoder);
     let mut slots = Slots::new(&dev, &decoder, &mut work, (2, 100)).keeping_conversations();
-    let mut reused = |key, prompt: &[u32]| {
-        slots.begin(key, prompt, continuation(&decoder, prompt, 2));
-        finish(&mut slots)[&key].reused
-    };
+    let mut reused = |key, prompt: &[u32]| reused(&mut slots, &decoder, key, prompt);
     // The second begins as the first does: that is copied, and the first keeps its place.
     let (first, second) = (prompt(1, 30), [&prompt(1, 10)[..], &prompt(3, 20)].concat());
     assert_eq!(reused(1, &first), 0);
@@ -123,10 +126,7 @@ fn a_conversation_goes_on_in_its_slot_though_the_end_of_its_prompt_is_not_there_
     let decoder = tiny::random_decoder(&dev, &tiny::spec(512));
     let mut work = work(&dev, &decoder);
     let mut slots = Slots::new(&dev, &decoder, &mut work, (2, 100)).keeping_conversations();
-    let mut reused = |key, prompt: &[u32]| {
-        slots.begin(key, prompt, continuation(&decoder, prompt, 2));
-        finish(&mut slots)[&key].reused
-    };
+    let mut reused = |key, prompt: &[u32]| reused(&mut slots, &decoder, key, prompt);
     let (other, first) = (prompt(7, 30), prompt(1, 30));
     let second = [&first[..26], &prompt(2, 10)].concat();
     let third = [&second[..32], &prompt(3, 10)].concat();
